@@ -1,0 +1,11 @@
+"""Gradients in, better parameters out: SGD, AdamW, the cosine schedule and gradient clipping.
+
+Read sgd.py first (an optimizer in its smallest form), then adamw.py, schedule.py and clipping.py.
+"""
+
+from tslm.optim.adamw import AdamW
+from tslm.optim.clipping import clip_gradients
+from tslm.optim.schedule import CosineSchedule, lr_cosine_schedule
+from tslm.optim.sgd import SGD
+
+__all__ = ["SGD", "AdamW", "CosineSchedule", "clip_gradients", "lr_cosine_schedule"]

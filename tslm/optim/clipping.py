@@ -1,0 +1,47 @@
+"""Gradient clipping: one bad batch must not throw the weights far away. Gradients in, shorter gradients out."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[Tensor] | Tensor, max_norm: float, eps: float = 1e-6) -> Tensor:
+    """Scale all gradients, in place, by one common factor where their joint l2 norm reaches a maximum.
+
+        n = √(Σ gᵢ²)  over all entries of all gradients;   n ≥ max_norm:  g ← g · max_norm / (n + eps)
+
+    Below max_norm no bit of any gradient changes. The direction of the step stays what it was (Pascanu et al. 2013).
+    Nothing is read back from the device: the decision is made there, so that a GPU does not wait for Python.
+
+    Args:
+        parameters: parameters in any iterable; those without a gradient are skipped.
+        max_norm: the norm from which on gradients are scaled, above 0.
+        eps: keeps the division away from 0.
+
+    Returns:
+        The norm before clipping, a scalar tensor; 0 if no parameter has a gradient.
+
+    Raises:
+        ValueError: max_norm is not above 0.
+    """
+    if not max_norm > 0:
+        raise ValueError(f"max_norm is {max_norm}, but it must be above 0; to train without clipping, do not call this")
+    if isinstance(parameters, Tensor):
+        parameters = [parameters]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    # A sum of squares in bfloat16 would be right to two digits only.
+    dtype = functools.reduce(torch.promote_types, {gradient.dtype for gradient in gradients}, torch.float32)
+    norms = torch._foreach_norm(gradients, 2, dtype=dtype)
+    norm = torch.stack([each.to(norms[0].device) for each in norms]).square().sum().sqrt()
+    # Multiplying by exactly 1 leaves every bit as it is, and costs less than asking the device whether it is needed.
+    scale = torch.where(norm >= max_norm, max_norm / (norm + eps), 1.0)
+    for device in {gradient.device for gradient in gradients}:
+        torch._foreach_mul_([each for each in gradients if each.device == device], scale.to(device))
+    return norm
