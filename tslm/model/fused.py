@@ -1,0 +1,131 @@
+"""The formulas of functional.py as autograd functions that pass over memory fewer times and keep less for the backward.
+
+Training spends its time either in matmuls or in moving activations through memory; these forms cut the second part.
+Each is tested against its plain counterpart, forward and gradient. The derivatives are written out in the docstrings.
+
+Shapes: N rows or (batch · heads), T positions, K head dimension, D d_model, F d_ff.
+"""
+
+# ruff: noqa: ANN401 - the context of an autograd function takes any attribute
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tslm.model.functional import matmul_dtype
+
+QUERY_BLOCK = 64  # queries per block; 32 to 128 measured alike at 128 to 256 positions, larger is slower
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention in which position i attends to positions 0 … i; all (..., T, K), equal T."""
+    flat = (x.reshape(-1, *x.shape[-2:]).to(matmul_dtype(x)) for x in (q, k, v))
+    return _CausalAttention.apply(*flat).view(*q.shape[:-1], v.shape[-1])  # type: ignore[no-any-return]
+
+
+def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """Root-mean-square normalisation over the last dimension: x (..., D), gain (D)."""
+    return _RMSNorm.apply(x, gain, eps, matmul_dtype(x))  # type: ignore[no-any-return]
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """SiLU(gate) · up for gate and up side by side in one tensor: (..., 2F) to (..., F)."""
+    return _SwiGLU.apply(gate_up)  # type: ignore[no-any-return]
+
+
+class _CausalAttention(torch.autograd.Function):
+    """Queries are taken a block at a time against the keys up to the block's end, so the masked half is never computed.
+
+    With P = softmax(S), S = q kᵀ / √K and O = P v, and writing dX for the gradient of the loss with respect to X:
+    dv = Pᵀ dO;  dP = dO vᵀ;  dS = P ∘ (dP - Δ) with Δ = rowsum(P ∘ dP) = rowsum(dO ∘ O);  dq = dS k / √K;
+    dk = dSᵀ q / √K. Only the blocks of P at and below the diagonal are kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        length, scale = q.shape[1], 1 / math.sqrt(q.shape[2])
+        out, weights = torch.empty_like(v), []
+        with torch.autocast(q.device.type, enabled=False):
+            for start in range(0, length, QUERY_BLOCK):
+                end = min(start + QUERY_BLOCK, length)
+                scores = torch.bmm(q[:, start:end], k[:, :end].transpose(1, 2))  # (N, block, end)
+                scores = (scores.float() if scores.dtype != torch.float64 else scores).mul_(scale)
+                hidden = torch.ones(end - start, end - start, dtype=torch.bool, device=q.device).triu_(1)
+                scores[:, :, start:].masked_fill_(hidden, -math.inf)
+                scores.sub_(scores.amax(-1, keepdim=True)).exp_()
+                weights.append(scores.div_(scores.sum(-1, keepdim=True)).to(v.dtype))
+                out[:, start:end] = torch.bmm(weights[-1], v[:, :end])
+        ctx.save_for_backward(q, k, v, out, *weights)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v, out, *weights = ctx.saved_tensors
+        length, scale = q.shape[1], 1 / math.sqrt(q.shape[2])
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        delta = (grad_out * out).sum(-1, keepdim=True)
+        for start, weight in zip(range(0, length, QUERY_BLOCK), weights, strict=True):
+            end = min(start + QUERY_BLOCK, length)
+            grad = grad_out[:, start:end]
+            grad_v[:, :end] += torch.bmm(weight.transpose(1, 2), grad)
+            grad_scores = torch.bmm(grad, v[:, :end].transpose(1, 2)).sub_(delta[:, start:end]).mul_(weight).mul_(scale)
+            grad_q[:, start:end] = torch.bmm(grad_scores, k[:, :end])
+            grad_k[:, :end] += torch.bmm(grad_scores.transpose(1, 2), q[:, start:end])
+        return grad_q, grad_k, grad_v
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Only x and the rate r = 1 / √(mean(x²) + eps) are kept for the backward.
+
+    With n = x r and y = n ∘ gain:  dgain = Σ_rows dy ∘ n;  dx = r (dy ∘ gain - n · mean(dy ∘ gain ∘ n)).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        x32 = x.float() if x.dtype != torch.float64 else x
+        rate = torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, gain, rate)
+        return (x32 * rate).mul_(gain).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x, gain, rate = ctx.saved_tensors
+        normal = x * rate
+        product = grad_y * normal
+        grad_gain = product.sum(tuple(range(product.ndim - 1)))
+        mean = (product @ gain.to(product.dtype)).unsqueeze(-1).div_(x.shape[-1])
+        grad_x = (grad_y * gain).sub_(normal.mul_(mean)).mul_(rate)
+        return grad_x.to(x.dtype), grad_gain.to(gain.dtype), None, None
+
+
+class _SwiGLU(torch.autograd.Function):
+    """Only the gate g and the other factor u are kept for the backward.
+
+    With s = sigmoid(g) and y = g s u:  du = dy ∘ g s;  dg = dy ∘ u ∘ (s + g s (1 - s)).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, -1)
+        return torch.sigmoid(gate).mul_(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> Tensor:
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, -1)
+        grad = torch.empty_like(gate_up)
+        grad_gate, grad_up = grad.chunk(2, -1)
+        sigmoid = torch.sigmoid(gate)
+        activated = sigmoid * gate
+        torch.mul(grad_y, activated, out=grad_up)
+        slope = activated.addcmul_(activated, sigmoid, value=-1).add_(sigmoid)  # g s - g s² + s
+        torch.mul(slope.mul_(up), grad_y, out=grad_gate)
+        return grad

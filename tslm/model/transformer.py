@@ -1,0 +1,113 @@
+"""The Transformer language model: token ids in, logits for the next token out.
+
+    token_embeddings → num_layers × block → ln_final → lm_head;   block:  x += attn(ln1 x);  x += ffn(ln2 x)
+
+Shapes: B batch (any leading dimensions), T positions, S cached positions, D d_model, V vocab_size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import Module, ModuleList
+
+from tslm.model.attention import LayerCache, MultiHeadSelfAttention
+from tslm.model.config import TransformerConfig
+from tslm.model.layers import Embedding, Linear, RMSNorm, SwiGLU
+from tslm.model.rope import RotaryEmbedding
+
+
+class KeyValueCache(Protocol):
+    """What the model asks of a key-value cache: one part per layer, and how many positions are to be attended."""
+
+    layers: Sequence[LayerCache]
+    length: int
+
+
+class TransformerLM(Module):
+    """A pre-norm decoder-only Transformer with RMSNorm, RoPE and SwiGLU, no bias and an untied head.
+
+    State-dict names: token_embeddings.weight, layers.{i}.attn.{q,k,v,output}_proj.weight, layers.{i}.ln1.weight,
+    layers.{i}.ln2.weight, layers.{i}.ffn.{w1,w2,w3}.weight, ln_final.weight, lm_head.weight.
+
+    Example:
+        >>> model = TransformerLM(TransformerConfig(vocab_size=512, context_length=64, d_model=32, num_layers=2,
+        ...                                         num_heads=4, d_ff=96))
+        >>> model(torch.zeros(8, 10, dtype=torch.int64)).shape
+        torch.Size([8, 10, 512])
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embeddings = Embedding(config.vocab_size, config.d_model)
+        self.rope = RotaryEmbedding(config.head_dim, config.context_length, config.rope_theta)
+        self.layers = ModuleList(
+            TransformerBlock(config.d_model, config.num_heads, config.d_ff) for _ in range(config.num_layers))
+        self.ln_final = RMSNorm(config.d_model)
+        self.lm_head = Linear(config.d_model, config.vocab_size)
+
+    def forward(self, token_ids: Tensor, positions: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
+        """Logits (..., T, V) for the token after each of `token_ids` (..., T); arguments as in `hidden`."""
+        return self.lm_head(self.hidden(token_ids, positions, cache))  # type: ignore[no-any-return]
+
+    def hidden(self, token_ids: Tensor, positions: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
+        """The last layer's normalised vectors (..., T, D), which the head turns into logits.
+
+        Training takes these, since `objective.linear_cross_entropy` joins the head with the loss.
+
+        Args:
+            token_ids: (..., T), integers in 0 … V-1, T at most context_length.
+            positions: (B, T), each token's place in its sequence, for tokens that continue what is in the cache; None
+                for 0 … T-1.
+            cache: keys and values of earlier tokens, which this call extends.
+
+        Raises:
+            ValueError: T exceeds context_length.
+        """
+        length = token_ids.shape[-1]
+        if length > self.config.context_length:
+            raise ValueError(f"a sequence of {length} tokens is longer than context_length = "
+                             f"{self.config.context_length}; pass at most the last {self.config.context_length} tokens")
+        rotation = self.rope.at(positions, length)
+        mask = None
+        if cache is not None and positions is not None:
+            mask = torch.arange(cache.length, device=token_ids.device) <= positions.unsqueeze(-1)  # (B, T, S)
+        x = self.token_embeddings(token_ids)
+        for i, block in enumerate(self.layers):
+            x = block(x, rotation, None if cache is None else cache.layers[i], positions, mask)
+        return self.ln_final(x)  # type: ignore[no-any-return]
+
+    def num_parameters(self) -> int:
+        """Number of trainable weights."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def flops_per_token(self) -> int:
+        """Floating-point operations per token of training at full context, forward and backward.
+
+        6 per weight that takes part in a matmul (2 forward, 4 backward; the embedding is a lookup), and
+        6 · num_layers · context_length · d_model for the two matmuls of causal attention, half of which is masked.
+        """
+        c = self.config
+        weights = sum(p.numel() for p in self.parameters() if p.ndim == 2) - self.token_embeddings.weight.numel()
+        return 6 * (weights + c.num_layers * c.context_length * c.d_model)
+
+
+class TransformerBlock(Module):
+    """x + attn(ln1(x)), then x + ffn(ln2(x)): normalisation inside the branch (Xiong et al. 2020, "pre-norm")."""
+
+    def __init__(self, d_model: int, num_heads: int, d_ff: int) -> None:
+        super().__init__()
+        self.ln1 = RMSNorm(d_model)
+        self.attn = MultiHeadSelfAttention(d_model, num_heads)
+        self.ln2 = RMSNorm(d_model)
+        self.ffn = SwiGLU(d_model, d_ff)
+
+    def forward(self, x: Tensor, rotation: Tensor | None = None, cache: LayerCache | None = None,
+                positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """(..., T, D) to (..., T, D); the further arguments are those of the attention."""
+        x = x + self.attn(self.ln1(x), rotation, cache, positions, mask)
+        return x + self.ffn(self.ln2(x))  # type: ignore[no-any-return]
