@@ -23,8 +23,12 @@ from tslm.model.rope import RotaryEmbedding
 class KeyValueCache(Protocol):
     """What the model asks of a key-value cache: one part per layer, and how many positions are to be attended."""
 
-    layers: Sequence[LayerCache]
     length: int
+
+    @property
+    def layers(self) -> Sequence[LayerCache]:
+        """The parts, first layer first."""
+        ...
 
 
 class TransformerLM(Module):

@@ -1,0 +1,59 @@
+"""The key-value cache: what attention computed for earlier positions, kept in memory reserved once.
+
+Shapes: B sequences, H heads, T new positions, S visible slots, C capacity, K head dimension.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tslm.model import TransformerConfig
+
+
+class KeyValueCache:
+    """Keys and values of every layer for a batch of sequences; slot p of a sequence belongs to its position p.
+
+    Sequences may differ in length. A batch is filled padded on the right: a slot behind the end of a shorter sequence
+    holds the padding's keys until the real token at that position overwrites them, which is before any query may see
+    the slot, as queries attend to slots up to their own position only.
+
+    Attributes:
+        length: slots that attention reads; the caller sets it to the longest sequence of the batch.
+        layers: one `LayerCache` per layer.
+    """
+
+    def __init__(self, config: TransformerConfig, batch_size: int, capacity: int, dtype: torch.dtype,
+                 device: torch.device) -> None:
+        shape = (config.num_layers, 2, batch_size, config.num_heads, capacity, config.head_dim)
+        # Zeros, because a masked slot still takes part in a product with weight 0, and 0 times NaN is NaN.
+        self._memory = torch.zeros(shape, dtype=dtype, device=device)
+        self.length = 0
+        self.layers = [LayerCache(self, keys, values) for keys, values in self._memory]
+
+    def keep(self, rows: list[int]) -> None:
+        """Drop every sequence of the batch but `rows`, which move up in the order given."""
+        self._memory = self._memory[:, :, rows]
+        for layer, (keys, values) in zip(self.layers, self._memory, strict=True):
+            layer.keys, layer.values = keys, values
+
+
+class LayerCache:
+    """One layer's part of a `KeyValueCache`: keys and values, (B, H, C, K) each."""
+
+    def __init__(self, cache: KeyValueCache, keys: Tensor, values: Tensor) -> None:
+        self._cache, self.keys, self.values = cache, keys, values
+
+    def update(self, keys: Tensor, values: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Store (B, H, T, K) at `positions` (B, T); return the visible slots (B, H, S, K) of both.
+
+        Without positions the T tokens open their sequences: they are stored from slot 0 on and returned as they are.
+        """
+        if positions is None:
+            self.keys[:, :, : keys.shape[2]] = keys
+            self.values[:, :, : values.shape[2]] = values
+            return keys, values
+        rows = torch.arange(len(positions), device=positions.device)[:, None]
+        self.keys[rows, :, positions] = keys.transpose(1, 2)  # the index puts T before H
+        self.values[rows, :, positions] = values.transpose(1, 2)
+        return self.keys[:, :, : self._cache.length], self.values[:, :, : self._cache.length]

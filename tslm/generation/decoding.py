@@ -1,0 +1,198 @@
+"""The decoding loop: prompts of token ids in, new token ids out, one per sequence and step.
+
+`generate` collects what `stream` yields. Both run on a `NextLogits`: with a key-value cache, or without one, which
+computes everything anew at each step and is the reference for the other.
+
+Shapes: B sequences, T positions, D d_model, V vocab_size.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from tslm.generation.cache import KeyValueCache
+from tslm.generation.sampling import SamplingRule
+from tslm.model import TransformerLM
+from tslm.model.functional import matmul_dtype
+
+# Logits (B, V) for the next token of each sequence that is still growing, given {row: all its tokens so far}.
+NextLogits = Callable[[dict[int, list[int]]], Tensor]
+
+
+def generate(
+    model: TransformerLM, prompt_ids: Sequence[int] | Sequence[Sequence[int]], max_new_tokens: int, *,
+    temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None, stop_token: int | None = None,
+    generator: torch.Generator | None = None, use_cache: bool = True,
+) -> list[list[int]]:
+    """Continue each prompt by up to `max_new_tokens` tokens; arguments and errors as in `stream`.
+
+    Returns:
+        For each prompt the new tokens only, without the stop token. One prompt gives a list of one.
+
+    Example:
+        >>> generate(model, [[5, 7], [5]], max_new_tokens=3, temperature=0)  # doctest: +SKIP
+        [[11, 2, 2], [7, 11, 2]]
+    """
+    prompts = _as_prompts(prompt_ids)
+    new: list[list[int]] = [[] for _ in prompts]
+    for tokens in stream(model, prompts, max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
+                         stop_token=stop_token, generator=generator, use_cache=use_cache):
+        for sequence, token in zip(new, tokens, strict=True):
+            if token is not None:
+                sequence.append(token)
+    return new
+
+
+def stream(
+    model: TransformerLM, prompt_ids: Sequence[int] | Sequence[Sequence[int]], max_new_tokens: int, *,
+    temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None, stop_token: int | None = None,
+    generator: torch.Generator | None = None, use_cache: bool = True,
+) -> Iterator[list[int | None]]:
+    """Yield, step by step, the next token of each sequence, and None for a sequence that has reached its stop token.
+
+    A token is predicted from at most the last `context_length` tokens, at positions 0, 1, …: once a sequence is longer,
+    its window slides, and the keys of all its tokens change with their positions. So the cache serves a sequence up to
+    context_length tokens; beyond, each step computes the whole window.
+
+    Args:
+        model: a TransformerLM; it runs in eval mode and without gradients, and gets its mode back.
+        prompt_ids: one prompt or several of any lengths, each a list of token ids.
+        max_new_tokens: at most this many steps.
+        temperature: see `SamplingRule`, as for top_p and top_k.
+        top_p: share of probability kept.
+        top_k: number of tokens kept.
+        stop_token: the id that ends a sequence; it is not yielded.
+        generator: source of the random numbers, torch's global one by default. Each step takes one number per prompt,
+            whether it still grows or not, so the end of one sequence does not change the others.
+        use_cache: False computes every step from the tokens alone: slow, and the same result.
+
+    Raises:
+        ValueError: an option is out of range, a prompt is empty or holds an id outside the vocabulary, or the model
+            gives logits that are not finite.
+    """
+    rule = SamplingRule(temperature, top_p, top_k)
+    vocab_size, context = model.config.vocab_size, model.config.context_length
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 0")
+    if stop_token is not None and not 0 <= stop_token < vocab_size:
+        raise ValueError(f"stop_token is {stop_token}; the model's token ids go from 0 to {vocab_size - 1}")
+    prompts = _as_prompts(prompt_ids)
+    for prompt in prompts:
+        if not prompt:
+            raise ValueError("a prompt is empty; put at least one token into it, such as the id of <|endoftext|>")
+        if not 0 <= min(prompt) <= max(prompt) < vocab_size:
+            wrong = next(token for token in prompt if not 0 <= token < vocab_size)
+            raise ValueError(f"a prompt holds the token id {wrong}; the model's token ids go from 0 to "
+                             f"{vocab_size - 1}, so the prompt may come from another tokenizer")
+    longest = max(map(len, prompts), default=0)
+    if longest > context:
+        warnings.warn(f"a prompt of {longest} tokens is longer than the model's context of {context}; only its last "
+                      f"{context} tokens are used", stacklevel=2)
+    sequences = [prompt[-context:] for prompt in prompts]
+    next_logits: NextLogits
+    if use_cache:
+        next_logits = CachedLogits(model, max_length=min(context, max(map(len, sequences), default=0) + max_new_tokens))
+    else:
+        next_logits = partial(uncached_logits, model)
+    return _steps(model, sequences, max_new_tokens, rule, stop_token, generator, next_logits)
+
+
+@torch.inference_mode()
+def _steps(model: TransformerLM, sequences: list[list[int]], max_new_tokens: int, rule: SamplingRule,
+           stop_token: int | None, generator: torch.Generator | None, next_logits: NextLogits,
+           ) -> Iterator[list[int | None]]:
+    growing = dict(enumerate(sequences))
+    was_training = model.training
+    model.eval()
+    try:
+        for _ in range(max_new_tokens):
+            if not growing:
+                return
+            logits = next_logits(growing)
+            if not torch.isfinite(logits.amax()):
+                raise ValueError("the model's logits are not finite: its training diverged or its file is damaged")
+            uniform = None
+            if not rule.greedy:
+                device = "cpu" if generator is None else generator.device
+                uniform = torch.rand(len(sequences), dtype=torch.float64, generator=generator, device=device)
+                uniform = uniform[list(growing)].to(logits.device)
+            tokens: list[int | None] = [None] * len(sequences)
+            for row, token in zip(list(growing), rule.choose(logits, uniform).tolist(), strict=True):
+                if token == stop_token:
+                    del growing[row]
+                else:
+                    growing[row].append(token)
+                    tokens[row] = token
+            if growing:
+                yield tokens
+    finally:
+        model.train(was_training)
+
+
+class CachedLogits:
+    """`NextLogits` with a cache: the first call reads the prompts, each later one only the newest tokens."""
+
+    def __init__(self, model: TransformerLM, max_length: int) -> None:
+        self.model, self.max_length = model, max_length
+        self.cache: KeyValueCache | None = None
+        self.rows: list[int] = []  # of the batch, in the cache's order
+
+    def __call__(self, growing: dict[int, list[int]]) -> Tensor:
+        """Logits (B, V) after each sequence, in the order of `growing`."""
+        if self.cache is None:
+            return self._read_prompts(growing)
+        context = self.model.config.context_length
+        cached = {row: tokens for row, tokens in growing.items() if len(tokens) <= context}
+        if not cached:
+            return uncached_logits(self.model, growing)
+        logits = self._advance(self.cache, cached)
+        if len(cached) == len(growing):
+            return logits
+        slid = {row: tokens for row, tokens in growing.items() if row not in cached}
+        by_row = dict(zip([*cached, *slid], [*logits, *uncached_logits(self.model, slid)], strict=True))
+        return torch.stack([by_row[row] for row in growing])
+
+    def _read_prompts(self, growing: dict[int, list[int]]) -> Tensor:
+        self.rows, weight = list(growing), self.model.lm_head.weight
+        self.cache = KeyValueCache(self.model.config, len(self.rows), self.max_length, matmul_dtype(weight),
+                                   weight.device)
+        return _last_logits(self.model, list(growing.values()), self.cache)
+
+    def _advance(self, cache: KeyValueCache, growing: dict[int, list[int]]) -> Tensor:
+        if self.rows != list(growing):
+            cache.keep([self.rows.index(row) for row in growing])
+            self.rows = list(growing)
+        device = self.model.lm_head.weight.device
+        newest = torch.tensor([tokens[-1:] for tokens in growing.values()], device=device)  # (B, 1)
+        positions = torch.tensor([[len(tokens) - 1] for tokens in growing.values()], device=device)
+        cache.length = max(map(len, growing.values()))
+        return self.model(newest, positions, cache)[:, -1]  # type: ignore[no-any-return]
+
+
+def uncached_logits(model: TransformerLM, growing: dict[int, list[int]]) -> Tensor:
+    """`NextLogits` from the last context_length tokens of each sequence and nothing else: the definition."""
+    return _last_logits(model, [tokens[-model.config.context_length :] for tokens in growing.values()], None)
+
+
+def _last_logits(model: TransformerLM, sequences: list[list[int]], cache: KeyValueCache | None) -> Tensor:
+    """Logits (B, V) after the last token of each sequence, from one pass over all of them, padded on the right.
+
+    Attention is causal, so what stands behind a sequence's last token does not reach it.
+    """
+    device = model.lm_head.weight.device
+    length = max(map(len, sequences))
+    padded = torch.tensor([tokens + [0] * (length - len(tokens)) for tokens in sequences], device=device)  # (B, T)
+    last = torch.tensor([len(tokens) - 1 for tokens in sequences], device=device)
+    hidden = model.hidden(padded, cache=cache)[torch.arange(len(sequences), device=device), last]  # (B, D)
+    return model.lm_head(hidden)  # type: ignore[no-any-return]
+
+
+def _as_prompts(prompt_ids: Sequence[int] | Sequence[Sequence[int]]) -> list[list[int]]:
+    if prompt_ids and isinstance(prompt_ids[0], int):
+        return [list(prompt_ids)]  # type: ignore[arg-type]
+    return [list(prompt) for prompt in prompt_ids]  # type: ignore[arg-type]

@@ -1,0 +1,99 @@
+"""From logits to the next token: temperature, top-k, top-p, and the draw.
+
+The rules apply in this order: the logits are divided by the temperature, top-k keeps the k most probable tokens, top-p
+(nucleus) keeps the smallest set of what is left whose share reaches p, and one token is drawn from the rest.
+
+Shapes: B sequences, V vocab_size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tslm.model import softmax
+
+
+@dataclass(frozen=True)
+class SamplingRule:
+    """How a token is chosen from the logits.
+
+    Attributes:
+        temperature: divides the logits; below 1 sharpens, above 1 flattens, 0 takes the most probable token (greedy).
+        top_p: share of probability that the kept tokens must reach, in (0, 1]; 1 keeps all (Holtzman et al. 2020).
+        top_k: number of tokens kept; None keeps all.
+
+    Raises:
+        ValueError: a value is outside its range.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}; it must be a number of at least 0, where 0 always "
+                             "takes the most probable token")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1, where 1 keeps every token")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}; it must be at least 1, or None to keep every token")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the rule leaves nothing to chance."""
+        return self.temperature == 0 or self.top_k == 1
+
+    def choose(self, logits: Tensor, uniform: Tensor | None) -> Tensor:
+        """Token ids (B) for logits (B, V); `uniform` (B) in [0, 1) decides each draw, and a greedy rule needs none.
+
+        Among equal logits the lowest id comes first, so the choice is the same on every run.
+        """
+        if self.greedy:
+            return logits.argmax(-1)
+        assert uniform is not None, "only a greedy rule can do without random numbers"
+        return draw(self.probabilities(logits), uniform)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The distribution (B, V) from which `choose` draws: float32, zero where a token was cut off.
+
+        Example: logits ln [0.5, 0.3, 0.2] with top_p 0.7 keep the first two, since 0.5 alone does not reach 0.7, and
+        give [0.625, 0.375, 0].
+        """
+        logits = logits.float()
+        if self.greedy:
+            return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+        # The maximum leaves first, so that a tiny temperature overflows to -inf (probability 0), never to inf.
+        logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
+        if self.top_k is None and self.top_p == 1:
+            return softmax(logits, -1)
+        ranked, order = torch.sort(logits, dim=-1, descending=True, stable=True)
+        if self.top_k is not None:
+            ranked = ranked[..., : self.top_k]
+        kept = softmax(ranked, -1)
+        if self.top_p < 1:
+            before = kept.double().cumsum(-1) - kept  # the share of all more probable tokens; 0 for the first
+            kept = kept.masked_fill(before >= self.top_p, 0.0)
+            kept = kept / kept.sum(-1, keepdim=True)
+        return torch.zeros_like(logits).scatter_(-1, order[..., : kept.shape[-1]], kept)
+
+
+def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Invert the distribution function: the first token whose cumulative probability exceeds `uniform`.
+
+    Args:
+        probabilities: (B, V), of any positive sum.
+        uniform: (B), in [0, 1).
+
+    Returns:
+        Token ids (B), never one of probability 0.
+    """
+    cumulative = probabilities.double().cumsum(-1)
+    total = cumulative[..., -1:]
+    # Rounding may lift uniform · total to the total itself, past which there is no token.
+    point = torch.minimum(uniform.double().unsqueeze(-1) * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, point, right=True).squeeze(-1)

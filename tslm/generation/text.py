@@ -1,0 +1,112 @@
+"""Generation between texts: prompts as strings in, stories as strings out, whole or piece by piece."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+
+from tslm.generation.decoding import generate, stream
+
+if TYPE_CHECKING:
+    from tslm.model import TransformerLM
+    from tslm.tokenizer import Tokenizer
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class Completion(NamedTuple):
+    """One generated text.
+
+    Attributes:
+        prompt: the prompt as it was given.
+        text: what the model added.
+        tokens: number of tokens added.
+        stop_reason: "stop_token" if the model ended the text itself, "length" if max_new_tokens cut it.
+    """
+
+    prompt: str
+    text: str
+    tokens: int
+    stop_reason: Literal["stop_token", "length"]
+
+
+def complete(model: TransformerLM, tokenizer: Tokenizer, prompts: Iterable[str], max_new_tokens: int, *,
+             temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None, seed: int | None = None,
+             batch_size: int = 32) -> list[Completion]:
+    """Continue every prompt up to its `<|endoftext|>` or `max_new_tokens`.
+
+    Args:
+        model: the language model.
+        tokenizer: the tokenizer that it was trained with.
+        prompts: texts; an empty one asks for a text from its beginning.
+        max_new_tokens: at most this many tokens per prompt.
+        temperature: see `SamplingRule`, as for top_p and top_k.
+        top_p: share of probability kept.
+        top_k: number of tokens kept.
+        seed: fixes the random numbers of the whole call; None takes torch's global generator.
+        batch_size: prompts that run together.
+
+    Returns:
+        One `Completion` per prompt, in order.
+
+    Raises:
+        ValueError: as `stream` and `encode_prompt` do.
+    """
+    prompts = list(prompts)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    completions = []
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start : start + batch_size]
+        new = generate(model, [encode_prompt(tokenizer, prompt) for prompt in batch], max_new_tokens,
+                       temperature=temperature, top_p=top_p, top_k=top_k, stop_token=stop_token(tokenizer),
+                       generator=generator)
+        for prompt, ids in zip(batch, new, strict=True):
+            reason: Literal["stop_token", "length"] = "stop_token" if len(ids) < max_new_tokens else "length"
+            completions.append(Completion(prompt, tokenizer.decode(ids), len(ids), reason))
+    return completions
+
+
+def stream_text(model: TransformerLM, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, *,
+                temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None,
+                seed: int | None = None) -> Iterator[str]:
+    """Yield what the model adds to one prompt as soon as it is readable; the pieces join to `complete`'s text."""
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    steps = stream(model, encode_prompt(tokenizer, prompt), max_new_tokens, temperature=temperature, top_p=top_p,
+                   top_k=top_k, stop_token=stop_token(tokenizer), generator=generator)
+    return decode_stream(tokenizer, (token for (token,) in steps if token is not None))
+
+
+def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+    """Decode token by token; the bytes of a character that tokens share are held back until it is complete.
+
+    The pieces join to `tokenizer.decode(ids)`, and none of them is empty.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for token in ids:
+        if piece := decoder.decode(tokenizer.vocab[token]):
+            yield piece
+    if rest := decoder.decode(b"", final=True):
+        yield rest
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Token ids of a prompt behind one `<|endoftext|>`, which stands before every text in the training data.
+
+    Raises:
+        ValueError: the prompt is empty and the tokenizer has no `<|endoftext|>` to begin with.
+    """
+    ids, start = tokenizer.encode(prompt), stop_token(tokenizer)
+    if start is not None and ids[:1] != [start]:
+        ids = [start, *ids]
+    if not ids:
+        raise ValueError(f"the prompt is empty, and this tokenizer has no {END_OF_TEXT} to begin a text with; "
+                         "give at least one character")
+    return ids
+
+
+def stop_token(tokenizer: Tokenizer) -> int | None:
+    """The id of `<|endoftext|>`, or None if the tokenizer has no such special token."""
+    return tokenizer.special_ids.get(END_OF_TEXT)
