@@ -38,7 +38,8 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """-log softmax(logits)[target] of each token: (..., V) and (...) to (...), in nats.
 
-    log Σ_j exp(l_j) - l_target, where the maximum is taken out of the sum before exp, so logits of ±1e4 are safe.
+    log Σ_j exp(l_j) - l_target with the maximum taken off every logit first, so that logits of ±1e4 neither overflow
+    nor drown the sum's logarithm in rounding.
 
     Example: logits [0, ln 3] and target 1 give -ln(3/4) = 0.2877.
 
@@ -47,8 +48,8 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """
     _check_shapes("logits", logits, targets)
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    picked = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    return torch.logsumexp(logits, -1) - picked
+    logits = logits - logits.amax(-1, keepdim=True).detach()  # the shift cancels, and so does its gradient
+    return logits.exp().sum(-1).log() - logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int = 1024) -> Tensor:
