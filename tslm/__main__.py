@@ -97,9 +97,10 @@ def _sentence(error: Exception) -> str | None:
     tslm raises ValueError and OSError with such sentences, and lets through those of the calls that it makes itself,
     such as `open`. The same types from the depths of a library are bugs, of ours or theirs.
     """
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+    kind = type(error).__name__  # by name, where the type itself would cost an import of torch or lightning
+    if kind in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in str(error):
         return f"out of memory ({_one_line(error)}): use a smaller batch, a shorter context or a smaller model"
-    if type(error).__name__ == "MisconfigurationException":  # Lightning's word for options that contradict each other
+    if kind == "MisconfigurationException":  # Lightning's, for options that contradict each other
         return _one_line(error)
     if not isinstance(error, ValueError | OSError) or not _is_ours(error):
         return None

@@ -164,7 +164,7 @@ def _wrong_value(parser: ArgumentParser, match: re.Match[str], cause: BaseExcept
     name = f"--{key}" if any(word.partition("=")[0] == f"--{key}" for word in _words(parser)) else key
     if inner := re.search(r"NestedArg\(key='([^']*)'|Option '([^']+)' is not accepted", details):
         return f"unknown option --{key}.{inner[1] or inner[2]}: {key} has none of this name"
-    value = re.search(r"(?:Got value|Given value): (.*)", details, re.DOTALL)
+    value = re.search(r"(?:Got|Given) value: (.*?)(?:\n\s+- |$)", details, re.DOTALL)
     if value is None:
         return f"{name} cannot be used as it is: {_shorten(details)}"
     expected = re.search(r"Expected an? (?:<class ')?(.*?)(?:'>)?\. Got value", details)
