@@ -27,7 +27,7 @@ NextLogits = Callable[[dict[int, list[int]]], Tensor]
 def generate(
     model: TransformerLM, prompt_ids: Sequence[int] | Sequence[Sequence[int]], max_new_tokens: int, *,
     temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None, stop_token: int | None = None,
-    generator: torch.Generator | None = None, use_cache: bool = True,
+    generator: torch.Generator | None = None, vocab_size: int | None = None, use_cache: bool = True,
 ) -> list[list[int]]:
     """Continue each prompt by up to `max_new_tokens` tokens; arguments and errors as in `stream`.
 
@@ -41,7 +41,7 @@ def generate(
     prompts = _as_prompts(prompt_ids)
     new: list[list[int]] = [[] for _ in prompts]
     for tokens in stream(model, prompts, max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
-                         stop_token=stop_token, generator=generator, use_cache=use_cache):
+                         stop_token=stop_token, generator=generator, vocab_size=vocab_size, use_cache=use_cache):
         for sequence, token in zip(new, tokens, strict=True):
             if token is not None:
                 sequence.append(token)
@@ -51,7 +51,7 @@ def generate(
 def stream(
     model: TransformerLM, prompt_ids: Sequence[int] | Sequence[Sequence[int]], max_new_tokens: int, *,
     temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None, stop_token: int | None = None,
-    generator: torch.Generator | None = None, use_cache: bool = True,
+    generator: torch.Generator | None = None, vocab_size: int | None = None, use_cache: bool = True,
 ) -> Iterator[list[int | None]]:
     """Yield, step by step, the next token of each sequence, and None for a sequence that has reached its stop token.
 
@@ -69,6 +69,7 @@ def stream(
         stop_token: the id that ends a sequence; it is not yielded.
         generator: source of the random numbers, torch's global one by default. Each step takes one number per prompt,
             whether it still grows or not, so the end of one sequence does not change the others.
+        vocab_size: only ids below this are chosen; for a tokenizer with fewer entries than the model has rows.
         use_cache: False computes every step from the tokens alone: slow, and the same result.
 
     Raises:
@@ -76,18 +77,21 @@ def stream(
             gives logits that are not finite.
     """
     rule = SamplingRule(temperature, top_p, top_k)
-    vocab_size, context = model.config.vocab_size, model.config.context_length
+    rows, context = model.config.vocab_size, model.config.context_length
+    vocab_size = rows if vocab_size is None else vocab_size
+    if not 1 <= vocab_size <= rows:
+        raise ValueError(f"vocab_size is {vocab_size}; the model has {rows} rows, so it must be 1 to {rows}")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 0")
     if stop_token is not None and not 0 <= stop_token < vocab_size:
-        raise ValueError(f"stop_token is {stop_token}; the model's token ids go from 0 to {vocab_size - 1}")
+        raise ValueError(f"stop_token is {stop_token}; the token ids go from 0 to {vocab_size - 1}")
     prompts = _as_prompts(prompt_ids)
     for prompt in prompts:
         if not prompt:
             raise ValueError("a prompt is empty; put at least one token into it, such as the id of <|endoftext|>")
         if not 0 <= min(prompt) <= max(prompt) < vocab_size:
             wrong = next(token for token in prompt if not 0 <= token < vocab_size)
-            raise ValueError(f"a prompt holds the token id {wrong}; the model's token ids go from 0 to "
+            raise ValueError(f"a prompt holds the token id {wrong}; the token ids go from 0 to "
                              f"{vocab_size - 1}, so the prompt may come from another tokenizer")
     longest = max(map(len, prompts), default=0)
     if longest > context:
@@ -99,12 +103,12 @@ def stream(
         next_logits = CachedLogits(model, max_length=min(context, max(map(len, sequences), default=0) + max_new_tokens))
     else:
         next_logits = partial(uncached_logits, model)
-    return _steps(model, sequences, max_new_tokens, rule, stop_token, generator, next_logits)
+    return _steps(model, sequences, max_new_tokens, rule, stop_token, generator, vocab_size, next_logits)
 
 
 @torch.inference_mode()
 def _steps(model: TransformerLM, sequences: list[list[int]], max_new_tokens: int, rule: SamplingRule,
-           stop_token: int | None, generator: torch.Generator | None, next_logits: NextLogits,
+           stop_token: int | None, generator: torch.Generator | None, vocab_size: int, next_logits: NextLogits,
            ) -> Iterator[list[int | None]]:
     growing = dict(enumerate(sequences))
     was_training = model.training
@@ -113,7 +117,7 @@ def _steps(model: TransformerLM, sequences: list[list[int]], max_new_tokens: int
         for _ in range(max_new_tokens):
             if not growing:
                 return
-            logits = next_logits(growing)
+            logits = next_logits(growing)[:, :vocab_size]
             if not torch.isfinite(logits.amax()):
                 raise ValueError("the model's logits are not finite: its training diverged or its file is damaged")
             uniform = None

@@ -62,7 +62,7 @@ def complete(model: TransformerLM, tokenizer: Tokenizer, prompts: Iterable[str],
         batch = prompts[start : start + batch_size]
         new = generate(model, [encode_prompt(tokenizer, prompt) for prompt in batch], max_new_tokens,
                        temperature=temperature, top_p=top_p, top_k=top_k, stop_token=stop_token(tokenizer),
-                       generator=generator)
+                       generator=generator, vocab_size=tokenizer.vocab_size)
         for prompt, ids in zip(batch, new, strict=True):
             reason: Literal["stop_token", "length"] = "stop_token" if len(ids) < max_new_tokens else "length"
             completions.append(Completion(prompt, tokenizer.decode(ids), len(ids), reason))
@@ -75,7 +75,7 @@ def stream_text(model: TransformerLM, tokenizer: Tokenizer, prompt: str, max_new
     """Yield what the model adds to one prompt as soon as it is readable; the pieces join to `complete`'s text."""
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     steps = stream(model, encode_prompt(tokenizer, prompt), max_new_tokens, temperature=temperature, top_p=top_p,
-                   top_k=top_k, stop_token=stop_token(tokenizer), generator=generator)
+                   top_k=top_k, stop_token=stop_token(tokenizer), generator=generator, vocab_size=tokenizer.vocab_size)
     return decode_stream(tokenizer, (token for (token,) in steps if token is not None))
 
 

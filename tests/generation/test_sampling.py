@@ -1,0 +1,104 @@
+"""Temperature, top-k, top-p and the draw: by hand, by their definitions, and by the frequencies that come out."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tslm.generation.sampling import SamplingRule, draw
+
+PROBABILITIES = [0.1, 0.5, 0.05, 0.3, 0.05]
+LOGITS = torch.tensor([PROBABILITIES]).log()
+
+
+def _kept(**options):
+    return SamplingRule(**options).probabilities(LOGITS)[0].tolist()
+
+
+def test_no_option_leaves_the_softmax():
+    assert _kept() == pytest.approx(PROBABILITIES)
+
+
+def test_temperature_divides_the_logits():
+    squared = [p * p for p in PROBABILITIES]
+    assert _kept(temperature=0.5) == pytest.approx([p / sum(squared) for p in squared])
+    assert _kept(temperature=1e-30) == [0, 1, 0, 0, 0]
+    assert _kept(temperature=1e6) == pytest.approx([0.2] * 5, abs=1e-4)
+
+
+def test_top_k_keeps_the_k_most_probable_and_the_lower_id_of_equals():
+    assert _kept(top_k=2) == pytest.approx([0, 0.625, 0, 0.375, 0])
+    assert _kept(top_k=4) == pytest.approx([p / 0.95 for p in [0.1, 0.5, 0.05, 0.3, 0.0]])
+    assert _kept(top_k=99) == pytest.approx(PROBABILITIES)
+
+
+@pytest.mark.parametrize(("top_p", "kept"), [
+    (1e-6, [1]), (0.49, [1]), (0.51, [1, 3]), (0.79, [1, 3]), (0.81, [1, 3, 0]), (0.92, [1, 3, 0, 2]),
+    (0.97, [1, 3, 0, 2, 4])])
+def test_top_p_keeps_the_smallest_set_that_reaches_p(top_p, kept):
+    total = sum(PROBABILITIES[i] for i in kept)
+    expected = [p / total if i in kept else 0 for i, p in enumerate(PROBABILITIES)]
+    assert _kept(top_p=top_p) == pytest.approx(expected)
+
+
+def test_top_k_comes_before_top_p():
+    # Among the two that top-k keeps, the first has 0.625, which reaches 0.6; alone it has 0.5, which does not.
+    assert _kept(top_k=2, top_p=0.6) == [0, 1, 0, 0, 0]
+    assert _kept(top_p=0.6) == pytest.approx([0, 0.625, 0, 0.375, 0])
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"top_k": 1}])
+def test_greedy_takes_the_first_of_the_largest(options):
+    logits = torch.tensor([[1.0, 3.0, 3.0], [2.0, 0.0, 2.0]])
+    rule = SamplingRule(**options)
+    assert rule.choose(logits, None).tolist() == [1, 0]
+    assert rule.probabilities(logits).tolist() == [[0, 1, 0], [1, 0, 0]]
+
+
+@given(st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40), st.floats(0.01, 1.0), st.integers(1, 50),
+       st.floats(0.05, 5.0))
+def test_every_rule_keeps_a_distribution_over_a_smallest_set(logits, top_p, top_k, temperature):
+    rule = SamplingRule(temperature, top_p, top_k)
+    probabilities = rule.probabilities(torch.tensor([logits]))[0].double()
+    assert probabilities.sum().item() == pytest.approx(1, abs=1e-5)
+    kept = probabilities > 0
+    assert 1 <= kept.sum() <= min(top_k, len(logits))
+    if not rule.greedy:
+        before_top_p = SamplingRule(temperature, 1.0, top_k).probabilities(torch.tensor([logits]))[0].double()
+        share, least = before_top_p[kept].sum(), before_top_p[kept].min()
+        assert (before_top_p[~kept] <= least).all()
+        assert share >= top_p - 1e-5  # the set reaches p,
+        assert share - least < top_p + 1e-5  # and without its least probable member it does not
+
+
+def test_draw_inverts_the_distribution_function():
+    probabilities = torch.tensor([[0.25, 0.0, 0.5, 0.25]]).expand(6, 4)
+    uniform = torch.tensor([0.0, 0.2499, 0.25, 0.7499, 0.75, 1 - 2**-53], dtype=torch.float64)
+    assert draw(probabilities, uniform).tolist() == [0, 0, 2, 2, 3, 3]
+
+
+def test_draw_never_takes_a_token_of_probability_zero():
+    edges = torch.tensor([[0.0, 1e-30, 0.0], [0.0, 0.1, 0.0]])
+    for uniform in (0.0, 0.5, 1 - 2**-53):
+        assert draw(edges, torch.full((2,), uniform, dtype=torch.float64)).tolist() == [1, 1]
+
+
+def test_frequencies_follow_the_probabilities():
+    count, rule = 20_000, SamplingRule(top_p=0.9)
+    uniform = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    tokens = rule.choose(LOGITS.expand(count, -1), uniform)
+    frequency = torch.bincount(tokens, minlength=5) / count
+    expected = rule.probabilities(LOGITS)[0]
+    assert (frequency - expected).abs().max() < 4 * 0.5 / math.sqrt(count)  # four standard deviations at most
+    assert frequency[2:].tolist()[0::2] == [0, 0]
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"temperature": -0.1}, "temperature is -0.1"), ({"temperature": math.nan}, "temperature is nan"),
+    ({"temperature": math.inf}, "temperature is inf"), ({"top_p": 0.0}, "top_p is 0.0"),
+    ({"top_p": 1.5}, "top_p is 1.5"), ({"top_k": 0}, "top_k is 0")])
+def test_options_out_of_range_are_refused_with_the_value(options, message):
+    with pytest.raises(ValueError, match=message):
+        SamplingRule(**options)
