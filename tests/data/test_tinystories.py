@@ -1,0 +1,196 @@
+import errno
+import hashlib
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from huggingface_hub import constants
+
+from tslm.data import tinystories
+from tslm.data.tinystories import TRAIN, VALID, fetch_tinystories
+
+TEXTS = {TRAIN: b"Once upon a time there was a cat.\n<|endoftext|>\n" * 4000, VALID: b"The end.\n<|endoftext|>\n"}
+FOLDER = "/datasets/roneneldan/TinyStories/resolve/main/"
+
+
+class Hub(ThreadingHTTPServer):
+    """The part of the hub's protocol that a download needs, on a free port of this machine."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests = []  # (method, path, Range)
+        self.cut_at = None  # break the next transfer off after so many bytes
+        self.corrupt = self.silent = False
+        self.status = 200
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self.answer(with_body=False)
+
+    def do_GET(self):
+        self.answer(with_body=True)
+
+    def answer(self, with_body):
+        hub = self.server
+        hub.requests.append((self.command, self.path, self.headers["Range"]))
+        assert self.headers["Authorization"] is None, "a token was sent"
+        if hub.silent:
+            time.sleep(1.5)
+        name = self.path.removeprefix(FOLDER)
+        text = TEXTS.get(name, b"")
+        status = hub.status if name in TEXTS else 404
+        start = 0
+        if self.headers["Range"] and status == 200:
+            start, status = int(re.fullmatch(r"bytes=(\d+)-.*", self.headers["Range"])[1]), 206
+        self.send_response(status)
+        self.send_header("ETag", f'"{hashlib.sha256(text).hexdigest()}"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("Content-Length", str(len(text) - start if status < 300 else 0))
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {start}-{len(text) - 1}/{len(text)}")
+        self.end_headers()
+        if not with_body or status >= 300:
+            return
+        if hub.corrupt:
+            text = text.replace(b"cat", b"cow")
+        if hub.cut_at is not None:
+            self.wfile.write(text[start : hub.cut_at])
+            self.wfile.flush()
+            hub.cut_at, self.close_connection = None, True
+            self.connection.shutdown(socket.SHUT_RDWR)
+        else:
+            self.wfile.write(text[start:])
+
+
+@pytest.fixture(autouse=True)
+def _nobody_else_is_asked(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)  # else the library asks the real hub about itself
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Serve the two files on this machine."""
+    with Hub() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_tinystories_are_downloaded_once(hub, tmp_path):
+    train, valid = fetch_tinystories(tmp_path / "new" / "cache", progress=False)
+    assert train.read_bytes() == TEXTS[TRAIN]
+    assert valid.read_bytes() == TEXTS[VALID]
+    assert sorted(os.listdir(tmp_path / "new" / "cache")) == [TRAIN, VALID]
+    assert {path for _, path, _ in hub.requests} == {FOLDER + TRAIN, FOLDER + VALID}
+    before = len(hub.requests)
+    assert fetch_tinystories(tmp_path / "new" / "cache") == (train, valid)
+    assert len(hub.requests) == before
+
+
+def test_tinystories_need_no_network_once_they_are_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    for name, text in TEXTS.items():
+        (tmp_path / name).write_bytes(text)
+    train, valid = fetch_tinystories(tmp_path)
+    assert train.read_bytes() == TEXTS[TRAIN]
+    assert valid.read_bytes() == TEXTS[VALID]
+
+
+def test_tinystories_resume_a_broken_transfer(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
+    hub.cut_at = 70_000
+    train, _ = fetch_tinystories(tmp_path, progress=False)
+    assert train.read_bytes() == TEXTS[TRAIN]
+    resumed = [wanted for method, path, wanted in hub.requests if method == "GET" and path == FOLDER + TRAIN]
+    assert len(resumed) == 2
+    assert resumed[0] is None
+    assert resumed[1] == "bytes=70000-"
+
+
+def test_tinystories_of_a_wrong_checksum_are_refused(hub, tmp_path):
+    hub.corrupt = True
+    with pytest.raises(ConnectionError, match=r"arrived with the SHA-256 \w{8}… instead of \w{8}…"):
+        fetch_tinystories(tmp_path, progress=False)
+    assert os.listdir(tmp_path) == []
+
+
+def check_sentence(error, endpoint):
+    sentence = str(error)
+    assert sentence.startswith(f"TinyStories could not be fetched from {endpoint} (")
+    assert "\n" not in sentence
+    for advice in (TRAIN, VALID, "--config configs/text.yaml", "--data.train_files", "--data.valid_files",
+                   "HF_ENDPOINT", "python -m tslm fit"):
+        assert advice in sentence
+
+
+def test_tinystories_without_network_say_at_once_what_to_do(tmp_path, monkeypatch):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
+        endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        start = time.perf_counter()
+        with pytest.raises(ConnectionError) as caught:
+            fetch_tinystories(tmp_path, progress=False)
+    assert time.perf_counter() - start < 5
+    check_sentence(caught.value, endpoint)
+    assert os.listdir(tmp_path) == []
+
+
+def test_tinystories_do_not_wait_for_a_silent_server(hub, tmp_path, monkeypatch):
+    hub.silent = True
+    monkeypatch.setattr(tinystories, "SECONDS_TO_ANSWER", 0.2)
+    start = time.perf_counter()
+    with pytest.raises(ConnectionError) as caught:
+        fetch_tinystories(tmp_path, progress=False)
+    assert time.perf_counter() - start < 1.4
+    check_sentence(caught.value, hub.url)
+
+
+@pytest.mark.parametrize("status", [401, 404, 500, 503])
+def test_tinystories_explain_a_refusing_server(status, hub, tmp_path):
+    hub.status = status
+    with pytest.raises(ConnectionError) as caught:
+        fetch_tinystories(tmp_path, progress=False)
+    check_sentence(caught.value, hub.url)
+    assert os.listdir(tmp_path) == []
+
+
+def test_tinystories_pass_on_what_is_wrong_with_the_disk(hub, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        fetch_tinystories(tmp_path, progress=False)
+    assert not isinstance(caught.value, ConnectionError)
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        fetch_tinystories(tmp_path / "file" / "cache", progress=False)
+
+
+def test_tinystories_that_are_there_import_nothing(tmp_path):
+    for name, text in TEXTS.items():
+        (tmp_path / name).write_bytes(text)
+    source = (
+        "import sys; from tslm.data.tinystories import fetch_tinystories; fetch_tinystories(sys.argv[1]); "
+        "assert not {'huggingface_hub', 'torch', 'lightning'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", source, tmp_path], check=True, timeout=60)
