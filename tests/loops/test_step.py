@@ -1,0 +1,95 @@
+import pytest
+
+from tslm.loops import Budget, Cadence, StepLoop
+
+
+class Recorder:
+    """A driver that writes down what the loop asks of it."""
+
+    def __init__(self, stop_at=None):
+        self.events, self.steps, self.stop_at = [], 0, stop_at
+
+    def train_step(self):
+        self.steps += 1
+
+    def validate(self):
+        self.events.append(("validate", self.steps))
+
+    def log(self, step):
+        self.events.append(("log", step))
+
+    def save(self, step):
+        self.events.append(("save", step))
+
+    def stop_requested(self):
+        return self.steps == self.stop_at
+
+
+def run(max_steps, cadence, *, stop_at=None, start=0):
+    driver = Recorder(stop_at)
+    loop = StepLoop(driver, Budget(max_steps), cadence)
+    loop.load_state_dict({"step": start})
+    driver.steps = start
+    loop.run()
+    return loop, driver
+
+
+def test_between_steps_comes_validation_then_log_then_save():
+    _, driver = run(4, Cadence(validate=2, log=2, save=2))
+    assert driver.events == [
+        ("validate", 2), ("log", 2), ("save", 2),
+        ("validate", 4), ("log", 4), ("save", 4),
+    ]
+
+
+def test_every_validation_is_saved_and_every_save_is_logged_first():
+    _, driver = run(6, Cadence(validate=3, log=0, save=2))
+    assert driver.events == [
+        ("log", 2), ("save", 2),
+        ("validate", 3), ("log", 3), ("save", 3),
+        ("log", 4), ("save", 4),
+        ("validate", 6), ("log", 6), ("save", 6),
+    ]
+
+
+def test_zero_means_at_the_end_only():
+    _, driver = run(5, Cadence())
+    assert driver.events == [("validate", 5), ("log", 5), ("save", 5)]
+
+
+def test_a_requested_stop_saves_but_does_not_validate():
+    loop, driver = run(10, Cadence(validate=3, log=1, save=0), stop_at=3)
+    assert loop.stopped
+    assert loop.step == 3
+    assert driver.events[-2:] == [("log", 3), ("save", 3)]
+    assert ("validate", 3) not in driver.events
+
+
+def test_a_restored_loop_goes_on_behind_its_position():
+    whole, first = run(7, Cadence(validate=2, log=3, save=5))
+    part, second = run(7, Cadence(validate=2, log=3, save=5), start=4)
+    assert part.state_dict() == whole.state_dict() == {"step": 7}
+    assert second.events == [event for event in first.events if event[1] > 4]
+
+
+def test_a_loop_that_has_spent_its_budget_does_nothing():
+    loop, driver = run(3, Cadence(log=1), start=3)
+    assert loop.done
+    assert driver.events == []
+
+
+def test_tokens_are_rounded_up_to_whole_steps():
+    assert Budget.of(max_tokens=8192, tokens_per_step=4096) == Budget(2)
+    assert Budget.of(max_tokens=8193, tokens_per_step=4096) == Budget(3)
+    assert Budget.of(max_steps=5, tokens_per_step=4096) == Budget(5)
+
+
+@pytest.mark.parametrize("wrong", [{}, {"max_steps": 1, "max_tokens": 1}, {"max_steps": 0}, {"max_tokens": -5}])
+def test_a_budget_is_one_positive_number(wrong):
+    with pytest.raises(ValueError, match=r"--trainer\.max_"):
+        Budget.of(**wrong)
+
+
+def test_a_cadence_is_not_negative():
+    with pytest.raises(ValueError, match="validate_every_n_steps is -1"):
+        Cadence(validate=-1)

@@ -1,0 +1,90 @@
+"""The same ``StepLoop`` driving the same LightningModule in plain PyTorch: what training is once everything is off.
+
+It exists to be read in one sitting, and as the yardstick for what Lightning adds: twenty steps through it and twenty
+through a Trainer leave bit-identical weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+
+from tslm.loops.step import Budget, Cadence, StepLoop
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+class TrainableModule(Protocol):
+    """The part of a LightningModule that training needs."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """Return the mean loss of a batch."""
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Any:
+        """Add a batch to the validation loss."""
+
+    def clip(self, max_norm: float | None) -> None:
+        """Clip the gradients in place and remember their norm."""
+
+
+class BareDriver:
+    """One optimizer step after another on one device."""
+
+    def __init__(
+        self,
+        module: TrainableModule,
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler,
+        batches: Iterator[Batch],
+        *,
+        accumulate: int = 1,
+        max_norm: float | None = 1.0,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        on_log: Callable[[int, torch.Tensor], None] | None = None,
+        valid_batches: list[Batch] | None = None,
+    ) -> None:
+        self.module, self.optimizer, self.schedule, self.batches = module, optimizer, schedule, batches
+        self.accumulate, self.max_norm, self.autocast, self.on_log = accumulate, max_norm, autocast, on_log
+        self.valid_batches = valid_batches or []
+        self.micro_batches = 0
+        self.loss = torch.zeros(())
+
+    def train_step(self) -> None:
+        """Accumulate the gradients of ``accumulate`` micro-batches, clip, update, advance the schedule."""
+        self.optimizer.zero_grad()
+        self.loss = torch.zeros(())
+        for _ in range(self.accumulate):
+            with self.autocast():
+                loss = self.module.training_step(next(self.batches), self.micro_batches) / self.accumulate
+            loss.backward()
+            self.loss = self.loss + loss.detach()
+            self.micro_batches += 1
+        self.module.clip(self.max_norm)
+        self.optimizer.step()
+        self.schedule.step()
+
+    def validate(self) -> None:
+        """Show the module every validation batch."""
+        with torch.no_grad(), self.autocast():
+            for index, batch in enumerate(self.valid_batches):
+                self.module.validation_step(batch, index)
+
+    def log(self, step: int) -> None:
+        """Hand the last step's loss to whoever wants it."""
+        if self.on_log is not None:
+            self.on_log(step, self.loss)
+
+    def save(self, step: int) -> None:
+        """Save nothing: the caller holds the module and the optimizer."""
+
+    def stop_requested(self) -> bool:
+        """Never stop early."""
+        return False
+
+
+def train(driver: BareDriver, max_steps: int, cadence: Cadence | None = None) -> None:
+    """Take ``max_steps`` optimizer steps."""
+    StepLoop(driver, Budget(max_steps), cadence or Cadence()).run()

@@ -1,0 +1,142 @@
+"""Lets ``StepLoop`` drive a ``lightning.Trainer``: strategies, precision, callbacks, loggers and flags keep working.
+
+Loop customisation left Lightning's public interface in 2.0, so this file, and no other, touches its protected loop
+classes; a contract test names each attribute used here, and pyproject.toml pins Lightning to the minor version that
+passes it. Lightning's own epoch loop counts micro-batches and validates, logs and saves between any two of them; ours
+replaces its ``run`` by a ``StepLoop`` whose steps are made of Lightning's ``advance``.
+"""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loops.fetchers import _DataFetcher
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.trainer import call
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from tslm.loops.step import Budget, Cadence, StepLoop
+
+
+class StepCallback(pl.Callback):
+    """A Lightning callback that also hears of the boundaries between optimizer steps."""
+
+    def on_step_log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        """Called when a report is due; ``step`` optimizer steps have been taken."""
+
+    def on_step_save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        """Called when a checkpoint is due; validation and logging of this step are over."""
+
+
+class StepEpochLoop(_TrainingEpochLoop):
+    """The driver of a ``StepLoop`` inside Lightning's fit loop, in which all of training is one endless epoch."""
+
+    def __init__(self, trainer: pl.Trainer, cadence: Cadence) -> None:
+        super().__init__(trainer)
+        self.cadence = cadence
+        self._fetcher: _DataFetcher | None = None
+
+    def set_budget(self, budget: Budget) -> None:
+        """Fix the number of optimizer steps, known once the tokens of a step are."""
+        self.max_steps = budget.max_steps
+
+    def run(self, data_fetcher: _DataFetcher) -> None:
+        """Run a ``StepLoop`` from the restored position to the end of the budget."""
+        self.reset()
+        self.on_run_start(data_fetcher)
+        self._fetcher = data_fetcher
+        loop = StepLoop(self, Budget(self.max_steps), self.cadence)
+        loop.load_state_dict({"step": self.global_step})
+        loop.run()
+        self._fetcher = None
+        if loop.stopped and self.trainer.received_sigterm:
+            raise SIGTERMException
+
+    def train_step(self) -> None:
+        """Advance Lightning's loop through the micro-batches of one optimizer step."""
+        assert self._fetcher is not None
+        while True:
+            self.advance(self._fetcher)
+            self.on_iteration_done()
+            if not self._should_accumulate():
+                break
+        self._batches_that_stepped += 1
+
+    def validate(self) -> None:
+        """Run Lightning's validation loop, as its epoch loop would between two batches."""
+        trainer = self.trainer
+        if not trainer.enable_validation:
+            return
+        trainer.validating = True  # selects the loop that hooks and results belong to
+        first_iteration = trainer._logger_connector._first_loop_iter
+        call._call_lightning_module_hook(trainer, "on_validation_model_zero_grad")
+        self.val_loop.run()
+        trainer.training = True
+        trainer._logger_connector._first_loop_iter = first_iteration
+
+    def log(self, step: int) -> None:
+        """Tell every callback that a report is due."""
+        for callback in self._step_callbacks():
+            callback.on_step_log(self.trainer, self.trainer.lightning_module, step)
+
+    def save(self, step: int) -> None:
+        """Tell every callback that a checkpoint is due."""
+        for callback in self._step_callbacks():
+            callback.on_step_save(self.trainer, self.trainer.lightning_module, step)
+
+    def stop_requested(self) -> bool:
+        """Whether a callback or a signal asks for the end; all processes get the answer of any of them."""
+        wanted: bool = self.trainer.should_stop or self.trainer.received_sigterm
+        if self.trainer.world_size > 1:
+            flag = torch.tensor(float(wanted), device=self.trainer.strategy.root_device)
+            wanted = bool(self.trainer.strategy.reduce(flag, reduce_op="sum") > 0)
+        return wanted
+
+    def _step_callbacks(self) -> list[StepCallback]:
+        return [callback for callback in self.trainer.callbacks if isinstance(callback, StepCallback)]
+
+    def _should_check_val_fx(self, data_fetcher: _DataFetcher) -> bool:
+        return False  # validation is the StepLoop's business, also behind a restart
+
+
+class InterruptAtBoundary(pl.Callback):
+    """Turns the first Ctrl-C into a stop at the next step boundary, where a checkpoint is written; a second one kills.
+
+    Lightning itself would stop in the middle of whatever runs, perhaps with half of the parameters updated.
+    """
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self._previous: Any = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over SIGINT while training."""
+
+        def handler(signum: int, frame: FrameType | None) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = trainer.should_stop = True
+            print("\nInterrupted: finishing this step and saving. Press Ctrl-C again to stop at once.", flush=True)
+
+        try:
+            self._previous = signal.signal(signal.SIGINT, handler)
+        except ValueError:  # not in the main thread, where no Ctrl-C arrives either
+            self._previous = None
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give SIGINT back, however training ended."""
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+            self._previous = None
+
+
+def install_step_loop(trainer: pl.Trainer, cadence: Cadence) -> StepEpochLoop:
+    """Replace a trainer's epoch loop by the step loop; call once, before ``fit``."""
+    loop = StepEpochLoop(trainer, cadence)
+    trainer.fit_loop.epoch_loop = loop
+    trainer.fit_loop.max_epochs = -1
+    return loop

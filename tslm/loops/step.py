@@ -1,0 +1,127 @@
+"""The loop of training: optimizer steps up to a budget, with validation, logging and saving between them.
+
+Random windows have no epochs, so everything here is counted in optimizer steps. The loop decides *when*; a ``Driver``
+knows *how*.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tslm.loops.base import Loop
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train, in optimizer steps.
+
+    Example:
+        >>> Budget.of(max_tokens=1_000_000, tokens_per_step=4096)
+        Budget(max_steps=245)
+    """
+
+    max_steps: int
+
+    @classmethod
+    def of(cls, *, max_steps: int | None = None, max_tokens: int | None = None, tokens_per_step: int = 1) -> Budget:
+        """Make a budget from steps or from tokens; tokens are rounded up to whole steps.
+
+        Raises:
+            ValueError: if not exactly one of the two is given, or it is not positive.
+        """
+        if (max_steps is None) == (max_tokens is None):
+            raise ValueError(
+                f"The budget is max_steps or max_tokens, one of them; got max_steps={max_steps} and "
+                f"max_tokens={max_tokens}. Give --trainer.max_steps or --trainer.max_tokens."
+            )
+        name, amount = ("max_steps", max_steps) if max_steps is not None else ("max_tokens", max_tokens)
+        assert amount is not None
+        if amount < 1:
+            raise ValueError(f"{name} is {amount}, but a budget is at least 1; give a positive --trainer.{name}.")
+        return cls(amount if max_steps is not None else -(-amount // tokens_per_step))
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """Every how many optimizer steps something happens; 0 means only at the end."""
+
+    validate: int = 0
+    log: int = 0
+    save: int = 0
+
+    def __post_init__(self) -> None:
+        for name, steps in vars(self).items():
+            if steps < 0:
+                raise ValueError(f"{name}_every_n_steps is {steps}; give a number of steps, or 0 for the end only.")
+
+
+class Driver(Protocol):
+    """Who executes what the loop decides."""
+
+    def train_step(self) -> None:
+        """Take one optimizer step: all its micro-batches forward and backward, clip, update, advance the schedule."""
+
+    def validate(self) -> None:
+        """Measure the model on the validation data."""
+
+    def log(self, step: int) -> None:
+        """Report what has been measured since the last report."""
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint of everything that the next step depends on."""
+
+    def stop_requested(self) -> bool:
+        """Whether somebody (a signal, early stopping) wants the loop to end at this boundary."""
+
+
+def _due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+class StepLoop(Loop):
+    """Optimizer steps until the budget is spent; between two steps, in this order: validate, log, save, stop.
+
+    The order matters for exact resumption. A checkpoint is written behind the validation of its step, so that a run
+    resumed from it need not repeat it, and behind the log, so that a loss that is no longer finite is noticed before
+    it is saved. Every validation is followed by a save: the best model seen is always on disk. The last step, be it
+    of the budget or of a requested stop, logs and saves whatever the cadence; the budget's last step also validates.
+    """
+
+    def __init__(self, driver: Driver, budget: Budget, cadence: Cadence) -> None:
+        self.driver = driver
+        self.budget = budget
+        self.cadence = cadence
+        self.step = 0
+        self.stopped = False
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is spent or a stop was asked for."""
+        return self.stopped or self.step >= self.budget.max_steps
+
+    def advance(self) -> None:
+        """Take one optimizer step and do what is due behind it."""
+        self.driver.train_step()
+        self.step += 1
+        self.stopped = self.driver.stop_requested()
+        spent = self.step >= self.budget.max_steps
+        ending = self.stopped or spent
+        validating = spent or (_due(self.cadence.validate, self.step) and not self.stopped)
+        saving = ending or validating or _due(self.cadence.save, self.step)
+        if validating:
+            self.driver.validate()
+        if saving or _due(self.cadence.log, self.step):
+            self.driver.log(self.step)
+        if saving:
+            self.driver.save(self.step)
+        self.stopped = self.stopped or self.driver.stop_requested()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of optimizer steps taken."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on behind the given number of optimizer steps."""
+        self.step = int(state["step"])
+        self.stopped = False
