@@ -1,0 +1,42 @@
+"""What many tests share: a small text, a small model, and a cache of prepared data for the whole session."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def story_file(tmp_path_factory):
+    """Three hundred stories of the embedded corpus in one text file."""
+    from tslm.data.toy import write_corpus
+
+    path = tmp_path_factory.mktemp("text") / "stories.txt"
+    write_corpus(path, 300, seed=7)
+    return path
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory):
+    """Prepared data is made once per session."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An empty working folder, where the run directories of the test go."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def tiny(story_file, cache_dir):
+    """Options that train a tiny model on the small text for a few steps."""
+    return [
+        "--data.corpus=files", f'--data.train_files=["{story_file}"]', f"--data.cache_dir={cache_dir}",
+        "--data.vocab_size=300", "--data.context_length=32", "--data.batch_size=4", "--data.num_workers=1",
+        "--model.d_model=16", "--model.num_layers=1", "--model.num_heads=2", "--model.d_ff=32",
+        "--trainer.max_steps=4", "--trainer.precision=32-true", "--trainer.accelerator=cpu",
+        "--trainer.limit_val_batches=2", "--trainer.enable_progress_bar=false",
+    ]

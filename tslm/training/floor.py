@@ -1,0 +1,85 @@
+"""How far a model is from the best that any model can do, on the embedded corpus, whose probabilities are known.
+
+Held-out stories are scored whole: each behind an ``<|endoftext|>`` and with its own at the end. The floor is the sum of
+their exact -log p; the gap does not depend on the tokenizer, since both sides are sums over stories in nats.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from tslm.data.ngram import KneserNey
+from tslm.data.toy import Story
+from tslm.model import TransformerLM
+from tslm.objective import token_losses
+from tslm.tokenizer import Tokenizer
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class FloorReport(NamedTuple):
+    """Sums of -log probability over the same stories, in nats."""
+
+    stories: int
+    tokens: int
+    floor_nats: float
+    model_nats: float
+    ngram_nats: float
+
+    @property
+    def floor_gap(self) -> float:
+        """How much worse than the floor the model is, as a share of the floor: 0 is perfect."""
+        return (self.model_nats - self.floor_nats) / self.floor_nats
+
+    @property
+    def ngram_gap(self) -> float:
+        """The same of the 5-gram model."""
+        return (self.ngram_nats - self.floor_nats) / self.floor_nats
+
+
+def measure_floor(
+    model: TransformerLM, tokenizer: Tokenizer, stories: list[Story], train_ids: np.ndarray, *, batch_size: int = 32
+) -> FloorReport:
+    """Score whole stories with the model and with a 5-gram model of the training tokens.
+
+    Raises:
+        ValueError: if a story does not fit into the model's context: then its loss would not be comparable.
+    """
+    ids = [np.asarray(tokenizer.encode(f"{END_OF_TEXT}\n{story.text}\n{END_OF_TEXT}")) for story in stories]
+    longest = max(map(len, ids)) - 1
+    if longest > model.config.context_length:
+        raise ValueError(
+            f"The longest held-out story has {longest} tokens, but the context is {model.config.context_length}: the "
+            f"floor can only be compared on whole stories; give --data.context_length at least {longest}."
+        )
+    ngram = KneserNey.fit(train_ids, vocab_size=tokenizer.vocab_size, order=5)
+    return FloorReport(
+        stories=len(stories),
+        tokens=sum(len(story) - 1 for story in ids),
+        floor_nats=-sum(story.log_prob for story in stories),
+        model_nats=model_nats(model, ids, batch_size),
+        ngram_nats=-sum(float(ngram.log_probs(story)[1:].sum()) for story in ids),
+    )
+
+
+@torch.no_grad()
+def model_nats(model: TransformerLM, sequences: list[np.ndarray], batch_size: int) -> float:
+    """Sum -log q over all tokens but the first of each sequence; sequences of like length share a batch."""
+    device = next(model.parameters()).device
+    ordered = sorted(sequences, key=len)
+    total = 0.0
+    for start in tqdm(range(0, len(ordered), batch_size), desc="scoring whole stories", unit=" batches", leave=False):
+        batch = ordered[start : start + batch_size]
+        padded = np.zeros((len(batch), len(batch[-1])), dtype=np.int64)
+        real = np.zeros(padded.shape, dtype=bool)
+        for row, story in enumerate(batch):
+            padded[row, : len(story)] = story
+            real[row, 1 : len(story)] = True
+        tokens = torch.from_numpy(padded).to(device)
+        losses = token_losses(model(tokens[:, :-1]).float(), tokens[:, 1:])
+        total += float(losses[torch.from_numpy(real[:, 1:]).to(device)].double().sum())
+    return total

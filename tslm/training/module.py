@@ -1,0 +1,178 @@
+"""The model, its loss and its optimizer as one LightningModule: batches of windows in, loss and updated weights out.
+
+It logs nothing itself. ``training_step`` returns the loss and callbacks report it, so that the bare loop can drive the
+very same object.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from tslm.generation import Completion, complete
+from tslm.model import TransformerConfig, TransformerLM
+from tslm.objective import linear_cross_entropy
+from tslm.optim import AdamW, clip_gradients
+from tslm.tokenizer import Tokenizer
+from tslm.tokenizer.files import tokenizer_from_texts, tokenizer_texts
+from tslm.training.settings import GenerationSettings, OptimizerSettings
+
+CHECKPOINT_KEY = "tslm"  # where a checkpoint holds what only we know: architecture, config, tokenizer, RNG
+
+
+class LanguageModule(pl.LightningModule):
+    """A TransformerLM under training.
+
+    Args:
+        vocab_size: Entries of the vocabulary; on the command line it follows ``--data.vocab_size``.
+        context_length: Longest window in tokens; on the command line it follows ``--data.context_length``.
+        d_model: Width of the residual stream.
+        num_layers: Number of Transformer blocks.
+        num_heads: Attention heads per block; divides d_model.
+        d_ff: Inner width of the SwiGLU; about 8/3 of d_model, rounded to a multiple of 64.
+        rope_theta: Base of the rotary angles.
+        optimizer: AdamW and its schedule.
+        generation: How ``predict`` draws stories.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        context_length: int,
+        d_model: int = 512,
+        num_layers: int = 4,
+        num_heads: int = 16,
+        d_ff: int = 1344,
+        rope_theta: float = 10_000.0,
+        optimizer: OptimizerSettings | None = None,
+        generation: GenerationSettings | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = TransformerLM(
+            TransformerConfig(vocab_size, context_length, d_model, num_layers, num_heads, d_ff, rope_theta)
+        )
+        self.optimizer_settings = optimizer or OptimizerSettings()
+        self.generation_settings = generation or GenerationSettings()
+        self.tokenizer: Tokenizer | None = None
+        self.run_config: dict[str, Any] = {}  # the whole command line, for whoever resumes without repeating it
+        self.gradient_norm = torch.zeros(())
+        self.valid_nats = torch.zeros((), dtype=torch.float64)  # sum over the validation targets seen so far
+        self.valid_tokens = 0
+        self._rng: dict[str, Any] | None = None
+
+    def mean_loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the mean cross-entropy in nats of windows (..., T) against their next tokens (..., T)."""
+        hidden = self.model.hidden(inputs)
+        return linear_cross_entropy(hidden.flatten(0, -2), self.model.lm_head.weight, targets.flatten())
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        """Return the mean loss of a batch of windows."""
+        return self.mean_loss(*batch)
+
+    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
+        """Add a batch to the validation totals; windows may differ in length from batch to batch."""
+        inputs, targets = batch
+        self.valid_nats += self.mean_loss(inputs, targets).double().cpu() * targets.numel()
+        self.valid_tokens += targets.numel()
+
+    def test_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
+        """Do what ``validation_step`` does."""
+        self.validation_step(batch, batch_idx)
+
+    def reset_validation(self) -> None:
+        """Forget the validation totals."""
+        self.valid_nats = torch.zeros((), dtype=torch.float64)
+        self.valid_tokens = 0
+
+    def predict_step(self, batch: list[str], batch_idx: int) -> list[Completion]:
+        """Continue each prompt of a batch."""
+        if self.tokenizer is None:
+            raise ValueError("predict needs the tokenizer that the model was trained with; give --ckpt_path.")
+        options = asdict(self.generation_settings)
+        options["seed"] += batch_idx  # batches must not repeat each other's draws
+        return complete(self.model, self.tokenizer, batch, **options)
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW with a LambdaLR around the cosine schedule, which spans the trainer's budget."""
+        return self.make_optimizer(self.trainer.max_steps)
+
+    def make_optimizer(self, max_steps: int) -> dict[str, Any]:
+        """Build the optimizer and its schedule for a budget of ``max_steps``."""
+        settings = self.optimizer_settings
+        optimizer = AdamW(self.parameters(), settings.lr, settings.betas, settings.eps, settings.weight_decay)
+        rate = settings.schedule(max_steps)
+        # A function and not an object: LambdaLR would save an object's state and, resuming, put it over new settings.
+        factor = (lambda step: rate(step) / settings.lr) if settings.lr else (lambda step: 1.0)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def clip(self, max_norm: float | None) -> None:
+        """Clip the gradients in place, remember their norm, and stop before a non-finite one reaches the weights."""
+        self.gradient_norm = clip_gradients(self.parameters(), math.inf if max_norm is None else max_norm)
+        if self.gradient_norm.device.type == "cpu" and not torch.isfinite(self.gradient_norm):
+            self.raise_not_finite()
+
+    def raise_not_finite(self) -> None:
+        """Stop with a sentence that names the place."""
+        step = self.trainer.global_step + 1 if self._trainer is not None else "unknown"
+        raise ValueError(
+            f"The gradient norm is {float(self.gradient_norm)} at optimizer step {step}: the training has diverged. "
+            f"The last checkpoint is from before; try a lower --optimizer.lr (it is {self.optimizer_settings.lr:g})."
+        )
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the global norm; Lightning calls this at every optimizer step, behind the unscaling."""
+        if gradient_clip_algorithm not in (None, "norm"):
+            raise ValueError(
+                f"gradient_clip_algorithm is {gradient_clip_algorithm!r}, but only 'norm' is implemented here; "
+                "leave it out."
+            )
+        self.clip(gradient_clip_val)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what makes the file stand alone: architecture, tokenizer, command line, random number generators."""
+        checkpoint[CHECKPOINT_KEY] = {
+            "architecture": asdict(self.model.config),
+            "config": self.run_config,
+            "tokenizer": tokenizer_texts(self.tokenizer) if self.tokenizer is not None else None,
+            "rng": {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            },
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the tokenizer and the generators, and let today's optimizer settings win over the saved ones."""
+        own = checkpoint[CHECKPOINT_KEY]
+        if own["tokenizer"] is not None:
+            self.tokenizer = tokenizer_from_texts(own["tokenizer"])
+        self._rng = own["rng"]
+        if self._trainer is None or not self.trainer.training:
+            return
+        settings, step = self.optimizer_settings, checkpoint["global_step"]
+        rate = settings.schedule(self.trainer.max_steps)(step)
+        for state in checkpoint["optimizer_states"]:
+            for group in state["param_groups"]:
+                group.update(
+                    lr=rate, initial_lr=settings.lr, betas=settings.betas, eps=settings.eps,
+                    weight_decay=settings.weight_decay,
+                )
+        for state in checkpoint["lr_schedulers"]:
+            state.update(base_lrs=[settings.lr] * len(state["base_lrs"]), _last_lr=[rate] * len(state["_last_lr"]))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Restore the generators at the first batch: setting up loaders and loggers draws numbers too."""
+        if self._rng is not None:
+            torch.set_rng_state(self._rng["cpu"].cpu())
+            if self._rng["cuda"] and torch.cuda.is_available():
+                torch.cuda.set_rng_state_all([state.cpu() for state in self._rng["cuda"]])
+            self._rng = None

@@ -1,0 +1,119 @@
+"""The progress bar: optimizer steps, time left, and the figures that the last report had."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from tqdm import tqdm
+
+from tslm.loops.lightning import StepCallback
+from tslm.training.metrics import StepMetrics
+
+
+class StepProgress(StepCallback, pl.callbacks.ProgressBar):
+    """A bar over the budget's optimizer steps, and a short one for each validation.
+
+    The bar shows what the last report measured and asks the device for nothing itself.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._train: tqdm[Any] | None = None
+        self._evaluation: tqdm[Any] | None = None
+
+    def disable(self) -> None:
+        """Do nothing: processes other than the first show nothing anyway."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Open the bar at the step that training starts from."""
+        self._train = tqdm(
+            total=trainer.max_steps, initial=trainer.global_step, desc="training", unit=" steps", dynamic_ncols=True,
+            disable=not trainer.is_global_zero, smoothing=0.1,
+        )
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move on where an optimizer step has ended."""
+        if self._train is not None and trainer.global_step > self._train.n:
+            self._train.update(trainer.global_step - self._train.n)
+
+    def on_step_log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        """Show the latest figures."""
+        if self._train is not None:
+            self._train.set_postfix_str(latest_figures(trainer), refresh=False)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the bar."""
+        if self._train is not None:
+            self._train.close()
+            self._train = None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Close the bars, so that the message starts on its own line."""
+        for bar in (self._evaluation, self._train):
+            if bar is not None:
+                bar.close()
+        self._train = self._evaluation = None
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Open the short bar."""
+        self._open_evaluation(trainer, "validating", trainer.num_val_batches)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *rest: Any, **named: Any) -> None:
+        """Move the short bar."""
+        self._move_evaluation()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the short bar."""
+        self._close_evaluation()
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Open the short bar."""
+        self._open_evaluation(trainer, "testing", trainer.num_test_batches)
+
+    def on_test_batch_end(self, trainer: pl.Trainer, *rest: Any, **named: Any) -> None:
+        """Move the short bar."""
+        self._move_evaluation()
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the short bar."""
+        self._close_evaluation()
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Open the short bar."""
+        self._open_evaluation(trainer, "writing stories", trainer.num_predict_batches)
+
+    def on_predict_batch_end(self, trainer: pl.Trainer, *rest: Any, **named: Any) -> None:
+        """Move the short bar."""
+        self._move_evaluation()
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the short bar."""
+        self._close_evaluation()
+
+    def _open_evaluation(self, trainer: pl.Trainer, what: str, batches: Any) -> None:
+        total = sum(batches) if isinstance(batches, list) else batches
+        self._evaluation = tqdm(
+            total=total, desc=what, unit=" batches", leave=False, dynamic_ncols=True, disable=not trainer.is_global_zero
+        )
+
+    def _move_evaluation(self) -> None:
+        if self._evaluation is not None:
+            self._evaluation.update()
+
+    def _close_evaluation(self) -> None:
+        if self._evaluation is not None:
+            self._evaluation.close()
+            self._evaluation = None
+
+
+def latest_figures(trainer: pl.Trainer) -> str:
+    """Write the last report's loss and speed, and the last validation's loss, in one short line."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, StepMetrics):
+            latest = callback.latest
+            names = {"train_loss": "loss {:.3f}", "valid_loss": "valid {:.3f}", "tokens_per_second": "{:,.0f} tokens/s"}
+            return ", ".join(text.format(latest[name]) for name, text in names.items() if name in latest)
+    return ""

@@ -1,0 +1,118 @@
+"""Run directories: where a run keeps what, which one is the newest, and its model ready for use.
+
+A run directory holds ``checkpoints/``, ``config.yaml``, ``tokenizer/``, TensorBoard events, ``metrics.csv`` and, at the
+end, ``summary.json``. This file needs torch only, so that text comes without waiting for lightning.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from tslm.model import TransformerConfig, TransformerLM
+from tslm.tokenizer import Tokenizer
+from tslm.tokenizer.files import tokenizer_from_texts
+from tslm.training.checkpoint import check_shapes, is_intact, read_checkpoint
+
+RUNS = "lightning_logs"
+CHECKPOINTS = "checkpoints"
+MODEL_PREFIX = "model."  # LanguageModule holds the TransformerLM under this name
+
+
+class LoadedModel(NamedTuple):
+    """A trained model with its tokenizer."""
+
+    model: TransformerLM
+    tokenizer: Tokenizer
+    path: Path
+    step: int
+
+
+def load_model(path: str | Path) -> LoadedModel:
+    """Load the model and the tokenizer that a checkpoint of ``fit`` holds.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, or is no checkpoint of ``fit``.
+    """
+    state = read_checkpoint(path)
+    own = state.get("tslm")
+    if not isinstance(own, dict) or own.get("tokenizer") is None:
+        raise ValueError(f"{path} was not written by 'tslm fit': it holds no architecture and no tokenizer.")
+    model = TransformerLM(TransformerConfig(**own["architecture"]))
+    weights = {k.removeprefix(MODEL_PREFIX): v for k, v in state["state_dict"].items() if k.startswith(MODEL_PREFIX)}
+    check_shapes(weights, model.state_dict(), str(path))
+    model.load_state_dict(weights)
+    return LoadedModel(model.eval(), tokenizer_from_texts(own["tokenizer"]), Path(path), int(state["global_step"]))
+
+
+def find_checkpoint(wanted: str | None, *, prefer: str = "last", root: Path = Path()) -> tuple[Path, list[str]]:
+    """Say which checkpoint file is meant, with remarks that the user should read.
+
+    Args:
+        wanted: a file; a run directory or a folder of checkpoints; ``last`` or ``best`` of the newest run; or None,
+            which means ``prefer`` of the newest run.
+        prefer: ``last`` or ``best``, for folders and None.
+        root: folder that holds ``lightning_logs``.
+
+    Raises:
+        FileNotFoundError: if nothing of that name exists, or no run has an intact checkpoint.
+    """
+    if wanted in (None, "last", "best"):
+        prefer = wanted or prefer
+        for run in runs_newest_first(root / RUNS):
+            found, remarks = newest_intact(checkpoint_folder(run), prefer)
+            if found:
+                return found, [*remarks, f"Checkpoint: {found} (the newest run's {found.stem})"]
+        raise FileNotFoundError(
+            f"No run under {root / RUNS} has a checkpoint yet; train with 'python -m tslm fit', or give --ckpt_path."
+        )
+    path = Path(str(wanted))
+    if path.is_dir():
+        folder = checkpoint_folder(path) if (path / "config.yaml").exists() or (path / CHECKPOINTS).is_dir() else path
+        found, remarks = newest_intact(folder, prefer)
+        if not found:
+            raise FileNotFoundError(f"The folder {path} holds no intact checkpoint (*.ckpt); give another --ckpt_path.")
+        return found, [*remarks, f"Checkpoint: {found}"]
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no checkpoint at {path}; give --ckpt_path a .ckpt file, a run directory, or 'last' or 'best' "
+            "for the newest run's."
+        )
+    return path, []
+
+
+def newest_intact(folder: Path, prefer: str) -> tuple[Path | None, list[str]]:
+    """Return the preferred checkpoint of a folder, or the newest intact one, and what was passed over on the way."""
+    by_step = sorted(folder.glob("step-*.ckpt"), reverse=True)
+    named = [folder / f"{name}.ckpt" for name in dict.fromkeys([prefer, "last", "best"])]
+    remarks: list[str] = []
+    for path in [*named[:1], *by_step, *named[1:], *sorted(folder.glob("*.ckpt"))]:
+        if path.exists():
+            if is_intact(path):
+                return path, remarks
+            remarks.append(f"{path} is damaged and passed over.")
+    return None, list(dict.fromkeys(remarks))
+
+
+def runs_newest_first(folder: Path) -> list[Path]:
+    """List the run directories, the last to be written to first."""
+
+    def written(run: Path) -> float:
+        files = [*run.iterdir(), *checkpoint_folder(run).glob("*.ckpt")]
+        return max((file.stat().st_mtime for file in files), default=0.0)
+
+    return sorted((path for path in folder.glob("*") if path.is_dir()), key=written, reverse=True)
+
+
+def checkpoint_folder(run: Path) -> Path:
+    """Return where a run keeps its checkpoints: in itself, unless its configuration names another folder."""
+    config = run / "config.yaml"
+    if not (run / CHECKPOINTS).is_dir() and config.is_file():
+        values = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+        chosen = (values.get("checkpoint") or {}).get("dirpath")
+        if chosen:
+            return Path(chosen)
+    return run / CHECKPOINTS

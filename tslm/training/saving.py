@@ -1,0 +1,114 @@
+"""Checkpoints during training: a Lightning plugin that writes them atomically, a callback that says which stay."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from tslm.loops.lightning import StepCallback
+from tslm.training.checkpoint import read_checkpoint, sync_folder, write_atomically
+from tslm.training.runs import CHECKPOINTS
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning's checkpoint files, each complete or absent, and read without running code.
+
+    Lightning itself builds the file in memory, writes it to the system's temporary folder and moves it, which across
+    file systems is a copy that a crash can truncate.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint in one step."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(path), checkpoint)
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint on the CPU, whatever the caller says of code in it."""
+        return read_checkpoint(path)
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Delete a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
+    """Keeps the newest checkpoints, and under the names ``last`` and ``best`` the newest and the best validated one.
+
+    Args:
+        dirpath: Folder for the checkpoints; unless given, ``checkpoints`` in the run directory.
+        keep: How many of the newest ``step-*.ckpt`` stay besides the best one; two, so that one is left when a disk
+            or a crash damages the newest.
+    """
+
+    def __init__(self, dirpath: str | None = None, keep: int = 2) -> None:
+        if keep < 1:
+            raise ValueError(f"checkpoint.keep is {keep}, but at least 1 checkpoint must stay.")
+        self.dirpath = dirpath
+        self.keep = keep
+        self.folder: Path | None = None
+        self.best_loss = math.inf
+        self._fresh_loss: float | None = None  # of a validation that no checkpoint has followed yet
+
+    @property
+    def last_path(self) -> Path | None:
+        """The newest checkpoint, once there is one."""
+        path = self.folder / "last.ckpt" if self.folder else None
+        return path if path and path.exists() else None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Choose the folder, the same on every process."""
+        if stage == "fit":
+            run = trainer.log_dir or trainer.default_root_dir
+            self.folder = Path(self.dirpath) if self.dirpath else Path(run) / CHECKPOINTS
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember the loss for the checkpoint that follows."""
+        loss = trainer.callback_metrics.get("valid_loss")
+        self._fresh_loss = None if loss is None or trainer.sanity_checking else float(loss)
+
+    def on_step_save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        """Write ``step-N.ckpt``, name it last and perhaps best, and let the oldest go."""
+        assert self.folder is not None
+        improved = self._fresh_loss is not None and self._fresh_loss < self.best_loss
+        if improved and self._fresh_loss is not None:
+            self.best_loss = self._fresh_loss
+        self._fresh_loss = None
+        path = self.folder / f"step-{step:08d}.ckpt"
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            for name in ["last", "best"] if improved else ["last"]:
+                give_name(path, self.folder / f"{name}.ckpt")
+            for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
+                if old != path:  # an older run may have left higher numbers in a folder of the user's choice
+                    old.unlink(missing_ok=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best loss and where its checkpoint lies."""
+        return {"best_loss": self.best_loss, "folder": str(self.folder)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on comparing with the best so far, if this run can still name it: it is in the same folder."""
+        if str(self.folder) == state_dict["folder"] and self.folder and (self.folder / "best.ckpt").exists():
+            self.best_loss = state_dict["best_loss"]
+
+
+def give_name(path: Path, name: Path) -> None:
+    """Make ``name`` another name of ``path`` in one step: a link, or a copy where the file system has no links."""
+    temporary = name.with_name(f".{name.name}.new")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, name)
+    sync_folder(name.parent)

@@ -1,0 +1,62 @@
+"""The options of optimization and of text generation: what ``--optimizer.*`` and ``--generation.*`` mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tslm.optim import lr_cosine_schedule
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW and its cosine schedule.
+
+    Args:
+        lr: Peak learning rate, reached at the end of the warm-up.
+        lr_min: Learning rate at the end of the schedule; decaying to zero beats decaying to a tenth of the peak.
+        warmup_steps: Steps of linear warm-up; unless given, a twentieth of the budget.
+        cosine_steps: Step at which the schedule reaches lr_min; unless given, the budget.
+        betas: Decay rates of the averages of the gradient and of its square. 0.95 instead of the usual 0.999 forgets
+            an outlier in 20 steps; short trainings need that.
+        eps: Added to the root of the second moment.
+        weight_decay: Decay per step, times the learning rate, apart from the gradient.
+    """
+
+    lr: float = 3e-3
+    lr_min: float = 0.0
+    warmup_steps: int | None = None
+    cosine_steps: int | None = None
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+
+    def schedule(self, max_steps: int) -> Callable[[int], float]:
+        """Return the learning rate as a function of the step, for a budget of ``max_steps``."""
+        cosine_steps = self.cosine_steps if self.cosine_steps is not None else max_steps
+        warmup_steps = self.warmup_steps if self.warmup_steps is not None else cosine_steps // 20
+        if warmup_steps > cosine_steps:
+            raise ValueError(
+                f"warmup_steps is {warmup_steps}, but the schedule ends at step {cosine_steps}; give "
+                f"--optimizer.warmup_steps at most {cosine_steps}, or a longer budget."
+            )
+        return lambda step: lr_cosine_schedule(step, self.lr, self.lr_min, warmup_steps, cosine_steps)
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How stories are drawn from the model.
+
+    Args:
+        max_new_tokens: Longest continuation, in tokens.
+        temperature: The logits are divided by it; 0 takes the likeliest token each time.
+        top_p: Draw from the smallest set of tokens whose probabilities reach this sum.
+        top_k: Draw from this many likeliest tokens.
+        seed: Seed of the draws.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.8
+    top_p: float = 0.95
+    top_k: int | None = None
+    seed: int = 0
