@@ -1,0 +1,274 @@
+"""`fit`, `validate`, `test` and `predict`: LightningCLI with our classes, and the rules for what decides a value.
+
+On the command line wins, then the configuration file, then the checkpoint, then the defaults; only the architecture is
+the checkpoint's, and stating another one is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from tslm.commands.arguments import OneSentenceErrors
+from tslm.data.datamodule import TextDataModule
+from tslm.tokenizer.files import tokenizer_from_texts
+from tslm.training.checkpoint import read_checkpoint
+from tslm.training.module import CHECKPOINT_KEY, LanguageModule
+from tslm.training.predictions import print_predictions, write_predictions
+from tslm.training.runs import CHECKPOINTS, find_checkpoint
+from tslm.training.saving import Checkpoints
+from tslm.training.settings import GenerationSettings, OptimizerSettings
+from tslm.training.summary import run_dir
+from tslm.training.trainer import StepTrainer
+
+QUICK_START = "quickstart.yaml"
+HARMLESS = (  # warnings of Lightning's that no user of ours can act upon
+    "LightningCLI's args parameter is intended",
+    "Experiment logs directory .* exists and is not empty",  # the configuration lies there already, and nothing else
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+    "The `.*dataloader` does not have many workers",
+)
+BUDGETS = ("trainer.max_steps", "trainer.max_tokens")
+LINKED = {"vocab_size": "data.vocab_size", "context_length": "data.context_length"}  # the model's follow the data's
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one of the four commands; None takes the process's own arguments.
+
+    Raises:
+        SystemExit: with code 130 if Ctrl-C ended a training.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in HARMLESS:
+        warnings.filterwarnings("ignore", message=message)
+    if code := CommandLine(argv).exit_code:
+        raise SystemExit(code)
+
+
+class CommandParser(OneSentenceErrors, LightningArgumentParser):
+    """Answers mistakes in one sentence."""
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Leaves config.yaml in the run directory of a training, and nothing where nothing is trained."""
+
+    def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Write the configuration that `fit --config` would take to do the same again."""
+        if stage == "fit":
+            run_dir(trainer).mkdir(parents=True, exist_ok=True)
+            path = run_dir(trainer) / "config.yaml"
+            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+
+
+class CommandLine(LightningCLI):
+    """The command line of training.
+
+    Args:
+        argv: arguments from the command on; None takes the process's own.
+    """
+
+    def __init__(self, argv: list[str] | None) -> None:
+        self.checkpoint: Path | None = None
+        self.saved: dict[str, Any] = {}  # what only tslm keeps in a checkpoint
+        self.exit_code = 0
+        super().__init__(
+            LanguageModule,
+            TextDataModule,
+            save_config_callback=SaveRunConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            trainer_class=StepTrainer,
+            seed_everything_default=0,
+            parser_kwargs={"prog": "tslm"},
+            parser_class=CommandParser,
+            args=argv,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Name the four commands and the arguments of the Trainer's methods that are no options."""
+        hidden = {"model", "dataloaders", "datamodule", "weights_only", "verbose", "return_predictions"}
+        loaders = {"train_dataloaders", "val_dataloaders"}
+        return {"fit": hidden | loaders, "validate": hidden, "test": hidden, "predict": hidden}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what stands beside model, data and trainer."""
+        parser.add_argument("--optimizer", type=OptimizerSettings, default=OptimizerSettings())
+        parser.add_argument("--generation", type=GenerationSettings, default=GenerationSettings())
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        parser.link_arguments("optimizer", "model.optimizer")
+        parser.link_arguments("generation", "model.generation")
+        for name, source in LINKED.items():
+            parser.link_arguments(source, f"model.{name}")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the command line over its configuration files, over the checkpoint, over the defaults."""
+        assert args is None or isinstance(args, list)
+        argv = sys.argv[1:] if args is None else list(args)
+        command, flags = argv[0] if argv else "", flag_keys(argv[1:])
+        if command == "fit" and not flags & {"config", "ckpt_path"} and not asks_for_help(argv):
+            args = argv = [command, "--config", str(config_folder() / QUICK_START), *argv[1:]]
+        super().parse_arguments(parser, args)
+        command = self.config.subcommand
+        config = self.config[command]
+        stated = flags | {key for path in config.get("config") or [] for key, _ in leaves(read_yaml(path))}
+        if command != "fit" or config.get("ckpt_path") is not None:
+            prefer = "last" if command == "fit" else "best"
+            self.checkpoint, remarks = find_checkpoint(config.get("ckpt_path"), prefer=prefer)
+            print(*remarks, sep="\n", end="\n" * bool(remarks), flush=True)
+            self.saved = read_checkpoint(self.checkpoint, mmap=True).get(CHECKPOINT_KEY) or {}
+            if not self.saved:
+                raise ValueError(f"{self.checkpoint} was not written by 'tslm fit'; give another --ckpt_path.")
+            self._take_over_saved(parser, command, stated)
+        self._settle_budget(flags)
+
+    def _take_over_saved(self, parser: LightningArgumentParser, command: str, stated: set[str]) -> None:
+        """Replace whatever the user has not stated by what the checkpoint was trained with, and print what differs."""
+        options = yaml.safe_load(parser.dump(self.config, skip_link_targets=True, skip_none=False))
+        values = options[command]
+        for name, trained in self.saved["architecture"].items():
+            key = LINKED.get(name, f"model.{name}")
+            if is_stated(key, stated) and get(values, key) != trained:
+                raise ValueError(
+                    f"{key} is {get(values, key)}, but {self.checkpoint} was trained with {trained}; "
+                    f"leave --{key} out, or train a new model without --ckpt_path."
+                )
+            put(values, key, trained)
+        for key, saved in leaves(self.saved["config"]):
+            if key.startswith("model.") or not has(values, key):
+                continue
+            now = get(values, key)
+            if not is_stated(key, stated):
+                put(values, key, saved)
+            elif now != saved and command == "fit" and key not in ("ckpt_path", "config"):
+                print(f"Changed: {key} is {now}; the checkpoint was trained with {saved}.")
+        values["ckpt_path"] = str(self.checkpoint)
+        self.config = parser.parse_object(options)
+
+    def _settle_budget(self, flags: set[str]) -> None:
+        """Let a budget on the command line replace the other kind of budget in a file."""
+        trainer = self.config[self.config.subcommand].trainer
+        on_line = [key for key in BUDGETS if key in flags]
+        if len(on_line) == 1:
+            (other,) = set(BUDGETS) - set(on_line)
+            trainer[other.removeprefix("trainer.")] = None
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: `parse_arguments` has read the checkpoint."""
+
+    def before_instantiate_classes(self) -> None:
+        """Keep trainings apart from everything else: only they get a run directory."""
+        if self.subcommand != "fit":
+            self.config[self.subcommand].trainer.logger = False
+
+    def after_instantiate_classes(self) -> None:
+        """Hand the module the whole configuration, and the data the checkpoint's tokenizer."""
+        dumped = self.parser.dump(self.config, skip_link_targets=True, skip_none=False)
+        self.model.run_config = primitive(yaml.safe_load(dumped)[self.subcommand])
+        if self.saved.get("tokenizer"):
+            self.datamodule.use_tokenizer(tokenizer_from_texts(self.saved["tokenizer"]))
+
+    def after_fit(self) -> None:
+        """Report an interruption in the exit code."""
+        assert isinstance(self.trainer, StepTrainer)
+        self.exit_code = 130 if self.trainer.interrupted_by_user else 0
+
+    def validate(self, **arguments: Any) -> None:
+        """Measure loss, perplexity and bits per byte on the validation text."""
+        self.trainer.validate(**arguments, verbose=False)
+        self._print_figures()
+
+    def test(self, **arguments: Any) -> None:
+        """Measure the same on the test text."""
+        self.trainer.test(**arguments, verbose=False)
+        self._print_figures()
+
+    def predict(self, **arguments: Any) -> None:
+        """Write a story for each prompt, into the checkpoint's run directory and as a table."""
+        batches = self.trainer.predict(**arguments) or []
+        completions = [completion for batch in batches for completion in batch]
+        assert self.checkpoint is not None
+        folder = self.checkpoint.parent.parent if self.checkpoint.parent.name == CHECKPOINTS else self.checkpoint.parent
+        print_predictions(completions)
+        print(f"\nWritten to {write_predictions(completions, folder)}")
+
+    def _print_figures(self) -> None:
+        for name, value in self.trainer.callback_metrics.items():
+            print(f"{name:<24}{float(value):.4f}")
+
+
+def config_folder() -> Path:
+    """Return where the shipped configurations lie: in the project, or in the installed package."""
+    package = Path(__file__).parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def asks_for_help(argv: list[str]) -> bool:
+    """Whether the command line only wants to know something."""
+    return any(arg in ("-h", "--help", "--print_config") or arg.startswith("--print_config=") for arg in argv)
+
+
+def flag_keys(argv: list[str]) -> set[str]:
+    """Return the options that a command line states, without dashes and values."""
+    keys = {arg.lstrip("-").split("=")[0] for arg in argv if arg.startswith("--")}
+    return keys | {"config" for arg in argv if arg == "-c"}
+
+
+def is_stated(key: str, stated: set[str]) -> bool:
+    """Whether an option, a part of it or the group it belongs to is among those stated."""
+    return any(key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.") for other in stated)
+
+
+def read_yaml(path: Any) -> dict[str, Any]:
+    """Read a configuration file that has been parsed without complaint before."""
+    return yaml.safe_load(Path(str(path)).read_text(encoding="utf-8")) or {}
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and the value of every option in a nested configuration."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def has(values: Mapping[str, Any], key: str) -> bool:
+    """Whether a nested configuration has a dotted key."""
+    *groups, name = key.split(".")
+    for group in groups:
+        values = values.get(group) if isinstance(values.get(group), Mapping) else {}  # type: ignore[assignment]
+    return name in values
+
+
+def get(values: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a dotted key."""
+    *groups, name = key.split(".")
+    for group in groups:
+        values = values[group]
+    return values[name]
+
+
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value of a dotted key."""
+    *groups, name = key.split(".")
+    for group in groups:
+        values = values[group]
+    values[name] = value
+
+
+def primitive(config: Any) -> Any:
+    """Return a configuration as JSON would have it: a checkpoint holds nothing that loading would have to run."""
+    return json.loads(json.dumps(config.as_dict() if isinstance(config, Namespace) else config))
