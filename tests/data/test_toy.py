@@ -1,0 +1,187 @@
+"""The embedded corpus: exact probabilities, one derivation per story, and memories that a 5-gram does not have."""
+
+import math
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from tslm.data import toy
+from tslm.data.ngram import KneserNey
+from tslm.data.toy_grammar import Draw, Recall, load_grammar
+
+PIECES = re.compile(r"\w+|[^\w\s]+")  # about what BPE makes of a story
+
+
+@pytest.fixture(scope="module")
+def stories():
+    return toy.sample_stories(5000, seed=1)
+
+
+def test_the_inside_probability_is_the_derivations_so_each_story_has_one_derivation(stories):
+    for story in stories[:1000]:
+        assert toy.story_log_prob(story.text) == pytest.approx(story.log_prob, abs=1e-9), story.text
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: text[:-1],
+        lambda text: text + " ",
+        lambda text: text + "\n",
+        lambda text: text.replace(" ", "  ", 1),
+        lambda text: text.lower(),
+        lambda text: "",
+    ],
+)
+def test_what_the_grammar_cannot_write_has_probability_zero(stories, spoil):
+    for story in stories[:20]:
+        assert toy.story_log_prob(spoil(story.text)) == -math.inf
+
+
+def test_a_name_that_does_not_return_has_probability_zero(stories):
+    spoilt = 0
+    for story in stories[:50]:
+        hero = re.search(r"(?:girl|boy) (?:named|called) ([A-Z]\w+)", story.text)
+        if hero and len(re.findall(rf"\b{hero[1]}\b", story.text)) > 1:
+            head, tail = story.text[: hero.end()], story.text[hero.end() :]
+            assert toy.story_log_prob(head + re.sub(rf"\b{hero[1]}\b", "Ebenezer", tail, count=1)) == -math.inf
+            spoilt += 1
+    assert spoilt > 20
+
+
+def test_the_same_seed_gives_the_same_stories_and_another_seed_others(stories):
+    assert toy.sample_stories(50, seed=1) == stories[:50]
+    others = {story.text for story in toy.sample_stories(1000, seed=2)}
+    assert not others & {story.text for story in stories}
+    assert len({story.text for story in stories}) == len(stories)
+
+
+def test_probabilities_of_every_rule_and_every_list_sum_to_one():
+    rules = load_grammar().rules.values()
+    draws = [part for rule in rules for parts in rule.alternatives for part in parts if isinstance(part, Draw)]
+    for choice in [*rules, *draws]:
+        assert math.fsum(map(math.exp, choice.log_probs)) == pytest.approx(1, abs=1e-12)
+        assert np.allclose(np.cumsum(np.exp(choice.log_probs))[:-1], choice.cumulative, atol=1e-12)
+        assert len(choice.cumulative) == len(choice.log_probs) - 1
+
+
+def test_no_list_and_no_rule_holds_anything_twice():
+    grammar = load_grammar()
+    for rule in grammar.rules.values():
+        assert len(set(rule.alternatives)) == len(rule.alternatives), rule.name
+        for part in (part for parts in rule.alternatives for part in parts if isinstance(part, Draw)):
+            assert len(part.by_text) == len(part.texts), rule.name
+
+
+def test_every_word_is_remembered_before_it_is_repeated():
+    """Walk through all paths of the grammar, keeping only which memories are certain."""
+    grammar = load_grammar()
+
+    def certain_after(part, known):
+        if isinstance(part, Draw):
+            return known | {part.slot}
+        if isinstance(part, Recall):
+            assert part.slot in known
+        if isinstance(part, str | Recall):
+            return known
+        ends = []
+        for parts in part.alternatives:
+            reached = known
+            for inner in parts:
+                reached = certain_after(inner, reached)
+            ends.append(reached)
+        return frozenset.intersection(*ends)
+
+    certain_after(grammar.start, frozenset())
+
+
+def test_choices_are_as_frequent_as_their_probability_says(stories):
+    plots = load_grammar().rules["opening"]
+    expected = math.exp(plots.log_probs[0])  # "Once upon a time, there was ..."
+    count = sum(story.text.startswith("Once upon a time, there was") for story in stories)
+    assert abs(count / len(stories) - expected) < 4 * math.sqrt(expected * (1 - expected) / len(stories))
+
+
+def test_the_entropy_is_the_mean_of_the_log_probabilities_over_other_seeds_too(stories):
+    other = toy.sample_stories(2000, seed=9)
+    means = [np.mean([story.log_prob for story in sample]) for sample in (stories, other)]
+    error = np.std([story.log_prob for story in stories]) * math.sqrt(1 / len(stories) + 1 / len(other))
+    assert abs(means[0] - means[1]) < 4 * error
+    assert 80 < -means[0] < 160
+
+
+def test_stories_are_short(stories):
+    lengths = np.array([len(PIECES.findall(story.text)) for story in stories])
+    assert lengths.min() >= 50
+    assert np.percentile(lengths, 99) <= 140
+    assert lengths.max() < 170
+
+
+def test_the_vocabulary_is_a_few_thousand_words(stories):
+    assert len({word for story in stories for word in re.findall(r"[a-z'-]+", story.text.lower())}) > 1900
+
+
+def test_names_return_30_and_more_words_later(stories):
+    """In most stories several rare words are said again more than 30 pieces after they were last said."""
+    frequency = Counter(word for story in stories for word in set(re.findall(r"\w+", story.text)))
+    returns = []
+    for story in stories[:1000]:
+        pieces = PIECES.findall(story.text)
+        last, far = {}, 0
+        for position, piece in enumerate(pieces):
+            if frequency[piece] < 0.02 * len(stories):
+                far += position - last.get(piece, position) >= 30
+                last[piece] = position
+        returns.append(far)
+    assert np.mean(np.array(returns) >= 1) > 0.8
+    assert np.mean(returns) > 2
+
+
+def test_stories_begin_with_a_capital_and_end_with_a_full_stop(stories):
+    for story in stories:
+        assert re.fullmatch(r'[A-Z][ -~]*[.!?]"?', story.text)
+        assert "  " not in story.text
+        assert " a a" not in story.text
+        assert not re.search(r"\b[Aa] [aeio]", story.text), story.text
+        assert story.text.count('"') % 2 == 0
+
+
+def test_a_5_gram_pays_at_least_1_3_times_the_floor(stories):
+    held_out = toy.sample_stories(300, seed=2)
+    texts = [[*re.findall(r" ?\w+|[^\w]", story.text), toy.END_OF_TEXT] for story in (*stories, *held_out)]
+    number = {word: index for index, word in enumerate(sorted({word for words in texts for word in words}))}
+    ids = [np.array([number[word] for word in words]) for words in texts]
+    model = KneserNey.fit(np.concatenate(ids[: len(stories)]), len(number))
+    nats = -model.log_probs(np.concatenate(ids[len(stories) :])).sum()
+    floor = -sum(story.log_prob for story in held_out)
+    assert nats >= 1.3 * floor
+
+
+def test_write_corpus_ends_every_story_with_a_line_of_its_own(tmp_path, stories):
+    path = tmp_path / "corpus.txt"
+    toy.write_corpus(path, 100, seed=1)
+    expected = "".join(f"{story.text}\n<|endoftext|>\n" for story in stories[:100])
+    assert path.read_bytes() == expected.encode()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "corpus.txt"
+    path.write_text("old")
+
+    def breaks_off(seed):
+        yield toy.Story("Once upon a time, nothing happened.", -1.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(toy, "iter_stories", breaks_off)
+    with pytest.raises(KeyboardInterrupt):
+        toy.write_corpus(path, 10, seed=1)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_fingerprint_is_a_stable_hash():
+    assert re.fullmatch(r"[0-9a-f]{64}", toy.grammar_fingerprint())
+    assert toy.grammar_fingerprint() == toy.grammar_fingerprint()
