@@ -7,13 +7,12 @@ gradient. `adamw_step` is the method itself, in five lines; `_foreach_adamw_step
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import ParamsT
 
 
 class AdamW(Optimizer):
@@ -47,7 +46,7 @@ class AdamW(Optimizer):
 
     def __init__(
         self,
-        params: ParamsT,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,

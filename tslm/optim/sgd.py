@@ -6,12 +6,12 @@ Gradients come in on the parameters, smaller losses go out. `AdamW` next door ha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import overload
+from collections.abc import Callable, Iterable
+from typing import Any, overload
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import ParamsT
 
 
 class SGD(Optimizer):
@@ -30,7 +30,7 @@ class SGD(Optimizer):
         ValueError: lr is negative or not a number.
     """
 
-    def __init__(self, params: ParamsT, lr: float = 1e-3) -> None:
+    def __init__(self, params: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float = 1e-3) -> None:
         if not lr >= 0:
             raise ValueError(f"lr is {lr}, but a learning rate must be 0 or more")
         super().__init__(params, {"lr": lr})
