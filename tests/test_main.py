@@ -132,6 +132,19 @@ def test_main_keeps_the_traceback_of_bugs(body, command):
         main(["try"])
 
 
+@pytest.mark.parametrize(("options", "part"), [
+    ("strategy='telepathy'", "invalid strategy name"), ("accelerator='abacus'", "invalid accelerator name"),
+    ("devices=-7", "devices"),
+])
+def test_main_explains_what_lightning_refuses(options, part, command, capsys):
+    body = f"import lightning.pytorch as pl; pl.Trainer(logger=False, {options})"
+    command(written_in_tslm(f"def run(_):\n    {body}"))
+    assert main(["try"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("tslm: ")
+    assert part in last
+
+
 def test_main_shows_the_traceback_on_request(command, monkeypatch):
     command(written_in_tslm("def run(options):\n    raise ValueError('a sentence')"))
     monkeypatch.setenv("TSLM_TRACEBACK", "1")

@@ -91,6 +91,10 @@ def _complain(sentence: str, code: int = 2) -> int:
     return code
 
 
+# Where Lightning looks at accelerator, devices, strategy and precision; it raises every type of error there.
+_LIGHTNING_CHECKS_OPTIONS = os.path.join("trainer", "connectors", "accelerator_connector.py")
+
+
 def _sentence(error: Exception) -> str | None:
     """Say in one sentence what the user can mend; None for an error that only a traceback explains.
 
@@ -100,18 +104,18 @@ def _sentence(error: Exception) -> str | None:
     kind = type(error).__name__  # by name, where the type itself would cost an import of torch or lightning
     if kind in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in str(error):
         return f"out of memory ({_one_line(error)}): use a smaller batch, a shorter context or a smaller model"
-    if kind == "MisconfigurationException":  # Lightning's, for options that contradict each other
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    if kind == "MisconfigurationException" or any(file.endswith(_LIGHTNING_CHECKS_OPTIONS) for file in files):
         return _one_line(error)
-    if not isinstance(error, ValueError | OSError) or not _is_ours(error):
+    if not isinstance(error, ValueError | OSError) or not _is_ours(error, files):
         return None
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     return _one_line(error)
 
 
-def _is_ours(error: Exception) -> bool:
+def _is_ours(error: Exception, files: list[str]) -> bool:
     """Tell whether the innermost function that is not Python's own belongs to tslm, in this process or a worker."""
-    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     if type(error.__cause__).__name__ == "_RemoteTraceback":  # of concurrent.futures; its text is all that came over
         files = re.findall(r'^  File "(.+?)", line', str(error.__cause__), re.MULTILINE)
     package, standard = os.path.dirname(os.path.abspath(__file__)), sysconfig.get_path("stdlib")
