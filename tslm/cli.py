@@ -33,7 +33,6 @@ from tslm.training.trainer import StepTrainer
 QUICK_START = "quickstart.yaml"
 HARMLESS = (  # warnings of Lightning's that no user of ours can act upon
     "LightningCLI's args parameter is intended",
-    "Experiment logs directory .* exists and is not empty",  # the configuration lies there already, and nothing else
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
     "The `.*dataloader` does not have many workers",
 )

@@ -90,11 +90,19 @@ class LanguageModule(pl.LightningModule):
 
     def predict_step(self, batch: list[str], batch_idx: int) -> list[Completion]:
         """Continue each prompt of a batch."""
+        return self.tell(batch, seed_offset=batch_idx)  # or batches would repeat each other's draws
+
+    def tell(self, prompts: list[str], seed_offset: int = 0) -> list[Completion]:
+        """Continue each prompt as the generation settings say.
+
+        Raises:
+            ValueError: if the module has not been given its tokenizer.
+        """
         if self.tokenizer is None:
-            raise ValueError("predict needs the tokenizer that the model was trained with; give --ckpt_path.")
+            raise ValueError("Telling stories needs the tokenizer that the model was trained with; give --ckpt_path.")
         options = asdict(self.generation_settings)
-        options["seed"] += batch_idx  # batches must not repeat each other's draws
-        return complete(self.model, self.tokenizer, batch, **options)
+        options["seed"] += seed_offset
+        return complete(self.model, self.tokenizer, prompts, **options)
 
     def configure_optimizers(self) -> Any:
         """Return AdamW with a LambdaLR around the cosine schedule, which spans the trainer's budget."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import lightning.pytorch as pl
 
 from tslm.data.datamodule import TextDataModule
-from tslm.generation import Completion, complete
+from tslm.generation import Completion
 from tslm.loops.lightning import StepCallback
 from tslm.training.checkpoint import replace_atomically
 from tslm.training.floor import FloorReport, measure_floor
@@ -53,7 +53,7 @@ class RunSummary(StepCallback):
         if stopped:
             print(stopped_text(summary, trainer.max_steps), flush=True)
             return
-        stories = [] if pl_module.tokenizer is None else sample(pl_module, self.prompts)
+        stories = [] if pl_module.tokenizer is None else pl_module.tell(self.prompts)
         print(summary_text(summary, floor, stories), flush=True)
 
     def summarize(self, trainer: pl.Trainer, floor: FloorReport | None) -> dict[str, Any]:
@@ -101,12 +101,6 @@ def floor_of(trainer: pl.Trainer, module: LanguageModule) -> FloorReport | None:
         return None
     with trainer.precision_plugin.forward_context():
         return measure_floor(module.model, module.tokenizer, stories, data.train_tokens.ids)
-
-
-def sample(module: LanguageModule, prompts: list[str]) -> list[Completion]:
-    """Draw a story for each prompt."""
-    assert module.tokenizer is not None
-    return complete(module.model, module.tokenizer, prompts, 250, temperature=0.8, top_p=0.95, seed=0)
 
 
 def summary_text(summary: dict[str, Any], floor: FloorReport | None, stories: list[Completion]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -137,7 +138,18 @@ def with_defaults(callbacks: list[pl.Callback], progress: bool) -> list[pl.Callb
 def run_loggers(root: str) -> list[pl.loggers.Logger]:
     """Return the TensorBoard and CSV loggers of a new run directory ``lightning_logs/version_N``."""
     board = TensorBoardLogger(root, name=RUNS)
-    return [board, CSVLogger(root, name=RUNS, version=board.version)]
+    return [board, MetricsFile(root, name=RUNS, version=board.version)]
+
+
+class MetricsFile(CSVLogger):
+    """metrics.csv in a run directory that others write to as well, which CSVLogger by itself warns of."""
+
+    @property
+    def experiment(self) -> Any:
+        """The writer, opened at its first use."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Experiment logs directory")
+            return super().experiment
 
 
 def auto_precision(accelerator: str) -> Literal["32-true", "bf16-mixed"]:

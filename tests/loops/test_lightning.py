@@ -1,0 +1,175 @@
+"""The step loop inside Lightning: the attributes it relies on, its boundaries, exact resumption, and its plain twin."""
+
+import inspect
+import os
+import signal
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.trainer import call
+
+from tslm.data import TextDataModule
+from tslm.loops.bare import BareDriver, train
+from tslm.loops.lightning import StepCallback
+from tslm.loops.step import Cadence
+from tslm.training import GenerationSettings, LanguageModule, OptimizerSettings, StepTrainer
+
+
+@pytest.fixture
+def data(story_file, cache_dir):
+    def make():
+        return TextDataModule(
+            train_files=[str(story_file)], cache_dir=str(cache_dir), vocab_size=300, context_length=32, batch_size=4,
+            num_workers=1,
+        )
+    return make
+
+
+def make_module():
+    torch.manual_seed(0)
+    return LanguageModule(
+        300, 32, 16, 2, 2, 32, optimizer=OptimizerSettings(lr=1e-2, weight_decay=0.1),
+        generation=GenerationSettings(max_new_tokens=4),
+    )
+
+
+def make_trainer(folder, max_steps, **options):
+    return StepTrainer(
+        max_steps=max_steps, precision="32-true", default_root_dir=str(folder), accelerator="cpu", devices=1,
+        enable_progress_bar=False, limit_val_batches=2, **options,
+    )
+
+
+def fit(folder, data, max_steps, ckpt_path=None, **options):
+    module = make_module()
+    trainer = make_trainer(folder, max_steps, **options)
+    trainer.fit(module, datamodule=data(), ckpt_path=ckpt_path)
+    return module, trainer
+
+
+def weights(module):
+    return torch.cat([weight.flatten() for weight in module.state_dict().values()])
+
+
+def test_lightning_still_has_every_protected_attribute_that_the_step_loop_uses():
+    loop = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu").fit_loop
+    assert isinstance(loop, _FitLoop)
+    assert isinstance(loop.epoch_loop, _TrainingEpochLoop)
+    for name in (
+        "run", "reset", "on_run_start", "advance", "on_iteration_done", "_should_accumulate", "_should_check_val_fx",
+        "global_step", "max_steps", "val_loop", "_batches_that_stepped", "batch_progress", "automatic_optimization",
+    ):
+        assert hasattr(loop.epoch_loop, name), name
+    assert list(inspect.signature(_TrainingEpochLoop.run).parameters) == ["self", "data_fetcher"]
+    assert list(inspect.signature(_TrainingEpochLoop.advance).parameters) == ["self", "data_fetcher"]
+    assert hasattr(loop.trainer._logger_connector, "_first_loop_iter")
+    assert callable(call._call_lightning_module_hook)
+    source = inspect.getsource(_FitLoop.advance)
+    assert "self.epoch_loop.run(self._data_fetcher)" in source
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_twenty_steps_are_bit_identical_with_lightning_and_without(tmp_path, data, accumulate):
+    module, _ = fit(tmp_path, data, 20, accumulate_grad_batches=accumulate, val_every_n_steps=7)
+    plain, plain_data = make_module(), data()
+    plain_data.setup("fit")
+    made = plain.make_optimizer(20)
+    windows = plain_data.windows
+    batches = (windows.batch(index, 4) for index in range(20 * accumulate))
+    driver = BareDriver(plain, made["optimizer"], made["lr_scheduler"]["scheduler"], batches, accumulate=accumulate)
+    before = weights(plain)
+    train(driver, 20, Cadence(log=5))
+    assert torch.equal(weights(module), weights(plain))
+    assert not torch.equal(before, weights(plain))
+
+
+class Boundaries(StepCallback):
+    def __init__(self):
+        self.events = []
+
+    def on_validation_end(self, trainer, pl_module):
+        self.events.append(("validate", trainer.global_step))
+
+    def on_step_log(self, trainer, pl_module, step):
+        self.events.append(("log", step))
+
+    def on_step_save(self, trainer, pl_module, step):
+        self.events.append(("save", step))
+
+
+def test_boundaries_count_optimizer_steps_and_not_micro_batches(tmp_path, data):
+    seen = Boundaries()
+    fit(tmp_path, data, 6, accumulate_grad_batches=3, val_every_n_steps=4, log_every_n_steps=3, callbacks=[seen])
+    assert seen.events == [
+        ("log", 3), ("validate", 4), ("log", 4), ("save", 4), ("validate", 6), ("log", 6), ("save", 6),
+    ]
+
+
+@pytest.mark.parametrize("stop", [2, 3, 5])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, data, stop):
+    options = {"accumulate_grad_batches": 2, "val_every_n_steps": 3, "save_every_n_steps": 1, "log_every_n_steps": 2}
+    whole, _ = fit(tmp_path / "whole", data, 8, **options)
+
+    class StopAt(StepCallback):
+        def on_step_log(self, trainer, pl_module, step):
+            trainer.should_stop = step >= stop
+
+    _, first = fit(tmp_path / "part", data, 8, callbacks=[StopAt()], **(options | {"log_every_n_steps": 1}))
+    assert first.global_step == stop
+    last = next((tmp_path / "part").rglob("last.ckpt"))
+    resumed, trainer = fit(tmp_path / "part", data, 8, ckpt_path=str(last), **options)
+    assert trainer.global_step == 8
+    assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_a_run_that_is_extended_goes_on_with_the_longer_schedule(tmp_path, data):
+    fit(tmp_path, data, 4)
+    last = next(tmp_path.rglob("last.ckpt"))
+    _, trainer = fit(tmp_path, data, 10, ckpt_path=str(last))
+    assert trainer.global_step == 10
+    rate = OptimizerSettings(lr=1e-2).schedule(10)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(rate(10), abs=1e-12)
+
+
+def test_a_spent_budget_is_said(tmp_path, data):
+    fit(tmp_path, data, 3)
+    last = next(tmp_path.rglob("last.ckpt"))
+    with pytest.raises(ValueError, match="is at step 3 and the budget is 3 steps"):
+        fit(tmp_path, data, 3, ckpt_path=str(last))
+
+
+class Press(StepCallback):
+    """Presses Ctrl-C while a step is running."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_ends_behind_a_whole_step_that_is_saved(tmp_path, data, capsys):
+    before = signal.getsignal(signal.SIGINT)
+    _, trainer = fit(tmp_path, data, 50, callbacks=[Press()])
+    assert trainer.global_step == 3
+    assert trainer.interrupted_by_user
+    assert signal.getsignal(signal.SIGINT) is before
+    out = capsys.readouterr().out
+    assert "finishing this step and saving" in out
+    assert "Stopped at step 3 of 50" in out
+    assert [path.name for path in sorted(tmp_path.rglob("*.ckpt"))] == ["last.ckpt", "step-00000003.ckpt"]
+
+
+def test_a_diverged_step_stops_before_it_reaches_the_weights(tmp_path, data):
+    class Poison(StepCallback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == 2:
+                with torch.no_grad():
+                    pl_module.model.ln_final.weight.fill_(float("nan"))
+
+    with pytest.raises(ValueError, match=r"gradient norm is nan at optimizer step 3"):
+        fit(tmp_path, data, 5, callbacks=[Poison()], save_every_n_steps=1)
+    kept = torch.load(next(tmp_path.rglob("last.ckpt")), weights_only=True)
+    assert kept["global_step"] == 2
+    assert all(torch.isfinite(weight).all() for weight in kept["state_dict"].values())
