@@ -1,0 +1,28 @@
+"""Text to token ids on disk: byte-level BPE, trained, applied and stored. Nothing here needs torch.
+
+In reading order: `pretokenize` (text to words), `corpus` (files to blocks), `lexicon` (words to numbers), `count` and
+`train` (words to merges), `pieces` and `blocks` (merges to ids), `bpe` (the `Tokenizer`), `files`, `encode` and
+`tokenfile`.
+"""
+
+from tslm.tokenizer.bpe import Tokenizer
+from tslm.tokenizer.corpus import Span, split_tail
+from tslm.tokenizer.count import count_pretokens
+from tslm.tokenizer.encode import encode_files
+from tslm.tokenizer.files import tokenizer_from_texts, tokenizer_texts
+from tslm.tokenizer.tokenfile import TokenFile, TokenFileWriter
+from tslm.tokenizer.train import merge_pretokens, train_bpe
+
+__all__ = [
+    "Span",
+    "TokenFile",
+    "TokenFileWriter",
+    "Tokenizer",
+    "count_pretokens",
+    "encode_files",
+    "merge_pretokens",
+    "split_tail",
+    "tokenizer_from_texts",
+    "tokenizer_texts",
+    "train_bpe",
+]

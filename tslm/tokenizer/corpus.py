@@ -1,0 +1,245 @@
+"""Reads text files as one long text and cuts it into parts that can be tokenized apart.
+
+Paths come in (or `Span`s, byte ranges of files); byte ranges for workers and blocks of checked UTF-8 go out. Several
+files count as one text, their bytes one behind the other, so a pre-token may begin in one file and end in the next. All
+cuts are safe ones: the parts have the same pre-tokens and special tokens apart as together.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+from tslm.tokenizer.pretokenize import safe_cuts
+
+BLOCK_BYTES = 1 << 18  # a block with its arrays (a few bytes per byte of text) stays within a core's second-level cache
+_WINDOW = 1 << 9  # how much is searched for a cut at first; the search doubles it
+
+
+class Span(NamedTuple):
+    """The bytes `start` to `stop` (exclusive) of a file."""
+
+    path: str | os.PathLike[str]
+    start: int
+    stop: int
+
+
+TextInput: TypeAlias = str | os.PathLike[str] | Span | Sequence[str | os.PathLike[str] | Span]
+
+
+class Corpus:
+    """One text that lies in one or more files or parts of files.
+
+    Args:
+        source: A path, a `Span`, or several of them in the order of the text.
+
+    Raises:
+        FileNotFoundError: A file does not exist.
+        ValueError: A file or span is empty or reaches past the end of its file, or there is none at all.
+    """
+
+    def __init__(self, source: TextInput) -> None:
+        parts = [source] if isinstance(source, str | os.PathLike | Span) else source
+        self.spans = [_checked_span(part) for part in parts]
+        if not self.spans:
+            raise ValueError("no input file was given; name at least one text file")
+        self._ends = list(accumulate(span.stop - span.start for span in self.spans))
+        self.size = self._ends[-1]
+
+    def between(self, start: int, stop: int) -> list[Span]:
+        """Return the parts of files that hold the bytes `start` to `stop` of the whole text."""
+        spans = []
+        for index in range(bisect_right(self._ends, start), len(self.spans)):
+            path, first, last = self.spans[index]
+            offset = self._ends[index] - last  # from a position in this file to one in the whole text
+            if first + offset >= stop:
+                break
+            spans.append(Span(path, max(first, start - offset), min(last, stop - offset)))
+        return spans
+
+    def split(self, size: int, special_tokens: Sequence[bytes] = ()) -> Iterator[list[Span]]:
+        """Cut the text into parts of about `size` bytes that can be tokenized apart; only the borders are read."""
+        start = 0
+        while start < self.size:
+            stop = self._cut_after(start + size, special_tokens)
+            yield self.between(start, stop)
+            start = stop
+
+    def _cut_after(self, position: int, special_tokens: Sequence[bytes]) -> int:
+        """Return the first safe cut a little behind `position`, or the end of the text."""
+        margin = max(map(len, special_tokens), default=1) - 1
+        window = _WINDOW
+        while position < self.size:
+            begin, end = max(0, position - margin), min(self.size, position + window + margin + 1)
+            text, skipped = _whole_characters(b"".join(map(_read, self.between(begin, end))))
+            try:
+                cuts = usable_cuts(text, special_tokens)
+            except UnicodeDecodeError:  # whoever reads this part in full will name the byte
+                cuts = iter(())
+            if (cut := next(cuts, None)) is not None:
+                return begin + skipped + cut
+            position, window = position + window, window * 2
+        return self.size
+
+
+def read_pieces(spans: Iterable[Span], size: int = BLOCK_BYTES) -> Iterator[bytes]:
+    """Read byte ranges in pieces of whole characters, checking that each file is UTF-8.
+
+    Raises:
+        ValueError: A byte is not UTF-8; the sentence names the file and the byte's offset in it.
+    """
+    for path, start, stop in spans:
+        with open(path, "rb") as file:
+            file.seek(start)
+            rest = b""
+            while start < stop:
+                fresh = file.read(min(size, stop - start))
+                if not fresh:
+                    raise ValueError(f"{path} became shorter while it was read: {stop - start:,} bytes are missing")
+                start += len(fresh)
+                piece = rest + fresh
+                rest = b""
+                if not piece.isascii():
+                    try:
+                        piece.decode()
+                    except UnicodeDecodeError as error:
+                        if error.reason != "unexpected end of data" or start == stop:
+                            offset = start - len(piece) + error.start
+                            raise ValueError(
+                                f"{path} is not UTF-8: byte 0x{piece[error.start]:02x} at offset {offset}; convert the "
+                                "file, for example with `iconv -f latin1 -t utf-8`, or remove the byte"
+                            ) from None
+                        piece, rest = piece[: error.start], piece[error.start :]
+                yield piece
+
+
+def cut_blocks(pieces: Iterable[bytes], special_tokens: Sequence[bytes], size: int = BLOCK_BYTES) -> Iterator[bytes]:
+    """Regroup a text that arrives in pieces of any kind into blocks that can be tokenized apart.
+
+    A block is handed out as soon as `size` bytes are held and there is a safe cut; without one (a megabyte of one
+    letter) the pieces are held until there is. The first blocks are smaller, so that a slow source yields something
+    soon.
+    """
+    slices = (piece[at : at + size] for piece in pieces for at in range(0, len(piece), size))
+    held: list[bytes] = []
+    held_bytes, wanted, usual = 0, min(64, size), min(64, size)
+    for piece in slices:
+        held.append(piece)
+        held_bytes += len(piece)
+        if held_bytes < wanted:
+            continue
+        text = b"".join(held)
+        if cut := _last_cut(text, special_tokens):
+            yield text[:cut]
+            text = text[cut:]
+            usual = min(2 * usual, size)
+            wanted = usual
+        else:
+            wanted = 2 * len(text)  # searching the same bytes again after every piece would be quadratic
+        held, held_bytes = [text], len(text)
+    if held_bytes:
+        yield b"".join(held)
+
+
+def usable_cuts(text: bytes, special_tokens: Sequence[bytes], backwards: bool = False) -> Iterator[int]:
+    """Yield the safe cuts of a text at which no special token lies across, whatever comes before and behind the text.
+
+    Raises:
+        UnicodeDecodeError: The text is not UTF-8.
+    """
+    longest = max(map(len, special_tokens), default=1)
+    cuts = safe_cuts(text)
+    cuts = cuts[(cuts >= longest - 1) & (cuts <= len(text) - longest + 1)]
+    for cut in map(int, cuts[::-1] if backwards else cuts):
+        if not any(token in text[cut - len(token) + 1 : cut + len(token) - 1] for token in special_tokens):
+            yield cut
+
+
+def _last_cut(text: bytes, special_tokens: Sequence[bytes]) -> int | None:
+    """Return the last usable cut of a text, looking at more and more of its end."""
+    window = _WINDOW
+    while True:
+        tail, skipped = _whole_characters(text[-window:])
+        cut = next(usable_cuts(tail, special_tokens, backwards=True), None)
+        if cut is not None:
+            return len(text) - min(window, len(text)) + skipped + cut
+        if window >= len(text):
+            return None
+        window *= 4
+
+
+def split_tail(
+    path: str | os.PathLike[str], separator: bytes, fraction: float, max_bytes: int
+) -> tuple[Span, Span]:
+    """Divide a file into a first part and a tail of whole documents, of about `fraction` of it and at most `max_bytes`.
+
+    The cut lies behind a separator and the line break that follows it; where the tail would hold no separator, behind a
+    line break; where it would hold none of these either, between two characters.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: One of the parts would be empty.
+    """
+    whole = _checked_span(path)
+    earliest = max(whole.stop - min(int(whole.stop * fraction), max_bytes), 1)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        for border in filter(None, (separator, b"\n")):
+            at = text.find(border, max(0, earliest - len(border)))
+            while at != -1:
+                cut = at + len(border)
+                while border != b"\n" and text[cut : cut + 1] in (b"\r", b"\n"):
+                    cut += 1
+                if earliest <= cut < whole.stop:
+                    return Span(path, 0, cut), Span(path, cut, whole.stop)
+                at = text.find(border, at + 1)
+        cut = earliest
+        while cut < whole.stop and text[cut] & 0xC0 == 0x80:
+            cut += 1
+    if cut >= whole.stop:
+        raise ValueError(
+            f"{path} has {whole.stop:,} bytes, of which a fraction of {fraction} (at most {max_bytes:,} bytes) leaves "
+            "nothing to hold out; give a longer file, a larger fraction or a file of its own for validation"
+        )
+    return Span(path, 0, cut), Span(path, cut, whole.stop)
+
+
+def _checked_span(part: str | os.PathLike[str] | Span) -> Span:
+    """Return a non-empty span inside an existing file; a path means all of it."""
+    path = Path(part.path if isinstance(part, Span) else part)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; check the name (the present folder is {Path.cwd()})")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name the text files in it")
+    size = path.stat().st_size
+    if size == 0:
+        raise ValueError(f"{path} is empty; give a file that holds text")
+    span = part if isinstance(part, Span) else Span(part, 0, size)
+    if not 0 <= span.start < span.stop <= size:
+        raise ValueError(f"bytes {span.start} to {span.stop} of {path} are no part of a file of {size:,} bytes")
+    return span
+
+
+def _read(span: Span) -> bytes:
+    with open(span.path, "rb") as file:
+        file.seek(span.start)
+        return file.read(span.stop - span.start)
+
+
+def _whole_characters(text: bytes) -> tuple[bytes, int]:
+    """Remove the parts of characters that were cut at both ends; also return how much went at the beginning."""
+    first = 0
+    while first < min(3, len(text)) and text[first] & 0xC0 == 0x80:
+        first += 1
+    last = len(text)
+    for back in range(1, min(4, len(text)) + 1):
+        lead = text[-back]
+        if lead & 0xC0 != 0x80:
+            width = 1 if lead < 0x80 else 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
+            last -= back if width > back else 0
+            break
+    return text[first:last], first

@@ -1,0 +1,181 @@
+"""Reads and writes tokenizers as text: vocab.json and merges.txt in GPT-2's form, and a small tokenizer_config.json.
+
+A `Tokenizer` comes in and `{file name: text}` goes out, or the other way round; folders and checkpoints hold those
+texts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from tslm.tokenizer.bpe import Tokenizer
+
+VOCAB, MERGES, CONFIG = "vocab.json", "merges.txt", "tokenizer_config.json"
+
+
+def tokenizer_texts(tokenizer: Tokenizer) -> dict[str, str]:
+    """Return the texts of vocab.json, merges.txt and tokenizer_config.json.
+
+    Special tokens stand in the vocabulary, and with their ids under `added_tokens_decoder` in the config.
+
+    Raises:
+        ValueError: The vocabulary has one token under two ids.
+    """
+    special_ids = set(tokenizer.special_ids.values())
+    vocab: dict[str, int] = {}
+    # Special tokens last: where one equals an ordinary token, the config alone holds its id.
+    for id_, token in sorted(tokenizer.vocab.items(), key=lambda item: (item[0] in special_ids, item[0])):
+        name = _bytes_to_text(token)
+        if id_ not in special_ids and name in vocab:
+            raise ValueError(
+                f"the vocabulary has the token {token!r} under the ids {vocab[name]} and {id_}; keep one of them"
+            )
+        vocab.setdefault(name, id_)
+    vocab = dict(sorted(vocab.items(), key=lambda item: item[1]))
+    merges = [f"{_bytes_to_text(left)} {_bytes_to_text(right)}" for left, right in tokenizer.merges]
+    config = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "added_tokens_decoder": {
+            str(id_): {"content": token, "special": True, "normalized": False, "lstrip": False, "rstrip": False,
+                       "single_word": False}
+            for token, id_ in tokenizer.special_ids.items()
+        },
+    }
+    return {
+        VOCAB: json.dumps(vocab, ensure_ascii=False, indent=0) + "\n",
+        MERGES: "\n".join(["#version: 0.2", *merges]) + "\n",
+        CONFIG: json.dumps(config, ensure_ascii=False, indent=2) + "\n",
+    }
+
+
+def tokenizer_from_texts(texts: Mapping[str, str], place: str = "the tokenizer") -> Tokenizer:
+    """Build the tokenizer that `tokenizer_texts` described; a missing tokenizer_config.json means no special tokens.
+
+    Args:
+        texts: Text of each file, by its name.
+        place: Where the texts come from, for error messages.
+
+    Raises:
+        ValueError: One of the texts is not in the form that `tokenizer_texts` gives.
+    """
+    vocab = _parse_vocab(texts[VOCAB], f"{VOCAB} of {place}")
+    merges = _parse_merges(texts[MERGES], f"{MERGES} of {place}")
+    special_tokens = []
+    if CONFIG in texts:
+        try:
+            added = json.loads(texts[CONFIG]).get("added_tokens_decoder", {})
+            for id_, token in added.items():
+                vocab[int(id_)] = token["content"].encode()
+                special_tokens.append(token["content"])
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"{CONFIG} of {place} is not in the expected form ({error!r}); save the tokenizer again"
+            ) from None
+    return Tokenizer(vocab, merges, special_tokens)
+
+
+def read_files(
+    vocab_path: str | os.PathLike[str], merges_path: str | os.PathLike[str], special_tokens: Sequence[str] | None
+) -> Tokenizer:
+    """Read a vocabulary and merges from two files; `Tokenizer.from_files` documents it."""
+    return Tokenizer(
+        _parse_vocab(_read(vocab_path), str(vocab_path)), _parse_merges(_read(merges_path), str(merges_path)),
+        special_tokens
+    )
+
+
+def read_dir(path: str | os.PathLike[str]) -> Tokenizer:
+    """Read a tokenizer from a folder; `Tokenizer.from_dir` documents it."""
+    folder = Path(path)
+    texts = {name: _read(folder / name) for name in (VOCAB, MERGES)}
+    if (folder / CONFIG).exists():
+        texts[CONFIG] = _read(folder / CONFIG)
+    return tokenizer_from_texts(texts, str(path))
+
+
+def write_dir(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
+    """Write a tokenizer into a folder; `Tokenizer.save` documents it."""
+    texts = tokenizer_texts(tokenizer)
+    folder = Path(path)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        for name, text in texts.items():
+            (fresh / name).write_text(text, encoding="utf-8", newline="\n")
+        fresh.chmod(0o755)  # mkdtemp lets nobody else in
+        try:
+            fresh.replace(folder)
+        except OSError:  # the folder exists and holds something: replace the files one by one
+            folder.mkdir(exist_ok=True)
+            for name in texts:
+                (fresh / name).replace(folder / name)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+@cache
+def byte_to_unicode() -> dict[int, str]:
+    """Return GPT-2's printable character for each byte.
+
+    Bytes that are printable Latin-1 characters stand for themselves; the other 68, in order, become U+0100, U+0101,
+    ...: so the space is Ġ and the line feed Ċ.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + n) for n, byte in enumerate(others)}
+
+
+def _bytes_to_text(token: bytes) -> str:
+    return "".join(map(byte_to_unicode().__getitem__, token))
+
+
+@cache
+def _unicode_to_byte() -> dict[str, int]:
+    return {character: byte for byte, character in byte_to_unicode().items()}
+
+
+def _text_to_bytes(text: str) -> bytes:
+    try:
+        return bytes(map(_unicode_to_byte().__getitem__, text))
+    except KeyError:  # other programs write special tokens as they are, spaces included
+        return text.encode()
+
+
+def _parse_vocab(text: str, place: str) -> dict[int, bytes]:
+    try:
+        return {int(id_): _text_to_bytes(token) for token, id_ in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{place} is not a JSON object of tokens and their ids: {error}") from None
+
+
+def _parse_merges(text: str, place: str) -> list[tuple[bytes, bytes]]:
+    merges = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        line = line.removesuffix("\r")
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        left, space, right = line.partition(" ")
+        if not (left and space and right) or " " in right:
+            raise ValueError(
+                f"line {number} of {place} is {line!r}; it should hold two tokens with one space between them"
+            )
+        merges.append((_text_to_bytes(left), _text_to_bytes(right)))
+    return merges
+
+
+def _read(path: str | os.PathLike[str]) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} does not exist; a tokenizer's folder holds {VOCAB} and {MERGES}, as `train-tokenizer` writes them"
+        ) from None
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise ValueError(f"{path} is not UTF-8: byte 0x{byte:02x} at offset {error.start}; save it again") from None

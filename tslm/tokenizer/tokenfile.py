@@ -1,0 +1,213 @@
+"""Token files: the ids of a text as a plain array on disk, and a JSON sidecar that says what they are.
+
+Arrays of ids come in through `TokenFileWriter`; `TokenFile.open` gives them back as a memory map, after checking that
+they are what was written. Loading one never runs code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FORMAT = 1
+_CHUNK = 1 << 22  # ids per step of a scan, so that the largest file needs no memory
+
+
+class TokenFile:
+    """A file of token ids; `open` makes one.
+
+    Attributes:
+        path: Where the ids lie; the sidecar lies at the same path with `.json` behind it.
+        vocab_size: Every id is below it.
+        dtype: uint16 for vocabularies of up to 65,536 entries, else uint32, little-endian.
+        tokenizer_hash: `Tokenizer.hash` of the tokenizer that made the ids.
+        source_bytes: The size of the text.
+        special_ids: The id of each special token.
+    """
+
+    def __init__(self, path: Path, sidecar: dict[str, Any]) -> None:
+        self.path = path
+        self.vocab_size: int = sidecar["vocab_size"]
+        self.dtype: np.dtype[Any] = np.dtype(sidecar["dtype"])
+        self.tokenizer_hash: str = sidecar["tokenizer_hash"]
+        self.source_bytes: int = sidecar["source_bytes"]
+        self.special_ids: dict[str, int] = sidecar["special_ids"]
+        self._count: int = sidecar["count"]
+        self._sha256: str = sidecar["sha256"]
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> TokenFile:
+        """Open a token file after checking it against its sidecar.
+
+        Size and dtype are always checked. The content is, if the file's time of change is not the one that was written
+        down: so a file just written, or opened before, opens at once however large it is, and one that was copied or
+        changed is read through. `verify` reads it in any case.
+
+        Raises:
+            FileNotFoundError: The file or its sidecar does not exist.
+            ValueError: The two do not belong together, or the sidecar is not one.
+        """
+        path = Path(path)
+        sidecar_path = _sidecar_path(path)
+        for needed, what in ((path, "token file"), (sidecar_path, "sidecar of a token file")):
+            if not needed.is_file():
+                raise FileNotFoundError(f"{needed}, a {what}, does not exist; encode the text again with `tokenize`")
+        try:
+            sidecar = json.loads(sidecar_path.read_text(encoding="utf-8"))
+            if sidecar["format"] != FORMAT:
+                raise ValueError(f"its format is {sidecar['format']}, this program reads format {FORMAT}")
+            file = cls(path, sidecar)
+            if file.dtype != dtype_for(file.vocab_size):
+                raise ValueError(f"its dtype is {file.dtype}, that of a vocabulary of {file.vocab_size} is not")
+            written_at = int(sidecar["mtime_ns"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{sidecar_path} is no valid sidecar of a token file ({error}); encode the text again"
+            ) from None
+        stat = path.stat()
+        if stat.st_size != len(file) * file.dtype.itemsize:
+            raise ValueError(
+                f"{path} has {stat.st_size:,} bytes, but its sidecar names {len(file):,} ids of {file.dtype.itemsize} "
+                "bytes; the file is damaged, encode the text again"
+            )
+        if stat.st_mtime_ns != written_at:
+            file.verify()
+            with contextlib.suppress(OSError):  # a read-only folder: the content is read through again next time
+                _write_sidecar(path, sidecar | {"mtime_ns": stat.st_mtime_ns})
+        return file
+
+    def __len__(self) -> int:
+        return self._count
+
+    @cached_property
+    def ids(self) -> npt.NDArray[np.unsignedinteger[Any]]:
+        """The ids, as a read-only memory map; the first use checks that none is outside the vocabulary.
+
+        Raises:
+            ValueError: An id is not below `vocab_size`; the sentence names it and its position.
+        """
+        ids = self._map()
+        for start in range(0, len(ids), _CHUNK):
+            chunk = ids[start : start + _CHUNK]
+            if chunk.max() >= self.vocab_size:
+                position = int(np.argmax(chunk >= self.vocab_size))
+                raise ValueError(
+                    f"{self.path} holds the id {chunk[position]} at position {start + position:,}, but its vocabulary "
+                    f"has {self.vocab_size} entries; encode the text again"
+                )
+        return ids
+
+    def verify(self) -> None:
+        """Read the whole file and compare its SHA-256 with the sidecar's.
+
+        Raises:
+            ValueError: They differ.
+        """
+        digest = hashlib.sha256()
+        ids = self._map()
+        for start in range(0, len(ids), _CHUNK):
+            digest.update(ids[start : start + _CHUNK].data)
+        if digest.hexdigest() != self._sha256:
+            raise ValueError(
+                f"{self.path} was changed since it was written (its SHA-256 differs); encode the text again"
+            )
+
+    def _map(self) -> npt.NDArray[np.unsignedinteger[Any]]:
+        if len(self) == 0:
+            return np.empty(0, self.dtype)  # nothing to map
+        return np.memmap(self.path, self.dtype, "r")
+
+
+class TokenFileWriter:
+    """Writes a token file piece by piece; the file and its sidecar appear when the `with` block ends without an error.
+
+    Example:
+        >>> with TokenFileWriter("story.bin", vocab_size=10_000, tokenizer_hash=tokenizer.hash) as writer:
+        ...     writer.append(np.array(tokenizer.encode("Once upon a time")))
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        vocab_size: int,
+        tokenizer_hash: str,
+        source_bytes: int = 0,
+        special_ids: dict[str, int] | None = None,
+    ) -> None:
+        self._path = Path(path)
+        self._dtype = dtype_for(vocab_size)
+        self._sidecar: dict[str, Any] = {
+            "format": FORMAT,
+            "dtype": self._dtype.str,
+            "vocab_size": vocab_size,
+            "tokenizer_hash": tokenizer_hash,
+            "source_bytes": source_bytes,
+            "special_ids": special_ids or {},
+        }
+        self._count = 0
+        self._digest = hashlib.sha256()
+
+    def __enter__(self) -> TokenFileWriter:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._unfinished = _temporary(self._path)
+        self._file = open(self._unfinished, "wb")
+        return self
+
+    def append(self, ids: npt.NDArray[np.integer[Any]]) -> None:
+        """Write ids behind those that are there."""
+        data = np.ascontiguousarray(ids, self._dtype).data
+        self._file.write(data)
+        self._digest.update(data)
+        self._count += len(data)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._file.close()
+            if kind is None:
+                _sidecar_path(self._path).unlink(missing_ok=True)  # an old one must never describe the new ids
+                self._unfinished.replace(self._path)
+                _write_sidecar(
+                    self._path,
+                    self._sidecar
+                    | {
+                        "count": self._count,
+                        "sha256": self._digest.hexdigest(),
+                        "mtime_ns": self._path.stat().st_mtime_ns,
+                    },
+                )
+        finally:
+            self._unfinished.unlink(missing_ok=True)
+
+
+def dtype_for(vocab_size: int) -> np.dtype[Any]:
+    """Return the smallest integer type for the ids of a vocabulary: two bytes hold 65,536 of them."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+def _sidecar_path(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _write_sidecar(path: Path, sidecar: dict[str, Any]) -> None:
+    target = _sidecar_path(path)
+    unfinished = _temporary(target)
+    try:
+        unfinished.write_text(json.dumps(sidecar, indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
