@@ -1,0 +1,81 @@
+import os
+import re
+
+import pytest
+
+from tslm.__main__ import main
+from tslm.tokenizer import TokenFile, Tokenizer
+
+TEXT = "The cat sat on the mat.\nThe mat was flat.<|endoftext|>\nA café at the end.\n" * 20
+
+
+@pytest.fixture
+def text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "b.txt").write_text("Another file.\n" * 30, encoding="utf-8")
+
+
+def train(*words):
+    return main(["train-tokenizer", "--input", "a.txt", "b.txt", "--num_workers", "1", *words])
+
+
+def tokenize(*words):
+    return main(["tokenize", "--input", "a.txt", "b.txt", "--num_workers", "1", *words])
+
+
+def test_commands_make_a_tokenizer_and_a_token_file(text, capsys, tmp_path):
+    assert train("--vocab_size", "280", "--output", "new/tokenizer") == 0
+    assert re.search(r"^new/tokenizer: 280 tokens, the longest learned '.+', in \d+\.\d s$",
+                     capsys.readouterr().out, re.M)
+    tokenizer = Tokenizer.from_dir("new/tokenizer")
+    assert tokenizer.vocab_size == 280
+    assert len(tokenizer.encode("<|endoftext|>")) == 1
+
+    assert tokenize("--tokenizer", "new/tokenizer", "--output", "ids/all.bin") == 0
+    tokens = TokenFile.open("ids/all.bin")
+    assert tokens.ids.tolist() == tokenizer.encode(TEXT + "Another file.\n" * 30)
+    printed = re.search(r"^ids/all.bin: ([\d,]+) tokens \(uint16\), (\d+\.\d\d) bytes each, in \d+\.\d s$",
+                        capsys.readouterr().out, re.M)
+    assert int(printed[1].replace(",", "")) == len(tokens)
+    assert float(printed[2]) == pytest.approx(tokens.source_bytes / len(tokens), abs=0.006)
+
+
+def test_commands_replace_what_they_made_before(text):
+    for size in (270, 280):
+        assert train("--vocab_size", str(size), "--output", "tokenizer") == 0
+        assert tokenize("--tokenizer", "tokenizer", "--output", "ids.bin") == 0
+        assert Tokenizer.from_dir("tokenizer").vocab_size == TokenFile.open("ids.bin").vocab_size == size
+
+
+def test_commands_take_other_special_tokens(text):
+    assert train("--vocab_size", "270", "--output", "t", "--special_tokens", '["<|pad|>", "<|endoftext|>"]') == 0
+    assert [Tokenizer.from_dir("t").encode(special) for special in ("<|pad|>", "<|endoftext|>")] == [[0], [1]]
+    assert train("--vocab_size", "270", "--output", "none", "--special_tokens", "[]") == 0
+    assert len(Tokenizer.from_dir("none").encode("<|endoftext|>")) > 1
+
+
+@pytest.mark.parametrize(("words", "parts"), [
+    (["train-tokenizer", "--input", "missing.txt", "--output", "out"], ["missing.txt"]),
+    (["train-tokenizer", "--input", "latin1.txt", "--output", "out"], ["latin1.txt", "UTF-8"]),
+    (["train-tokenizer", "--input", "a.txt", "--vocab_size", "256", "--output", "out"], ["vocab_size", "256"]),
+    (["train-tokenizer", "--input", "a.txt", "--vocab-size", "300", "--output", "out"], ["--vocab_size"]),
+    (["train-tokenizer", "--input", "a.txt"], ["--output must be given"]),
+    (["train-tokenizer", "--input", "a.txt", "--special_tokens", "a", "--output", "out"], ["--special_tokens", "list"]),
+    (["tokenize", "--input", "a.txt", "--tokenizer", "nowhere", "--output", "out"], ["nowhere"]),
+    (["tokenize", "--input", "missing.txt", "--tokenizer", "tokenizer", "--output", "out"], ["missing.txt"]),
+    (["tokenize", "--input", "latin1.txt", "--tokenizer", "tokenizer", "--output", "out"], ["latin1.txt", "UTF-8"]),
+    (["tokenize", "--input", "a.txt", "--tokenizer", "tokenizer", "--output", "a.txt/out"], ["a.txt"]),
+])
+def test_commands_answer_mistakes_in_one_sentence(words, parts, text, tmp_path, capsys):
+    (tmp_path / "latin1.txt").write_bytes("café ".encode("latin-1") * 50)
+    assert train("--vocab_size", "270", "--output", "tokenizer") == 0
+    before = sorted(os.listdir())
+    capsys.readouterr()
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    sentence = re.sub(r"[^\n]*\r", "", err)  # without progress bars
+    assert [line for line in sentence.splitlines() if line.startswith("tslm: ")] == sentence.splitlines()[-1:]
+    for part in parts:
+        assert part in sentence
+    assert sorted(os.listdir()) == before

@@ -1,0 +1,30 @@
+"""`tokenize`: a tokenizer's folder and text files in, one file of token ids with its description out."""
+
+from __future__ import annotations
+
+import time
+
+from tslm.commands.arguments import Parser
+from tslm.tokenizer import Tokenizer, encode_files
+
+
+def main(args: list[str]) -> None:
+    """Encode text files into a token file.
+
+    Args:
+        args: the words after `python -m tslm tokenize`.
+    """
+    parser = Parser(prog="python -m tslm tokenize", description="Turn text files into one file of token ids.")
+    parser.add_argument("--tokenizer", type=str, required=True, help="a folder that `train-tokenizer` has written")
+    parser.add_argument("--input", type=str, nargs="+", required=True, help="the text: one file or several, UTF-8")
+    parser.add_argument("--output", type=str, required=True,
+                        help="the token file; its description lies beside it, with .json at the end of the name")
+    parser.add_argument("--num_workers", type=int | None, default=None, help="processes; all cores if left out")
+    options = parser.parse_args(args)
+
+    start = time.perf_counter()
+    tokens = encode_files(Tokenizer.from_dir(options.tokenizer), options.input, options.output,
+                          num_workers=options.num_workers, progress=True)
+    seconds = time.perf_counter() - start
+    print(f"{options.output}: {len(tokens):,} tokens ({tokens.dtype}), {tokens.source_bytes / len(tokens):.2f} bytes "
+          f"each, in {seconds:.1f} s")

@@ -1,0 +1,33 @@
+"""`train-tokenizer`: text files in, a folder with vocab.json and merges.txt out."""
+
+from __future__ import annotations
+
+import time
+
+from tslm.commands.arguments import Parser
+from tslm.tokenizer import Tokenizer, train_bpe
+
+
+def main(args: list[str]) -> None:
+    """Learn a vocabulary and save it.
+
+    Args:
+        args: the words after `python -m tslm train-tokenizer`.
+    """
+    parser = Parser(prog="python -m tslm train-tokenizer", description="Learn a byte-pair vocabulary from text files.")
+    parser.add_argument("--input", type=str, nargs="+", required=True, help="the text: one file or several, UTF-8")
+    parser.add_argument("--vocab_size", type=int, default=10_000,
+                        help="maximum size, the special tokens and the 256 bytes included")
+    parser.add_argument("--special_tokens", type=list[str], default=["<|endoftext|>"],
+                        help="pieces of text that are one token each, and that no other token crosses")
+    parser.add_argument("--output", type=str, required=True, help="the folder for vocab.json and merges.txt")
+    parser.add_argument("--num_workers", type=int | None, default=None, help="processes; all cores if left out")
+    options = parser.parse_args(args)
+
+    start = time.perf_counter()
+    vocab, merges = train_bpe(options.input, options.vocab_size, options.special_tokens,
+                              num_workers=options.num_workers, progress=True)
+    Tokenizer(vocab, merges, options.special_tokens).save(options.output)
+    seconds = time.perf_counter() - start
+    longest = max((left + right for left, right in merges), key=len, default=b"").decode("utf-8", errors="replace")
+    print(f"{options.output}: {len(vocab):,} tokens, the longest learned {longest!r}, in {seconds:.1f} s")
