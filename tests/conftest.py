@@ -38,5 +38,5 @@ def tiny(story_file, cache_dir):
         "--data.vocab_size=300", "--data.context_length=32", "--data.batch_size=4", "--data.num_workers=1",
         "--model.d_model=16", "--model.num_layers=1", "--model.num_heads=2", "--model.d_ff=32",
         "--trainer.max_steps=4", "--trainer.precision=32-true", "--trainer.accelerator=cpu",
-        "--trainer.limit_val_batches=2", "--generation.max_new_tokens=4",
+        "--generation.max_new_tokens=4",
     ]

@@ -79,6 +79,7 @@ class CommandLine(LightningCLI):
     def __init__(self, argv: list[str] | None) -> None:
         self.checkpoint: Path | None = None
         self.saved: dict[str, Any] = {}  # what only tslm keeps in a checkpoint
+        self.stated: set[str] = set()  # the options on the command line and in its files
         self.exit_code = 0
         super().__init__(
             LanguageModule,
@@ -121,7 +122,8 @@ class CommandLine(LightningCLI):
         super().parse_arguments(parser, args)
         command = self.config.subcommand
         config = self.config[command]
-        stated = flags | {key for path in config.get("config") or [] for key, _ in leaves(read_yaml(path))}
+        in_files = {key for path in config.get("config") or [] for key, _ in leaves(read_yaml(path))}
+        self.stated = flags | in_files
         if command != "fit" or config.get("ckpt_path") is not None:
             prefer = "last" if command == "fit" else "best"
             self.checkpoint, remarks = find_checkpoint(config.get("ckpt_path"), prefer=prefer)
@@ -129,16 +131,16 @@ class CommandLine(LightningCLI):
             self.saved = read_checkpoint(self.checkpoint, mmap=True).get(CHECKPOINT_KEY) or {}
             if not self.saved:
                 raise ValueError(f"{self.checkpoint} was not written by 'tslm fit'; give another --ckpt_path.")
-            self._take_over_saved(parser, command, stated)
+            self._take_over_saved(parser, command)
         self._settle_budget(flags)
 
-    def _take_over_saved(self, parser: LightningArgumentParser, command: str, stated: set[str]) -> None:
+    def _take_over_saved(self, parser: LightningArgumentParser, command: str) -> None:
         """Replace whatever the user has not stated by what the checkpoint was trained with, and print what differs."""
         options = yaml.safe_load(parser.dump(self.config, skip_link_targets=True, skip_none=False))
         values = options[command]
         for name, trained in self.saved["architecture"].items():
             key = LINKED.get(name, f"model.{name}")
-            if is_stated(key, stated) and get(values, key) != trained:
+            if is_stated(key, self.stated) and get(values, key) != trained:
                 raise ValueError(
                     f"{key} is {get(values, key)}, but {self.checkpoint} was trained with {trained}; "
                     f"leave --{key} out, or train a new model without --ckpt_path."
@@ -148,7 +150,7 @@ class CommandLine(LightningCLI):
             if key.startswith("model.") or not has(values, key):
                 continue
             now = get(values, key)
-            if not is_stated(key, stated):
+            if not is_stated(key, self.stated):
                 put(values, key, saved)
             elif now != saved and command == "fit" and key not in ("ckpt_path", "config"):
                 print(f"Changed: {key} is {now}; the checkpoint was trained with {saved}.")
@@ -167,9 +169,12 @@ class CommandLine(LightningCLI):
         """Do nothing: `parse_arguments` has read the checkpoint."""
 
     def before_instantiate_classes(self) -> None:
-        """Keep trainings apart from everything else: only they get a run directory."""
+        """Keep trainings apart from everything else: only they get a run directory, and only they validate in part."""
         if self.subcommand != "fit":
-            self.config[self.subcommand].trainer.logger = False
+            trainer = self.config[self.subcommand].trainer
+            trainer.logger = False
+            if not is_stated("trainer.limit_val_batches", self.stated):
+                trainer.limit_val_batches = None
 
     def after_instantiate_classes(self) -> None:
         """Hand the module the whole configuration, and the data the checkpoint's tokenizer."""

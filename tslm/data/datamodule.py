@@ -15,7 +15,6 @@ from tslm.data.prepare import (
     TOY_VALID_STORIES,
     Cache,
     Corpus,
-    Prepared,
     files_corpus,
     prepare,
     tinystories_corpus,
@@ -106,17 +105,30 @@ class TextDataModule(pl.LightningDataModule):
         self.tokenizer = tokenizer
 
     def prepare_data(self) -> None:
-        """Make what is missing: corpus, tokenizer, token files; ``predict`` needs none of them."""
-        if self._command != "predict":
-            self.prepare()
+        """Make what is missing: corpus, tokenizer, token files; ``predict`` needs none of them.
 
-    def prepare(self) -> Prepared:
-        """Make what is missing and say where everything lies."""
+        It is all opened as well: a text that is too short should stop the run before there is a run directory.
+        """
+        if self._command != "predict":
+            self.load()
+
+    def load(self) -> None:
+        """Make what is missing, then open the token files.
+
+        Raises:
+            ValueError: if a text is too short for a window, and for whatever ``prepare`` finds wrong.
+        """
         with self.cache.lock():
-            return prepare(
+            self.tokenizer, train, valid = prepare(
                 self._find_corpus(), self.cache, vocab_size=self.vocab_size, special_tokens=self.special_tokens,
                 tokenizer=self.tokenizer, num_workers=self.num_workers,
             )
+        self.valid_tokens = TokenFile.open(valid)
+        if len(self.valid_tokens) < 2:
+            raise ValueError("The validation text has fewer than 2 tokens, so it has nothing to predict; give more.")
+        if train is not None:
+            self.train_tokens = TokenFile.open(train)
+            self.windows = WindowStream(self.train_tokens.ids, self.context_length, self.seed)
 
     def _find_corpus(self) -> Corpus:
         if self.corpus == "toy":
@@ -136,24 +148,21 @@ class TextDataModule(pl.LightningDataModule):
         return self.trainer.state.fn if self.trainer is not None else None
 
     def setup(self, stage: str) -> None:
-        """Open the token files, and give the module its tokenizer."""
+        """Open the token files in this process, and give the module its tokenizer."""
         if stage == "predict":
             return
-        self.tokenizer, train, valid = self.prepare()
-        self.valid_tokens = TokenFile.open(valid)
-        if train is not None:
-            self.train_tokens = TokenFile.open(train)
-            self.windows = WindowStream(self.train_tokens.ids, self.context_length, self.seed)
+        if self.valid_tokens is None:
+            self.load()
         module = getattr(self.trainer, "lightning_module", None)
         if module is not None:
             module.tokenizer = self.tokenizer
 
     @property
-    def valid_bytes_per_token(self) -> float | None:
+    def valid_bytes_per_token(self) -> float:
         """Bytes of text per validation target; the very first token of the text is never a target."""
-        if self.valid_tokens is None or self.tokenizer is None or len(self.valid_tokens) < 2:
-            return None
-        first = self.tokenizer.decode_bytes([int(self.valid_tokens.ids[0])])
+        assert self.valid_tokens is not None
+        assert self.tokenizer is not None
+        first = self.tokenizer.vocab[int(self.valid_tokens.ids[0])]
         return (self.valid_tokens.source_bytes - len(first)) / (len(self.valid_tokens) - 1)
 
     def held_out_stories(self) -> list[Story] | None:

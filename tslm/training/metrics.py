@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from tslm.data.datamodule import TextDataModule
 from tslm.loops.lightning import StepCallback
 from tslm.objective import bits_per_byte, perplexity
 from tslm.training.module import LanguageModule
@@ -138,9 +139,9 @@ def validation_figures(trainer: pl.Trainer, module: LanguageModule) -> dict[str,
     if not tokens:
         return {}
     figures = {"loss": nats / tokens, "perplexity": perplexity(nats / tokens)}
-    bytes_per_token = getattr(getattr(trainer, "datamodule", None), "valid_bytes_per_token", None)
-    if bytes_per_token:
-        figures["bits_per_byte"] = bits_per_byte(nats, round(tokens * bytes_per_token))
+    data = getattr(trainer, "datamodule", None)
+    if isinstance(data, TextDataModule):
+        figures["bits_per_byte"] = bits_per_byte(nats, round(tokens * data.valid_bytes_per_token))
     return figures
 
 

@@ -1,0 +1,219 @@
+"""The commands from the outside: fit, validate, test, predict, generate, and what they say to mistakes."""
+
+import csv
+import json
+import shutil
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.conftest import ROOT
+from tslm.__main__ import main
+
+TEXT = str(ROOT / "configs" / "text.yaml")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny):
+    """A folder with one finished run of the tiny model."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        often = ["--trainer.val_every_n_steps=2", "--trainer.log_every_n_steps=1"]
+        assert main(["fit", "--config", TEXT, *tiny, *often]) == 0
+    return folder
+
+
+@pytest.fixture
+def in_runs(runs, tmp_path, monkeypatch):
+    """A copy of that folder as the working folder, for tests that add to it."""
+    shutil.copytree(runs / "lightning_logs", tmp_path / "lightning_logs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "lightning_logs" / "version_0"
+
+
+def complaint(capsys):
+    """The last line on the standard error, which must be the only thing said about the mistake."""
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.out + captured.err
+    return [line for line in captured.err.splitlines() if line.startswith("tslm: ")][-1]
+
+
+def test_fit_leaves_a_self_contained_run_directory(runs):
+    run = runs / "lightning_logs" / "version_0"
+    names = {path.name for path in run.iterdir()}
+    assert {"checkpoints", "config.yaml", "tokenizer", "metrics.csv", "summary.json"} <= names
+    assert {"last.ckpt", "best.ckpt", "step-00000004.ckpt"} <= {path.name for path in (run / "checkpoints").iterdir()}
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["tokens_seen"] == 4 * 4 * 32
+    for name in ("tokens_per_second", "train_loss", "valid_loss", "perplexity", "bits_per_byte", "seconds"):
+        assert summary[name] > 0, name
+    assert (runs / summary["checkpoint"]).is_file()
+
+
+def test_fit_logs_what_tensorboard_is_to_show(runs):
+    events = EventAccumulator(str(runs / "lightning_logs" / "version_0")).Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert {
+        "train/loss", "train/perplexity", "train/learning_rate", "train/gradient_norm", "train/tokens_per_second",
+        "valid/loss", "valid/perplexity", "valid/bits_per_byte",
+    } <= scalars
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
+    assert [event.step for event in events.Scalars("valid/loss")] == [2, 4]
+    assert "story/text_summary" in events.Tags()["tensors"]
+
+
+def test_fit_writes_the_same_figures_to_a_csv_file(runs):
+    with (runs / "lightning_logs" / "version_0" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows if row["train/loss"]] == [1, 2, 3, 4]
+    assert [int(row["step"]) for row in rows if row["valid/loss"]] == [2, 4]
+
+
+def test_the_saved_configuration_trains_the_same_again(runs, project, capsys):
+    config = runs / "lightning_logs" / "version_0" / "config.yaml"
+    assert main(["fit", "--config", str(config)]) == 0
+    first, second = (json.loads((folder / "lightning_logs/version_0/summary.json").read_text())
+                     for folder in (runs, project))
+    for name in ("train_loss", "valid_loss", "tokens_seen"):
+        assert first[name] == second[name]
+
+
+def test_validate_takes_the_newest_run_and_says_so(in_runs, capsys):
+    assert main(["validate"]) == 0
+    out = capsys.readouterr().out
+    assert "version_0/checkpoints/best.ckpt (the newest run's best)" in out
+    assert main(["test", "--ckpt_path", "last"]) == 0
+    figures = dict(line.split() for line in out.splitlines() if line.startswith("valid_"))
+    assert set(figures) == {"valid_loss", "valid_perplexity", "valid_bits_per_byte"}
+    tested = dict(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("test_"))
+    summary = json.loads((in_runs / "summary.json").read_text())
+    assert float(tested["test_loss"]) == pytest.approx(summary["valid_loss"], abs=1e-4)
+    assert sorted(path.name for path in in_runs.parent.iterdir()) == ["version_0"]  # measuring makes no run
+
+
+def test_predict_writes_one_line_per_prompt(in_runs, capsys):
+    prompts = ["Once upon a time", "", "Ünïcödé 🙂"]
+    as_option = f"--data.prompts={json.dumps(prompts, ensure_ascii=False)}"
+    assert main(["predict", as_option, "--generation.max_new_tokens=6"]) == 0
+    lines = [json.loads(line) for line in (in_runs / "predictions.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == prompts
+    for line in lines:
+        assert set(line) == {"prompt", "text", "stop_reason", "tokens"}
+        assert line["stop_reason"] in ("stop_token", "length")
+        assert line["tokens"] <= 6
+    assert "Once upon a time" in capsys.readouterr().out
+
+
+def test_predict_reads_prompts_from_a_file(in_runs, tmp_path):
+    (tmp_path / "prompts.txt").write_text("One day\n\nTwo days\n")
+    assert main(["predict", "--data.prompts_file=prompts.txt", "--generation.max_new_tokens=2"]) == 0
+    lines = [json.loads(line) for line in (in_runs / "predictions.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == ["One day", "Two days"]
+
+
+def test_generate_prints_the_prompt_and_goes_on(in_runs, capsys):
+    assert main(["generate", "--prompt", "Once upon", "--max_new_tokens", "5", "--seed", "1"]) == 0
+    first = capsys.readouterr().out
+    assert "Once upon" in first
+    assert "newest run's best" in first
+    assert main(["generate", "--prompt", "Once upon", "--max_new_tokens", "5", "--seed", "1"]) == 0
+    assert capsys.readouterr().out == first
+
+
+def test_generate_works_in_a_run_directory_that_was_moved(in_runs, tmp_path, capsys):
+    shutil.move(in_runs, tmp_path / "elsewhere")
+    assert main(["generate", "--ckpt_path", str(tmp_path / "elsewhere"), "--max_new_tokens", "3"]) == 0
+    single = shutil.copy(tmp_path / "elsewhere" / "checkpoints" / "last.ckpt", tmp_path / "alone.ckpt")
+    assert main(["generate", "--ckpt_path", str(single), "--max_new_tokens", "3"]) == 0
+
+
+def test_generate_passes_over_a_damaged_checkpoint(in_runs, capsys):
+    for name in ("best", "last", "step-00000004"):
+        path = in_runs / "checkpoints" / f"{name}.ckpt"
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content[:-100])
+    assert main(["generate", "--max_new_tokens", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "step-00000004.ckpt is damaged and passed over" in out
+    assert "step-00000002.ckpt" in out
+
+
+def test_generate_cuts_a_long_prompt_on_the_left_with_a_warning(in_runs):
+    with pytest.warns(UserWarning, match="context"):
+        assert main(["generate", "--prompt", "Once upon a time there was a fox. " * 30, "--max_new_tokens", "2"]) == 0
+
+
+def test_fit_resumes_with_everything_that_is_not_stated(in_runs, capsys):
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_steps", "6", "--optimizer.lr=0.001"]) == 0
+    out = capsys.readouterr().out
+    assert "Changed: trainer.max_steps is 6; the checkpoint was trained with 4." in out
+    assert "Changed: optimizer.lr is 0.001" in out
+    config = yaml.safe_load((in_runs.parent / "version_1" / "config.yaml").read_text())
+    assert config["data"]["batch_size"] == 4
+    assert config["optimizer"]["lr"] == 0.001
+    assert json.loads((in_runs.parent / "version_1" / "summary.json").read_text())["tokens_seen"] == 6 * 4 * 32
+
+
+def test_tokens_on_the_command_line_replace_steps_in_a_file(in_runs, capsys):
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_tokens", str(5 * 4 * 32 - 1)]) == 0
+    assert json.loads((in_runs.parent / "version_1" / "summary.json").read_text())["steps"] == 5
+
+
+def test_checkpoints_go_where_the_user_wants_them(project, tiny):
+    assert main(["fit", "--config", TEXT, *tiny, "--checkpoint.dirpath=mine", "--trainer.max_steps=1"]) == 0
+    assert {path.name for path in (project / "mine").iterdir()} == {"last.ckpt", "best.ckpt", "step-00000001.ckpt"}
+    assert main(["validate"]) == 0  # which finds them through config.yaml
+
+
+@pytest.mark.parametrize(("options", "part"), [
+    (["--model.d_model=32"], "model.d_model is 32, but"),
+    (["--data.context_length=16"], "data.context_length is 16, but"),
+    (["--trainer.max_steps=4"], "is at step 4 and the budget is 4 steps"),
+])
+def test_resuming_refuses_what_cannot_be(in_runs, capsys, options, part):
+    assert main(["fit", "--ckpt_path", "last", *options]) == 2
+    assert part in complaint(capsys)
+
+
+@pytest.mark.parametrize(("arguments", "part"), [
+    (["fit", "--optimizer.lrr=3"], "did you mean --optimizer.lr?"),
+    (["fit", "--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
+    (["fit", "--config", "typo.yaml"], "optimizer"),
+    (["fit", "--config", TEXT], "give --data.train_files"),
+    (["fit", "--config", TEXT, '--data.train_files=["nowhere.txt"]'], "There is no text file at nowhere.txt"),
+    (["fit", "--config", TEXT, '--data.train_files=["empty.txt"]'], "empty.txt is empty"),
+    (["fit", "--config", TEXT, '--data.train_files=["bad.txt"]'], "bad.txt"),
+    (["fit", "--config", TEXT, '--data.train_files=["short.txt"]', "--data.vocab_size=100"], "data.vocab_size is 100"),
+    (["fit", "--config", TEXT, '--data.train_files=["short.txt"]'], "context_length"),
+    (["fit", "--trainer.max_steps=0"], "max_steps is 0"),
+    (["fit", "--trainer.max_steps=3", "--trainer.max_tokens=3"], "one of them"),
+    (["fit", "--ckpt_path", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
+    (["fit", "--ckpt_path", "bad.txt"], "bad.txt is damaged or no checkpoint"),
+    (["validate"], "No run under"),
+    (["predict"], "No run under"),
+    (["generate"], "No run under"),
+    (["generate", "--ckpt_path", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
+])
+def test_a_mistake_is_answered_in_one_sentence_and_leaves_nothing(project, capsys, arguments, part):
+    (project / "typo.yaml").write_text("optmizer:\n  lr: 3.0e-3\n")
+    (project / "empty.txt").write_text("")
+    (project / "bad.txt").write_bytes(b"a\xff\xfeb not UTF-8\n")
+    (project / "short.txt").write_text("Once upon a time.\n" * 3)
+    before = {path.name for path in project.iterdir()}
+    assert main(arguments) == 2
+    assert part in complaint(capsys)
+    left = {str(path.relative_to(project)) for path in project.rglob("*") if path.is_file()} - before
+    assert {name for name in left if not name.startswith(".cache/tslm/")} == set()
+    assert {name for name in left if name.endswith(".bin")} == set() or "short.txt" in str(arguments)
+
+
+@pytest.mark.parametrize(("option", "part"), [
+    ("--top_p=7", "top_p"), ("--temperature=-1", "temperature"), ("--top_k=0", "top_k"),
+    ("--max_new_tokens=-3", "max_new_tokens"),
+])
+def test_generate_refuses_settings_out_of_range(in_runs, capsys, option, part):
+    assert main(["generate", "--prompt", "", option]) == 2
+    assert part in complaint(capsys)
