@@ -1,0 +1,93 @@
+"""Texts in, texts out: prompts and their start token, characters that tokens share, ends, seeds and batches."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tslm.generation import Completion, complete, decode_stream, encode_prompt, stream_text
+from tslm.model import TransformerConfig, TransformerLM
+from tslm.tokenizer import Tokenizer
+
+END = "<|endoftext|>"
+BYTES = {i: bytes([i]) for i in range(256)}
+TOKENIZER = Tokenizer(BYTES | {256: b"th", 257: b"the"}, [(b"t", b"h"), (b"th", b"e")], [END])  # END becomes 258
+PROMPTS = ["the cat", "", "Ein Igel saß", "x"]
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    # Two rows more than the tokenizer has entries, as when training stopped short of the vocabulary asked for.
+    model = TransformerLM(TransformerConfig(vocab_size=261, context_length=32, d_model=32, num_layers=1, num_heads=2,
+                                            d_ff=48))
+    with torch.no_grad():
+        model.lm_head.weight *= 4
+        model.lm_head.weight[258] *= 2
+    return model
+
+
+def test_a_prompt_stands_behind_one_start_token():
+    assert encode_prompt(TOKENIZER, "the") == [258, 257]
+    assert encode_prompt(TOKENIZER, "") == [258]
+    assert encode_prompt(TOKENIZER, f"{END}the") == [258, 257]
+
+
+def test_without_a_start_token_the_prompt_stands_alone_and_may_not_be_empty():
+    plain = Tokenizer(BYTES, [])
+    assert encode_prompt(plain, "ab") == [97, 98]
+    with pytest.raises(ValueError, match=r"the prompt is empty, and this tokenizer has no <\|endoftext\|>"):
+        encode_prompt(plain, "")
+
+
+def test_complete_reports_text_tokens_and_the_reason_for_the_end(model):
+    completions = complete(model, TOKENIZER, PROMPTS * 8, 12, seed=1, batch_size=5)
+    assert [completion.prompt for completion in completions] == PROMPTS * 8
+    assert {completion.stop_reason for completion in completions} == {"stop_token", "length"}
+    for completion in completions:
+        assert isinstance(completion, Completion)
+        assert END not in completion.text
+        assert completion.tokens == 12 if completion.stop_reason == "length" else completion.tokens < 12
+
+
+def test_complete_follows_its_seed(model):
+    first, again, other = (complete(model, TOKENIZER, PROMPTS, 12, seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_a_model_with_more_rows_than_the_tokenizer_has_entries_never_uses_them(model):
+    with torch.no_grad():
+        model.lm_head.weight[259:] *= 50
+    complete(model, TOKENIZER, PROMPTS, 12, seed=0)  # decoding an id of 259 or 260 would raise
+    "".join(stream_text(model, TOKENIZER, "the", 12, seed=0))
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"seed": 3, "top_p": 0.9}, {"seed": 4, "top_k": 20}])
+def test_streamed_pieces_join_to_the_completion(model, prompt, options):
+    (completion,) = complete(model, TOKENIZER, [prompt], 20, **options)
+    assert "".join(stream_text(model, TOKENIZER, prompt, 20, **options)) == completion.text
+
+
+@given(st.lists(st.integers(0, 258)))
+def test_pieces_of_any_tokens_join_to_their_decoding(ids):
+    pieces = list(decode_stream(TOKENIZER, ids))
+    assert "".join(pieces) == TOKENIZER.decode(ids)
+    assert all(pieces)
+
+
+def test_a_character_in_several_tokens_appears_when_it_is_complete():
+    ids = list("aß€🦔".encode())
+    shown = []
+
+    def watched():
+        for index, token in enumerate(ids):
+            yield token
+            shown.append(index)
+
+    pieces = [(piece, len(shown)) for piece in decode_stream(TOKENIZER, watched())]
+    assert pieces == [("a", 0), ("ß", 2), ("€", 5), ("🦔", 9)]
+
+
+def test_a_character_that_is_cut_off_at_the_end_is_shown_as_such():
+    assert list(decode_stream(TOKENIZER, [97, 0xE2, 0x82])) == ["a", "�"]
