@@ -54,6 +54,7 @@ class StepEpochLoop(_TrainingEpochLoop):
         loop.run()
         self._fetcher = None
         if loop.stopped and self.trainer.received_sigterm:
+            print(f"SIGTERM: stopped behind optimizer step {loop.step:,}, which is saved.", flush=True)
             raise SIGTERMException
 
     def train_step(self) -> None:
