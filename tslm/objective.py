@@ -95,19 +95,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=wide, device=hidden.device)
         if with_grad:
             grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=wide)
-        with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, len(hidden), chunk_size):
-                part, target = hidden[start : start + chunk_size], targets[start : start + chunk_size, None]
-                logits = (part @ weight.T).to(wide)  # (chunk, V)
-                logits.sub_(logits.amax(-1, keepdim=True))
-                picked = logits.gather(-1, target)
-                exps = logits.exp_()
-                total = exps.sum(-1, keepdim=True)
-                loss += (total.log() - picked).sum()
-                if with_grad:
-                    grad = exps.div_(total).scatter_add_(-1, target, torch.full_like(picked, -1.0)).to(dtype)
-                    grad_hidden[start : start + chunk_size] = grad @ weight
-                    grad_weight += grad.T @ part
+        for start in range(0, len(hidden), chunk_size):
+            part, target = hidden[start : start + chunk_size], targets[start : start + chunk_size, None]
+            logits = (part @ weight.T).to(wide)  # (chunk, V)
+            logits.sub_(logits.amax(-1, keepdim=True))
+            picked = logits.gather(-1, target)
+            exps = logits.exp_()
+            total = exps.sum(-1, keepdim=True)
+            loss += (total.log() - picked).sum()
+            if with_grad:
+                grad = exps.div_(total).scatter_add_(-1, target, torch.full_like(picked, -1.0)).to(dtype)
+                grad_hidden[start : start + chunk_size] = grad @ weight
+                grad_weight += grad.T @ part
         if with_grad:
             ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.count = len(hidden)

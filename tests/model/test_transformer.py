@@ -91,6 +91,21 @@ def test_transformer_lm_counts_the_course_model():
     assert model.flops_per_token() / 1e6 == pytest.approx(108.6, abs=0.05)
 
 
+def test_transformer_lm_runs_on_the_meta_device_and_comes_back_from_it():
+    with torch.device("meta"):
+        model = TransformerLM(CONFIG)
+        assert model(torch.zeros(2, 5, dtype=torch.int64)).shape == (2, 5, CONFIG.vocab_size)
+    model.to_empty(device="cpu")
+    torch.manual_seed(0)
+    for module in model.modules():  # as PyTorch's sharded strategies fill a model
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    torch.manual_seed(0)
+    usual = TransformerLM(CONFIG)
+    ids = torch.arange(10)
+    assert torch.equal(model(ids), usual(ids))
+
+
 @pytest.mark.parametrize("batch", [(), (1,), (2, 3)])
 def test_transformer_lm_takes_any_batch_dimensions_and_shorter_sequences(model, batch):
     ids = torch.randint(0, CONFIG.vocab_size, (*batch, 7))

@@ -19,7 +19,7 @@ class KeyValueCache:
     the slot, as queries attend to slots up to their own position only.
 
     Attributes:
-        length: slots that attention reads; the caller sets it to the longest sequence of the batch.
+        length: slots in use, which attention reads; the caller sets it to the longest sequence of the batch.
         layers: one `LayerCache` per layer.
     """
 
@@ -31,9 +31,12 @@ class KeyValueCache:
         self.length = 0
         self.layers = [LayerCache(self, keys, values) for keys, values in self._memory]
 
-    def keep(self, rows: list[int]) -> None:
-        """Drop every sequence of the batch but `rows`, which move up in the order given."""
-        self._memory = self._memory[:, :, rows]
+    def drop(self, row: int) -> None:
+        """Take a sequence out of the batch; the last one moves to its place, so that one row is copied, not all."""
+        last = self._memory.shape[2] - 1
+        if row != last:
+            self._memory[:, :, row, :, : self.length] = self._memory[:, :, last, :, : self.length]
+        self._memory = self._memory[:, :, :last]
         for layer, (keys, values) in zip(self.layers, self._memory, strict=True):
             layer.keys, layer.values = keys, values
 

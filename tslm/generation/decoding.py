@@ -165,17 +165,21 @@ class CachedLogits:
         self.rows, weight = list(growing), self.model.lm_head.weight
         self.cache = KeyValueCache(self.model.config, len(self.rows), self.max_length, matmul_dtype(weight),
                                    weight.device)
+        self.cache.length = max(map(len, growing.values()))
         return _last_logits(self.model, list(growing.values()), self.cache)
 
     def _advance(self, cache: KeyValueCache, growing: dict[int, list[int]]) -> Tensor:
-        if self.rows != list(growing):
-            cache.keep([self.rows.index(row) for row in growing])
-            self.rows = list(growing)
-        device = self.model.lm_head.weight.device
-        newest = torch.tensor([tokens[-1:] for tokens in growing.values()], device=device)  # (B, 1)
-        positions = torch.tensor([[len(tokens) - 1] for tokens in growing.values()], device=device)
-        cache.length = max(map(len, growing.values()))
-        return self.model(newest, positions, cache)[:, -1]  # type: ignore[no-any-return]
+        for row in [row for row in self.rows if row not in growing]:
+            index, moved = self.rows.index(row), self.rows.pop()
+            cache.drop(index)
+            if moved != row:
+                self.rows[index] = moved
+        sequences, device = [growing[row] for row in self.rows], self.model.lm_head.weight.device
+        newest = torch.tensor([tokens[-1:] for tokens in sequences], device=device)  # (B, 1)
+        positions = torch.tensor([[len(tokens) - 1] for tokens in sequences], device=device)
+        cache.length = max(map(len, sequences))
+        logits = self.model(newest, positions, cache)[:, -1]
+        return logits[[self.rows.index(row) for row in growing]]  # type: ignore[no-any-return]
 
 
 def uncached_logits(model: TransformerLM, growing: dict[int, list[int]]) -> Tensor:

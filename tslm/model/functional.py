@@ -84,6 +84,6 @@ def matmul_dtype(x: Tensor) -> torch.dtype:
     saves the pass that autocast would spend on the cast.
     """
     device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+    if x.dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return x.dtype

@@ -49,16 +49,15 @@ class _CausalAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         length, scale = q.shape[1], 1 / math.sqrt(q.shape[2])
         out, weights = torch.empty_like(v), []
-        with torch.autocast(q.device.type, enabled=False):
-            for start in range(0, length, QUERY_BLOCK):
-                end = min(start + QUERY_BLOCK, length)
-                scores = torch.bmm(q[:, start:end], k[:, :end].transpose(1, 2))  # (N, block, end)
-                scores = (scores.float() if scores.dtype != torch.float64 else scores).mul_(scale)
-                hidden = torch.ones(end - start, end - start, dtype=torch.bool, device=q.device).triu_(1)
-                scores[:, :, start:].masked_fill_(hidden, -math.inf)
-                scores.sub_(scores.amax(-1, keepdim=True)).exp_()
-                weights.append(scores.div_(scores.sum(-1, keepdim=True)).to(v.dtype))
-                out[:, start:end] = torch.bmm(weights[-1], v[:, :end])
+        later = torch.ones(QUERY_BLOCK, QUERY_BLOCK, dtype=torch.bool, device=q.device).triu_(1)
+        for start in range(0, length, QUERY_BLOCK):
+            end = min(start + QUERY_BLOCK, length)
+            scores = torch.bmm(q[:, start:end], k[:, :end].transpose(1, 2))  # (N, block, end)
+            scores = (scores.float() if scores.dtype != torch.float64 else scores).mul_(scale)
+            scores[:, :, start:].masked_fill_(later[: end - start, : end - start], -math.inf)
+            scores.sub_(scores.amax(-1, keepdim=True)).exp_()
+            weights.append(scores.div_(scores.sum(-1, keepdim=True)).to(v.dtype))
+            out[:, start:end] = torch.bmm(weights[-1], v[:, :end])
         ctx.save_for_backward(q, k, v, out, *weights)
         return out
 
