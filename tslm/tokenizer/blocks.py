@@ -5,6 +5,7 @@ A block of UTF-8 that is cut at safe places comes in, an array of token ids goes
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -24,7 +25,8 @@ class BlockEncoder:
     Args:
         encode_word: Returns the ids of one pre-token or special token.
         special_tokens: Strings that are one pre-token each.
-        capacity: The number of distinct pre-tokens to remember; when it is reached, all are forgotten.
+        capacity: About how many distinct pre-tokens to remember, with seven ids and 32 bytes each on average; when it
+            is reached, all are forgotten.
     """
 
     def __init__(
@@ -32,9 +34,10 @@ class BlockEncoder:
     ) -> None:
         self._encode_word = encode_word
         self._specials = special_pattern(special_tokens)
+        self._lock = threading.Lock()  # an executor may run its tasks in threads
         self._capacity = capacity
         self._lexicon = Lexicon(table_bits=(2 * capacity - 1).bit_length(), may_grow=False)
-        self._ids: Ids = np.empty(4 * capacity, np.uint32)  # the ids of all known words, one word behind the other
+        self._ids: Ids = np.empty(8 * capacity, np.uint32)  # the ids of all known words, one word behind the other
         self._first = np.empty(capacity, np.intp)  # where a word's ids begin
         self._count = np.empty(capacity, np.intp)  # how many it has
         self._forget()
@@ -45,7 +48,15 @@ class BlockEncoder:
         Raises:
             ValueError: The vocabulary lacks something that the text needs.
         """
-        if len(self._lexicon) >= self._capacity or self._remembered_bytes > 32 * self._capacity:
+        with self._lock:
+            return self._encode(block)
+
+    def _encode(self, block: bytes) -> Ids:
+        if (
+            len(self._lexicon) >= self._capacity
+            or self._used > 7 * self._capacity
+            or self._remembered_bytes > 32 * self._capacity
+        ):
             self._forget()
         numbers, new_words = self._lexicon.number(block, pretoken_starts(block, self._specials))
         if new_words:

@@ -22,7 +22,7 @@ from tslm.tokenizer.pretokenize import encode_specials, find_pretokens
 _LONG = 1 << 12  # characters from which the fixed cost of the arrays, 0.1 ms a block, is less than what they save
 _STREAM_BYTES = 1 << 13  # blocks of a stream: about 0.3 MB with all arrays
 _STREAM_CAPACITY = 1 << 13
-_FILE_CAPACITY = 1 << 18
+_FILE_CAPACITY = 1 << 17
 
 
 class Tokenizer:

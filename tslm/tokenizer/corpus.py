@@ -78,10 +78,10 @@ class Corpus:
             begin, end = max(0, position - margin), min(self.size, position + window + margin + 1)
             text, skipped = _whole_characters(b"".join(map(_read, self.between(begin, end))))
             try:
-                cuts = usable_cuts(text, special_tokens)
+                cut = next(usable_cuts(text, special_tokens), None)
             except UnicodeDecodeError:  # whoever reads this part in full will name the byte
-                cuts = iter(())
-            if (cut := next(cuts, None)) is not None:
+                cut = None
+            if cut is not None:
                 return begin + skipped + cut
             position, window = position + window, window * 2
         return self.size

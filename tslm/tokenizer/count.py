@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from contextlib import closing
 from functools import partial
 from typing import NamedTuple
 
@@ -56,8 +57,10 @@ def count_pretokens(
     task_bytes = min(max(corpus.size // (4 * resolve_workers(num_workers)), smallest), largest)
     tasks = ((spans, specials) for spans in corpus.split(task_bytes, specials))
     counts: dict[bytes, int] = {}
-    with tqdm(total=corpus.size, desc="counting", unit="B", unit_scale=True, disable=not progress) as bar:
-        for part in map_in_order(_count_part, tasks, corpus.size, num_workers, executor):
+    bar = tqdm(total=corpus.size, desc="counting", unit="B", unit_scale=True, disable=not progress)
+    results = map_in_order(_count_part, tasks, corpus.size, num_workers, executor)
+    with bar, closing(results):
+        for part in results:
             part.add_to(counts)
             bar.update(part.text_bytes)
     return counts

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import Executor
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from tslm.tokenizer.corpus import Corpus, Span, TextInput, cut_blocks, read_piec
 from tslm.tokenizer.tokenfile import TokenFile, TokenFileWriter, dtype_for
 from tslm.tokenizer.workers import map_in_order
 
-_TASK_BYTES = 1 << 22  # some 40 ms of work, and 2 MB of ids to send back
+_TASK_BYTES = 1 << 21  # some 20 ms of work, seconds for text without a known word: so long Ctrl-C may take
 
 
 def encode_files(
@@ -53,8 +54,9 @@ def encode_files(
     specials = [token.encode() for token in tokenizer.special_tokens]
     tasks = (_Task(tokenizer, spans, specials) for spans in corpus.split(_TASK_BYTES, specials))
     writer = TokenFileWriter(output_path, tokenizer.vocab_size, tokenizer.hash, corpus.size, tokenizer.special_ids)
+    bar = tqdm(total=corpus.size, desc="encoding", unit="B", unit_scale=True, disable=not progress)
     results = map_in_order(_encode_part, tasks, corpus.size, num_workers, executor)
-    with writer, tqdm(total=corpus.size, desc="encoding", unit="B", unit_scale=True, disable=not progress) as bar:
+    with writer, bar, closing(results):
         for text_bytes, ids in results:
             writer.append(ids)
             bar.update(text_bytes)

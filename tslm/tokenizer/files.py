@@ -22,22 +22,23 @@ VOCAB, MERGES, CONFIG = "vocab.json", "merges.txt", "tokenizer_config.json"
 def tokenizer_texts(tokenizer: Tokenizer) -> dict[str, str]:
     """Return the texts of vocab.json, merges.txt and tokenizer_config.json.
 
-    Special tokens stand in the vocabulary, and with their ids under `added_tokens_decoder` in the config.
+    Special tokens stand in the vocabulary, and with their ids under `added_tokens_decoder` in the config. An ordinary
+    token that is also a special one, such as a line feed, is never met in a text; its id stands in the config alone.
 
     Raises:
         ValueError: The vocabulary has one token under two ids.
     """
-    special_ids = set(tokenizer.special_ids.values())
+    specials = {token.encode(): id_ for token, id_ in tokenizer.special_ids.items()}
     vocab: dict[str, int] = {}
-    # Special tokens last: where one equals an ordinary token, the config alone holds its id.
-    for id_, token in sorted(tokenizer.vocab.items(), key=lambda item: (item[0] in special_ids, item[0])):
+    shadowed: dict[str, int] = {}
+    for id_, token in sorted(tokenizer.vocab.items()):
         name = _bytes_to_text(token)
-        if id_ not in special_ids and name in vocab:
+        group = vocab if specials.get(token, id_) == id_ else shadowed
+        if name in group:
             raise ValueError(
-                f"the vocabulary has the token {token!r} under the ids {vocab[name]} and {id_}; keep one of them"
+                f"the vocabulary has the token {token!r} under the ids {group[name]} and {id_}; keep one of them"
             )
-        vocab.setdefault(name, id_)
-    vocab = dict(sorted(vocab.items(), key=lambda item: item[1]))
+        group[name] = id_
     merges = [f"{_bytes_to_text(left)} {_bytes_to_text(right)}" for left, right in tokenizer.merges]
     config = {
         "tokenizer_class": "GPT2Tokenizer",
@@ -46,6 +47,7 @@ def tokenizer_texts(tokenizer: Tokenizer) -> dict[str, str]:
                        "single_word": False}
             for token, id_ in tokenizer.special_ids.items()
         },
+        "shadowed_tokens": shadowed,
     }
     return {
         VOCAB: json.dumps(vocab, ensure_ascii=False, indent=0) + "\n",
@@ -69,10 +71,11 @@ def tokenizer_from_texts(texts: Mapping[str, str], place: str = "the tokenizer")
     special_tokens = []
     if CONFIG in texts:
         try:
-            added = json.loads(texts[CONFIG]).get("added_tokens_decoder", {})
-            for id_, token in added.items():
+            config = json.loads(texts[CONFIG])
+            for id_, token in config.get("added_tokens_decoder", {}).items():
                 vocab[int(id_)] = token["content"].encode()
                 special_tokens.append(token["content"])
+            vocab |= {int(id_): _text_to_bytes(name) for name, id_ in config.get("shadowed_tokens", {}).items()}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"{CONFIG} of {place} is not in the expected form ({error!r}); save the tokenizer again"

@@ -33,14 +33,16 @@ class Lexicon:
     """
 
     def __init__(self, table_bits: int = 16, may_grow: bool = True) -> None:
-        self._table_bits = table_bits
         self._may_grow = may_grow
-        self.clear()
+        self._tables = [_Table(columns, table_bits) for columns in _COLUMNS]
+        self._others: dict[bytes, int] = {}
+        self._size = 0
 
     def clear(self) -> None:
         """Forget all words; the next one gets the number 0."""
-        self._tables = [_Table(columns, self._table_bits) for columns in _COLUMNS]
-        self._others: dict[bytes, int] = {}
+        for table in self._tables:
+            table.clear()
+        self._others.clear()
         self._size = 0
 
     def __len__(self) -> int:
@@ -117,6 +119,13 @@ class _Table:
         self._taken = 0
         self._keys = [np.zeros(1 << bits, np.uint64) for _ in range(self.columns)]
         self._numbers = np.full(1 << bits, -1, np.intp)
+
+    def clear(self) -> None:
+        """Forget all keys, but keep the room."""
+        self._taken = 0
+        self._numbers.fill(-1)
+        for own in self._keys:
+            own.fill(0)
 
     def fits(self, sizes: Positions) -> npt.NDArray[np.bool_]:
         """Return which words of these sizes belong here: those that half the columns would not hold."""

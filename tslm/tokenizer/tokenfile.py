@@ -19,6 +19,17 @@ import numpy as np
 import numpy.typing as npt
 
 FORMAT = 1
+_FIELDS = {
+    "format": int,
+    "dtype": str,
+    "count": int,
+    "vocab_size": int,
+    "tokenizer_hash": str,
+    "source_bytes": int,
+    "special_ids": dict,
+    "sha256": str,
+    "mtime_ns": int,
+}
 _CHUNK = 1 << 22  # ids per step of a scan, so that the largest file needs no memory
 
 
@@ -65,10 +76,12 @@ class TokenFile:
             sidecar = json.loads(sidecar_path.read_text(encoding="utf-8"))
             if sidecar["format"] != FORMAT:
                 raise ValueError(f"its format is {sidecar['format']}, this program reads format {FORMAT}")
+            for name, kind in _FIELDS.items():
+                if not isinstance(sidecar[name], kind):
+                    raise ValueError(f"its {name} is {sidecar[name]!r}")
+            if sidecar["dtype"] != dtype_for(sidecar["vocab_size"]).str:
+                raise ValueError(f"its dtype {sidecar['dtype']} does not go with {sidecar['vocab_size']} entries")
             file = cls(path, sidecar)
-            if file.dtype != dtype_for(file.vocab_size):
-                raise ValueError(f"its dtype is {file.dtype}, that of a vocabulary of {file.vocab_size} is not")
-            written_at = int(sidecar["mtime_ns"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{sidecar_path} is no valid sidecar of a token file ({error}); encode the text again"
@@ -79,7 +92,7 @@ class TokenFile:
                 f"{path} has {stat.st_size:,} bytes, but its sidecar names {len(file):,} ids of {file.dtype.itemsize} "
                 "bytes; the file is damaged, encode the text again"
             )
-        if stat.st_mtime_ns != written_at:
+        if stat.st_mtime_ns != sidecar["mtime_ns"]:
             file.verify()
             with contextlib.suppress(OSError):  # a read-only folder: the content is read through again next time
                 _write_sidecar(path, sidecar | {"mtime_ns": stat.st_mtime_ns})

@@ -14,7 +14,7 @@ import sys
 import threading
 import types
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
@@ -31,8 +31,8 @@ def map_in_order(
     total_bytes: int,
     num_workers: int | None = None,
     executor: Executor | None = None,
-) -> Iterator[Result]:
-    """Yield `function(task)` for each task, in the order of the tasks.
+) -> Generator[Result]:
+    """Yield `function(task)` for each task, in the order of the tasks; close the iterator to end the workers early.
 
     Args:
         function: Importable by name, since it is sent to other processes.

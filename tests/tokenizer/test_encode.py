@@ -1,0 +1,131 @@
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from tests.tokenizer.reference import TRICKY, slow_counts, tricky_text
+from tslm import TokenFile, Tokenizer, encode_files, merge_pretokens
+from tslm.tokenizer import Span, encode, workers
+
+SPECIALS = ["<|e|>", "<|e|><|e|>", "a b", " .", "low er", "\n\n"]
+PIECES = [*TRICKY, *"     ", *SPECIALS, "low", "lower", "lowest"]
+
+
+@pytest.fixture(scope="module")
+def text():
+    return tricky_text(random.Random(1), 30_000, PIECES)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(text):
+    return Tokenizer(*merge_pretokens(slow_counts(text, SPECIALS), 400, SPECIALS), SPECIALS)
+
+
+@pytest.fixture
+def paths(text, tmp_path):
+    """The text in files that end in the middle of words and special tokens, and a span of a file."""
+    parts = []
+    rng = random.Random(2)
+    while text:
+        size = rng.choice([1, 2, 3, 5, 8, 3000])
+        path = tmp_path / f"{len(parts)}.txt"
+        path.write_bytes(b"not this " + text[:size].encode())
+        parts.append(Span(path, 9, path.stat().st_size))
+        text = text[size:]
+    return parts
+
+
+@pytest.mark.parametrize("way", ["one process", "two processes", "threads"])
+def test_tokenizer_encode_files_equals_encode_of_the_whole(tokenizer, text, paths, tmp_path, monkeypatch, way):
+    monkeypatch.setattr(encode, "_TASK_BYTES", 2000)
+    monkeypatch.setattr(workers, "POOL_MINIMUM_BYTES", 0)
+    output = tmp_path / "out" / "ids.bin"
+    if way == "threads":
+        with ThreadPoolExecutor(3) as executor:
+            file = encode_files(tokenizer, paths, output, executor=executor)
+    else:
+        file = encode_files(tokenizer, paths, output, num_workers=1 + (way == "two processes"))
+    assert file.ids.tolist() == tokenizer.encode(text)
+    assert (file.vocab_size, file.tokenizer_hash) == (400, tokenizer.hash)
+    assert file.source_bytes == len(text.encode())
+    assert file.dtype == np.uint16
+    assert sorted(path.name for path in output.parent.iterdir()) == ["ids.bin", "ids.bin.json"]
+
+
+def test_tokenizer_encode_files_shows_its_progress_and_takes_one_path(tokenizer, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("low lower lowest<|e|>\n" * 20)
+    encode_files(tokenizer, str(tmp_path / "a.txt"), tmp_path / "ids.bin", progress=True)
+    shown = capsys.readouterr()
+    assert "encoding: 100%" in shown.err
+    assert "B/s" in shown.err
+    assert shown.out == ""
+    assert tokenizer.decode(TokenFile.open(tmp_path / "ids.bin").ids) == "low lower lowest<|e|>\n" * 20
+
+
+def test_tokenizer_encode_files_that_fails_leaves_nothing(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "_TASK_BYTES", 500)
+    monkeypatch.setattr(workers, "POOL_MINIMUM_BYTES", 0)
+    bad, output = tmp_path / "bad.txt", tmp_path / "out" / "ids.bin"
+    bad.write_bytes(b"low lower " * 300 + b"\xe9" + b" low" * 100)
+    for num_workers in (1, 2):
+        with pytest.raises(ValueError, match=r"bad\.txt is not UTF-8: byte 0xe9 at offset 3000;"):
+            encode_files(tokenizer, bad, output, num_workers=num_workers)
+        assert list(output.parent.iterdir()) == []
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        encode_files(tokenizer, [tmp_path / "nowhere"], output)
+    with pytest.raises(ValueError, match="lacks the byte 0xc3"):
+        encode_files(Tokenizer({97: b"a"}, []), _written(tmp_path / "e.txt", "aé"), output)
+    assert list(output.parent.iterdir()) == []
+
+
+def _written(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# No `if __name__ == "__main__"`: the workers must not run the caller's script again.
+SCRIPT = """
+import sys
+from tslm import Tokenizer, encode_files
+print("started", flush=True)
+encode_files(Tokenizer({n: bytes([n]) for n in range(256)}, []), sys.argv[1], sys.argv[2], num_workers=2)
+"""
+
+
+def test_tokenizer_encode_files_ends_cleanly_at_ctrl_c(tmp_path):
+    rng = random.Random(3)
+    (tmp_path / "a.txt").write_text(" ".join(f"{rng.getrandbits(160):x}" for _ in range(250_000)))
+    output = tmp_path / "out" / "ids.bin"
+    (tmp_path / "script.py").write_text(SCRIPT)
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "script.py", tmp_path / "a.txt", output],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (output.parent.exists() and any(path.stat().st_size for path in output.parent.iterdir())):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert out == "started\n"
+    assert err.count("Traceback") == 1
+    assert "KeyboardInterrupt" in err
+    assert list(output.parent.iterdir()) == []
+    while _group_lives(process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _group_lives(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,103 @@
+import json
+
+import pytest
+
+from tslm import Tokenizer, merge_pretokens
+from tslm.tokenizer import files, tokenizer_from_texts, tokenizer_texts
+from tslm.tokenizer.files import byte_to_unicode
+
+SPECIALS = ["<|endoftext|>", "a b", "é", "\n"]
+TEXT = "low lower\n\n\tlöwest #version: 0.2 字字\x00\x00 <|endoftext|>a bé"
+
+
+@pytest.fixture
+def tokenizer():
+    counts = {word.encode(): 2 for word in (" lower", " low", "löwest", "#version", "字字", "\0\0", "\n\n", "# #")}
+    return Tokenizer(*merge_pretokens(counts, 300, SPECIALS), SPECIALS)
+
+
+def test_tokenizer_bytes_have_the_characters_of_gpt2():
+    names = byte_to_unicode()
+    assert [names[byte] for byte in b" \n\tA~\x7f\xa0\xad\xff"] == list("ĠĊĉA~ġłŃÿ")
+    assert len(set(names.values())) == 256
+    assert not any(name.isspace() for name in names.values())
+
+
+def test_tokenizer_survives_saving_and_loading(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "tok")
+    loaded = Tokenizer.from_dir(tmp_path / "tok")
+    for name in ("vocab", "merges", "special_ids"):
+        assert getattr(loaded, name) == getattr(tokenizer, name)
+    assert loaded.hash == tokenizer.hash
+    assert loaded.encode(TEXT) == tokenizer.encode(TEXT)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "merges.txt", "tok", "tokenizer_config.json", "vocab.json"
+    ]  # fmt: skip
+
+
+def test_tokenizer_files_are_those_of_gpt2(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    vocab = json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8"))
+    merges = (tmp_path / "merges.txt").read_text(encoding="utf-8").splitlines()
+    assert list(vocab)[:2] == ["<|endoftext|>", "aĠb"]
+    assert vocab["Ġ"] == len(SPECIALS) + 32
+    assert merges[0] == "#version: 0.2"
+    assert "Ġ lo" in merges
+    loaded = Tokenizer.from_files(tmp_path / "vocab.json", tmp_path / "merges.txt", SPECIALS)
+    assert loaded.encode(TEXT) == tokenizer.encode(TEXT)
+    plain = Tokenizer.from_files(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    assert plain.special_tokens == []
+
+
+def test_tokenizer_reads_special_tokens_as_other_programs_write_them(tmp_path):
+    (tmp_path / "vocab.json").write_text('{"a": 0, "a b": 1}', encoding="utf-8")
+    (tmp_path / "merges.txt").write_bytes(b"")
+    assert Tokenizer.from_files(tmp_path / "vocab.json", tmp_path / "merges.txt", ["a b"]).encode("aa ba") == [0, 1, 0]
+
+
+def test_tokenizer_saving_replaces_an_older_one(tokenizer, tmp_path):
+    Tokenizer({0: b"a"}, []).save(tmp_path / "tok")
+    (tmp_path / "tok" / "notes.txt").write_text("kept")
+    tokenizer.save(tmp_path / "tok")
+    assert Tokenizer.from_dir(tmp_path / "tok").hash == tokenizer.hash
+    assert (tmp_path / "tok" / "notes.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["tok"]
+
+
+def test_tokenizer_failed_saving_leaves_nothing(tokenizer, tmp_path, monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("pathlib.Path.write_text", fail)
+    with pytest.raises(OSError, match="disk full"):
+        tokenizer.save(tmp_path / "tok")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tokenizer_texts_can_be_embedded(tokenizer):
+    texts = tokenizer_texts(tokenizer)
+    assert list(texts) == ["vocab.json", "merges.txt", "tokenizer_config.json"]
+    assert tokenizer_from_texts(json.loads(json.dumps(texts))).hash == tokenizer.hash
+    assert tokenizer_from_texts({name: texts[name] for name in (files.VOCAB, files.MERGES)}).special_tokens == []
+
+
+def test_tokenizer_broken_files_are_named(tokenizer, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"vocab\.json does not exist"):
+        Tokenizer.from_dir(tmp_path / "nowhere")
+    tokenizer.save(tmp_path)
+    for name, text, sentence in [
+        ("tokenizer_config.json", '{"added_tokens_decoder": [3]}', r"config\.json of .* is not in the expected form"),
+        ("merges.txt", "#version: 0.2\na b\na b c\n", r"line 3 of merges\.txt of .* is 'a b c'"),
+        ("merges.txt", "ab\n", r"line 1 of merges\.txt"),
+        ("vocab.json", '{"a": "b"}', r"vocab\.json of .* is not a JSON object of tokens and their ids"),
+        ("vocab.json", "{", r"vocab\.json of .* is not a JSON object"),
+        ("vocab.json", "[]", r"vocab\.json of .* is not a JSON object"),
+    ]:
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=sentence):
+            Tokenizer.from_dir(tmp_path)
+    (tmp_path / "vocab.json").write_bytes(b"{\xff}")
+    with pytest.raises(ValueError, match="not UTF-8: byte 0xff at offset 1"):
+        Tokenizer.from_dir(tmp_path)
+    with pytest.raises(ValueError, match="under the ids 0 and 1"):
+        tokenizer_texts(Tokenizer({0: b"a", 1: b"a"}, []))

@@ -1,0 +1,112 @@
+import json
+import os
+
+import numpy as np
+import pytest
+
+from tslm import TokenFile
+from tslm.tokenizer import TokenFileWriter
+
+
+def write(path, ids=(1, 2, 65_535, 0), vocab_size=1 << 16, **more):
+    with TokenFileWriter(path, vocab_size, "hash", **more) as writer:
+        for id_ in ids:
+            writer.append(np.array([id_]))
+    return path
+
+
+def test_tokenizer_token_file_gives_back_what_was_written(tmp_path):
+    path = write(tmp_path / "new" / "ids.bin", source_bytes=9, special_ids={"<|e|>": 0})
+    file = TokenFile.open(str(path))
+    assert file.ids.tolist() == [1, 2, 65_535, 0]
+    assert len(file) == 4
+    assert (file.vocab_size, file.tokenizer_hash, file.source_bytes) == (1 << 16, "hash", 9)
+    assert file.special_ids == {"<|e|>": 0}
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["ids.bin", "ids.bin.json"]
+    file.verify()
+    with pytest.raises(ValueError, match="read-only"):
+        file.ids[0] = 3
+
+
+def test_tokenizer_token_file_is_as_narrow_as_the_vocabulary_allows(tmp_path):
+    assert TokenFile.open(write(tmp_path / "a")).dtype == np.uint16
+    wide = TokenFile.open(write(tmp_path / "b", [1, 65_536], vocab_size=(1 << 16) + 1))
+    assert wide.dtype == np.uint32
+    assert wide.ids.tolist() == [1, 65_536]
+    assert len(TokenFile.open(write(tmp_path / "c", [])).ids) == 0
+
+
+def test_tokenizer_token_file_that_changed_is_refused(tmp_path):
+    path = write(tmp_path / "ids.bin")
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])
+    with pytest.raises(ValueError, match="has 7 bytes, but its sidecar names 4 ids of 2 bytes"):
+        TokenFile.open(path)
+    path.write_bytes(data[:2] + b"\x07" + data[3:])
+    with pytest.raises(ValueError, match="was changed since it was written"):
+        TokenFile.open(path)
+    path.write_bytes(data)  # the same content at another time: read through once, then remembered
+    os.utime(path, ns=(1, 1))
+    assert TokenFile.open(path).ids.tolist() == [1, 2, 65_535, 0]
+    assert json.loads((tmp_path / "ids.bin.json").read_text())["mtime_ns"] == 1
+
+
+def test_tokenizer_token_file_change_behind_the_clocks_back_is_found_by_verify(tmp_path):
+    path = write(tmp_path / "ids.bin")
+    time = path.stat().st_mtime_ns
+    path.write_bytes(b"\0" * 8)
+    os.utime(path, ns=(time, time))
+    with pytest.raises(ValueError, match="was changed since it was written"):
+        TokenFile.open(path).verify()
+
+
+def test_tokenizer_token_file_id_over_the_vocabulary_is_named_at_first_use(tmp_path):
+    file = TokenFile.open(write(tmp_path / "ids.bin", [1, 2, 300, 4, 400], vocab_size=300))
+    with pytest.raises(ValueError, match="holds the id 300 at position 2, but its vocabulary has 300 entries"):
+        _ = file.ids
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"dtype": "<u4"}, "its dtype <u4 does not go with 65536 entries"),
+        ({"dtype": "|O"}, "no valid sidecar"),
+        ({"format": 9}, "its format is 9, this program reads format 1"),
+        ({"count": None}, "its count is None"),
+        ({"count": 5}, "names 5 ids"),
+    ],
+)
+def test_tokenizer_token_file_with_a_wrong_sidecar_is_refused(tmp_path, change, sentence):
+    path = write(tmp_path / "ids.bin")
+    sidecar = tmp_path / "ids.bin.json"
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | change))
+    with pytest.raises(ValueError, match=sentence):
+        TokenFile.open(path)
+
+
+def test_tokenizer_token_file_that_is_not_there_is_named(tmp_path):
+    path = write(tmp_path / "ids.bin")
+    for text in ("", "{", "[1]", '{"format": 1}'):
+        (tmp_path / "ids.bin.json").write_text(text)
+        with pytest.raises(ValueError, match="no valid sidecar"):
+            TokenFile.open(path)
+    (tmp_path / "ids.bin.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"ids\.bin\.json, a sidecar of a token file, does not exist"):
+        TokenFile.open(path)
+    with pytest.raises(FileNotFoundError, match=r"nowhere, a token file, does not exist"):
+        TokenFile.open(tmp_path / "nowhere")
+
+
+def test_tokenizer_token_file_that_fails_leaves_nothing(tmp_path):
+    def fail_half_way():
+        with TokenFileWriter(tmp_path / "ids.bin", 300, "hash") as writer:
+            writer.append(np.arange(9))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail_half_way()
+    assert list(tmp_path.iterdir()) == []
+    write(tmp_path / "ids.bin")
+    with pytest.raises(KeyboardInterrupt):
+        fail_half_way()
+    assert len(TokenFile.open(tmp_path / "ids.bin")) == 4  # the older file stays
