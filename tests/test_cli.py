@@ -165,7 +165,7 @@ def test_tokens_on_the_command_line_replace_steps_in_a_file(in_runs, capsys):
 def test_checkpoints_go_where_the_user_wants_them(project, tiny):
     assert main(["fit", "--config", TEXT, *tiny, "--checkpoint.dirpath=mine", "--trainer.max_steps=1"]) == 0
     assert {path.name for path in (project / "mine").iterdir()} == {"last.ckpt", "best.ckpt", "step-00000001.ckpt"}
-    assert main(["validate"]) == 0  # which finds them through config.yaml
+    assert main(["validate"]) == 0
 
 
 @pytest.mark.parametrize(("options", "part"), [

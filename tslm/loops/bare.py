@@ -37,7 +37,7 @@ class BareDriver:
         self,
         module: TrainableModule,
         optimizer: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LRScheduler,
+        schedule: torch.optim.lr_scheduler.LambdaLR,
         batches: Iterator[Batch],
         *,
         accumulate: int = 1,

@@ -9,8 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
 from tslm.model import TransformerConfig, TransformerLM
 from tslm.tokenizer import Tokenizer
 from tslm.tokenizer.files import tokenizer_from_texts
@@ -18,6 +16,7 @@ from tslm.training.checkpoint import check_shapes, is_intact, read_checkpoint
 
 RUNS = "lightning_logs"
 CHECKPOINTS = "checkpoints"
+ELSEWHERE = "checkpoints.txt"  # names the folder, where it is one of the user's choice
 MODEL_PREFIX = "model."  # LanguageModule holds the TransformerLM under this name
 
 
@@ -71,7 +70,8 @@ def find_checkpoint(wanted: str | None, *, prefer: str = "last", root: Path = Pa
         )
     path = Path(str(wanted))
     if path.is_dir():
-        folder = checkpoint_folder(path) if (path / "config.yaml").exists() or (path / CHECKPOINTS).is_dir() else path
+        is_run = (path / CHECKPOINTS).is_dir() or (path / ELSEWHERE).is_file()
+        folder = checkpoint_folder(path) if is_run else path
         found, remarks = newest_intact(folder, prefer)
         if not found:
             raise FileNotFoundError(f"The folder {path} holds no intact checkpoint (*.ckpt); give another --ckpt_path.")
@@ -108,11 +108,6 @@ def runs_newest_first(folder: Path) -> list[Path]:
 
 
 def checkpoint_folder(run: Path) -> Path:
-    """Return where a run keeps its checkpoints: in itself, unless its configuration names another folder."""
-    config = run / "config.yaml"
-    if not (run / CHECKPOINTS).is_dir() and config.is_file():
-        values = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-        chosen = (values.get("checkpoint") or {}).get("dirpath")
-        if chosen:
-            return Path(chosen)
-    return run / CHECKPOINTS
+    """Return where a run keeps its checkpoints: in itself, unless it says that the user chose another folder."""
+    elsewhere = run / ELSEWHERE
+    return Path(elsewhere.read_text(encoding="utf-8").strip()) if elsewhere.is_file() else run / CHECKPOINTS

@@ -13,7 +13,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from tslm.loops.lightning import StepCallback
 from tslm.training.checkpoint import read_checkpoint, sync_folder, write_atomically
-from tslm.training.runs import CHECKPOINTS
+from tslm.training.runs import CHECKPOINTS, ELSEWHERE
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -55,6 +55,7 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
             raise ValueError(f"checkpoint.keep is {keep}, but at least 1 checkpoint must stay.")
         self.dirpath = dirpath
         self.keep = keep
+        self.run = Path()
         self.folder: Path | None = None
         self.best_loss = math.inf
         self._fresh_loss: float | None = None  # of a validation that no checkpoint has followed yet
@@ -68,8 +69,8 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Choose the folder, the same on every process."""
         if stage == "fit":
-            run = trainer.log_dir or trainer.default_root_dir
-            self.folder = Path(self.dirpath) if self.dirpath else Path(run) / CHECKPOINTS
+            self.run = Path(trainer.log_dir or trainer.default_root_dir)
+            self.folder = Path(self.dirpath) if self.dirpath else self.run / CHECKPOINTS
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember the loss for the checkpoint that follows."""
@@ -86,6 +87,9 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
         path = self.folder / f"step-{step:08d}.ckpt"
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
+            if self.dirpath:
+                self.run.mkdir(parents=True, exist_ok=True)
+                (self.run / ELSEWHERE).write_text(str(self.folder.resolve()) + "\n", encoding="utf-8")
             for name in ["last", "best"] if improved else ["last"]:
                 give_name(path, self.folder / f"{name}.ckpt")
             for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
