@@ -34,6 +34,12 @@ def test_top_k_keeps_the_k_most_probable_and_the_lower_id_of_equals():
     assert _kept(top_k=99) == pytest.approx(PROBABILITIES)
 
 
+@pytest.mark.parametrize("options", [{"top_k": 3}, {"top_p": 0.00299}])
+def test_the_lowest_of_many_equal_ids_are_kept(options):
+    probabilities = SamplingRule(**options).probabilities(torch.zeros(2, 1000))
+    assert probabilities.nonzero().tolist() == [[row, token] for row in range(2) for token in range(3)]
+
+
 @pytest.mark.parametrize(("top_p", "kept"), [
     (1e-6, [1]), (0.49, [1]), (0.51, [1, 3]), (0.79, [1, 3]), (0.81, [1, 3, 0]), (0.92, [1, 3, 0, 2]),
     (0.97, [1, 3, 0, 2, 4])])
