@@ -207,11 +207,11 @@ def test_tokenizer_encode_iterable_needs_little_memory(trained, tmp_path):
     words = ["".join(rng.choices("etaoinshrdlu", k=rng.randint(2, 9))) for _ in range(12_000)]
     path = tmp_path / "big.txt"
     by_frequency = [1 / rank for rank in range(1, 12_001)]
-    lines = [" ".join(rng.choices(words, by_frequency, k=60)) + ".<|e|>\n" for _ in range(2000)]
-    with open(path, "w", newline="\n") as file:
+    lines = [" ".join(rng.choices(words, by_frequency, k=60)) + " “é字”.<|e|>\n" for _ in range(2000)]
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
         while file.tell() < 5_000_000:
             file.writelines(lines)
-    with open(path) as file:
+    with open(path, encoding="utf-8") as file:
         tracemalloc.start()
         count = sum(1 for _ in tokenizer.encode_iterable(file))
         peak = tracemalloc.get_traced_memory()[1]

@@ -106,4 +106,4 @@ def test_tokenizer_special_tokens_are_checked():
 
 
 def test_tokenizer_code_point_table_agrees_with_the_ascii_one():
-    assert pretokenize._all_kinds()[:128].tolist() == list(pretokenize._ASCII_KINDS[:128])
+    assert pretokenize._kinds_of(np.arange(128, dtype=np.uint32)).tolist() == list(pretokenize._ASCII_KINDS[:128])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tslm import TokenFile
-from tslm.tokenizer import TokenFileWriter
+from tslm.tokenizer import TokenFileWriter, tokenfile
 
 
 def write(path, ids=(1, 2, 65_535, 0), vocab_size=1 << 16, **more):
@@ -51,13 +51,27 @@ def test_tokenizer_token_file_that_changed_is_refused(tmp_path):
     assert json.loads((tmp_path / "ids.bin.json").read_text())["mtime_ns"] == 1
 
 
-def test_tokenizer_token_file_change_behind_the_clocks_back_is_found_by_verify(tmp_path):
+def test_tokenizer_token_file_that_is_large_is_read_only_if_its_time_differs(tmp_path, monkeypatch):
     path = write(tmp_path / "ids.bin")
     time = path.stat().st_mtime_ns
     path.write_bytes(b"\0" * 8)
     os.utime(path, ns=(time, time))
     with pytest.raises(ValueError, match="was changed since it was written"):
-        TokenFile.open(path).verify()
+        TokenFile.open(path)
+    monkeypatch.setattr(tokenfile, "_ALWAYS_READ", 0)
+    file = TokenFile.open(path)
+    with pytest.raises(ValueError, match="was changed since it was written"):
+        file.verify()
+    os.utime(path, ns=(time + 1, time + 1))
+    with pytest.raises(ValueError, match="was changed since it was written"):
+        TokenFile.open(path)
+
+
+def test_tokenizer_token_file_of_another_tokenizer_is_refused(tmp_path):
+    path = write(tmp_path / "ids.bin")
+    assert TokenFile.open(path, tokenizer_hash="hash").tokenizer_hash == "hash"
+    with pytest.raises(ValueError, match=r"made with another tokenizer \(hash hash, not other\)"):
+        TokenFile.open(path, tokenizer_hash="other")
 
 
 def test_tokenizer_token_file_id_over_the_vocabulary_is_named_at_first_use(tmp_path):

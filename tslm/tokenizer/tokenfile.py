@@ -30,6 +30,7 @@ _FIELDS = {
     "sha256": str,
     "mtime_ns": int,
 }
+_ALWAYS_READ = 1 << 26  # bytes that are hashed in some 40 ms
 _CHUNK = 1 << 22  # ids per step of a scan, so that the largest file needs no memory
 
 
@@ -56,16 +57,20 @@ class TokenFile:
         self._sha256: str = sidecar["sha256"]
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> TokenFile:
+    def open(cls, path: str | os.PathLike[str], tokenizer_hash: str | None = None) -> TokenFile:
         """Open a token file after checking it against its sidecar.
 
-        Size and dtype are always checked. The content is, if the file's time of change is not the one that was written
-        down: so a file just written, or opened before, opens at once however large it is, and one that was copied or
-        changed is read through. `verify` reads it in any case.
+        Size and type are always checked. The content is read through and its SHA-256 compared in files of up to 64 MiB,
+        and in larger ones if their time of change is not the one written down: so a gigabyte just encoded, or opened
+        before, opens at once, and one that was copied or changed is read. `verify` reads it in any case.
+
+        Args:
+            path: Where the ids lie.
+            tokenizer_hash: `Tokenizer.hash` of the tokenizer that the ids should come from; None takes any.
 
         Raises:
             FileNotFoundError: The file or its sidecar does not exist.
-            ValueError: The two do not belong together, or the sidecar is not one.
+            ValueError: The two do not belong together, the sidecar is not one, or the tokenizer was another.
         """
         path = Path(path)
         sidecar_path = _sidecar_path(path)
@@ -92,8 +97,15 @@ class TokenFile:
                 f"{path} has {stat.st_size:,} bytes, but its sidecar names {len(file):,} ids of {file.dtype.itemsize} "
                 "bytes; the file is damaged, encode the text again"
             )
-        if stat.st_mtime_ns != sidecar["mtime_ns"]:
+        if tokenizer_hash not in (None, file.tokenizer_hash):
+            raise ValueError(
+                f"{path} was made with another tokenizer (hash {file.tokenizer_hash[:12]}, not {tokenizer_hash[:12]}); "
+                "encode the text again with this one"
+            )
+        changed = stat.st_mtime_ns != sidecar["mtime_ns"]
+        if changed or stat.st_size <= _ALWAYS_READ:
             file.verify()
+        if changed:
             with contextlib.suppress(OSError):  # a read-only folder: the content is read through again next time
                 _write_sidecar(path, sidecar | {"mtime_ns": stat.st_mtime_ns})
         return file
