@@ -106,7 +106,7 @@ def test_tokenizer_equals_tiktoken(trained):
     )
     ours = Tokenizer(dict(enumerate(ordinary)), merges, ["<|e|>", "<|e|><|e|>"])
     rng = random.Random(3)
-    for text in [LESSON, *(known_text(rng) for _ in range(4000))]:
+    for text in [LESSON, *(known_text(rng) for _ in range(20_000))]:
         if "<|e|><|e|>" not in text:  # tiktoken's choice between overlapping ones depends on the order of a hash table
             assert ours.encode(text) == peer.encode(text, allowed_special="all"), repr(text)
 
