@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -109,7 +108,7 @@ def test_the_entropy_is_the_mean_of_the_log_probabilities_over_other_seeds_too(s
     means = [np.mean([story.log_prob for story in sample]) for sample in (stories, other)]
     error = np.std([story.log_prob for story in stories]) * math.sqrt(1 / len(stories) + 1 / len(other))
     assert abs(means[0] - means[1]) < 4 * error
-    assert 80 < -means[0] < 160
+    assert 65 < -means[0] < 160
 
 
 def test_stories_are_short(stories):
@@ -119,24 +118,24 @@ def test_stories_are_short(stories):
     assert lengths.max() < 170
 
 
-def test_the_vocabulary_is_a_few_thousand_words(stories):
-    assert len({word for story in stories for word in re.findall(r"[a-z'-]+", story.text.lower())}) > 1900
+def test_the_vocabulary_is_well_over_a_thousand_words():
+    stories = toy.sample_stories(20_000, seed=3)
+    assert len({word for story in stories for word in re.findall(r"[a-z'-]+", story.text.lower())}) > 1300
 
 
-def test_names_return_30_and_more_words_later(stories):
-    """In most stories several rare words are said again more than 30 pieces after they were last said."""
-    frequency = Counter(word for story in stories for word in set(re.findall(r"\w+", story.text)))
-    returns = []
-    for story in stories[:1000]:
-        pieces = PIECES.findall(story.text)
-        last, far = {}, 0
-        for position, piece in enumerate(pieces):
-            if frequency[piece] < 0.02 * len(stories):
-                far += position - last.get(piece, position) >= 30
-                last[piece] = position
-        returns.append(far)
-    assert np.mean(np.array(returns) >= 1) > 0.8
-    assert np.mean(returns) > 2
+def test_remembered_words_return_30_and_more_pieces_after_they_were_first_said(stories):
+    rules = load_grammar().rules.values()
+    parts = [part for rule in rules for parts in rule.alternatives for part in parts]
+    remembered = {text for part in parts if isinstance(part, Draw) and part.slot >= 0 for text in part.texts}
+    distant = []
+    for story in stories:
+        first, far = {}, 0
+        for position, piece in enumerate(PIECES.findall(story.text)):
+            if piece in remembered:
+                far += position - first.setdefault(piece, position) >= 30
+        distant.append(far)
+    assert np.mean(np.array(distant) >= 3) > 0.8
+    assert np.mean(distant) > 5
 
 
 def test_stories_begin_with_a_capital_and_end_with_a_full_stop(stories):

@@ -30,8 +30,8 @@ from itertools import accumulate
 
 RULE_SHIFT = 4
 PRONOUNS = {
-    "girl": {"he": "she", "him": "her", "his": "her", "He": "She", "His": "Her", "girl": "girl", "a_girl": "a girl"},
-    "boy": {"he": "he", "him": "him", "his": "his", "He": "He", "His": "His", "girl": "boy", "a_girl": "a boy"},
+    "girl": {"he": "she", "him": "her", "his": "her", "He": "She", "His": "Her", "girl": "girl"},
+    "boy": {"he": "he", "him": "him", "his": "his", "He": "He", "His": "His", "girl": "boy"},
 }
 VOWEL_BUT_A, SILENT_H = ("uni", "uku", "use", "one"), ("hour", "honest")  # a unicorn, an honest boy
 
@@ -178,7 +178,7 @@ def _make_words(list_name: str, texts: list[str]) -> tuple[Word, ...]:
 def _articles(text: str) -> dict[str, str]:
     vowel = (text[0] in "aeiou" and not text.startswith(VOWEL_BUT_A)) or text.startswith(SILENT_H)
     with_article = f"{'an' if vowel else 'a'} {text}"
-    return {"a": with_article, "A": "A" + with_article[1:], "Cap": text[0].upper() + text[1:]}
+    return {"a": with_article, "A": "A" + with_article[1:]}
 
 
 def _draw(words: tuple[Word, ...], shift: int, slot: int, form: str, only_once: bool) -> Draw:
