@@ -138,11 +138,11 @@ def test_adamw_state_dict_continues_bit_for_bit(through_file, dtype):
             optimizer.step()
 
     whole = make_parameters(dtype)
-    whole_optimizer = AdamW(whole, weight_decay=0.1)
+    whole_optimizer = AdamW(whole, lr=1e-3, weight_decay=0.1)
     run(whole, whole_optimizer, range(10))
 
     first = make_parameters(dtype)
-    optimizer = AdamW(first, weight_decay=0.1)
+    optimizer = AdamW(first, lr=1e-3, weight_decay=0.1)
     run(first, optimizer, range(4))
     state = optimizer.state_dict()
     if through_file:
@@ -206,7 +206,7 @@ def test_adamw_leaves_parameters_without_gradient_alone():
     assert [optimizer.state[parameter]["step"] for parameter in parameters] == [4, 1, 4, 4]
     moved = (parameters[1].detach() / (1 - 0.1 * 0.01) - frozen).abs()
     torch.testing.assert_close(moved, torch.full_like(moved, 0.1), rtol=1e-4, atol=0)
-    AdamW(make_parameters()).step()  # nothing has a gradient
+    AdamW(make_parameters(), lr=0.1).step()  # nothing has a gradient
 
 
 def test_adamw_keeps_groups_apart():
@@ -261,11 +261,11 @@ def test_adamw_finds_the_minimum_of_a_small_problem():
 ])
 def test_adamw_refuses_values_outside_their_range(settings, message):
     with pytest.raises(ValueError, match=message):
-        AdamW(make_parameters(), **settings)
+        AdamW(make_parameters(), **({"lr": 1e-3} | settings))
 
 
 def test_adamw_refuses_sparse_gradients():
     embedding = torch.nn.Embedding(10, 3, sparse=True)
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(ValueError, match=r"shape \(10, 3\) is sparse"):
-        AdamW(embedding.parameters()).step()
+        AdamW(embedding.parameters(), lr=0.1).step()

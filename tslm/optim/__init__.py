@@ -5,7 +5,7 @@ Read sgd.py first (an optimizer in its smallest form), then adamw.py, schedule.p
 
 from tslm.optim.adamw import AdamW
 from tslm.optim.clipping import clip_gradients
-from tslm.optim.schedule import CosineSchedule, lr_cosine_schedule
+from tslm.optim.schedule import check_schedule, lr_cosine_schedule
 from tslm.optim.sgd import SGD
 
-__all__ = ["SGD", "AdamW", "CosineSchedule", "clip_gradients", "lr_cosine_schedule"]
+__all__ = ["SGD", "AdamW", "check_schedule", "clip_gradients", "lr_cosine_schedule"]

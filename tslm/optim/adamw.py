@@ -35,7 +35,7 @@ class AdamW(Optimizer):
     Args:
         params: parameters, or parameter groups as dictionaries.
         lr: α, the learning rate.
-        betas: (β₁, β₂). The default 0.95, where the papers have 0.999, is what language models are trained with (Brown
+        betas: (β₁, β₂). The 0.95, where the papers have 0.999, is what language models are trained with (Brown
             et al. 2020, appendix B): a memory of 20 steps instead of 1,000 forgets the large gradients of the start.
         eps: ε, keeps the division away from 0.
         weight_decay: λ.
@@ -47,7 +47,7 @@ class AdamW(Optimizer):
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float = 1e-3,
+        lr: float,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         weight_decay: float = 0.01,

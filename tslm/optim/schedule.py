@@ -1,6 +1,7 @@
 """The learning rate as a function of the step: a linear warm-up, half a cosine down, then a floor.
 
-`lr_cosine_schedule` is the curve itself; `CosineSchedule` is the same curve in the form that LambdaLR wants.
+A step and four settings come in, a rate goes out. `check_schedule` looks at the settings alone, so that a mistake shows
+before a training begins and not at its first step.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ def lr_cosine_schedule(t: int, lr_max: float, lr_min: float, warmup_steps: int, 
         cosine_steps: T_c, counted from step 0 like T_w, not from the end of the warm-up.
 
     Raises:
-        ValueError: the warm-up is negative or longer than the whole schedule, or a rate is negative.
+        ValueError: as in `check_schedule`.
     """
-    _check(lr_max, lr_min, warmup_steps, cosine_steps)
+    check_schedule(lr_max, lr_min, warmup_steps, cosine_steps)
     if t < warmup_steps:
         return lr_max * t / warmup_steps
     if t > cosine_steps:
@@ -39,37 +40,12 @@ def lr_cosine_schedule(t: int, lr_max: float, lr_min: float, warmup_steps: int, 
     return lr_min + 0.5 * (1.0 + math.cos(math.pi * progress)) * (lr_max - lr_min)
 
 
-class CosineSchedule:
-    """The cosine schedule as a factor of lr_max, for LambdaLR around an optimizer whose lr is lr_max.
-
-    An object and not a closure, because LambdaLR saves the attributes of objects in its state dict and can say nothing
-    about functions; the attributes are plain numbers, so that a checkpoint holds data only.
-
-    Args:
-        lr_max: the rate at the end of the warm-up; with 0 every factor is 0.
-        lr_min: the rate after the cosine.
-        warmup_steps: length of the warm-up.
-        cosine_steps: the step at which the cosine ends.
+def check_schedule(lr_max: float, lr_min: float, warmup_steps: int, cosine_steps: int) -> None:
+    """Refuse settings that make no schedule; the arguments are those of `lr_cosine_schedule`.
 
     Raises:
-        ValueError: as in `lr_cosine_schedule`, but when the schedule is built and not at its first step.
+        ValueError: a rate is negative, lr_min is above lr_max, or the warm-up is negative or longer than the schedule.
     """
-
-    def __init__(self, lr_max: float, lr_min: float, warmup_steps: int, cosine_steps: int) -> None:
-        _check(lr_max, lr_min, warmup_steps, cosine_steps)
-        self.lr_max = lr_max
-        self.lr_min = lr_min
-        self.warmup_steps = warmup_steps
-        self.cosine_steps = cosine_steps
-
-    def __call__(self, t: int) -> float:
-        """Return lr(t) / lr_max."""
-        if self.lr_max == 0:
-            return 0.0
-        return lr_cosine_schedule(t, self.lr_max, self.lr_min, self.warmup_steps, self.cosine_steps) / self.lr_max
-
-
-def _check(lr_max: float, lr_min: float, warmup_steps: int, cosine_steps: int) -> None:
     if not 0 <= lr_min <= lr_max:
         raise ValueError(f"lr_min is {lr_min} and lr_max is {lr_max}, but the rates must satisfy 0 <= lr_min <= lr_max")
     if not 0 <= warmup_steps <= cosine_steps:

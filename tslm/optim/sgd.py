@@ -30,7 +30,7 @@ class SGD(Optimizer):
         ValueError: lr is negative or not a number.
     """
 
-    def __init__(self, params: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float = 1e-3) -> None:
+    def __init__(self, params: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float) -> None:
         if not lr >= 0:
             raise ValueError(f"lr is {lr}, but a learning rate must be 0 or more")
         super().__init__(params, {"lr": lr})
