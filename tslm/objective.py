@@ -78,13 +78,16 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_
     if chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1")
     with_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    loss: Tensor = _LinearCrossEntropy.apply(
+    return _LinearCrossEntropy.apply(  # type: ignore[no-any-return]
         hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), chunk_size, with_grad, matmul_dtype(hidden))
-    return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """With P = softmax(hidden Wᵀ) and G = (P - onehot(targets)) / N: dhidden = G W and dW = Gᵀ hidden."""
+    """With P = softmax(hidden Wᵀ) and G = (P - onehot(targets)) / N: dhidden = G W and dW = Gᵀ hidden.
+
+    The forward stores both without the factor 1 / N, whose product with P - onehot could underflow in half precision;
+    the backward divides by N as it multiplies by the gradient that comes in.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int, with_grad: bool,
@@ -110,8 +113,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if with_grad:
             ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.count = len(hidden)
-        mean: Tensor = loss / ctx.count
-        return mean
+        return loss / ctx.count  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable

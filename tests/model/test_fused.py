@@ -40,12 +40,12 @@ def test_causal_attention_survives_scores_of_1e4():
     assert all(tensor.isfinite().all() for tensor in (out, *grads))
 
 
-@pytest.mark.parametrize("name", ["causal_attention", "rms_norm", "swiglu"])
+@pytest.mark.parametrize("name", ["causal_attention", "rms_norm", "swiglu_together"])
 def test_fused_forms_in_bfloat16_stay_within_its_rounding(name):
     q, k, v = _attention_inputs(70)
     gain = torch.rand(8)
     forms = {"causal_attention": lambda q: fused.causal_attention(q, k, v),
-             "rms_norm": lambda q: fused.rms_norm(q, gain, 1e-5), "swiglu": fused.swiglu}
+             "rms_norm": lambda q: fused.rms_norm(q, gain, 1e-5), "swiglu_together": fused.swiglu_together}
     exact = forms[name](q)
     q16 = q.detach().bfloat16().requires_grad_()
     k, v = k.detach().bfloat16(), v.detach().bfloat16()
@@ -73,12 +73,12 @@ def test_swiglu_equals_the_formula_and_passes_gradcheck():
     torch.manual_seed(0)
     gate_up = torch.randn(4, 3, 10, dtype=torch.float64, requires_grad=True)
     gate, up = gate_up.chunk(2, -1)
-    torch.testing.assert_close(fused.swiglu(gate_up), functional.swiglu(gate, up))
-    assert torch.autograd.gradcheck(fused.swiglu, gate_up)
+    torch.testing.assert_close(fused.swiglu_together(gate_up), functional.swiglu(gate, up))
+    assert torch.autograd.gradcheck(fused.swiglu_together, gate_up)
 
 
 def test_swiglu_far_from_zero_is_finite():
     x = torch.tensor([1e4, -1e4, 2.0, 3.0], requires_grad=True)
-    out = fused.swiglu(x)
+    out = fused.swiglu_together(x)
     assert out.tolist() == [2e4, 0]
     assert _grads(out.sum(), x, None)[0].tolist() == [2, 0, 1e4, 0]

@@ -47,8 +47,7 @@ class KneserNey:
         """Count the n-grams of `ids` (tokens,) up to length `order` and smooth them.
 
         Raises:
-            ValueError: if `ids` is shorter than `order` or holds an id outside the vocabulary.
-
+            ValueError: `ids` is shorter than `order` or holds an id outside the vocabulary.
         """
         tokens = _checked(ids, vocab_size)
         if not 1 <= order <= len(tokens):
@@ -82,8 +81,7 @@ class KneserNey:
         were not seen, so score many documents as one sequence rather than one by one.
 
         Raises:
-            ValueError: if `ids` holds an id outside the vocabulary.
-
+            ValueError: `ids` holds an id outside the vocabulary.
         """
         tokens = _checked(ids, self.vocab_size)
         probs = np.full(len(tokens), 1 / self.vocab_size)
@@ -94,8 +92,7 @@ class KneserNey:
             found = (context >= 0) & (level.keys[number] == key)
             probs = np.where(found, level.probs[number], probs * np.where(context >= 0, level.backoff[context], 1.0))
             context = np.concatenate(([-1], np.where(found, number, -1)[:-1]))
-        log_probs: FloatArray = np.log(probs)
-        return log_probs
+        return np.log(probs)  # type: ignore[no-any-return]
 
 
 def _checked(ids: Ids, vocab_size: int) -> IntArray:

@@ -18,6 +18,13 @@ class KeyValueCache:
     holds the padding's keys until the real token at that position overwrites them, which is before any query may see
     the slot, as queries attend to slots up to their own position only.
 
+    Args:
+        config: the model's sizes.
+        batch_size: number of sequences, B.
+        capacity: slots per sequence, C: the longest that a sequence can become, at most context_length.
+        dtype: of keys and values; the one in which the model's matmuls run.
+        device: where the model is.
+
     Attributes:
         length: slots in use, which attention reads; the caller sets it to the longest sequence of the batch.
         layers: one `LayerCache` per layer.

@@ -16,8 +16,8 @@ from tslm.model.layers import Linear, linear_together
 from tslm.model.rope import rotate
 
 
-class LayerCache(Protocol):
-    """What attention asks of one layer's key-value cache; generation/ provides it."""
+class LayerCacheLike(Protocol):
+    """What attention asks of one layer's key-value cache; the parts of `generation.KeyValueCache` provide it."""
 
     def update(self, keys: Tensor, values: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
         """Store keys and values (B, H, T, K) at `positions` (B, T); return what is to be attended, (B, H, S, K) each.
@@ -29,6 +29,10 @@ class LayerCache(Protocol):
 
 class MultiHeadSelfAttention(Module):
     """softmax(Q Kᵀ / √K) V in H heads side by side, joined by the output projection (Vaswani et al. 2017, section 3.2).
+
+    Args:
+        d_model: width D of the input and the output.
+        num_heads: H; each head reads and writes K = D / H numbers.
 
     Raises:
         ValueError: d_model is not divisible by num_heads.
@@ -44,7 +48,7 @@ class MultiHeadSelfAttention(Module):
         self.v_proj = Linear(d_model, d_model)
         self.output_proj = Linear(d_model, d_model)
 
-    def forward(self, x: Tensor, rotation: Tensor | None = None, cache: LayerCache | None = None,
+    def forward(self, x: Tensor, rotation: Tensor | None = None, cache: LayerCacheLike | None = None,
                 positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Let every position attend to itself and what came before it.
 

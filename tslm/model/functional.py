@@ -33,7 +33,7 @@ def silu(x: Tensor) -> Tensor:
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """SiLU(gate) · up, elementwise: the gated activation of Shazeer (2020)."""
+    """SiLU(gate) · up, elementwise, both of one shape: the gated activation of Shazeer (2020)."""
     return silu(gate) * up
 
 

@@ -22,18 +22,37 @@ QUERY_BLOCK = 64  # queries per block; 32 to 128 measured alike at 128 to 256 po
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention in which position i attends to positions 0 … i; all (..., T, K), equal T."""
+    """softmax(q kᵀ / √K + mask) v, in which position i attends to positions 0 … i: -inf in the mask above the diagonal.
+
+    The plain form is `functional.scaled_dot_product_attention` with `functional.causal_mask`.
+
+    Args:
+        q: queries (..., T, K).
+        k: keys (..., T, K).
+        v: values (..., T, any width).
+
+    Returns:
+        (..., T, width of v), in the dtype of `functional.matmul_dtype(q)`; the softmax is float32.
+    """
     flat = (x.reshape(-1, *x.shape[-2:]).to(matmul_dtype(x)) for x in (q, k, v))
     return _CausalAttention.apply(*flat).view(*q.shape[:-1], v.shape[-1])  # type: ignore[no-any-return]
 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
-    """Root-mean-square normalisation over the last dimension: x (..., D), gain (D)."""
+    """Root-mean-square normalisation, x / √(mean(x²) + eps) · gain over the last dimension, computed in float32.
+
+    The plain form is `functional.rms_norm`.
+
+    Shapes: x (..., D), gain (D); the result has the shape of x, and the dtype of `functional.matmul_dtype(x)`.
+    """
     return _RMSNorm.apply(x, gain, eps, matmul_dtype(x))  # type: ignore[no-any-return]
 
 
-def swiglu(gate_up: Tensor) -> Tensor:
-    """SiLU(gate) · up for gate and up side by side in one tensor: (..., 2F) to (..., F)."""
+def swiglu_together(gate_up: Tensor) -> Tensor:
+    """SiLU(gate) · up for gate and up side by side in one tensor; the plain form is `functional.swiglu`.
+
+    Shapes: (..., 2F) to (..., F), in the dtype of `gate_up`.
+    """
     return _SwiGLU.apply(gate_up)  # type: ignore[no-any-return]
 
 

@@ -98,4 +98,4 @@ class SwiGLU(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to the last dimension."""
-        return self.w2(fused.swiglu(linear_together(x, self.w1, self.w3)))  # type: ignore[no-any-return]
+        return self.w2(fused.swiglu_together(linear_together(x, self.w1, self.w3)))  # type: ignore[no-any-return]

@@ -21,6 +21,14 @@ class RotaryEmbedding(Module):
 
     The table (max_seq_len, K/2, 2) is a buffer outside the state dict: it follows from the sizes. It stays float32
     whatever the model is cast to, because bfloat16 cannot tell positions above 256 apart.
+
+    Args:
+        head_dim: K, even.
+        max_seq_len: number of positions in the table; a position is below it.
+        theta: base of the wavelengths; pair i turns by theta^(-2i/K) from one position to the next.
+
+    Raises:
+        ValueError: head_dim is odd.
     """
 
     table: Tensor

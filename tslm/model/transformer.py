@@ -14,19 +14,22 @@ import torch
 from torch import Tensor
 from torch.nn import Module, ModuleList
 
-from tslm.model.attention import LayerCache, MultiHeadSelfAttention
+from tslm.model.attention import LayerCacheLike, MultiHeadSelfAttention
 from tslm.model.config import TransformerConfig
 from tslm.model.layers import Embedding, Linear, RMSNorm, SwiGLU
 from tslm.model.rope import RotaryEmbedding
 
 
-class KeyValueCache(Protocol):
-    """What the model asks of a key-value cache: one part per layer, and how many positions are to be attended."""
+class KeyValueCacheLike(Protocol):
+    """What the model asks of a key-value cache: one part per layer, and how many positions are to be attended.
+
+    `generation.KeyValueCache` is one.
+    """
 
     length: int
 
     @property
-    def layers(self) -> Sequence[LayerCache]:
+    def layers(self) -> Sequence[LayerCacheLike]:
         """The parts, first layer first."""
         ...
 
@@ -54,11 +57,13 @@ class TransformerLM(Module):
         self.ln_final = RMSNorm(config.d_model)
         self.lm_head = Linear(config.d_model, config.vocab_size)
 
-    def forward(self, token_ids: Tensor, positions: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(self, token_ids: Tensor, positions: Tensor | None = None,
+                cache: KeyValueCacheLike | None = None) -> Tensor:
         """Logits (..., T, V) for the token after each of `token_ids` (..., T); arguments as in `hidden`."""
         return self.lm_head(self.hidden(token_ids, positions, cache))  # type: ignore[no-any-return]
 
-    def hidden(self, token_ids: Tensor, positions: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
+    def hidden(self, token_ids: Tensor, positions: Tensor | None = None,
+               cache: KeyValueCacheLike | None = None) -> Tensor:
         """The last layer's normalised vectors (..., T, D), which the head turns into logits.
 
         Training takes these, since `objective.linear_cross_entropy` joins the head with the loss.
@@ -110,7 +115,7 @@ class TransformerBlock(Module):
         self.ln2 = RMSNorm(d_model)
         self.ffn = SwiGLU(d_model, d_ff)
 
-    def forward(self, x: Tensor, rotation: Tensor | None = None, cache: LayerCache | None = None,
+    def forward(self, x: Tensor, rotation: Tensor | None = None, cache: LayerCacheLike | None = None,
                 positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """(..., T, D) to (..., T, D); the further arguments are those of the attention."""
         x = x + self.attn(self.ln1(x), rotation, cache, positions, mask)
