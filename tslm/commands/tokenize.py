@@ -8,11 +8,11 @@ from tslm.commands.arguments import Parser
 from tslm.tokenizer import Tokenizer, encode_files
 
 
-def main(args: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Encode text files into a token file.
 
     Args:
-        args: the words after `python -m tslm tokenize`.
+        argv: the words after `python -m tslm tokenize`.
     """
     parser = Parser(prog="python -m tslm tokenize", description="Turn text files into one file of token ids.")
     parser.add_argument("--tokenizer", type=str, required=True, help="a folder that `train-tokenizer` has written")
@@ -20,7 +20,7 @@ def main(args: list[str]) -> None:
     parser.add_argument("--output", type=str, required=True,
                         help="the token file; its description lies beside it, with .json at the end of the name")
     parser.add_argument("--num_workers", type=int | None, default=None, help="processes; all cores if left out")
-    options = parser.parse_args(args)
+    options = parser.parse_args(argv)
 
     start = time.perf_counter()
     tokens = encode_files(Tokenizer.from_dir(options.tokenizer), options.input, options.output,

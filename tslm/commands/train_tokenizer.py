@@ -5,24 +5,24 @@ from __future__ import annotations
 import time
 
 from tslm.commands.arguments import Parser
-from tslm.tokenizer import Tokenizer, train_bpe
+from tslm.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
 
 
-def main(args: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Learn a vocabulary and save it.
 
     Args:
-        args: the words after `python -m tslm train-tokenizer`.
+        argv: the words after `python -m tslm train-tokenizer`.
     """
     parser = Parser(prog="python -m tslm train-tokenizer", description="Learn a byte-pair vocabulary from text files.")
     parser.add_argument("--input", type=str, nargs="+", required=True, help="the text: one file or several, UTF-8")
     parser.add_argument("--vocab_size", type=int, default=10_000,
                         help="maximum size, the special tokens and the 256 bytes included")
-    parser.add_argument("--special_tokens", type=list[str], default=["<|endoftext|>"],
+    parser.add_argument("--special_tokens", type=list[str], default=[END_OF_TEXT],
                         help="pieces of text that are one token each, and that no other token crosses")
     parser.add_argument("--output", type=str, required=True, help="the folder for vocab.json and merges.txt")
     parser.add_argument("--num_workers", type=int | None, default=None, help="processes; all cores if left out")
-    options = parser.parse_args(args)
+    options = parser.parse_args(argv)
 
     start = time.perf_counter()
     vocab, merges = train_bpe(options.input, options.vocab_size, options.special_tokens,

@@ -20,12 +20,11 @@ from tqdm import tqdm
 
 from tslm.data.toy_grammar import Draw, Part, Recall, Word, load_grammar
 from tslm.data.toy_parser import story_log_prob
+from tslm.tokenizer import END_OF_TEXT
 
 __all__ = [
     "END_OF_TEXT", "Story", "grammar_fingerprint", "iter_stories", "sample_stories", "story_log_prob", "write_corpus",
 ]
-
-END_OF_TEXT = "<|endoftext|>"
 
 
 class Story(NamedTuple):

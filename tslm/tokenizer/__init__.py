@@ -1,26 +1,30 @@
 """Text to token ids on disk: byte-level BPE, trained, applied and stored. Nothing here needs torch.
 
-In reading order: `pretokenize` (text to words), `corpus` (files to blocks), `lexicon` (words to numbers), `count` and
-`train` (words to merges), `pieces` and `blocks` (merges to ids), `bpe` (the `Tokenizer`), `files`, `encode` and
-`tokenfile`.
+In reading order: `plain` (the method in 40 lines), `pretokenize` (text to words), `corpus` (files to blocks), `lexicon`
+(words to numbers), `count` and `train` (words to merges), `pieces` and `blocks` (merges to ids), `bpe` (the
+`Tokenizer`), `files`, `encode` and `tokenfile`.
 """
 
-from tslm.tokenizer.bpe import Tokenizer
+from tslm.tokenizer.bpe import END_OF_TEXT, Tokenizer
 from tslm.tokenizer.corpus import Span, split_tail
 from tslm.tokenizer.count import count_pretokens
 from tslm.tokenizer.encode import encode_files
 from tslm.tokenizer.files import tokenizer_from_texts, tokenizer_texts
+from tslm.tokenizer.plain import encode_plainly, merge_pretokens_plainly
 from tslm.tokenizer.tokenfile import TokenFile, TokenFileWriter
 from tslm.tokenizer.train import merge_pretokens, train_bpe
 
 __all__ = [
+    "END_OF_TEXT",
     "Span",
     "TokenFile",
     "TokenFileWriter",
     "Tokenizer",
     "count_pretokens",
     "encode_files",
+    "encode_plainly",
     "merge_pretokens",
+    "merge_pretokens_plainly",
     "split_tail",
     "tokenizer_from_texts",
     "tokenizer_texts",

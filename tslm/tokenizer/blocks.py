@@ -23,9 +23,9 @@ class BlockEncoder:
     """Encodes blocks of text and remembers the ids of the pre-tokens that it has met.
 
     Args:
-        encode_word: Returns the ids of one pre-token or special token.
-        special_tokens: Strings that are one pre-token each.
-        capacity: About how many distinct pre-tokens to remember, with seven ids and 32 bytes each on average; when it
+        encode_word: returns the ids of one pre-token or special token.
+        special_tokens: strings that are one pre-token each.
+        capacity: about how many distinct pre-tokens to remember, with seven ids and 32 bytes each on average; when it
             is reached, all are forgotten.
     """
 
@@ -46,7 +46,7 @@ class BlockEncoder:
         """Return the ids of the tokens of a block.
 
         Raises:
-            ValueError: The vocabulary lacks something that the text needs.
+            ValueError: the vocabulary lacks something that the text needs.
         """
         with self._lock:
             return self._encode(block)

@@ -19,6 +19,8 @@ from tslm.tokenizer.corpus import cut_blocks
 from tslm.tokenizer.pieces import PieceEncoder
 from tslm.tokenizer.pretokenize import encode_specials, find_pretokens
 
+END_OF_TEXT = "<|endoftext|>"  # what GPT-2 and TinyStories put between documents
+
 _LONG = 1 << 12  # characters from which the fixed cost of the arrays, 0.1 ms a block, is less than what they save
 _STREAM_BYTES = 1 << 13  # blocks of a stream: about 0.3 MB with all arrays
 _STREAM_CAPACITY = 1 << 13
@@ -29,18 +31,18 @@ class Tokenizer:
     """Byte-level BPE with GPT-2's pre-tokens.
 
     Args:
-        vocab: Bytes of each id. Not all 256 bytes need be there; encoding one that is missing is an error.
-        merges: Pairs of tokens in the order in which they take precedence.
-        special_tokens: Strings that become one token each, before anything else is cut; where several match, the one
+        vocab: bytes of each id. Not all 256 bytes need be there; encoding one that is missing is an error.
+        merges: pairs of tokens in the order in which they take precedence.
+        special_tokens: strings that become one token each, before anything else is cut; where several match, the one
             that begins first wins, then the longest. Those that the vocabulary lacks are appended to it.
 
     Attributes:
-        vocab: As given, with the special tokens.
-        merges: As given.
-        special_ids: The id of each special token, in the order given.
+        vocab: as given, with the special tokens.
+        merges: as given.
+        special_ids: the id of each special token, in the order given.
 
     Raises:
-        ValueError: A special token is empty.
+        ValueError: a special token is empty.
 
     Example:
         >>> vocab = dict(enumerate([b" ", b"a", b"c", b"e", b"h", b"t", b"th", b" c", b" a", b"the", b" at"]))
@@ -82,8 +84,8 @@ class Tokenizer:
         """Read `vocab.json` and `merges.txt` in GPT-2's byte-to-unicode form.
 
         Raises:
-            FileNotFoundError: One of them does not exist.
-            ValueError: One of them is not in that form.
+            FileNotFoundError: one of them does not exist.
+            ValueError: one of them is not in that form.
         """
         from tslm.tokenizer import files  # imported late: it makes tokenizers itself
 
@@ -94,8 +96,8 @@ class Tokenizer:
         """Read what `save` wrote; without a `tokenizer_config.json` there are no special tokens.
 
         Raises:
-            FileNotFoundError: The folder, `vocab.json` or `merges.txt` does not exist.
-            ValueError: One of the files is not in the form that `save` writes.
+            FileNotFoundError: the folder, `vocab.json` or `merges.txt` does not exist.
+            ValueError: one of the files is not in the form that `save` writes.
         """
         from tslm.tokenizer import files
 
@@ -107,7 +109,7 @@ class Tokenizer:
         A new folder appears complete or not at all; in one that holds something each file is replaced whole.
 
         Raises:
-            ValueError: The vocabulary has one token under two ids, which `vocab.json` cannot express.
+            ValueError: the vocabulary has one token under two ids, which `vocab.json` cannot express.
         """
         from tslm.tokenizer import files
 
@@ -142,7 +144,7 @@ class Tokenizer:
         """Return the ids of the tokens of a text.
 
         Raises:
-            ValueError: The text holds a lone surrogate, or a byte that the vocabulary lacks.
+            ValueError: the text holds a lone surrogate, or a byte that the vocabulary lacks.
         """
         if len(text) >= _LONG:
             return list(chain.from_iterable(self._encode_stream([text])))
@@ -165,7 +167,7 @@ class Tokenizer:
         text has a place where it can be cut every few thousand characters; a run of one letter is held until it ends.
 
         Raises:
-            ValueError: A part holds a lone surrogate, or a byte that the vocabulary lacks.
+            ValueError: a part holds a lone surrogate, or a byte that the vocabulary lacks.
         """
         return chain.from_iterable(self._encode_stream(iterable))
 
@@ -173,7 +175,7 @@ class Tokenizer:
         """Return the text of token ids; bytes that are not UTF-8 become U+FFFD.
 
         Raises:
-            ValueError: An id is not in the vocabulary.
+            ValueError: an id is not in the vocabulary.
         """
         try:
             return b"".join(map(self.vocab.__getitem__, ids)).decode(errors="replace")

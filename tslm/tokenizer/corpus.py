@@ -36,11 +36,11 @@ class Corpus:
     """One text that lies in one or more files or parts of files.
 
     Args:
-        source: A path, a `Span`, or several of them in the order of the text.
+        source: a path, a `Span`, or several of them in the order of the text.
 
     Raises:
-        FileNotFoundError: A file does not exist.
-        ValueError: A file or span is empty or reaches past the end of its file, or there is none at all.
+        FileNotFoundError: a file does not exist.
+        ValueError: a file or span is empty or reaches past the end of its file, or there is none at all.
     """
 
     def __init__(self, source: TextInput) -> None:
@@ -91,7 +91,7 @@ def read_pieces(spans: Iterable[Span], size: int = BLOCK_BYTES) -> Iterator[byte
     """Read byte ranges in pieces of whole characters, checking that each file is UTF-8.
 
     Raises:
-        ValueError: A byte is not UTF-8; the sentence names the file and the byte's offset in it.
+        ValueError: a byte is not UTF-8; the sentence names the file and the byte's offset in it.
     """
     for path, start, stop in spans:
         with open(path, "rb") as file:
@@ -150,7 +150,7 @@ def usable_cuts(text: bytes, special_tokens: Sequence[bytes], backwards: bool = 
     """Yield the safe cuts of a text at which no special token lies across, whatever comes before and behind the text.
 
     Raises:
-        UnicodeDecodeError: The text is not UTF-8.
+        UnicodeDecodeError: the text is not UTF-8.
     """
     longest = max(map(len, special_tokens), default=1)
     cuts = safe_cuts(text)
@@ -182,8 +182,8 @@ def split_tail(
     line break; where it would hold none of these either, between two characters.
 
     Raises:
-        FileNotFoundError: The file does not exist.
-        ValueError: One of the parts would be empty.
+        FileNotFoundError: the file does not exist.
+        ValueError: one of the parts would be empty.
     """
     whole = _checked_span(path)
     earliest = max(whole.stop - min(int(whole.stop * fraction), max_bytes), 1)

@@ -38,15 +38,15 @@ def count_pretokens(
     parts changes the result.
 
     Args:
-        input_path: A path, a `Span` (part of a file), or several.
-        special_tokens: Strings that no pre-token may cross, such as `<|endoftext|>` between documents.
-        num_workers: Number of processes; None takes one per core. Below 16 MB the work stays in this process.
-        executor: Any `concurrent.futures.Executor` to run on instead.
-        progress: Whether to show a progress bar on stderr.
+        input_path: a path, a `Span` (part of a file), or several.
+        special_tokens: strings that no pre-token may cross, such as `<|endoftext|>` between documents.
+        num_workers: number of processes; None takes one per core. Below 16 MB the work stays in this process.
+        executor: any `concurrent.futures.Executor` to run on instead.
+        progress: whether to show a progress bar on stderr.
 
     Raises:
-        FileNotFoundError: A file does not exist.
-        ValueError: A file is empty or not UTF-8 (with its name and the byte's offset), or a special token is empty.
+        FileNotFoundError: a file does not exist.
+        ValueError: a file is empty or not UTF-8 (with its name and the byte's offset), or a special token is empty.
 
     Example:
         A file that holds `low low<|endoftext|>low` gives `{b"low": 2, b" low": 1}`.

@@ -38,25 +38,28 @@ def encode_files(
     sidecar appear by renaming when all is done; after an error or Ctrl-C neither they nor a worker process are left.
 
     Args:
-        tokenizer: What to encode with.
-        input_paths: A path, a `Span` (part of a file), or several in the order of the text.
-        output_path: Where the ids go; `<output_path>.json` is the sidecar.
-        num_workers: Number of processes; None takes one per core. Below 16 MB the work stays in this process.
-        executor: Any `concurrent.futures.Executor` to run on instead.
-        progress: Whether to show a progress bar on stderr.
+        tokenizer: what to encode with.
+        input_paths: a path, a `Span` (part of a file), or several in the order of the text.
+        output_path: where the ids go; `<output_path>.json` is the sidecar.
+        num_workers: number of processes; None takes one per core. Below 16 MB the work stays in this process.
+        executor: any `concurrent.futures.Executor` to run on instead.
+        progress: whether to show a progress bar on stderr.
 
     Raises:
-        FileNotFoundError: A file does not exist.
-        ValueError: A file is empty or not UTF-8 (with its name and the byte's offset), or needs a byte that the
+        FileNotFoundError: a file does not exist.
+        ValueError: a file is empty or not UTF-8 (with its name and the byte's offset), or needs a byte that the
             vocabulary lacks.
     """
     corpus = Corpus(input_paths)
     specials = [token.encode() for token in tokenizer.special_tokens]
     tasks = (_Task(tokenizer, spans, specials) for spans in corpus.split(_TASK_BYTES, specials))
     writer = TokenFileWriter(output_path, tokenizer.vocab_size, tokenizer.hash, corpus.size, tokenizer.special_ids)
-    bar = tqdm(total=corpus.size, desc="encoding", unit="B", unit_scale=True, disable=not progress)
     results = map_in_order(_encode_part, tasks, corpus.size, num_workers, executor)
-    with writer, bar, closing(results):
+    with (
+        writer,  # first, so that no bar appears where nothing can be written
+        tqdm(total=corpus.size, desc="encoding", unit="B", unit_scale=True, disable=not progress) as bar,
+        closing(results),
+    ):
         for text_bytes, ids in results:
             writer.append(ids)
             bar.update(text_bytes)

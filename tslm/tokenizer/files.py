@@ -26,7 +26,7 @@ def tokenizer_texts(tokenizer: Tokenizer) -> dict[str, str]:
     token that is also a special one, such as a line feed, is never met in a text; its id stands in the config alone.
 
     Raises:
-        ValueError: The vocabulary has one token under two ids.
+        ValueError: the vocabulary has one token under two ids.
     """
     specials = {token.encode(): id_ for token, id_ in tokenizer.special_ids.items()}
     vocab: dict[str, int] = {}
@@ -60,11 +60,11 @@ def tokenizer_from_texts(texts: Mapping[str, str], place: str = "the tokenizer")
     """Build the tokenizer that `tokenizer_texts` described; a missing tokenizer_config.json means no special tokens.
 
     Args:
-        texts: Text of each file, by its name.
-        place: Where the texts come from, for error messages.
+        texts: text of each file, by its name.
+        place: where the texts come from, for error messages.
 
     Raises:
-        ValueError: One of the texts is not in the form that `tokenizer_texts` gives.
+        ValueError: one of the texts is not in the form that `tokenizer_texts` gives.
     """
     vocab = _parse_vocab(texts[VOCAB], f"{VOCAB} of {place}")
     merges = _parse_merges(texts[MERGES], f"{MERGES} of {place}")

@@ -28,8 +28,8 @@ class Lexicon:
     dictionary holds the rest: the longer words, and those whose place in the table is taken.
 
     Args:
-        table_bits: Each table begins with 2 ** table_bits places; it grows when a quarter of them is taken.
-        may_grow: Whether it may; if not, a full table sends more and more words to the dictionary.
+        table_bits: each table begins with 2 ** table_bits places; it grows when a quarter of them is taken.
+        may_grow: whether it may; if not, a full table sends more and more words to the dictionary.
     """
 
     def __init__(self, table_bits: int = 16, may_grow: bool = True) -> None:
@@ -52,8 +52,8 @@ class Lexicon:
         """Return the number of each word of a text, and the words that are new, in the order of their numbers.
 
         Args:
-            text: A block of text, divided into words without a gap.
-            starts: The position of each word's first byte, in ascending order, the first of them 0.
+            text: a block of text, divided into words without a gap.
+            starts: the position of each word's first byte, in ascending order, the first of them 0.
         """
         sizes = np.diff(starts, append=len(text))
         padded = text + bytes(_PADDING)

@@ -1,4 +1,7 @@
-"""Applies the merges of BPE to one pre-token: its bytes come in, the ids of its tokens go out."""
+"""Applies the merges of BPE to one pre-token: its bytes come in, the ids of its tokens go out.
+
+`plain.encode_plainly` is the same rule without the heap.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ class PieceEncoder:
     """Encodes single pre-tokens with a vocabulary and its merges.
 
     Args:
-        ids: The id of each token.
-        merges: Pairs of tokens, the first of which takes precedence.
+        ids: the id of each token.
+        merges: pairs of tokens, the first of which takes precedence.
     """
 
     def __init__(self, ids: Mapping[bytes, int], merges: Sequence[tuple[bytes, bytes]]) -> None:
@@ -38,7 +41,7 @@ class PieceEncoder:
         The tokens form a linked list and the pairs a heap, so that a piece of n bytes takes O(n log n).
 
         Raises:
-            ValueError: The vocabulary lacks a byte or another token of the result; the sentence names it.
+            ValueError: the vocabulary lacks a byte or another token of the result; the sentence names it.
         """
         symbols = list(piece)
         size = len(symbols)

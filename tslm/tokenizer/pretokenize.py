@@ -49,7 +49,7 @@ def encode_specials(special_tokens: Sequence[str]) -> list[bytes]:
     """Return the distinct special tokens as bytes, in the order given.
 
     Raises:
-        ValueError: One of them is empty, or the argument is a single string.
+        ValueError: one of them is empty, or the argument is a single string.
     """
     if isinstance(special_tokens, str):
         raise ValueError(
@@ -80,7 +80,7 @@ def pretoken_starts(text: bytes, specials: re.Pattern[bytes] | None = None) -> P
         [0, 1, 4, 5]
 
     Raises:
-        UnicodeDecodeError: The text is not UTF-8.
+        UnicodeDecodeError: the text is not UTF-8.
     """
     if not text:
         return np.empty(0, np.intp)
@@ -134,7 +134,7 @@ def byte_kinds(text: bytes) -> Bytes:
     """Return for each byte the kind of the character that it is part of (`LETTER` to `SPECIAL`).
 
     Raises:
-        UnicodeDecodeError: The text is not UTF-8; its `start` is a position among the non-ASCII bytes only.
+        UnicodeDecodeError: the text is not UTF-8; its `start` is a position among the non-ASCII bytes only.
     """
     kind = np.frombuffer(text.translate(_ASCII_KINDS), np.uint8)
     if text.isascii():

@@ -38,12 +38,12 @@ class TokenFile:
     """A file of token ids; `open` makes one.
 
     Attributes:
-        path: Where the ids lie; the sidecar lies at the same path with `.json` behind it.
-        vocab_size: Every id is below it.
+        path: where the ids lie; the sidecar lies at the same path with `.json` behind it.
+        vocab_size: every id is below it.
         dtype: uint16 for vocabularies of up to 65,536 entries, else uint32, little-endian.
         tokenizer_hash: `Tokenizer.hash` of the tokenizer that made the ids.
-        source_bytes: The size of the text.
-        special_ids: The id of each special token.
+        source_bytes: the size of the text.
+        special_ids: the id of each special token.
     """
 
     def __init__(self, path: Path, sidecar: dict[str, Any]) -> None:
@@ -65,12 +65,12 @@ class TokenFile:
         before, opens at once, and one that was copied or changed is read. `verify` reads it in any case.
 
         Args:
-            path: Where the ids lie.
+            path: where the ids lie.
             tokenizer_hash: `Tokenizer.hash` of the tokenizer that the ids should come from; None takes any.
 
         Raises:
-            FileNotFoundError: The file or its sidecar does not exist.
-            ValueError: The two do not belong together, the sidecar is not one, or the tokenizer was another.
+            FileNotFoundError: the file or its sidecar does not exist.
+            ValueError: the two do not belong together, the sidecar is not one, or the tokenizer was another.
         """
         path = Path(path)
         sidecar_path = _sidecar_path(path)
@@ -118,7 +118,7 @@ class TokenFile:
         """The ids, as a read-only memory map; the first use checks that none is outside the vocabulary.
 
         Raises:
-            ValueError: An id is not below `vocab_size`; the sentence names it and its position.
+            ValueError: an id is not below `vocab_size`; the sentence names it and its position.
         """
         ids = self._map()
         for start in range(0, len(ids), _CHUNK):
@@ -135,7 +135,7 @@ class TokenFile:
         """Read the whole file and compare its SHA-256 with the sidecar's.
 
         Raises:
-            ValueError: They differ.
+            ValueError: they differ.
         """
         digest = hashlib.sha256()
         ids = self._map()

@@ -1,7 +1,8 @@
 """Trains byte-level BPE: from the counts of pre-tokens to a vocabulary and its merges.
 
 Text files, or `{pre-token: count}`, come in; `vocab` (id -> bytes) and `merges` (pairs of bytes in the order in which
-they were made) go out. The counts of pairs are kept up to date from merge to merge, never taken anew.
+they were made) go out. The counts of pairs are kept up to date from merge to merge, never taken anew; `plain` shows
+the method without that.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from tslm.tokenizer.pretokenize import encode_specials
 Vocab = dict[int, bytes]
 Merges = list[tuple[bytes, bytes]]
 
+_BORDER = -1  # in place of a token, on either side of each word
+_SWALLOWED = -2  # in place of a token that was joined with the one on its left
+
 
 def train_bpe(
     input_path: TextInput,
@@ -38,20 +42,20 @@ def train_bpe(
     special tokens in the order given, the 256 bytes, the merges.
 
     Args:
-        input_path: A path, a `Span` (part of a file), or several, which are read as one text.
-        vocab_size: The greatest number of entries, with the 256 bytes and the special tokens; training ends earlier
+        input_path: a path, a `Span` (part of a file), or several, which are read as one text.
+        vocab_size: the greatest number of entries, with the 256 bytes and the special tokens; training ends earlier
             when no pair is left.
-        special_tokens: Strings that are one token each and that nothing is merged across.
-        num_workers: Number of processes for counting; None takes one per core. It does not change the result.
-        executor: Any `concurrent.futures.Executor` to count on instead.
-        progress: Whether to show progress bars on stderr.
+        special_tokens: strings that are one token each and that nothing is merged across.
+        num_workers: number of processes for counting; None takes one per core. It does not change the result.
+        executor: any `concurrent.futures.Executor` to count on instead.
+        progress: whether to show progress bars on stderr.
 
     Returns:
         The vocabulary (id to bytes) and the merges.
 
     Raises:
-        FileNotFoundError: A file does not exist.
-        ValueError: A file is empty or not UTF-8, or `vocab_size` is too small.
+        FileNotFoundError: a file does not exist.
+        ValueError: a file is empty or not UTF-8, or `vocab_size` is too small.
 
     Source: Sennrich, Haddow and Birch 2016 (https://arxiv.org/abs/1508.07909), on bytes as in GPT-2 (Radford et al.
         2019).
@@ -104,9 +108,13 @@ def _check_vocab_size(vocab_size: int, specials: Sequence[bytes]) -> None:
 def _merged_pairs(counts: Mapping[bytes, int], tokens: list[bytes], wanted: int) -> Iterator[tuple[int, int]]:
     """Append up to `wanted` merged tokens to `tokens`, and yield the pair that each was made of.
 
-    All words stand in one sequence, a border (-1) on either side of each. `after` and `before` link a token to its
-    neighbours; a token that is swallowed by the one on its left becomes -2. Where a pair occurs is written down when it
-    comes to be, and not erased: an entry is stale when the pair no longer stands there.
+    All words stand in one sequence, between borders, and `after` and `before` link a token to its neighbours. Where a
+    pair occurs is written down when it comes to be, and not erased: an entry is stale when the pair no longer stands
+    there. Merging s t in `best` (5 times) and `west` (2 times) changes nothing but what stands around its places:
+
+        sequence    | b e s t | w e s t |    becomes    | b e st . | w e st . |     with | a border, . swallowed
+        links       from e to s to t to |    becomes    from e to st to |
+        counts      e s: 7, s t: 7           becomes    e st: 7
     """
     words = [(word, count) for word, count in counts.items() if len(word) > 1 and count > 0]
     token, weight = _lay_out(words)
@@ -129,7 +137,7 @@ def _merged_pairs(counts: Mapping[bytes, int], tokens: list[bytes], wanted: int)
             if token[place] != left or token[swallowed] != right:
                 continue
             following, preceding = after[swallowed], before[place]
-            token[place], token[swallowed] = new, -2
+            token[place], token[swallowed] = new, _SWALLOWED
             after[place] = following
             before[following] = place
             count = weight[place]
@@ -167,9 +175,9 @@ def _lay_out(words: list[tuple[bytes, int]]) -> tuple[array[int], array[int]]:
     """Return the sequence of tokens with a border around each word, and at each token the count of its word."""
     sizes = np.array([len(word) for word, _ in words], np.int64)
     text = np.frombuffer(b"\0".join(word for word, _ in words), np.uint8)
-    token = np.full(len(text) + 2, -1, np.intc)
+    token = np.full(len(text) + 2, _BORDER, np.intc)
     token[1:-1] = text
-    token[np.cumsum(sizes + 1)[:-1] if len(words) else []] = -1
+    token[np.cumsum(sizes + 1)[:-1] if len(words) else []] = _BORDER
     weight = np.zeros(len(token), np.int64)
     weight[1 : 1 + len(text)] = np.repeat(np.array([count for _, count in words], np.int64), sizes + 1)[:-1]
     return array("i", token.tobytes()), array("q", weight.tobytes())
@@ -199,9 +207,9 @@ class _PairQueue:
     Byte strings are compared only there, where the bucket's pairs form a heap.
 
     Args:
-        counts: The count of each pair; changed by the caller as it merges.
-        tokens: The bytes of each token.
-        base: Pair (a, b) has the key a * base + b.
+        counts: the count of each pair; changed by the caller as it merges.
+        tokens: the bytes of each token.
+        base: pair (a, b) has the key a * base + b.
     """
 
     def __init__(self, counts: dict[int, int], tokens: Sequence[bytes], base: int) -> None:

@@ -35,14 +35,14 @@ def map_in_order(
     """Yield `function(task)` for each task, in the order of the tasks; close the iterator to end the workers early.
 
     Args:
-        function: Importable by name, since it is sent to other processes.
-        tasks: What it is called with; drawn only as fast as the results are taken.
-        total_bytes: The size of the job; a small one stays in this process unless an executor is given.
-        num_workers: Number of processes; None takes as many as there are cores.
-        executor: Where to run instead of in processes of our own; it is not shut down.
+        function: importable by name, since it is sent to other processes.
+        tasks: what it is called with; drawn only as fast as the results are taken.
+        total_bytes: the size of the job; a small one stays in this process unless an executor is given.
+        num_workers: number of processes; None takes as many as there are cores.
+        executor: where to run instead of in processes of our own; it is not shut down.
 
     Raises:
-        ChildProcessError: A worker process died.
+        ChildProcessError: a worker process died.
         ValueError: `num_workers` is below 1.
     """
     workers = resolve_workers(num_workers)
@@ -66,7 +66,11 @@ def map_in_order(
 
 
 def resolve_workers(num_workers: int | None) -> int:
-    """Return the number of worker processes: the one given, or one per core that this process may use."""
+    """Return the number of worker processes: the one given, or one per core that this process may use.
+
+    Raises:
+        ValueError: `num_workers` is below 1.
+    """
     if num_workers is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if num_workers < 1:
