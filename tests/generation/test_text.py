@@ -27,10 +27,19 @@ def model():
     return model
 
 
-def test_a_prompt_stands_behind_one_start_token():
-    assert encode_prompt(TOKENIZER, "the") == [258, 257]
-    assert encode_prompt(TOKENIZER, "") == [258]
-    assert encode_prompt(TOKENIZER, f"{END}the") == [258, 257]
+def test_a_prompt_begins_as_texts_begin_in_the_training_data():
+    newline = ord("\n")
+    assert encode_prompt(TOKENIZER, "the") == [258, newline, 257]
+    assert encode_prompt(TOKENIZER, "") == [258, newline]
+    assert encode_prompt(TOKENIZER, f"{END}the") == [258, 257]  # taken as it is
+    assert encode_prompt(TOKENIZER, f"{END}\nthe") == encode_prompt(TOKENIZER, "the")
+
+
+@pytest.mark.parametrize("prompt", ["", "the", " the", "\n the", "Once upon"])
+def test_a_prompt_has_the_ids_that_it_has_inside_a_corpus(prompt):
+    corpus = TOKENIZER.encode(f"the end.\n{END}\n{prompt}")
+    ids = encode_prompt(TOKENIZER, prompt)
+    assert corpus[-len(ids) :] == ids
 
 
 def test_without_a_start_token_the_prompt_stands_alone_and_may_not_be_empty():

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
 from tslm.generation.decoding import generate, stream
-
-if TYPE_CHECKING:
-    from tslm.model import TransformerLM
-    from tslm.tokenizer import Tokenizer
-
-END_OF_TEXT = "<|endoftext|>"
+from tslm.model import TransformerLM
+from tslm.tokenizer import END_OF_TEXT, Tokenizer
 
 
 class Completion(NamedTuple):
@@ -93,14 +89,18 @@ def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Token ids of a prompt behind one `<|endoftext|>`, which stands before every text in the training data.
+    r"""Token ids of a prompt, as the model has seen texts begin: behind `<|endoftext|>` and a newline.
+
+    The files of the embedded corpus and of TinyStories hold `The end.\n<|endoftext|>\nOnce upon a time`, so a story
+    that is asked for by an empty prompt begins behind that newline and not with it. A prompt that brings its own
+    `<|endoftext|>` is taken as it is, and so is every prompt for a tokenizer without that token.
 
     Raises:
         ValueError: the prompt is empty and the tokenizer has no `<|endoftext|>` to begin with.
     """
-    ids, start = tokenizer.encode(prompt), stop_token(tokenizer)
-    if start is not None and ids[:1] != [start]:
-        ids = [start, *ids]
+    if stop_token(tokenizer) is not None and not prompt.startswith(END_OF_TEXT):
+        prompt = f"{END_OF_TEXT}\n{prompt}"
+    ids = tokenizer.encode(prompt)
     if not ids:
         raise ValueError(f"the prompt is empty, and this tokenizer has no {END_OF_TEXT} to begin a text with; "
                          "give at least one character")
