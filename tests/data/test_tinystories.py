@@ -25,6 +25,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests = []  # (method, path, Range)
+        self.user_agents = set()
         self.cut_at = None  # break the next transfer off after so many bytes
         self.corrupt = self.silent = False
         self.status = 200
@@ -46,6 +47,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, with_body):
         hub = self.server
         hub.requests.append((self.command, self.path, self.headers["Range"]))
+        hub.user_agents.add(self.headers["User-Agent"])
         assert self.headers["Authorization"] is None, "a token was sent"
         if hub.silent:
             time.sleep(1.5)
@@ -77,7 +79,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture(autouse=True)
 def _nobody_else_is_asked(monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)  # else the library asks the real hub about itself
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)  # a second lock: the first is tested below
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
@@ -103,6 +105,19 @@ def test_tinystories_are_downloaded_once(hub, tmp_path):
     before = len(hub.requests)
     assert fetch_tinystories(tmp_path / "new" / "cache") == (train, valid)
     assert len(hub.requests) == before
+
+
+def test_tinystories_are_all_that_is_asked_for(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", False)  # as it is for a user
+    real = constants.ENDPOINT
+    for name in ("ENDPOINT", "HUGGINGFACE_CO_URL_TEMPLATE"):  # whatever would go to the real hub comes here
+        monkeypatch.setattr(constants, name, getattr(constants, name).replace(real, hub.url))
+    monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(tmp_path / "agents.json"), raising=False)
+    monkeypatch.setattr("huggingface_hub.utils._detect_agent._registry", None, raising=False)
+    fetch_tinystories(tmp_path / "cache", progress=False)
+    assert {path for _, path, _ in hub.requests} == {FOLDER + TRAIN, FOLDER + VALID}
+    assert not any("torch" in agent or "agent/" in agent for agent in hub.user_agents)
+    assert constants.HF_HUB_DISABLE_TELEMETRY is False  # what other code in this process wants stays
 
 
 def test_tinystories_need_no_network_once_they_are_there(tmp_path, monkeypatch):

@@ -18,8 +18,9 @@ SECONDS_TO_ANSWER = 5.0
 def fetch_tinystories(cache_dir: str | Path, *, progress: bool = True) -> tuple[Path, Path]:
     """Return the training and validation text, 2.2 GB and 22 MB, and download what is not there yet.
 
-    The environment variable HF_ENDPOINT names a mirror. A broken transfer is resumed; a file appears under its name
-    when it is whole and its checksum is right. Once both are there no network is needed.
+    The environment variable HF_ENDPOINT names a mirror. Nothing but the files is asked for. A broken transfer is
+    resumed; a file appears under its name when it is whole and its checksum is right. Once both are there no network is
+    needed.
 
     Args:
         cache_dir: where the two files lie or shall lie, under their own names.
@@ -45,10 +46,10 @@ def _fetch(name: str, folder: Path, progress: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     incoming = folder / f"{name}.incoming"
     try:
-        # Asked first, because without an answer hf_hub_download tries for up to six minutes.
-        url = hf_hub_url(REPOSITORY, name, repo_type="dataset", endpoint=endpoint)
-        etag = get_hf_file_metadata(url, token=False, timeout=SECONDS_TO_ANSWER).etag
-        with _progress_bars(progress):
+        with _telemetry_off(), _progress_bars(progress):
+            # Asked first, because without an answer hf_hub_download tries for up to six minutes.
+            url = hf_hub_url(REPOSITORY, name, repo_type="dataset", endpoint=endpoint)
+            etag = get_hf_file_metadata(url, token=False, timeout=SECONDS_TO_ANSWER).etag
             hf_hub_download(REPOSITORY, name, repo_type="dataset", endpoint=endpoint, token=False, local_dir=incoming)
         _check(incoming / name, etag)
         os.replace(incoming / name, folder / name)
@@ -73,6 +74,23 @@ def _check(path: Path, etag: str | None) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != etag:
         raise ConnectionError(f"{path.name} arrived with the SHA-256 {found[:8]}… instead of {etag[:8]}…")
+
+
+@contextlib.contextmanager
+def _telemetry_off() -> Iterator[None]:
+    """Ask for the two files and for nothing else.
+
+    Left to itself, the library fetches from the hub a list of programs that it may run under, and tells the server
+    which of them it found and which torch is installed. It reads its environment variable against this only when it is
+    imported, so the constant behind that is set.
+    """
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_DISABLE_TELEMETRY = constants.HF_HUB_DISABLE_TELEMETRY, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_TELEMETRY = before
 
 
 @contextlib.contextmanager
