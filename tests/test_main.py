@@ -41,6 +41,7 @@ def test_main_lists_every_command(capsys):
         out = capsys.readouterr().out
         for name, (_, description) in COMMANDS.items():
             assert any(line.split()[:1] == [name] and line.endswith(description) for line in out.splitlines())
+        assert "TSLM_TRACEBACK=1" in out
 
 
 def test_main_prints_the_version(capsys):

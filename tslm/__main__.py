@@ -18,7 +18,7 @@ import tslm
 COMMANDS = {
     "fit": ("tslm.cli", "train a model; without options the quick start, from raw text to stories"),
     "validate": ("tslm.cli", "loss, perplexity and bits per byte of a checkpoint on the validation text"),
-    "test": ("tslm.cli", "the same on the test text"),
+    "test": ("tslm.cli", "the same as validate; there is no separate test text"),
     "predict": ("tslm.cli", "write a story for each of many prompts"),
     "generate": ("tslm.commands.generate", "continue one prompt, word by word as the model finds them"),
     "train-tokenizer": ("tslm.commands.train_tokenizer", "learn a byte-pair vocabulary from text files"),
@@ -75,6 +75,8 @@ def _overview() -> str:
         "usage: python -m tslm COMMAND [OPTIONS]     (python -m tslm COMMAND --help lists the options)",
         "",
         *lines,
+        "",
+        "A mistake is answered in one sentence; with TSLM_TRACEBACK=1 in the environment, in a traceback.",
     ])
 
 

@@ -1,4 +1,4 @@
-"""`tslm generate`: a prompt in, the prompt and a story out."""
+"""`generate`: a prompt in, the prompt and a story out."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ from tslm.commands.arguments import Parser
 
 
 def main(argv: list[str]) -> None:
-    """Parse the arguments and print the story."""
-    from tslm.training.settings import GenerationSettings
+    """Continue a prompt and print it as it grows.
+
+    Args:
+        argv: the words after `python -m tslm generate`.
+    """
+    from tslm.training.settings import GenerationSettings  # imported here, as both need torch
     from tslm.training.stories import print_story
 
-    parser = Parser(prog="tslm generate", description="Continue a prompt with a trained model.")
-    parser.add_argument("--prompt", type=str, default="", help="Where the story begins; empty for a story of its own.")
+    parser = Parser(prog="python -m tslm generate", description="Continue a prompt with a trained model.")
+    parser.add_argument("--prompt", type=str, default="", help="where the story begins; empty for one of the model's")
     parser.add_argument(
         "--ckpt_path", type=str | None, default=None,
-        help="A checkpoint, a run directory, or 'last' or 'best' of the newest run; default: the newest run's best.",
+        help="a checkpoint, a run directory, or 'last' or 'best' of the newest run; the newest run's best if left out",
     )
     parser.add_class_arguments(GenerationSettings)
     options = parser.parse_args(argv).as_dict()
