@@ -4,13 +4,23 @@
                                                                                                       │
     stories ─ generation/ ─ run directory (checkpoints/, tokenizer/, config.yaml, metrics, summary) ──┘
 
-Every name below can be imported from ``tslm`` itself. Nothing heavy is imported until a name is used, so that
-``import tslm`` costs milliseconds and the tokenizer never waits for torch.
+Every name below can be imported from `tslm` itself. Nothing heavy is imported until a name is used, so that
+`import tslm` costs milliseconds and the tokenizer never waits for torch.
 """
 
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what `__getattr__` finds, for type checkers and editors
+    from tslm.data import get_batch
+    from tslm.generation import generate
+    from tslm.model import TransformerConfig, TransformerLM, softmax
+    from tslm.objective import cross_entropy, perplexity
+    from tslm.optim import SGD, AdamW, clip_gradients, lr_cosine_schedule
+    from tslm.tokenizer import TokenFile, Tokenizer, count_pretokens, encode_files, merge_pretokens, train_bpe
+    from tslm.training import load_checkpoint, save_checkpoint
 
 __version__ = "0.1.0"
 
@@ -36,7 +46,11 @@ _HOME = {
     "generate": "tslm.generation",
 }
 
-__all__ = [*_HOME, "__version__"]
+__all__ = [
+    "SGD", "AdamW", "TokenFile", "Tokenizer", "TransformerConfig", "TransformerLM", "__version__", "clip_gradients",
+    "count_pretokens", "cross_entropy", "encode_files", "generate", "get_batch", "load_checkpoint",
+    "lr_cosine_schedule", "merge_pretokens", "perplexity", "save_checkpoint", "softmax", "train_bpe",
+]
 
 
 def __getattr__(name: str) -> object:
