@@ -13,6 +13,10 @@ commonest first. In them
     [hero]           repeats the remembered word: free for a reader with a memory, dear for one who sees 4 tokens back
     {look.a} [hero.he]   a form of the word: with its article ("an old"), or the pronoun that agrees
 
+The forms are `a` and `A` (the word behind its article, in the middle or at the beginning of a sentence) for every word,
+and for the names in the lists `girl` and `boy` also `he`, `him`, `his`, `He`, `His`, and `girl`: the noun that agrees,
+so that `[hero.girl]` writes "boy" where the hero's name was drawn from the boys' list.
+
 Rank makes probability: the r-th alternative of a rule (from 0) weighs 1/(r + 4), and the r-th word of a list 1/(r + s)
 with the number s that stands beside the list's name. A small s makes a few words common and the others rare. Whoever
 edits the plots keeps to two rules: no two derivations give the same text, and no word is repeated before it is drawn.
