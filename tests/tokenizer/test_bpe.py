@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.tokenizer.reference import TRICKY, slow_counts, slow_encode, tricky_text
 from tslm import Tokenizer, merge_pretokens
-from tslm.tokenizer import bpe
+from tslm.tokenizer import bpe, encode_plainly
 from tslm.tokenizer.files import byte_to_unicode
 from tslm.tokenizer.pretokenize import PATTERN
 
@@ -61,6 +61,22 @@ def test_tokenizer_encode_follows_the_definition(tokenizer, text):
     ids = tokenizer.encode(text)
     assert ids == slow_encode(text, ids_of(tokenizer), tokenizer.merges, SPECIALS)
     assert tokenizer.decode(ids) == text
+
+
+def test_tokenizer_follows_the_definition_for_merges_that_no_training_made():
+    assert encode_plainly(b"newer", [(b"o", b"w"), (b"e", b"r"), (b"e", b"w"), (b"w", b"er")]) == [b"n", b"ew", b"er"]
+    rng = random.Random(5)
+    for _ in range(300):
+        tokens, merges = [b"a", b"b", b"c"], []
+        for _ in range(12):
+            pair = rng.choice(tokens), rng.choice(tokens)
+            if pair[0] + pair[1] not in tokens:
+                merges.append(pair)
+                tokens.append(pair[0] + pair[1])
+        rng.shuffle(merges)  # so that a pair may come before the pairs that its halves are made of
+        tokenizer = Tokenizer(dict(enumerate(tokens)), merges)
+        word = "".join(rng.choices("abc", k=20))
+        assert [tokens[id_] for id_ in tokenizer.encode(word)] == encode_plainly(word.encode(), merges)
 
 
 @settings(max_examples=300, deadline=None)
