@@ -2,42 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Literal
 
 import lightning.pytorch as pl
-import numpy as np
-import torch
 
+from tslm.data.batches import Batches, TrainBatches, ValidBatches, valid_batches
 from tslm.data.prepare import (
     TOY_VALID_SEED,
     TOY_VALID_STORIES,
     Cache,
-    Corpus,
+    Texts,
     files_corpus,
     prepare,
     tinystories_corpus,
     toy_corpus,
 )
 from tslm.data.toy import Story, sample_stories
-from tslm.data.windows import WindowStream, sequential_windows
-from tslm.tokenizer import TokenFile, Tokenizer
+from tslm.data.windows import WindowStream
+from tslm.tokenizer import END_OF_TEXT, TokenFile, Tokenizer
 
-END_OF_TEXT = "<|endoftext|>"
 OPENINGS = ["Once upon a time", "One day", "There was a little", "In a small"]
 PROMPTS_PER_BATCH = 8
 EVALUATING = ("validate", "test")
-
-Item = TypeVar("Item")
-Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class TextDataModule(pl.LightningDataModule):
     """Windows out of a text, which is tokenized first if it is not yet.
 
     Args:
-        corpus: ``toy``, the embedded corpus; ``tinystories``, downloaded at first use; ``files``, the user's. Unless
+        corpus: `toy`, the embedded corpus; `tinystories`, downloaded at first use; `files`, the user's. Unless
             given: files if there are train_files, else toy.
         train_files: Text files (UTF-8) to train on.
         valid_files: Text files to validate on; unless given, the last documents of the training text are held out.
@@ -51,7 +45,7 @@ class TextDataModule(pl.LightningDataModule):
         num_workers: Processes for tokenizing; all cores unless given.
         toy_stories: Stories that the embedded corpus has for training.
         toy_seed: Seed of the embedded corpus.
-        prompts: Prompts for ``predict``; unless given, a few openings of stories.
+        prompts: Prompts for `predict`; unless given, a few openings of stories.
         prompts_file: A file with one prompt per line.
     """
 
@@ -76,6 +70,11 @@ class TextDataModule(pl.LightningDataModule):
         super().__init__()
         check_sizes(vocab_size, len(special_tokens), context_length, batch_size)
         self.corpus = corpus or ("files" if train_files else "toy")
+        if self.corpus != "files" and (train_files or valid_files):
+            raise ValueError(
+                f"data.corpus is {self.corpus!r}, but files are named: leave --data.train_files and --data.valid_files "
+                "out, or give --data.corpus files"
+            )
         self.train_files, self.valid_files = train_files, valid_files
         self.vocab_size, self.context_length, self.batch_size = vocab_size, context_length, batch_size
         self.seed, self.special_tokens = seed, list(special_tokens)
@@ -84,6 +83,7 @@ class TextDataModule(pl.LightningDataModule):
         self.num_workers, self.toy_stories, self.toy_seed = num_workers, toy_stories, toy_seed
         self.prompts, self.prompts_file = prompts, prompts_file
         self.train_tokens: TokenFile | None = None
+        self.windows: WindowStream | None = None
         self.valid_tokens: TokenFile | None = None
 
     @property
@@ -95,17 +95,17 @@ class TextDataModule(pl.LightningDataModule):
         """Encode with a checkpoint's tokenizer: a model understands no other ids.
 
         Raises:
-            ValueError: if another tokenizer was asked for.
+            ValueError: another tokenizer was asked for.
         """
         if self.tokenizer is not None and self.tokenizer.hash != tokenizer.hash:
             raise ValueError(
-                "The tokenizer in data.tokenizer is not the one that the checkpoint was trained with; leave "
-                "--data.tokenizer out, or train a new model."
+                "the tokenizer in data.tokenizer is not the one that the checkpoint was trained with: leave "
+                "--data.tokenizer out, or train a new model"
             )
         self.tokenizer = tokenizer
 
     def prepare_data(self) -> None:
-        """Make what is missing: corpus, tokenizer, token files; ``predict`` needs none of them.
+        """Make what is missing: corpus, tokenizer, token files; `predict` needs none of them.
 
         It is all opened as well: a text that is too short should stop the run before there is a run directory.
         """
@@ -116,7 +116,7 @@ class TextDataModule(pl.LightningDataModule):
         """Make what is missing, then open the token files.
 
         Raises:
-            ValueError: if a text is too short for a window, and for whatever ``prepare`` finds wrong.
+            ValueError: a text is too short for a window, and for whatever `prepare` finds wrong.
         """
         with self.cache.lock():
             self.tokenizer, train, valid = prepare(
@@ -125,20 +125,20 @@ class TextDataModule(pl.LightningDataModule):
             )
         self.valid_tokens = TokenFile.open(valid)
         if len(self.valid_tokens) < 2:
-            raise ValueError("The validation text has fewer than 2 tokens, so it has nothing to predict; give more.")
+            raise ValueError("the validation text has fewer than 2 tokens, so it has nothing to predict: give more")
         if train is not None:
             self.train_tokens = TokenFile.open(train)
             self.windows = WindowStream(self.train_tokens.ids, self.context_length, self.seed)
 
-    def _find_corpus(self) -> Corpus:
+    def _find_corpus(self) -> Texts:
         if self.corpus == "toy":
             return toy_corpus(self.cache, self.toy_stories, self.toy_seed)
         if self.corpus == "tinystories":
             return tinystories_corpus(self.cache)
         if not self.train_files:
             raise ValueError(
-                "The corpus is 'files', but no file is named; give --data.train_files '[\"my.txt\"]', or another "
-                "--data.corpus (toy or tinystories)."
+                "the corpus is 'files', but no file is named: give --data.train_files '[\"my.txt\"]', or another "
+                "--data.corpus (toy or tinystories)"
             )
         separator = (self.special_tokens or [END_OF_TEXT])[0]
         return files_corpus(self.train_files, self.valid_files, separator, evaluating=self._command in EVALUATING)
@@ -169,101 +169,46 @@ class TextDataModule(pl.LightningDataModule):
         """Return the validation stories with their exact probabilities; None where the corpus has no known ones."""
         return sample_stories(TOY_VALID_STORIES, self.toy_seed + TOY_VALID_SEED) if self.corpus == "toy" else None
 
-    def train_dataloader(self) -> Iterator[Batch]:
+    def train_dataloader(self) -> TrainBatches:
         """Serve random windows without end, from wherever training stands."""
         assert self.trainer is not None
+        assert self.windows is not None
         first = self.trainer.global_step * self.trainer.accumulate_grad_batches
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        return _Endless(self.windows, self.batch_size, first, rank, world_size)  # type: ignore[return-value]
+        return TrainBatches(self.windows, self.batch_size, first, rank, world_size)
 
-    def val_dataloader(self) -> Any:
+    def val_dataloader(self) -> ValidBatches:
         """Serve the validation text in order, every target exactly once, shared out among the processes."""
         assert self.valid_tokens is not None
         assert self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         return valid_batches(self.valid_tokens.ids, self.context_length, self.batch_size, rank, world_size)
 
-    def test_dataloader(self) -> Any:
+    def test_dataloader(self) -> ValidBatches:
         """Serve the validation text: TinyStories and the toy corpus have no third part."""
         return self.val_dataloader()
 
-    def predict_dataloader(self) -> Any:
+    def predict_dataloader(self) -> Batches[list[str]]:
         """Serve the prompts in small batches."""
         prompts = self.prompts or (read_prompts(self.prompts_file) if self.prompts_file else OPENINGS)
         return Batches([prompts[i : i + PROMPTS_PER_BATCH] for i in range(0, len(prompts), PROMPTS_PER_BATCH)])
-
-
-class _Endless:
-    """Random windows from a given micro-batch on; it has no state, so resuming needs none."""
-
-    def __init__(self, windows: WindowStream, batch_size: int, first: int, rank: int, world_size: int) -> None:
-        self.windows, self.batch_size, self.first = windows, batch_size, first
-        self.rank, self.world_size = rank, world_size
-
-    def __iter__(self) -> Iterator[Batch]:
-        index = self.first
-        while True:
-            yield self.windows.batch(index, self.batch_size, rank=self.rank, world_size=self.world_size)
-            index += 1
-
-
-class Batches(Generic[Item]):
-    """Batches that are all there; a plain list would be taken for several loaders."""
-
-    def __init__(self, items: Sequence[Item]) -> None:
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __iter__(self) -> Iterator[Item]:
-        return iter(self.items)
-
-
-class _ValidBatches:
-    """Sequential windows in batches; the last window may be shorter and is a batch of its own."""
-
-    def __init__(self, ids: np.ndarray, groups: list[list[tuple[int, int]]]) -> None:
-        self.ids, self.groups = ids, groups
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for group in self.groups:
-            rows = np.stack([self.ids[start : start + length + 1] for start, length in group]).astype(np.int64)
-            tokens = torch.from_numpy(rows)
-            yield tokens[:, :-1], tokens[:, 1:]
-
-
-def valid_batches(
-    ids: np.ndarray, context_length: int, batch_size: int, rank: int = 0, world_size: int = 1
-) -> _ValidBatches:
-    """Group one process's share of the sequential windows into batches of one length each."""
-    windows = [(int(start), int(length)) for start, length in sequential_windows(ids, context_length)]
-    full = [window for window in windows if window[1] == context_length][rank::world_size]
-    short = [window for window in windows if window[1] != context_length]
-    groups = [full[i : i + batch_size] for i in range(0, len(full), batch_size)]
-    if short and rank == world_size - 1:
-        groups.append(short)
-    return _ValidBatches(ids, groups)
 
 
 def read_prompts(path: str) -> list[str]:
     """Read one prompt per line; empty lines are passed over.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it holds no prompt or is not UTF-8.
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no prompt or is not UTF-8.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no prompts file at {path}; write one prompt per line into it.")
+        raise FileNotFoundError(f"there is no prompts file at {path}: write one prompt per line into it")
     try:
         lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8.") from error
+        raise ValueError(f"{path} is not UTF-8 at byte {error.start}: save it as UTF-8") from error
     if not lines:
-        raise ValueError(f"{path} holds no prompt; write one per line.")
+        raise ValueError(f"{path} holds no prompt: write one per line")
     return lines
 
 
@@ -271,9 +216,9 @@ def check_sizes(vocab_size: int, num_special: int, context_length: int, batch_si
     """Raise a ValueError for sizes that cannot work, before anything is prepared."""
     if vocab_size < 256 + num_special:
         raise ValueError(
-            f"data.vocab_size is {vocab_size}, but the 256 bytes and the special tokens alone need {256 + num_special};"
-            f" give --data.vocab_size at least {256 + num_special}."
+            f"data.vocab_size is {vocab_size}, but the 256 bytes and the special tokens alone need {256 + num_special}:"
+            f" give --data.vocab_size at least {256 + num_special}"
         )
     for name, value in {"context_length": context_length, "batch_size": batch_size}.items():
         if value < 1:
-            raise ValueError(f"data.{name} is {value}; give --data.{name} at least 1.")
+            raise ValueError(f"data.{name} is {value}: give --data.{name} at least 1")

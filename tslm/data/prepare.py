@@ -26,7 +26,7 @@ HELD_OUT_SHARE = 0.05
 HELD_OUT_BYTES = 10_000_000  # of a large file less than the share is enough to measure with
 
 
-class Corpus(NamedTuple):
+class Texts(NamedTuple):
     """The text to train on and the text to validate on."""
 
     train: tuple[Span, ...]
@@ -86,7 +86,7 @@ class Cache:
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def toy_corpus(cache: Cache, num_stories: int, seed: int) -> Corpus:
+def toy_corpus(cache: Cache, num_stories: int, seed: int) -> Texts:
     """Write the embedded corpus, or find it."""
     folder = cache.folder / "toy" / f"{grammar_fingerprint()[:12]}-{seed}-{num_stories}"
     train, valid = folder / "train.txt", folder / "valid.txt"
@@ -95,20 +95,20 @@ def toy_corpus(cache: Cache, num_stories: int, seed: int) -> Corpus:
         write_corpus(train, num_stories, seed, progress=True)
     if not valid.exists():
         write_corpus(valid, TOY_VALID_STORIES, seed + TOY_VALID_SEED)
-    return Corpus((whole(train),), (whole(valid),))
+    return Texts((whole(train),), (whole(valid),))
 
 
-def tinystories_corpus(cache: Cache) -> Corpus:
+def tinystories_corpus(cache: Cache) -> Texts:
     """Download TinyStories, or find it."""
     from tslm.data.tinystories import fetch_tinystories  # imports the hub's client, which only this corpus needs
 
     train, valid = fetch_tinystories(cache.folder / "tinystories", progress=True)
-    return Corpus((whole(train),), (whole(valid),))
+    return Texts((whole(train),), (whole(valid),))
 
 
 def files_corpus(
     train_files: Sequence[str], valid_files: Sequence[str] | None, separator: str, *, evaluating: bool = False
-) -> Corpus:
+) -> Texts:
     """Take the user's files; without validation files the last documents of the last file are held out.
 
     Args:
@@ -118,39 +118,39 @@ def files_corpus(
         evaluating: pass over the training files where validation files are named; they may be on another machine.
 
     Raises:
-        FileNotFoundError: if a file does not exist.
-        ValueError: if a file is empty, or too short to hold anything out.
+        FileNotFoundError: a file does not exist.
+        ValueError: a file is empty, or too short to hold anything out.
     """
     valid = tuple(whole(path) for path in valid_files or ())
     if valid and evaluating:
-        return Corpus((), valid)
+        return Texts((), valid)
     train = [whole(path) for path in train_files]
     if not valid:
         kept, held_out = split_tail(
             train[-1].path, separator.encode(), fraction=HELD_OUT_SHARE, max_bytes=HELD_OUT_BYTES
         )
         train[-1], valid = kept, (held_out,)
-    return Corpus(tuple(train), valid)
+    return Texts(tuple(train), valid)
 
 
 def whole(path: str | Path) -> Span:
     """Return a whole file as a span.
 
     Raises:
-        FileNotFoundError: if it does not exist.
-        ValueError: if it is empty.
+        FileNotFoundError: it does not exist.
+        ValueError: it is empty.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no text file at {path}; give --data.train_files files that exist.")
+        raise FileNotFoundError(f"there is no text file at {path}: give --data.train_files files that exist")
     size = path.stat().st_size
     if not size:
-        raise ValueError(f"{path} is empty; give a file with text in it.")
+        raise ValueError(f"{path} is empty: give a file with text in it")
     return Span(str(path), 0, size)
 
 
 def prepare(
-    corpus: Corpus,
+    corpus: Texts,
     cache: Cache,
     *,
     vocab_size: int,
@@ -169,14 +169,14 @@ def prepare(
         num_workers: processes; all cores unless given.
 
     Raises:
-        ValueError: if the tokenizer is larger than vocab_size, or a file is not UTF-8.
+        ValueError: the tokenizer is larger than vocab_size, or a file is not UTF-8.
     """
     if tokenizer is None:
         tokenizer = trained_tokenizer(corpus.train, cache, vocab_size, list(special_tokens), num_workers)
     if tokenizer.vocab_size > vocab_size:
         raise ValueError(
-            f"The tokenizer has {tokenizer.vocab_size} entries, but data.vocab_size is {vocab_size}; give "
-            f"--data.vocab_size {tokenizer.vocab_size}."
+            f"the tokenizer has {tokenizer.vocab_size} entries, but data.vocab_size is {vocab_size}: give "
+            f"--data.vocab_size {tokenizer.vocab_size}"
         )
     train, valid = (
         token_file(spans, cache, tokenizer, what, num_workers) if spans else None
