@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -83,7 +86,7 @@ def test_the_saved_configuration_trains_the_same_again(runs, project, capsys):
 def test_validate_takes_the_newest_run_and_says_so(in_runs, capsys):
     assert main(["validate"]) == 0
     out = capsys.readouterr().out
-    assert "version_0/checkpoints/best.ckpt (the newest run's best)" in out
+    assert "version_0/checkpoints/best.ckpt (version_0's best)" in out
     assert main(["test", "--ckpt_path", "last"]) == 0
     figures = dict(line.split() for line in out.splitlines() if line.startswith("valid_"))
     assert set(figures) == {"valid_loss", "valid_perplexity", "valid_bits_per_byte"}
@@ -117,7 +120,7 @@ def test_generate_prints_the_prompt_and_goes_on(in_runs, capsys):
     assert main(["generate", "--prompt", "Once upon", "--max_new_tokens", "5", "--seed", "1"]) == 0
     first = capsys.readouterr().out
     assert "Once upon" in first
-    assert "newest run's best" in first
+    assert "version_0's best" in first
     assert main(["generate", "--prompt", "Once upon", "--max_new_tokens", "5", "--seed", "1"]) == 0
     assert capsys.readouterr().out == first
 
@@ -162,6 +165,62 @@ def test_tokens_on_the_command_line_replace_steps_in_a_file(in_runs, capsys):
     assert json.loads((in_runs.parent / "version_1" / "summary.json").read_text())["steps"] == 5
 
 
+def test_a_budget_in_a_file_replaces_the_other_kind_in_the_checkpoint(in_runs, tmp_path):
+    (tmp_path / "more.yaml").write_text(f"trainer:\n  max_tokens: {5 * 4 * 32}\n")
+    assert main(["fit", "--ckpt_path", "last", "--config", "more.yaml"]) == 0
+    assert json.loads((in_runs.parent / "version_1" / "summary.json").read_text())["steps"] == 5
+
+
+def test_a_run_without_an_intact_checkpoint_is_passed_over_aloud(in_runs, capsys):
+    newer = in_runs.parent / "version_1"
+    shutil.copytree(in_runs, newer)
+    for path in (newer / "checkpoints").glob("*.ckpt"):
+        path.write_bytes(b"damaged")
+    assert main(["generate", "--max_new_tokens", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "version_1 has no intact checkpoint and is passed over" in out
+    assert "version_0/checkpoints/best.ckpt" in out
+
+
+def test_a_run_killed_between_writing_and_naming_a_checkpoint_goes_on_from_it(in_runs, capsys):
+    checkpoints = in_runs / "checkpoints"
+    (checkpoints / "last.ckpt").unlink()
+    (checkpoints / "last.ckpt").hardlink_to(checkpoints / "step-00000002.ckpt")
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_steps", "5"]) == 0
+    assert "step-00000004.ckpt" in capsys.readouterr().out
+
+
+def test_a_run_without_loggers_writes_into_a_directory_of_its_own(project, tiny):
+    (project / "config.yaml").write_text("mine: untouched\n")
+    assert main(["fit", "--config", TEXT, *tiny, "--trainer.logger=false", "--trainer.max_steps=1"]) == 0
+    assert (project / "config.yaml").read_text() == "mine: untouched\n"
+    assert {path.name for path in project.iterdir()} == {"config.yaml", "lightning_logs"}
+    assert main(["generate", "--max_new_tokens=1"]) == 0
+
+
+def test_text_without_end_of_text_trains_to_the_end(project, tiny):
+    options = ["--data.special_tokens=[]", "--trainer.max_steps=1"]
+    assert main(["fit", "--config", TEXT, *tiny, *options]) == 0
+
+
+def test_two_processes_share_a_step_and_a_validation(project, tiny):
+    """In a process of its own, since `ddp` starts the second one from the command line of the first."""
+    options = [
+        *tiny, "--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=2",
+        "--trainer.max_steps=3", "--trainer.val_every_n_steps=2",
+    ]
+    run = subprocess.run(
+        [sys.executable, "-m", "tslm", "fit", "--config", TEXT, *options], capture_output=True, text=True, timeout=120,
+        check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 0, run.stderr
+    assert main(["fit", "--config", TEXT, *tiny, "--trainer.max_steps=3", "--trainer.val_every_n_steps=2"]) == 0
+    two, one = (json.loads((project / f"lightning_logs/version_{i}/summary.json").read_text()) for i in (0, 1))
+    assert two["tokens_seen"] == one["tokens_seen"]
+    for name in ("train_loss", "valid_loss", "bits_per_byte"):
+        assert two[name] == pytest.approx(one[name], rel=1e-4), name
+
+
 def test_checkpoints_go_where_the_user_wants_them(project, tiny):
     assert main(["fit", "--config", TEXT, *tiny, "--checkpoint.dirpath=mine", "--trainer.max_steps=1"]) == 0
     assert {path.name for path in (project / "mine").iterdir()} == {"last.ckpt", "best.ckpt", "step-00000001.ckpt"}
@@ -183,18 +242,25 @@ def test_resuming_refuses_what_cannot_be(in_runs, capsys, options, part):
     (["fit", "--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
     (["fit", "--config", "typo.yaml"], "optimizer"),
     (["fit", "--config", TEXT], "give --data.train_files"),
-    (["fit", "--config", TEXT, '--data.train_files=["nowhere.txt"]'], "There is no text file at nowhere.txt"),
+    (["fit", "--config", TEXT, '--data.train_files=["nowhere.txt"]'], "there is no text file at nowhere.txt"),
     (["fit", "--config", TEXT, '--data.train_files=["empty.txt"]'], "empty.txt is empty"),
     (["fit", "--config", TEXT, '--data.train_files=["bad.txt"]'], "bad.txt"),
     (["fit", "--config", TEXT, '--data.train_files=["short.txt"]', "--data.vocab_size=100"], "data.vocab_size is 100"),
     (["fit", "--config", TEXT, '--data.train_files=["short.txt"]'], "context_length"),
     (["fit", "--trainer.max_steps=0"], "max_steps is 0"),
     (["fit", "--trainer.max_steps=3", "--trainer.max_tokens=3"], "one of them"),
+    (["fit", '--data.train_files=["short.txt"]', "--data.corpus=toy"], "data.corpus is 'toy', but files are named"),
+    (["fit", "--optimizer.lr=-1"], "optimizer.lr is -1"),
+    (["fit", "--optimizer.lr_min=1"], "optimizer.lr_min is 1"),
+    (["fit", "--optimizer.betas=[0.9,1.5]"], "optimizer.betas"),
+    (["fit", "--generation.top_p=7"], "top_p"),
+    (["fit", "--trainer.gradient_clip_val=0"], "gradient_clip_val is 0"),
+    (["fit", "--trainer.max_steps=5", "--optimizer.warmup_steps=9"], "warmup_steps is 9"),
     (["fit", "--ckpt_path", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
     (["fit", "--ckpt_path", "bad.txt"], "bad.txt is damaged or no checkpoint"),
-    (["validate"], "No run under"),
-    (["predict"], "No run under"),
-    (["generate"], "No run under"),
+    (["validate"], "no run under"),
+    (["predict"], "no run under"),
+    (["generate"], "no run under"),
     (["generate", "--ckpt_path", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
 ])
 def test_a_mistake_is_answered_in_one_sentence_and_leaves_nothing(project, capsys, arguments, part):

@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from tslm.cli import CommandLine, CommandParser, leaves
+from tslm.cli import CommandLine, CommandParser
+from tslm.commands.options import leaves
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 

@@ -26,7 +26,7 @@ TABLE = {
                  {"torch", "numpy", "lightning", "tensorboard", "tqdm"}),
     "export": (ANYTHING, {"torch", "numpy", "safetensors", "gguf", "jsonargparse"}),
     "studies": (ANYTHING, {"torch", "numpy", "lightning", "jsonargparse", "tqdm"}),
-    "commands": (ANYTHING, {"torch", "numpy", "jsonargparse", "tqdm"}),
+    "commands": (ANYTHING, {"torch", "numpy", "jsonargparse", "tqdm", "yaml"}),
     "cli": (ANYTHING, {"torch", "lightning", "jsonargparse", "yaml"}),
     "__main__": ({""}, set()),
     "__init__": (ANYTHING, set()),

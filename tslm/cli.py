@@ -1,33 +1,30 @@
 """`fit`, `validate`, `test` and `predict`: LightningCLI with our classes, and the rules for what decides a value.
 
-On the command line wins, then the configuration file, then the checkpoint, then the defaults; only the architecture is
-the checkpoint's, and stating another one is an error.
+The command line wins over the configuration file, that over the checkpoint, that over the defaults; only the
+architecture is always the checkpoint's, and stating another one is an error.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from tslm.commands.arguments import OneSentenceErrors
+from tslm.commands.options import asks_for_help, flag_keys, get_key, has_key, is_stated, leaves, put_key, read_yaml
 from tslm.data.datamodule import TextDataModule
 from tslm.tokenizer.files import tokenizer_from_texts
-from tslm.training.checkpoint import read_checkpoint
-from tslm.training.module import CHECKPOINT_KEY, LanguageModule
+from tslm.training.checkpoint import fit_part, read_checkpoint
+from tslm.training.module import LanguageModule
 from tslm.training.predictions import print_predictions, write_predictions
-from tslm.training.runs import CHECKPOINTS, find_checkpoint
-from tslm.training.saving import Checkpoints
+from tslm.training.runs import find_checkpoint, run_of
+from tslm.training.saving import Checkpoints, run_dir
 from tslm.training.settings import GenerationSettings, OptimizerSettings
-from tslm.training.summary import run_dir
 from tslm.training.trainer import StepTrainer
 
 QUICK_START = "quickstart.yaml"
@@ -88,7 +85,7 @@ class CommandLine(LightningCLI):
             save_config_kwargs={"save_to_log_dir": False},
             trainer_class=StepTrainer,
             seed_everything_default=0,
-            parser_kwargs={"prog": "tslm"},
+            parser_kwargs={"prog": "python -m tslm"},
             parser_class=CommandParser,
             args=argv,
             auto_configure_optimizers=False,
@@ -126,13 +123,16 @@ class CommandLine(LightningCLI):
         self.stated = flags | in_files
         if command != "fit" or config.get("ckpt_path") is not None:
             prefer = "last" if command == "fit" else "best"
-            self.checkpoint, remarks = find_checkpoint(config.get("ckpt_path"), prefer=prefer)
+            self.checkpoint, remarks = find_checkpoint(config.get("ckpt_path"), prefer=prefer, root=self._root)
             print(*remarks, sep="\n", end="\n" * bool(remarks), flush=True)
-            self.saved = read_checkpoint(self.checkpoint, mmap=True).get(CHECKPOINT_KEY) or {}
-            if not self.saved:
-                raise ValueError(f"{self.checkpoint} was not written by 'tslm fit'; give another --ckpt_path.")
+            self.saved = fit_part(read_checkpoint(self.checkpoint, mmap=True), self.checkpoint)
             self._take_over_saved(parser, command)
-        self._settle_budget(flags)
+        self._settle_budget(flags, in_files)
+
+    @property
+    def _root(self) -> Path:
+        """The folder that holds lightning_logs."""
+        return Path(self.config[self.config.subcommand].trainer.default_root_dir)
 
     def _take_over_saved(self, parser: LightningArgumentParser, command: str) -> None:
         """Replace whatever the user has not stated by what the checkpoint was trained with, and print what differs."""
@@ -140,30 +140,34 @@ class CommandLine(LightningCLI):
         values = options[command]
         for name, trained in self.saved["architecture"].items():
             key = LINKED.get(name, f"model.{name}")
-            if is_stated(key, self.stated) and get(values, key) != trained:
+            if is_stated(key, self.stated) and get_key(values, key) != trained:
                 raise ValueError(
-                    f"{key} is {get(values, key)}, but {self.checkpoint} was trained with {trained}; "
-                    f"leave --{key} out, or train a new model without --ckpt_path."
+                    f"{key} is {get_key(values, key)}, but {self.checkpoint} was trained with {trained}: "
+                    f"leave --{key} out, or train a new model without --ckpt_path"
                 )
-            put(values, key, trained)
+            put_key(values, key, trained)
         for key, saved in leaves(self.saved["config"]):
-            if key.startswith("model.") or not has(values, key):
+            if key.startswith("model.") or not has_key(values, key):
                 continue
-            now = get(values, key)
+            now = get_key(values, key)
+            if key == "data.tokenizer":  # the checkpoint holds the tokenizer itself, wherever the folder is now
+                continue
             if not is_stated(key, self.stated):
-                put(values, key, saved)
+                put_key(values, key, saved)
             elif now != saved and command == "fit" and key not in ("ckpt_path", "config"):
                 print(f"Changed: {key} is {now}; the checkpoint was trained with {saved}.")
         values["ckpt_path"] = str(self.checkpoint)
         self.config = parser.parse_object(options)
 
-    def _settle_budget(self, flags: set[str]) -> None:
-        """Let a budget on the command line replace the other kind of budget in a file."""
-        trainer = self.config[self.config.subcommand].trainer
-        on_line = [key for key in BUDGETS if key in flags]
-        if len(on_line) == 1:
-            (other,) = set(BUDGETS) - set(on_line)
-            trainer[other.removeprefix("trainer.")] = None
+    def _settle_budget(self, *sources: set[str]) -> None:
+        """Let the first source that states one kind of budget rule out the other kind in those behind it."""
+        for stated in sources:
+            here = [key for key in BUDGETS if key in stated]
+            if len(here) == 1:
+                (other,) = set(BUDGETS) - set(here)
+                self.config[self.config.subcommand].trainer[other.removeprefix("trainer.")] = None
+            if here:
+                return
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: `parse_arguments` has read the checkpoint."""
@@ -179,7 +183,7 @@ class CommandLine(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Hand the module the whole configuration, and the data the checkpoint's tokenizer."""
         dumped = self.parser.dump(self.config, skip_link_targets=True, skip_none=False)
-        self.model.run_config = primitive(yaml.safe_load(dumped)[self.subcommand])
+        self.model.run_config = yaml.safe_load(dumped)[self.subcommand]
         if self.saved.get("tokenizer"):
             self.datamodule.use_tokenizer(tokenizer_from_texts(self.saved["tokenizer"]))
 
@@ -194,7 +198,7 @@ class CommandLine(LightningCLI):
         self._print_figures()
 
     def test(self, **arguments: Any) -> None:
-        """Measure the same on the test text."""
+        """Measure the same; no corpus here has a third text."""
         self.trainer.test(**arguments, verbose=False)
         self._print_figures()
 
@@ -203,9 +207,8 @@ class CommandLine(LightningCLI):
         batches = self.trainer.predict(**arguments) or []
         completions = [completion for batch in batches for completion in batch]
         assert self.checkpoint is not None
-        folder = self.checkpoint.parent.parent if self.checkpoint.parent.name == CHECKPOINTS else self.checkpoint.parent
         print_predictions(completions)
-        print(f"\nWritten to {write_predictions(completions, folder)}")
+        print(f"\nWritten to {write_predictions(completions, run_of(self.checkpoint, self._root))}")
 
     def _print_figures(self) -> None:
         for name, value in self.trainer.callback_metrics.items():
@@ -217,62 +220,3 @@ def config_folder() -> Path:
     package = Path(__file__).parent
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
-
-
-def asks_for_help(argv: list[str]) -> bool:
-    """Whether the command line only wants to know something."""
-    return any(arg in ("-h", "--help", "--print_config") or arg.startswith("--print_config=") for arg in argv)
-
-
-def flag_keys(argv: list[str]) -> set[str]:
-    """Return the options that a command line states, without dashes and values."""
-    keys = {arg.lstrip("-").split("=")[0] for arg in argv if arg.startswith("--")}
-    return keys | {"config" for arg in argv if arg == "-c"}
-
-
-def is_stated(key: str, stated: set[str]) -> bool:
-    """Whether an option, a part of it or the group it belongs to is among those stated."""
-    return any(key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.") for other in stated)
-
-
-def read_yaml(path: Any) -> dict[str, Any]:
-    """Read a configuration file that has been parsed without complaint before."""
-    return yaml.safe_load(Path(str(path)).read_text(encoding="utf-8")) or {}
-
-
-def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted key and the value of every option in a nested configuration."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def has(values: Mapping[str, Any], key: str) -> bool:
-    """Whether a nested configuration has a dotted key."""
-    *groups, name = key.split(".")
-    for group in groups:
-        values = values.get(group) if isinstance(values.get(group), Mapping) else {}  # type: ignore[assignment]
-    return name in values
-
-
-def get(values: Mapping[str, Any], key: str) -> Any:
-    """Return the value of a dotted key."""
-    *groups, name = key.split(".")
-    for group in groups:
-        values = values[group]
-    return values[name]
-
-
-def put(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set the value of a dotted key."""
-    *groups, name = key.split(".")
-    for group in groups:
-        values = values[group]
-    values[name] = value
-
-
-def primitive(config: Any) -> Any:
-    """Return a configuration as JSON would have it: a checkpoint holds nothing that loading would have to run."""
-    return json.loads(json.dumps(config.as_dict() if isinstance(config, Namespace) else config))

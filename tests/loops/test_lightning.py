@@ -161,6 +161,23 @@ def test_ctrl_c_ends_behind_a_whole_step_that_is_saved(tmp_path, data, capsys):
     assert [path.name for path in sorted(tmp_path.rglob("*.ckpt"))] == ["last.ckpt", "step-00000003.ckpt"]
 
 
+@pytest.mark.parametrize("during", ["on_train_batch_start", "on_validation_batch_start"])
+def test_sigterm_ends_behind_a_whole_step_that_is_saved(tmp_path, data, during, capsys):
+    terminate = StepCallback()
+
+    def hook(trainer, *rest):
+        if trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    setattr(terminate, during, hook)
+    with pytest.raises(SystemExit) as exit_:
+        fit(tmp_path, data, 50, callbacks=[terminate], val_every_n_steps=2)
+    assert exit_.value.code == 128 + signal.SIGTERM
+    kept = torch.load(next(tmp_path.rglob("last.ckpt")), weights_only=True)
+    assert kept["global_step"] == (3 if during == "on_train_batch_start" else 2)
+    assert "which is saved" in capsys.readouterr().out
+
+
 def test_a_diverged_step_stops_before_it_reaches_the_weights(tmp_path, data):
     class Poison(StepCallback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):

@@ -35,7 +35,7 @@ def run(max_steps, cadence, *, stop_at=None, start=0):
 
 
 def test_between_steps_comes_validation_then_log_then_save():
-    _, driver = run(4, Cadence(validate=2, log=2, save=2))
+    _, driver = run(4, Cadence(val=2, log=2, save=2))
     assert driver.events == [
         ("validate", 2), ("log", 2), ("save", 2),
         ("validate", 4), ("log", 4), ("save", 4),
@@ -43,7 +43,7 @@ def test_between_steps_comes_validation_then_log_then_save():
 
 
 def test_every_validation_is_saved_and_every_save_is_logged_first():
-    _, driver = run(6, Cadence(validate=3, log=0, save=2))
+    _, driver = run(6, Cadence(val=3, log=0, save=2))
     assert driver.events == [
         ("log", 2), ("save", 2),
         ("validate", 3), ("log", 3), ("save", 3),
@@ -58,16 +58,41 @@ def test_zero_means_at_the_end_only():
 
 
 def test_a_requested_stop_saves_but_does_not_validate():
-    loop, driver = run(10, Cadence(validate=3, log=1, save=0), stop_at=3)
+    loop, driver = run(10, Cadence(val=3, log=1, save=0), stop_at=3)
     assert loop.stopped
     assert loop.step == 3
     assert driver.events[-2:] == [("log", 3), ("save", 3)]
     assert ("validate", 3) not in driver.events
 
 
+def test_a_stop_is_never_without_a_save():
+    class StopsWhileLogging(Recorder):
+        def log(self, step):
+            super().log(step)
+            self.stop_at = step  # too late: whether this step is saved has been decided
+
+        def stop_requested(self):
+            return self.stop_at is not None
+
+    driver = StopsWhileLogging()
+    StepLoop(driver, Budget(9), Cadence(log=2)).run()
+    assert driver.events == [("log", 2), ("log", 3), ("save", 3)]
+
+
+def test_a_stop_that_validation_asks_for_is_heard_behind_its_save():
+    class StopsWhileValidating(Recorder):
+        def validate(self):
+            super().validate()
+            self.stop_at = self.steps
+
+    driver = StopsWhileValidating()
+    StepLoop(driver, Budget(9), Cadence(val=2)).run()
+    assert driver.events == [("validate", 2), ("log", 2), ("save", 2)]
+
+
 def test_a_restored_loop_goes_on_behind_its_position():
-    whole, first = run(7, Cadence(validate=2, log=3, save=5))
-    part, second = run(7, Cadence(validate=2, log=3, save=5), start=4)
+    whole, first = run(7, Cadence(val=2, log=3, save=5))
+    part, second = run(7, Cadence(val=2, log=3, save=5), start=4)
     assert part.state_dict() == whole.state_dict() == {"step": 7}
     assert second.events == [event for event in first.events if event[1] > 4]
 
@@ -91,5 +116,5 @@ def test_a_budget_is_one_positive_number(wrong):
 
 
 def test_a_cadence_is_not_negative():
-    with pytest.raises(ValueError, match="validate_every_n_steps is -1"):
-        Cadence(validate=-1)
+    with pytest.raises(ValueError, match="val_every_n_steps is -1"):
+        Cadence(val=-1)

@@ -91,6 +91,20 @@ def test_checkpointing_notices_a_single_changed_byte(tmp_path):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     assert not files.is_intact(path)
+    with pytest.raises(ValueError, match="damaged"):
+        tslm.load_checkpoint(path, *trained(0))
+
+
+def test_checkpointing_survives_every_kind_of_damaged_archive(tmp_path):
+    path = tmp_path / "a.pt"
+    torch.save({"x": torch.ones(2)}, path)
+    content = path.read_bytes()
+    directory = content.index(b"PK\x01\x02")  # the archive's table of contents, which the reader trusts
+    for place in range(directory, len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 0x40
+        path.write_bytes(damaged)
+        assert files.is_intact(path) in (True, False)
 
 
 def test_checkpointing_says_where_no_file_is(tmp_path):

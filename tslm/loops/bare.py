@@ -1,4 +1,4 @@
-"""The same ``StepLoop`` driving the same LightningModule in plain PyTorch: what training is once everything is off.
+"""The same `StepLoop` driving the same LightningModule in plain PyTorch: what training is once everything is off.
 
 It exists to be read in one sitting, and as the yardstick for what Lightning adds: twenty steps through it and twenty
 through a Trainer leave bit-identical weights.
@@ -26,12 +26,27 @@ class TrainableModule(Protocol):
     def validation_step(self, batch: Batch, batch_idx: int) -> Any:
         """Add a batch to the validation loss."""
 
+    def reset_validation(self) -> None:
+        """Forget the validation batches seen so far."""
+
     def clip(self, max_norm: float | None) -> None:
         """Clip the gradients in place and remember their norm."""
 
 
 class BareDriver:
-    """One optimizer step after another on one device."""
+    """One optimizer step after another on one device.
+
+    Args:
+        module: computes the loss and clips.
+        optimizer: updates the module's parameters.
+        schedule: sets the learning rate behind each step.
+        batches: windows without end.
+        accumulate: batches whose gradients are averaged for one step.
+        max_norm: largest global norm of the gradient; None does not clip.
+        autocast: makes the context in which the loss is computed.
+        on_log: called with the step and its mean loss when a report is due.
+        valid_batches: what `validate` shows the module.
+    """
 
     def __init__(
         self,
@@ -53,7 +68,7 @@ class BareDriver:
         self.loss = torch.zeros(())
 
     def train_step(self) -> None:
-        """Accumulate the gradients of ``accumulate`` micro-batches, clip, update, advance the schedule."""
+        """Accumulate the gradients of `accumulate` micro-batches, clip, update, advance the schedule."""
         self.optimizer.zero_grad()
         self.loss = torch.zeros(())
         for _ in range(self.accumulate):
@@ -68,6 +83,7 @@ class BareDriver:
 
     def validate(self) -> None:
         """Show the module every validation batch."""
+        self.module.reset_validation()
         with torch.no_grad(), self.autocast():
             for index, batch in enumerate(self.valid_batches):
                 self.module.validation_step(batch, index)
@@ -86,5 +102,5 @@ class BareDriver:
 
 
 def train(driver: BareDriver, max_steps: int, cadence: Cadence | None = None) -> None:
-    """Take ``max_steps`` optimizer steps."""
+    """Take `max_steps` optimizer steps."""
     StepLoop(driver, Budget(max_steps), cadence or Cadence()).run()

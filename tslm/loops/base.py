@@ -7,9 +7,9 @@ from typing import Any
 
 
 class Loop(ABC):
-    """Call ``advance`` until ``done``.
+    """Call `advance` until `done`.
 
-    A loop holds its whole position in ``state_dict``, so that a loop restored from it goes on exactly where the other
+    A loop holds its whole position in `state_dict`, so that a loop restored from it goes on exactly where the other
     one stood.
     """
 
@@ -33,4 +33,4 @@ class Loop(ABC):
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a position that ``state_dict`` returned."""
+        """Take over a position that `state_dict` returned."""

@@ -1,9 +1,9 @@
-"""Lets ``StepLoop`` drive a ``lightning.Trainer``: strategies, precision, callbacks, loggers and flags keep working.
+"""Lets `StepLoop` drive a `lightning.Trainer`: strategies, precision, callbacks, loggers and flags keep working.
 
 Loop customisation left Lightning's public interface in 2.0, so this file, and no other, touches its protected loop
 classes; a contract test names each attribute used here, and pyproject.toml pins Lightning to the minor version that
 passes it. Lightning's own epoch loop counts micro-batches and validates, logs and saves between any two of them; ours
-replaces its ``run`` by a ``StepLoop`` whose steps are made of Lightning's ``advance``.
+replaces its `run` by a `StepLoop` whose steps are made of Lightning's `advance`.
 """
 
 from __future__ import annotations
@@ -21,31 +21,34 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from tslm.loops.step import Budget, Cadence, StepLoop
 
+TERMINATED = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM ended
+
 
 class StepCallback(pl.Callback):
     """A Lightning callback that also hears of the boundaries between optimizer steps."""
 
     def on_step_log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Called when a report is due; ``step`` optimizer steps have been taken."""
+        """Called when a report is due; `step` optimizer steps have been taken."""
 
     def on_step_save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Called when a checkpoint is due; validation and logging of this step are over."""
 
 
 class StepEpochLoop(_TrainingEpochLoop):
-    """The driver of a ``StepLoop`` inside Lightning's fit loop, in which all of training is one endless epoch."""
+    """The driver of a `StepLoop` inside Lightning's fit loop, in which all of training is one endless epoch."""
 
     def __init__(self, trainer: pl.Trainer, cadence: Cadence) -> None:
         super().__init__(trainer)
         self.cadence = cadence
         self._fetcher: _DataFetcher | None = None
+        self._sigterm = False  # of this process or any other
 
     def set_budget(self, budget: Budget) -> None:
         """Fix the number of optimizer steps, known once the tokens of a step are."""
         self.max_steps = budget.max_steps
 
     def run(self, data_fetcher: _DataFetcher) -> None:
-        """Run a ``StepLoop`` from the restored position to the end of the budget."""
+        """Run a `StepLoop` from the restored position to the end of the budget."""
         self.reset()
         self.on_run_start(data_fetcher)
         self._fetcher = data_fetcher
@@ -53,9 +56,10 @@ class StepEpochLoop(_TrainingEpochLoop):
         loop.load_state_dict({"step": self.global_step})
         loop.run()
         self._fetcher = None
-        if loop.stopped and self.trainer.received_sigterm:
-            print(f"SIGTERM: stopped behind optimizer step {loop.step:,}, which is saved.", flush=True)
-            raise SIGTERMException
+        if loop.stopped and self._sigterm:
+            if self.trainer.is_global_zero:
+                print(f"\nSIGTERM: stopped behind optimizer step {loop.step:,}, which is saved.", flush=True)
+            raise SIGTERMException(TERMINATED)
 
     def train_step(self) -> None:
         """Advance Lightning's loop through the micro-batches of one optimizer step."""
@@ -75,8 +79,12 @@ class StepEpochLoop(_TrainingEpochLoop):
         trainer.validating = True  # selects the loop that hooks and results belong to
         first_iteration = trainer._logger_connector._first_loop_iter
         call._call_lightning_module_hook(trainer, "on_validation_model_zero_grad")
-        self.val_loop.run()
-        trainer.training = True
+        try:
+            self.val_loop.run()
+        except SIGTERMException:
+            self._sigterm = True  # given up in the middle; the step itself is whole, and what follows saves it
+        finally:
+            trainer.training = True
         trainer._logger_connector._first_loop_iter = first_iteration
 
     def log(self, step: int) -> None:
@@ -91,17 +99,22 @@ class StepEpochLoop(_TrainingEpochLoop):
 
     def stop_requested(self) -> bool:
         """Whether a callback or a signal asks for the end; all processes get the answer of any of them."""
-        wanted: bool = self.trainer.should_stop or self.trainer.received_sigterm
-        if self.trainer.world_size > 1:
-            flag = torch.tensor(float(wanted), device=self.trainer.strategy.root_device)
-            wanted = bool(self.trainer.strategy.reduce(flag, reduce_op="sum") > 0)
-        return wanted
+        trainer = self.trainer
+        flags = torch.tensor([float(trainer.should_stop), float(trainer.received_sigterm or self._sigterm)])
+        if trainer.world_size > 1:
+            flags = trainer.strategy.reduce(flags.to(trainer.strategy.root_device), reduce_op="sum").cpu()
+        stop, self._sigterm = (bool(flag > 0) for flag in flags)
+        trainer.should_stop = stop = stop or self._sigterm  # or Lightning's fit loop would begin another epoch
+        return stop
 
     def _step_callbacks(self) -> list[StepCallback]:
         return [callback for callback in self.trainer.callbacks if isinstance(callback, StepCallback)]
 
     def _should_check_val_fx(self, data_fetcher: _DataFetcher) -> bool:
         return False  # validation is the StepLoop's business, also behind a restart
+
+    def _broadcast_sigterm_tensor(self) -> None:
+        """Do nothing: Lightning would stop between two micro-batches, without a save; `stop_requested` does it."""
 
 
 class InterruptAtBoundary(pl.Callback):
@@ -136,7 +149,7 @@ class InterruptAtBoundary(pl.Callback):
 
 
 def install_step_loop(trainer: pl.Trainer, cadence: Cadence) -> StepEpochLoop:
-    """Replace a trainer's epoch loop by the step loop; call once, before ``fit``."""
+    """Replace a trainer's epoch loop by the step loop; call once, before `fit`."""
     loop = StepEpochLoop(trainer, cadence)
     trainer.fit_loop.epoch_loop = loop
     trainer.fit_loop.max_epochs = -1

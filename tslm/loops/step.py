@@ -1,6 +1,6 @@
 """The loop of training: optimizer steps up to a budget, with validation, logging and saving between them.
 
-Random windows have no epochs, so everything here is counted in optimizer steps. The loop decides *when*; a ``Driver``
+Random windows have no epochs, so everything here is counted in optimizer steps. The loop decides *when*; a `Driver`
 knows *how*.
 """
 
@@ -28,32 +28,36 @@ class Budget:
         """Make a budget from steps or from tokens; tokens are rounded up to whole steps.
 
         Raises:
-            ValueError: if not exactly one of the two is given, or it is not positive.
+            ValueError: not exactly one of the two is given, or it is not positive.
         """
         if (max_steps is None) == (max_tokens is None):
             raise ValueError(
-                f"The budget is max_steps or max_tokens, one of them; got max_steps={max_steps} and "
-                f"max_tokens={max_tokens}. Give --trainer.max_steps or --trainer.max_tokens."
+                f"the budget is max_steps or max_tokens, one of them, but got max_steps={max_steps} and "
+                f"max_tokens={max_tokens}: give --trainer.max_steps or --trainer.max_tokens"
             )
         name, amount = ("max_steps", max_steps) if max_steps is not None else ("max_tokens", max_tokens)
         assert amount is not None
         if amount < 1:
-            raise ValueError(f"{name} is {amount}, but a budget is at least 1; give a positive --trainer.{name}.")
+            raise ValueError(f"{name} is {amount}, but a budget is at least 1: give a positive --trainer.{name}")
         return cls(amount if max_steps is not None else -(-amount // tokens_per_step))
 
 
 @dataclass(frozen=True)
 class Cadence:
-    """Every how many optimizer steps something happens; 0 means only at the end."""
+    """Every how many optimizer steps something happens; 0 means only at the end.
 
-    validate: int = 0
+    Raises:
+        ValueError: a number is negative.
+    """
+
+    val: int = 0
     log: int = 0
     save: int = 0
 
     def __post_init__(self) -> None:
         for name, steps in vars(self).items():
             if steps < 0:
-                raise ValueError(f"{name}_every_n_steps is {steps}; give a number of steps, or 0 for the end only.")
+                raise ValueError(f"{name}_every_n_steps is {steps}: give a number of steps, or 0 for the end only")
 
 
 class Driver(Protocol):
@@ -85,7 +89,8 @@ class StepLoop(Loop):
     The order matters for exact resumption. A checkpoint is written behind the validation of its step, so that a run
     resumed from it need not repeat it, and behind the log, so that a loss that is no longer finite is noticed before
     it is saved. Every validation is followed by a save: the best model seen is always on disk. The last step, be it
-    of the budget or of a requested stop, logs and saves whatever the cadence; the budget's last step also validates.
+    of the budget or of a requested stop, logs and saves whatever the cadence; the budget's last step also validates. A
+    stop that is requested too late for the save of its step waits for the next one.
     """
 
     def __init__(self, driver: Driver, budget: Budget, cadence: Cadence) -> None:
@@ -107,7 +112,7 @@ class StepLoop(Loop):
         self.stopped = self.driver.stop_requested()
         spent = self.step >= self.budget.max_steps
         ending = self.stopped or spent
-        validating = spent or (_due(self.cadence.validate, self.step) and not self.stopped)
+        validating = spent or (_due(self.cadence.val, self.step) and not self.stopped)
         saving = ending or validating or _due(self.cadence.save, self.step)
         if validating:
             self.driver.validate()
@@ -115,7 +120,7 @@ class StepLoop(Loop):
             self.driver.log(self.step)
         if saving:
             self.driver.save(self.step)
-        self.stopped = self.stopped or self.driver.stop_requested()
+            self.stopped = self.stopped or self.driver.stop_requested()  # validation may have asked for it
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of optimizer steps taken."""

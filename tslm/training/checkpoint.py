@@ -11,6 +11,7 @@ from typing import IO, Any, BinaryIO
 
 import torch
 
+CHECKPOINT_KEY = "tslm"  # where a checkpoint of `fit` holds what only we know: architecture, config, tokenizer, RNG
 PathOrFile = str | os.PathLike[str] | BinaryIO | IO[bytes]
 
 
@@ -20,7 +21,7 @@ def save_checkpoint(model: torch.nn.Module, optimizer: torch.optim.Optimizer, it
     A path is written atomically: behind a crash it holds the old file or the new one, never half of one.
 
     Raises:
-        OSError: if the folder is missing, or the disk is full.
+        OSError: the folder is missing, or the disk is full.
     """
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration}
     if isinstance(out, str | os.PathLike):
@@ -30,16 +31,16 @@ def save_checkpoint(model: torch.nn.Module, optimizer: torch.optim.Optimizer, it
 
 
 def load_checkpoint(src: PathOrFile, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore what ``save_checkpoint`` wrote and return the iteration.
+    """Restore what `save_checkpoint` wrote and return the iteration.
 
     Raises:
-        FileNotFoundError: if the path does not exist.
-        ValueError: if the file is damaged or not such a checkpoint, or the model has other names or shapes.
+        FileNotFoundError: the path does not exist.
+        ValueError: the file is damaged or not such a checkpoint, or the model has other names or shapes.
     """
     state = read_checkpoint(src)
     missing = {"model", "optimizer", "iteration"} - set(state)
     if missing:
-        raise ValueError(f"{_name(src)} is no checkpoint of save_checkpoint: it lacks {', '.join(sorted(missing))}.")
+        raise ValueError(f"{_name(src)} is no checkpoint of save_checkpoint: it lacks {', '.join(sorted(missing))}")
     check_shapes(state["model"], model.state_dict(), _name(src))
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
@@ -53,32 +54,50 @@ def check_shapes(saved: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.T
         if have != want:
             raise ValueError(
                 f"{name} does not fit this model: {key} is {have} in the checkpoint and {want} in the model; build the "
-                "model with the sizes that it was trained with."
+                "model with the sizes that it was trained with"
             )
 
 
 def read_checkpoint(src: PathOrFile, *, mmap: bool = False) -> dict[str, Any]:
-    """Load a checkpoint's dictionary on the CPU; loading never runs code (``weights_only``).
+    """Load a checkpoint's dictionary on the CPU; loading never runs code (`weights_only`).
 
     Args:
         src: path or binary file.
         mmap: map the tensors instead of reading them, for a look at the small values of a large file.
+
+    Raises:
+        FileNotFoundError: the path does not exist.
+        ValueError: the file is damaged, or something else than a checkpoint.
     """
     if isinstance(src, str | os.PathLike) and not Path(src).is_file():
         raise FileNotFoundError(
-            f"There is no checkpoint at {os.fspath(src)}; the runs' checkpoints lie in lightning_logs/*/checkpoints/."
+            f"there is no checkpoint at {os.fspath(src)}; the runs' checkpoints lie in lightning_logs/*/checkpoints/"
         )
+    if isinstance(src, str | os.PathLike) and not mmap and not is_intact(Path(src)):  # torch itself skips the check
+        raise ValueError(f"{_name(src)} is damaged or no checkpoint: take an earlier one from its folder")
     try:
         state = torch.load(src, map_location="cpu", weights_only=True, mmap=mmap or None)
     except PermissionError:
         raise
     except Exception as error:  # torch raises RuntimeError, EOFError, OSError, UnpicklingError, … for a damaged file
         raise ValueError(
-            f"{_name(src)} is damaged or no checkpoint ({_first_line(error)}); take an earlier one from its folder."
+            f"{_name(src)} is damaged or no checkpoint ({_first_line(error)}): take an earlier one from its folder"
         ) from error
     if not isinstance(state, dict):
-        raise ValueError(f"{_name(src)} is no checkpoint: it holds a {type(state).__name__}, not a dictionary.")
+        raise ValueError(f"{_name(src)} is no checkpoint: it holds a {type(state).__name__}, not a dictionary")
     return state
+
+
+def fit_part(state: Mapping[str, Any], path: object) -> dict[str, Any]:
+    """Return what `fit` adds to a checkpoint: architecture, tokenizer, configuration, random number generators.
+
+    Raises:
+        ValueError: `fit` did not write this checkpoint.
+    """
+    part = state.get(CHECKPOINT_KEY)
+    if not isinstance(part, dict):
+        raise ValueError(f"{path} was not written by `python -m tslm fit`: give another --ckpt_path")
+    return part
 
 
 def is_intact(path: Path) -> bool:
@@ -86,27 +105,27 @@ def is_intact(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile):
+    except Exception:  # whatever a damaged directory of records makes zipfile stumble over
         return False
 
 
 def write_atomically(path: Path, state: object) -> None:
-    """Write ``torch.save(state)`` to a neighbour of ``path``, force it to the disk, then rename it onto ``path``.
+    """Write `torch.save(state)` to a neighbour of `path`, force it to the disk, then rename it onto `path`.
 
     Raises:
-        OSError: if there is not enough room for the file, before anything is written where that can be known.
+        OSError: there is not enough room for the file; nothing has been written if that could be known before.
     """
     needed, free = sum(tensor.nbytes for tensor in _tensors(state)), shutil.disk_usage(path.parent).free
     if needed > free:
         raise OSError(
-            f"{path} needs {needed / 1e6:.0f} MB and its disk has {free / 1e6:.0f} MB left; make room, or choose "
-            "another folder with --checkpoint.dirpath."
+            f"{path} needs {needed / 1e6:.0f} MB and its disk has {free / 1e6:.0f} MB left: make room, or choose "
+            "another folder with --checkpoint.dirpath"
         )
     replace_atomically(path, lambda file: torch.save(state, file))
 
 
 def replace_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let ``write`` fill a temporary file in the same folder, then put it in ``path``'s place in one step."""
+    """Let `write` fill a temporary file in the same folder, then put it in `path`'s place in one step."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         with temporary.open("wb") as file:
@@ -143,7 +162,7 @@ def _tensors(state: object) -> Iterator[torch.Tensor]:
 
 
 def _name(src: PathOrFile) -> str:
-    return os.fspath(src) if isinstance(src, str | os.PathLike) else "The file"
+    return os.fspath(src) if isinstance(src, str | os.PathLike) else "the file"
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,6 @@
 """How far a model is from the best that any model can do, on the embedded corpus, whose probabilities are known.
 
-Held-out stories are scored whole: each behind an ``<|endoftext|>`` and with its own at the end. The floor is the sum of
+Held-out stories are scored whole: each behind an `<|endoftext|>` and with its own at the end. The floor is the sum of
 their exact -log p; the gap does not depend on the tokenizer, since both sides are sums over stories in nats.
 """
 
@@ -16,9 +16,7 @@ from tslm.data.ngram import KneserNey
 from tslm.data.toy import Story
 from tslm.model import TransformerLM
 from tslm.objective import token_losses
-from tslm.tokenizer import Tokenizer
-
-END_OF_TEXT = "<|endoftext|>"
+from tslm.tokenizer import END_OF_TEXT, Tokenizer
 
 
 class FloorReport(NamedTuple):
@@ -32,7 +30,7 @@ class FloorReport(NamedTuple):
 
     @property
     def floor_gap(self) -> float:
-        """How much worse than the floor the model is, as a share of the floor: 0 is perfect."""
+        """How far above the floor the model is: (Σ -log q - Σ -log p) / Σ -log p; 0 is perfect."""
         return (self.model_nats - self.floor_nats) / self.floor_nats
 
     @property
@@ -47,22 +45,24 @@ def measure_floor(
     """Score whole stories with the model and with a 5-gram model of the training tokens.
 
     Raises:
-        ValueError: if a story does not fit into the model's context: then its loss would not be comparable.
+        ValueError: a story does not fit into the model's context: its loss would not be comparable.
     """
     ids = [np.asarray(tokenizer.encode(f"{END_OF_TEXT}\n{story.text}\n{END_OF_TEXT}")) for story in stories]
     longest = max(map(len, ids)) - 1
     if longest > model.config.context_length:
         raise ValueError(
-            f"The longest held-out story has {longest} tokens, but the context is {model.config.context_length}: the "
-            f"floor can only be compared on whole stories; give --data.context_length at least {longest}."
+            f"the longest held-out story has {longest} tokens, but the context is {model.config.context_length}: the "
+            f"floor can only be compared on whole stories, for which --data.context_length must be at least {longest}"
         )
     ngram = KneserNey.fit(train_ids, vocab_size=tokenizer.vocab_size, order=5)
+    # One sequence, so that the 5-gram model has its four tokens of context at the beginning of a story too.
+    joined = np.concatenate([ids[0], *(story[1:] for story in ids[1:])])
     return FloorReport(
         stories=len(stories),
         tokens=sum(len(story) - 1 for story in ids),
         floor_nats=-sum(story.log_prob for story in stories),
         model_nats=model_nats(model, ids, batch_size),
-        ngram_nats=-sum(float(ngram.log_probs(story)[1:].sum()) for story in ids),
+        ngram_nats=-float(ngram.log_probs(joined)[1:].sum()),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
@@ -27,6 +26,7 @@ class StepMetrics(StepCallback):
         self.seconds = 0.0  # of training, validation and saving apart
         self.latest: dict[str, float] = {}
         self._tokens_here = 0  # by this process's run alone: a resumed run's speed is its own
+        self._learning_rate = 0.0
         self._loss_sum = torch.zeros(())
         self._steps_at_log = 0
         self._tokens_at_log = 0
@@ -47,7 +47,8 @@ class StepMetrics(StepCallback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Start the clock, also behind a validation or a save."""
+        """Note the step's learning rate before the schedule moves on; start the clock, also behind a validation."""
+        self._learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])
         if self._clock is None:
             self._clock = time.perf_counter()
 
@@ -93,14 +94,16 @@ class StepMetrics(StepCallback):
         steps = step - self._steps_at_log
         if not steps:
             return
-        loss = float(self._loss_sum) / steps
+        loss_sum = trainer.strategy.reduce(self._loss_sum, reduce_op="mean")  # over processes
+        loss = float(loss_sum) / steps
         norm = float(pl_module.gradient_norm)
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            pl_module.raise_not_finite()
+        pl_module.check_finite("training loss", loss, step)
+        if trainer.scaler is None:  # a loss scaler skips steps whose norm is infinite, and lowers its scale
+            pl_module.check_finite("gradient norm", norm, step)
         figures = {
             "train/loss": loss,
             "train/perplexity": perplexity(loss),
-            "train/learning_rate": float(trainer.optimizers[0].param_groups[0]["lr"]),
+            "train/learning_rate": self._learning_rate,
             "train/gradient_norm": norm,
             "train/tokens_per_second": (self.tokens_seen - self._tokens_at_log) / max(self._interval, 1e-9),
             "train/tokens_seen": float(self.tokens_seen),

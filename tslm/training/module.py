@@ -1,6 +1,6 @@
 """The model, its loss and its optimizer as one LightningModule: batches of windows in, loss and updated weights out.
 
-It logs nothing itself. ``training_step`` returns the loss and callbacks report it, so that the bare loop can drive the
+It logs nothing itself. `training_step` returns the loss and callbacks report it, so that the bare loop can drive the
 very same object.
 """
 
@@ -19,24 +19,26 @@ from tslm.objective import linear_cross_entropy
 from tslm.optim import AdamW, clip_gradients
 from tslm.tokenizer import Tokenizer
 from tslm.tokenizer.files import tokenizer_from_texts, tokenizer_texts
+from tslm.training.checkpoint import CHECKPOINT_KEY, fit_part
 from tslm.training.settings import GenerationSettings, OptimizerSettings
-
-CHECKPOINT_KEY = "tslm"  # where a checkpoint holds what only we know: architecture, config, tokenizer, RNG
 
 
 class LanguageModule(pl.LightningModule):
     """A TransformerLM under training.
 
     Args:
-        vocab_size: Entries of the vocabulary; on the command line it follows ``--data.vocab_size``.
-        context_length: Longest window in tokens; on the command line it follows ``--data.context_length``.
+        vocab_size: Entries of the vocabulary; on the command line it follows `--data.vocab_size`.
+        context_length: Longest window in tokens; on the command line it follows `--data.context_length`.
         d_model: Width of the residual stream.
         num_layers: Number of Transformer blocks.
         num_heads: Attention heads per block; divides d_model.
         d_ff: Inner width of the SwiGLU; about 8/3 of d_model, rounded to a multiple of 64.
         rope_theta: Base of the rotary angles.
         optimizer: AdamW and its schedule.
-        generation: How ``predict`` draws stories.
+        generation: How `predict` draws stories.
+
+    Raises:
+        ValueError: a size or a setting is out of range.
     """
 
     def __init__(
@@ -55,8 +57,13 @@ class LanguageModule(pl.LightningModule):
         self.model = TransformerLM(
             TransformerConfig(vocab_size, context_length, d_model, num_layers, num_heads, d_ff, rope_theta)
         )
+        # The only buffer is the same constant everywhere; synchronising it would tie processes together in validation,
+        # where one may have a batch more than another.
+        self._ddp_params_and_buffers_to_ignore = ["model.rope.table"]
         self.optimizer_settings = optimizer or OptimizerSettings()
         self.generation_settings = generation or GenerationSettings()
+        self.optimizer_settings.check()
+        self.generation_settings.check()
         self.tokenizer: Tokenizer | None = None
         self.run_config: dict[str, Any] = {}  # the whole command line, for whoever resumes without repeating it
         self.gradient_norm = torch.zeros(())
@@ -80,7 +87,7 @@ class LanguageModule(pl.LightningModule):
         self.valid_tokens += targets.numel()
 
     def test_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
-        """Do what ``validation_step`` does."""
+        """Do what `validation_step` does."""
         self.validation_step(batch, batch_idx)
 
     def reset_validation(self) -> None:
@@ -96,10 +103,10 @@ class LanguageModule(pl.LightningModule):
         """Continue each prompt as the generation settings say.
 
         Raises:
-            ValueError: if the module has not been given its tokenizer.
+            ValueError: the module has not been given its tokenizer.
         """
         if self.tokenizer is None:
-            raise ValueError("Telling stories needs the tokenizer that the model was trained with; give --ckpt_path.")
+            raise ValueError("a story needs the tokenizer that the model was trained with: give --ckpt_path")
         options = asdict(self.generation_settings)
         options["seed"] += seed_offset
         return complete(self.model, self.tokenizer, prompts, **options)
@@ -109,7 +116,7 @@ class LanguageModule(pl.LightningModule):
         return self.make_optimizer(self.trainer.max_steps)
 
     def make_optimizer(self, max_steps: int) -> dict[str, Any]:
-        """Build the optimizer and its schedule for a budget of ``max_steps``."""
+        """Build the optimizer and its schedule for a budget of `max_steps`."""
         settings = self.optimizer_settings
         optimizer = AdamW(self.parameters(), settings.lr, settings.betas, settings.eps, settings.weight_decay)
         rate = settings.schedule(max_steps)
@@ -119,18 +126,26 @@ class LanguageModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def clip(self, max_norm: float | None) -> None:
-        """Clip the gradients in place, remember their norm, and stop before a non-finite one reaches the weights."""
-        self.gradient_norm = clip_gradients(self.parameters(), math.inf if max_norm is None else max_norm)
-        if self.gradient_norm.device.type == "cpu" and not torch.isfinite(self.gradient_norm):
-            self.raise_not_finite()
+        """Clip the gradients in place and remember their norm.
 
-    def raise_not_finite(self) -> None:
-        """Stop with a sentence that names the place."""
-        step = self.trainer.global_step + 1 if self._trainer is not None else "unknown"
-        raise ValueError(
-            f"The gradient norm is {float(self.gradient_norm)} at optimizer step {step}: the training has diverged. "
-            f"The last checkpoint is from before; try a lower --optimizer.lr (it is {self.optimizer_settings.lr:g})."
-        )
+        On a CPU a norm that is not finite stops the training before it reaches the weights. On a GPU asking would make
+        the processor wait for every step, so it shows at the next report, which stands before every checkpoint.
+        """
+        self.gradient_norm = clip_gradients(self.parameters(), math.inf if max_norm is None else max_norm)
+        if self.gradient_norm.device.type == "cpu" and self._trainer is not None:
+            self.check_finite("gradient norm", float(self.gradient_norm), self.trainer.global_step + 1)
+
+    def check_finite(self, what: str, value: float, step: int) -> None:
+        """Stop with a sentence that names the place.
+
+        Raises:
+            ValueError: the value is infinite or not a number.
+        """
+        if not math.isfinite(value):
+            raise ValueError(
+                f"the {what} is {value} at optimizer step {step}, so the training has diverged: try a lower "
+                f"--optimizer.lr than {self.optimizer_settings.lr:g}; the last checkpoint is from before"
+            )
 
     def configure_gradient_clipping(
         self,
@@ -141,8 +156,8 @@ class LanguageModule(pl.LightningModule):
         """Clip by the global norm; Lightning calls this at every optimizer step, behind the unscaling."""
         if gradient_clip_algorithm not in (None, "norm"):
             raise ValueError(
-                f"gradient_clip_algorithm is {gradient_clip_algorithm!r}, but only 'norm' is implemented here; "
-                "leave it out."
+                f"gradient_clip_algorithm is {gradient_clip_algorithm!r}, but only 'norm' is implemented here: "
+                "leave it out"
             )
         self.clip(gradient_clip_val)
 
@@ -160,7 +175,7 @@ class LanguageModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the tokenizer and the generators, and let today's optimizer settings win over the saved ones."""
-        own = checkpoint[CHECKPOINT_KEY]
+        own = fit_part(checkpoint, "the checkpoint")
         if own["tokenizer"] is not None:
             self.tokenizer = tokenizer_from_texts(own["tokenizer"])
         self._rng = own["rng"]
@@ -181,6 +196,6 @@ class LanguageModule(pl.LightningModule):
         """Restore the generators at the first batch: setting up loaders and loggers draws numbers too."""
         if self._rng is not None:
             torch.set_rng_state(self._rng["cpu"].cpu())
-            if self._rng["cuda"] and torch.cuda.is_available():
-                torch.cuda.set_rng_state_all([state.cpu() for state in self._rng["cuda"]])
+            for device, state in enumerate(self._rng["cuda"][: torch.cuda.device_count()]):
+                torch.cuda.set_rng_state(state.cpu(), device)
             self._rng = None

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from tslm.loops.lightning import StepCallback
-from tslm.training.checkpoint import read_checkpoint, sync_folder, write_atomically
+from tslm.training.checkpoint import read_checkpoint, replace_atomically, sync_folder, write_atomically
 from tslm.training.runs import CHECKPOINTS, ELSEWHERE
 
 
@@ -42,17 +42,20 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
-    """Keeps the newest checkpoints, and under the names ``last`` and ``best`` the newest and the best validated one.
+    """Keeps the newest checkpoints, and under the names `last` and `best` the newest and the best validated one.
 
     Args:
-        dirpath: Folder for the checkpoints; unless given, ``checkpoints`` in the run directory.
-        keep: How many of the newest ``step-*.ckpt`` stay besides the best one; two, so that one is left when a disk
+        dirpath: Folder for the checkpoints; unless given, `checkpoints` in the run directory.
+        keep: How many of the newest `step-*.ckpt` stay besides the best one; two, so that one is left when a disk
             or a crash damages the newest.
+
+    Raises:
+        ValueError: keep is below 1.
     """
 
     def __init__(self, dirpath: str | None = None, keep: int = 2) -> None:
         if keep < 1:
-            raise ValueError(f"checkpoint.keep is {keep}, but at least 1 checkpoint must stay.")
+            raise ValueError(f"checkpoint.keep is {keep}, but at least 1 checkpoint must stay")
         self.dirpath = dirpath
         self.keep = keep
         self.run = Path()
@@ -69,7 +72,7 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Choose the folder, the same on every process."""
         if stage == "fit":
-            self.run = Path(trainer.log_dir or trainer.default_root_dir)
+            self.run = Path(trainer.strategy.broadcast(str(run_dir(trainer))))
             self.folder = Path(self.dirpath) if self.dirpath else self.run / CHECKPOINTS
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -78,7 +81,7 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
         self._fresh_loss = None if loss is None or trainer.sanity_checking else float(loss)
 
     def on_step_save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Write ``step-N.ckpt``, name it last and perhaps best, and let the oldest go."""
+        """Write `step-N.ckpt`, name it last and perhaps best, and let the oldest go."""
         assert self.folder is not None
         improved = self._fresh_loss is not None and self._fresh_loss < self.best_loss
         if improved and self._fresh_loss is not None:
@@ -89,7 +92,8 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
         if trainer.is_global_zero:
             if self.dirpath:
                 self.run.mkdir(parents=True, exist_ok=True)
-                (self.run / ELSEWHERE).write_text(str(self.folder.resolve()) + "\n", encoding="utf-8")
+                text = f"{self.folder.resolve()}\n"
+                replace_atomically(self.run / ELSEWHERE, lambda file: file.write(text.encode()))
             for name in ["last", "best"] if improved else ["last"]:
                 give_name(path, self.folder / f"{name}.ckpt")
             for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
@@ -106,8 +110,17 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
             self.best_loss = state_dict["best_loss"]
 
 
+def run_dir(trainer: pl.Trainer) -> Path:
+    """Return where a training writes. Unlike `trainer.log_dir` this asks no other process, so one may call it alone."""
+    for logger in trainer.loggers:
+        if logger.log_dir:
+            return Path(logger.log_dir)
+    unlogged: Path = getattr(trainer, "unlogged_dir", Path(trainer.default_root_dir))
+    return unlogged
+
+
 def give_name(path: Path, name: Path) -> None:
-    """Make ``name`` another name of ``path`` in one step: a link, or a copy where the file system has no links."""
+    """Make `name` another name of `path` in one step: a link, or a copy where the file system has no links."""
     temporary = name.with_name(f".{name.name}.new")
     temporary.unlink(missing_ok=True)
     try:

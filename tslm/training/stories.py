@@ -1,4 +1,4 @@
-"""Stories from a checkpoint, printed as they are written; what ``tslm generate`` does."""
+"""Stories from a checkpoint, printed as they are written; what `python -m tslm generate` does."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ def print_story(prompt: str, settings: GenerationSettings, ckpt_path: str | None
     Args:
         prompt: beginning of the story; may be empty.
         settings: how to draw.
-        ckpt_path: a checkpoint file, a run directory, or ``last`` or ``best`` of the newest run; unless given, the
+        ckpt_path: a checkpoint file, a run directory, or `last` or `best` of the newest run; unless given, the
             newest run's best, and that is said.
 
     Raises:
         FileNotFoundError: if there is no such checkpoint.
         ValueError: if the checkpoint is damaged, or a setting is out of range.
     """
+    settings.check()
     path, remarks = find_checkpoint(ckpt_path, prefer="best")
     for remark in remarks:
         print(remark, flush=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
@@ -12,11 +11,12 @@ import lightning.pytorch as pl
 from tslm.data.datamodule import TextDataModule
 from tslm.generation import Completion
 from tslm.loops.lightning import StepCallback
+from tslm.tokenizer import END_OF_TEXT, Tokenizer
 from tslm.training.checkpoint import replace_atomically
 from tslm.training.floor import FloorReport, measure_floor
 from tslm.training.metrics import StepMetrics
 from tslm.training.module import LanguageModule
-from tslm.training.saving import Checkpoints
+from tslm.training.saving import Checkpoints, run_dir
 
 SUMMARY = "summary.json"
 
@@ -24,7 +24,7 @@ Found = TypeVar("Found", bound=pl.Callback)
 
 
 class RunSummary(StepCallback):
-    """Keeps the tokenizer with the run, and at the end writes ``summary.json`` and prints what a person wants to know.
+    """Keeps the tokenizer with the run, and at the end writes `summary.json` and prints what a person wants to know.
 
     Args:
         prompts: Where the sample stories begin.
@@ -53,11 +53,19 @@ class RunSummary(StepCallback):
         if stopped:
             print(stopped_text(summary, trainer.max_steps), flush=True)
             return
-        stories = [] if pl_module.tokenizer is None else pl_module.tell(self.prompts)
+        stories = [] if pl_module.tokenizer is None else pl_module.tell(self.prompts_for(pl_module.tokenizer))
         print(summary_text(summary, floor, stories), flush=True)
 
+    def prompts_for(self, tokenizer: Tokenizer) -> list[str]:
+        """Leave the empty prompt out where there is no `<|endoftext|>` for a story to begin behind."""
+        return [prompt for prompt in self.prompts if prompt or END_OF_TEXT in tokenizer.special_ids]
+
     def summarize(self, trainer: pl.Trainer, floor: FloorReport | None) -> dict[str, Any]:
-        """Gather the run's figures; None where one could not be measured."""
+        """Gather the run's figures; None where one could not be measured.
+
+        Losses are in nats per token. `story_loss`, `story_floor` and `story_ngram` are those of the model, the grammar
+        and the 5-gram model on whole held-out stories; `floor_gap` and `ngram_gap` compare the sums behind them.
+        """
         metrics = find(trainer, StepMetrics)
         saved = find(trainer, Checkpoints).last_path
         latest = metrics.latest
@@ -88,19 +96,18 @@ def find(trainer: pl.Trainer, kind: type[Found]) -> Found:
     return next(callback for callback in callbacks if isinstance(callback, kind))
 
 
-def run_dir(trainer: pl.Trainer) -> Path:
-    """Return where a trainer writes."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
-
-
 def floor_of(trainer: pl.Trainer, module: LanguageModule) -> FloorReport | None:
     """Compare with the exact floor, where the corpus has one."""
     data = getattr(trainer, "datamodule", None)
     stories = data.held_out_stories() if isinstance(data, TextDataModule) else None
     if not stories or module.tokenizer is None or data is None or data.train_tokens is None:
         return None
-    with trainer.precision_plugin.forward_context():
-        return measure_floor(module.model, module.tokenizer, stories, data.train_tokens.ids)
+    try:
+        with trainer.precision_plugin.forward_context():
+            return measure_floor(module.model, module.tokenizer, stories, data.train_tokens.ids)
+    except ValueError as error:  # no reason to lose the rest of the summary
+        print(f"The floor was not measured: {error}", flush=True)
+        return None
 
 
 def summary_text(summary: dict[str, Any], floor: FloorReport | None, stories: list[Completion]) -> str:

@@ -14,8 +14,9 @@ from tslm.loops.lightning import InterruptAtBoundary, install_step_loop
 from tslm.loops.step import Budget, Cadence
 from tslm.training.checkpoint import read_checkpoint
 from tslm.training.metrics import StepMetrics
+from tslm.training.module import LanguageModule
 from tslm.training.progress import StepProgress
-from tslm.training.runs import RUNS
+from tslm.training.runs import RUNS, find_checkpoint
 from tslm.training.samples import StorySamples
 from tslm.training.saving import AtomicCheckpointIO, Checkpoints
 from tslm.training.summary import RunSummary
@@ -32,10 +33,10 @@ class StepTrainer(pl.Trainer):
         val_every_n_steps: Validate every this many optimizer steps, and at the end; 0 means at the end only.
         log_every_n_steps: Report loss, learning rate, gradient norm and speed every this many optimizer steps.
         save_every_n_steps: Save a checkpoint every this many optimizer steps, behind each validation, and at the end.
-        precision: Lightning's precision, or ``auto``: bf16-mixed where the processor or GPU computes in bfloat16, else
+        precision: Lightning's precision, or `auto`: bf16-mixed where the processor or GPU computes in bfloat16, else
             32-true.
         gradient_clip_val: Largest global norm of the gradient; None does not clip.
-        default_root_dir: Folder that gets ``lightning_logs``.
+        default_root_dir: Folder that gets `lightning_logs`.
         callbacks: Further callbacks.
         logger: A logger or several; unless given, TensorBoard and metrics.csv; False for none.
         plugins: Lightning plugins.
@@ -60,9 +61,13 @@ class StepTrainer(pl.Trainer):
         enable_progress_bar: bool = True,
         **kwargs: Any,
     ) -> None:
-        self.budget = (max_steps, max_tokens)
+        self._budget_options = (max_steps, max_tokens)
         if precision == "auto":
             precision = auto_precision(str(kwargs.get("accelerator", "auto")))
+        if gradient_clip_val is not None and gradient_clip_val <= 0:
+            raise ValueError(
+                f"trainer.gradient_clip_val is {gradient_clip_val}: give a norm above 0, or null for no clipping"
+            )
         given = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks is not None else []
         super().__init__(
             precision=precision,
@@ -81,6 +86,7 @@ class StepTrainer(pl.Trainer):
             use_distributed_sampler=False,
             **kwargs,
         )
+        self.unlogged_dir = Path(TensorBoardLogger(default_root_dir, name=RUNS).log_dir)  # for a run without loggers
         self.step_loop = install_step_loop(self, Cadence(val_every_n_steps, log_every_n_steps, save_every_n_steps))
 
     def fit(
@@ -103,18 +109,22 @@ class StepTrainer(pl.Trainer):
             weights_only: No effect; loading a checkpoint never runs code.
 
         Raises:
-            ValueError: if the budget is not given, or already spent by the checkpoint.
+            ValueError: the budget is not given, or already spent by the checkpoint.
+            FileNotFoundError: there is no such checkpoint.
         """
-        max_steps, max_tokens = self.budget
+        max_steps, max_tokens = self._budget_options
         tokens = getattr(datamodule, "tokens_per_batch", 1) * self.accumulate_grad_batches * self.world_size
         budget = Budget.of(max_steps=max_steps, max_tokens=max_tokens, tokens_per_step=tokens)
         self.step_loop.set_budget(budget)
+        if isinstance(model, LanguageModule):
+            model.optimizer_settings.schedule(budget.max_steps)  # too long a warm-up shows before a run directory does
         if ckpt_path is not None:
+            ckpt_path, _ = find_checkpoint(str(ckpt_path), root=Path(self.default_root_dir))
             done = int(read_checkpoint(ckpt_path, mmap=True)["global_step"])
             if done >= budget.max_steps:
                 raise ValueError(
                     f"{ckpt_path} is at step {done} and the budget is {budget.max_steps} steps, so nothing is left to "
-                    "train; give a larger --trainer.max_steps or --trainer.max_tokens."
+                    "train: give a larger --trainer.max_steps or --trainer.max_tokens"
                 )
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
 
@@ -136,9 +146,9 @@ def with_defaults(callbacks: list[pl.Callback], progress: bool) -> list[pl.Callb
 
 
 def run_loggers(root: str) -> list[pl.loggers.Logger]:
-    """Return the TensorBoard and CSV loggers of a new run directory ``lightning_logs/version_N``."""
+    """Return the TensorBoard and CSV loggers of a new run directory `lightning_logs/version_N`."""
     board = TensorBoardLogger(root, name=RUNS)
-    return [board, MetricsFile(root, name=RUNS, version=board.version)]
+    return [board, MetricsFile(root, name=RUNS, version=board.version, flush_logs_every_n_steps=1)]
 
 
 class MetricsFile(CSVLogger):
