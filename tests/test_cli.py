@@ -244,7 +244,7 @@ def test_resuming_refuses_what_cannot_be(in_runs, capsys, options, part):
     (["fit", "--config", TEXT], "give --data.train_files"),
     (["fit", "--config", TEXT, '--data.train_files=["nowhere.txt"]'], "there is no text file at nowhere.txt"),
     (["fit", "--config", TEXT, '--data.train_files=["empty.txt"]'], "empty.txt is empty"),
-    (["fit", "--config", TEXT, '--data.train_files=["bad.txt"]'], "bad.txt"),
+    (["fit", "--config", TEXT, '--data.train_files=["bad.txt"]'], "bad.txt is not UTF-8: byte 0xff at offset 1"),
     (["fit", "--config", TEXT, '--data.train_files=["short.txt"]', "--data.vocab_size=100"], "data.vocab_size is 100"),
     (["fit", "--config", TEXT, '--data.train_files=["short.txt"]'], "context_length"),
     (["fit", "--trainer.max_steps=0"], "max_steps is 0"),

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from tslm.data.toy import grammar_fingerprint, write_corpus
 from tslm.tokenizer import TokenFile, Tokenizer, encode_files, train_bpe
-from tslm.tokenizer.corpus import Span, split_tail
+from tslm.tokenizer.corpus import Span, read_pieces, split_tail
 
 TOY_VALID_STORIES = 500
 TOY_VALID_SEED = 1_000_003  # added to the training seed: held-out stories are drawn anew
@@ -126,9 +126,12 @@ def files_corpus(
         return Texts((), valid)
     train = [whole(path) for path in train_files]
     if not valid:
-        kept, held_out = split_tail(
-            train[-1].path, separator.encode(), fraction=HELD_OUT_SHARE, max_bytes=HELD_OUT_BYTES
-        )
+        try:
+            kept, held_out = split_tail(train[-1].path, separator.encode(), HELD_OUT_SHARE, HELD_OUT_BYTES)
+        except ValueError:
+            for _ in read_pieces(train[-1:]):
+                pass  # a file that is not even text is told so first
+            raise
         train[-1], valid = kept, (held_out,)
     return Texts(tuple(train), valid)
 
