@@ -53,6 +53,10 @@ def test_fit_leaves_a_self_contained_run_directory(runs):
     for name in ("tokens_per_second", "train_loss", "valid_loss", "perplexity", "bits_per_byte", "seconds"):
         assert summary[name] > 0, name
     assert (runs / summary["checkpoint"]).is_file()
+    with (run / "metrics.csv").open() as file:
+        losses = {int(row["step"]): float(row["valid/loss"]) for row in csv.DictReader(file) if row["valid/loss"]}
+    assert summary["best_step"] == min(losses, key=losses.get)
+    assert summary["best_valid_loss"] == pytest.approx(min(losses.values()))
 
 
 def test_fit_logs_what_tensorboard_is_to_show(runs):

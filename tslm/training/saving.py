@@ -61,6 +61,7 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
         self.run = Path()
         self.folder: Path | None = None
         self.best_loss = math.inf
+        self.best_step: int | None = None
         self._fresh_loss: float | None = None  # of a validation that no checkpoint has followed yet
 
     @property
@@ -85,7 +86,7 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
         assert self.folder is not None
         improved = self._fresh_loss is not None and self._fresh_loss < self.best_loss
         if improved and self._fresh_loss is not None:
-            self.best_loss = self._fresh_loss
+            self.best_loss, self.best_step = self._fresh_loss, step
         self._fresh_loss = None
         path = self.folder / f"step-{step:08d}.ckpt"
         trainer.save_checkpoint(path)
@@ -102,12 +103,12 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best loss and where its checkpoint lies."""
-        return {"best_loss": self.best_loss, "folder": str(self.folder)}
+        return {"best_loss": self.best_loss, "best_step": self.best_step, "folder": str(self.folder)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on comparing with the best so far, if this run can still name it: it is in the same folder."""
         if str(self.folder) == state_dict["folder"] and self.folder and (self.folder / "best.ckpt").exists():
-            self.best_loss = state_dict["best_loss"]
+            self.best_loss, self.best_step = state_dict["best_loss"], state_dict["best_step"]
 
 
 def run_dir(trainer: pl.Trainer) -> Path:

@@ -67,7 +67,8 @@ class RunSummary(StepCallback):
         and the 5-gram model on whole held-out stories; `floor_gap` and `ngram_gap` compare the sums behind them.
         """
         metrics = find(trainer, StepMetrics)
-        saved = find(trainer, Checkpoints).last_path
+        checkpoints = find(trainer, Checkpoints)
+        saved = checkpoints.last_path
         latest = metrics.latest
         return {
             "steps": trainer.global_step,
@@ -85,6 +86,8 @@ class RunSummary(StepCallback):
                 "story_ngram": floor.ngram_nats / floor.tokens,
                 "stories": floor.stories,
             }),
+            "best_step": checkpoints.best_step,
+            "best_valid_loss": None if checkpoints.best_step is None else checkpoints.best_loss,
             "checkpoint": None if saved is None else str(saved),
             "seconds": round(time.perf_counter() - self.started, 1),
         }
@@ -117,6 +120,7 @@ def summary_text(summary: dict[str, Any], floor: FloorReport | None, stories: li
         ("speed", f"{summary['tokens_per_second']:,.0f} tokens/s; {summary['seconds']:.0f} s in all"),
         ("training loss", figure(summary["train_loss"], "nats per token")),
         ("validation loss", figure(summary["valid_loss"], "nats per token")),
+        ("  lowest", best_figure(summary)),
         ("perplexity", figure(summary["perplexity"], "")),
         ("bits per byte", figure(summary["bits_per_byte"], "")),
     ]
@@ -149,6 +153,13 @@ def stopped_text(summary: dict[str, Any], max_steps: int) -> str:
         f"\nStopped at step {summary['steps']:,} of {max_steps:,}. Go on with:\n"
         f"  python -m tslm fit --ckpt_path {summary['checkpoint']}"
     )
+
+
+def best_figure(summary: dict[str, Any]) -> str:
+    """Say which validation was the best, whose checkpoint `generate` takes."""
+    if summary["best_step"] is None:
+        return "not measured"
+    return f"{summary['best_valid_loss']:.4f} at step {summary['best_step']:,}, kept as best.ckpt"
 
 
 def figure(value: float | None, unit: str) -> str:
