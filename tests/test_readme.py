@@ -38,7 +38,7 @@ def test_every_command_in_the_readme_parses(line, fit_parser, monkeypatch):  # n
         fit_parser.parse_args(options)
     else:
         known = {"generate": {"prompt", "temperature", "top_p", "top_k", "max_new_tokens", "seed", "ckpt_path"}}
-        assert flag_keys(options) <= known.get(command, {"ckpt_path"})
+        assert flag_keys(options) <= known.get(command, {"ckpt_path", "generation.max_new_tokens"})
 
 
 def test_the_options_that_the_readme_mentions_exist(fit_parser):  # noqa: F811

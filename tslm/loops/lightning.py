@@ -100,11 +100,12 @@ class StepEpochLoop(_TrainingEpochLoop):
     def stop_requested(self) -> bool:
         """Whether a callback or a signal asks for the end; all processes get the answer of any of them."""
         trainer = self.trainer
-        flags = torch.tensor([float(trainer.should_stop), float(trainer.received_sigterm or self._sigterm)])
+        stop, sigterm = trainer.should_stop, trainer.received_sigterm or self._sigterm
         if trainer.world_size > 1:
-            flags = trainer.strategy.reduce(flags.to(trainer.strategy.root_device), reduce_op="sum").cpu()
-        stop, self._sigterm = (bool(flag > 0) for flag in flags)
-        trainer.should_stop = stop = stop or self._sigterm  # or Lightning's fit loop would begin another epoch
+            flags = torch.tensor([stop, sigterm], dtype=torch.float32, device=trainer.strategy.root_device)
+            stop, sigterm = (trainer.strategy.reduce(flags, reduce_op="sum") > 0).tolist()
+        self._sigterm = sigterm
+        trainer.should_stop = stop = bool(stop or sigterm)  # or Lightning's fit loop would begin another epoch
         return stop
 
     def _step_callbacks(self) -> list[StepCallback]:
