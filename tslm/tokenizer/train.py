@@ -60,7 +60,7 @@ def train_bpe(
     Source: Sennrich, Haddow and Birch 2016 (https://arxiv.org/abs/1508.07909), on bytes as in GPT-2 (Radford et al.
         2019).
     """
-    _check_vocab_size(vocab_size, encode_specials(special_tokens))
+    check_vocab_size(vocab_size, encode_specials(special_tokens))
     counts = count_pretokens(
         input_path, special_tokens, num_workers=num_workers, executor=executor, progress=progress
     )
@@ -83,7 +83,7 @@ def merge_pretokens(
         ValueError: `vocab_size` is below 256 plus the number of special tokens.
     """
     specials = encode_specials(special_tokens)
-    _check_vocab_size(vocab_size, specials)
+    check_vocab_size(vocab_size, specials)
     tokens = [bytes([byte]) for byte in range(256)]  # tokens and merges have their own numbers here: bytes first
     merges: Merges = []
     wanted = vocab_size - len(specials) - 256
@@ -96,7 +96,12 @@ def merge_pretokens(
     return dict(enumerate(specials + tokens)), merges
 
 
-def _check_vocab_size(vocab_size: int, specials: Sequence[bytes]) -> None:
+def check_vocab_size(vocab_size: int, specials: Sequence[bytes]) -> None:
+    """Check that the 256 bytes and the special tokens fit, which is worth knowing before a long count.
+
+    Raises:
+        ValueError: they do not.
+    """
     least = 256 + len(specials)
     if vocab_size < least:
         raise ValueError(
