@@ -7,8 +7,9 @@ Counts of pre-tokens come in and merges go out; then merges and one pre-token co
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 from tslm.tokenizer.pretokenize import encode_specials
 
@@ -60,12 +61,34 @@ def encode_plainly(pretoken: bytes, merges: Sequence[tuple[bytes, bytes]]) -> li
 
         `e r` goes first; of `e w` and `w er` the first was merged earlier, and leaves no `n e`.
     """
+    *_, last = replay_merges(pretoken, merges)
+    return last.tokens
+
+
+class MergeStep(NamedTuple):
+    """The tokens of a pre-token, and the merge that is applied to them next."""
+
+    tokens: list[bytes]
+    rank: int | None  # of the merge, its place in the merges; None in the last step
+    at: int | None  # where in `tokens` its left half stands
+
+
+def replay_merges(pretoken: bytes, merges: Sequence[tuple[bytes, bytes]]) -> Iterator[MergeStep]:
+    """Yield what `encode_plainly` does, step by step, from the single bytes to the result.
+
+    Example:
+        >>> for step in replay_merges(b"aab", [(b"a", b"b"), (b"a", b"a")]):
+        ...     print(*step)
+        [b'a', b'a', b'b'] 0 1
+        [b'a', b'ab'] None None
+    """
     ranks = {pair: rank for rank, pair in enumerate(merges)}
     tokens = [bytes([byte]) for byte in pretoken]
     while mergeable := [(ranks[pair], at) for at, pair in enumerate(pairwise(tokens)) if pair in ranks]:
-        _, at = min(mergeable)
-        tokens[at : at + 2] = [tokens[at] + tokens[at + 1]]
-    return tokens
+        rank, at = min(mergeable)
+        yield MergeStep(tokens, rank, at)
+        tokens = [*tokens[:at], tokens[at] + tokens[at + 1], *tokens[at + 2 :]]
+    yield MergeStep(tokens, None, None)
 
 
 def _replace(word: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
