@@ -26,8 +26,13 @@ def tokenize(*words):
 
 def test_commands_make_a_tokenizer_and_a_token_file(text, capsys, tmp_path):
     assert train("--vocab_size", "280", "--output", "new/tokenizer") == 0
-    assert re.search(r"^new/tokenizer: 280 tokens, the longest learned '.+', in \d+\.\d s$",
-                     capsys.readouterr().out, re.M)
+    report = capsys.readouterr().out
+    assert re.fullmatch(r"""new/tokenizer: 280 tokens
+time           \d+\.\d s: counting \d+\.\d s, merging \d+\.\d s
+peak memory    at most [\d,]+ MB over all processes
+longest token  '.+' \(\d+ bytes\)
+compression    \d+\.\d\d bytes per token
+""", report)
     tokenizer = Tokenizer.from_dir("new/tokenizer")
     assert tokenizer.vocab_size == 280
     assert len(tokenizer.encode("<|endoftext|>")) == 1

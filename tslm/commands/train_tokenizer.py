@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-
 from tslm.commands.arguments import Parser
-from tslm.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
+from tslm.tokenizer import END_OF_TEXT
+from tslm.tokenizer.report import train_with_report
 
 
 def main(argv: list[str]) -> None:
-    """Learn a vocabulary and save it.
+    """Learn a vocabulary, save it and report what it took.
 
     Args:
         argv: the words after `python -m tslm train-tokenizer`.
@@ -24,10 +23,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--num_workers", type=int | None, default=None, help="processes; all cores if left out")
     options = parser.parse_args(argv)
 
-    start = time.perf_counter()
-    vocab, merges = train_bpe(options.input, options.vocab_size, options.special_tokens,
-                              num_workers=options.num_workers, progress=True)
-    Tokenizer(vocab, merges, options.special_tokens).save(options.output)
-    seconds = time.perf_counter() - start
-    longest = max((left + right for left, right in merges), key=len, default=b"").decode("utf-8", errors="replace")
-    print(f"{options.output}: {len(vocab):,} tokens, the longest learned {longest!r}, in {seconds:.1f} s")
+    report = train_with_report(options.input, options.vocab_size, options.special_tokens,
+                               num_workers=options.num_workers, progress=True)
+    report.tokenizer.save(options.output)
+    print(f"{options.output}: {len(report.tokenizer.vocab):,} tokens")
+    print(*report.lines(), sep="\n")
