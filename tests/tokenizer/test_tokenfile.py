@@ -11,16 +11,16 @@ from tslm.tokenizer import TokenFileWriter, tokenfile
 def write(path, ids=(1, 2, 65_535, 0), vocab_size=1 << 16, **more):
     with TokenFileWriter(path, vocab_size, "hash", **more) as writer:
         for id_ in ids:
-            writer.append(np.array([id_]))
+            writer.append(np.array([id_]), source_bytes=2)
     return path
 
 
 def test_tokenizer_token_file_gives_back_what_was_written(tmp_path):
-    path = write(tmp_path / "new" / "ids.bin", source_bytes=9, special_ids={"<|e|>": 0})
+    path = write(tmp_path / "new" / "ids.bin", special_ids={"<|e|>": 0})
     file = TokenFile.open(str(path))
     assert file.ids.tolist() == [1, 2, 65_535, 0]
     assert len(file) == 4
-    assert (file.vocab_size, file.tokenizer_hash, file.source_bytes) == (1 << 16, "hash", 9)
+    assert (file.vocab_size, file.tokenizer_hash, file.source_bytes) == (1 << 16, "hash", 8)
     assert file.special_ids == {"<|e|>": 0}
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["ids.bin", "ids.bin.json"]
     file.verify()

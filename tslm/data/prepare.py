@@ -17,8 +17,9 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from tslm.data.toy import grammar_fingerprint, write_corpus
-from tslm.tokenizer import TokenFile, Tokenizer, encode_files, train_bpe
-from tslm.tokenizer.corpus import Span, read_pieces, split_tail
+from tslm.tokenizer import Span, TokenFile, Tokenizer, encode_files, split_tail, train_bpe
+from tslm.tokenizer.corpus import read_blocks
+from tslm.tokenizer.jsonl import is_jsonl
 
 TOY_VALID_STORIES = 500
 TOY_VALID_SEED = 1_000_003  # added to the training seed: held-out stories are drawn anew
@@ -81,7 +82,11 @@ class Cache:
 
     def key(self, spans: Sequence[Span], **settings: object) -> str:
         """Return a name for what is made of this text with these settings."""
-        parts = [[self.content_hash(Path(span.path)), span.start, span.stop] for span in spans]
+        # The kind as well: the same bytes are another text when the name says that they are JSON lines.
+        parts = [
+            [self.content_hash(Path(span.path)), span.start, span.stop, *(["jsonl"] if is_jsonl(span.path) else [])]
+            for span in spans
+        ]
         text = json.dumps([parts, settings], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
@@ -129,7 +134,7 @@ def files_corpus(
         try:
             kept, held_out = split_tail(train[-1].path, separator.encode(), HELD_OUT_SHARE, HELD_OUT_BYTES)
         except ValueError:
-            for _ in read_pieces(train[-1:]):
+            for _ in read_blocks(train[-1:], []):
                 pass  # a file that is not even text is told so first
             raise
         train[-1], valid = kept, (held_out,)

@@ -6,11 +6,12 @@ In reading order: `plain` (the method in 40 lines), `pretokenize` (text to words
 """
 
 from tslm.tokenizer.bpe import END_OF_TEXT, Tokenizer
-from tslm.tokenizer.corpus import Span, split_tail
+from tslm.tokenizer.corpus import Span
 from tslm.tokenizer.count import count_pretokens
 from tslm.tokenizer.encode import encode_files
 from tslm.tokenizer.files import tokenizer_from_texts, tokenizer_texts
 from tslm.tokenizer.plain import encode_plainly, merge_pretokens_plainly
+from tslm.tokenizer.tail import split_tail
 from tslm.tokenizer.tokenfile import TokenFile, TokenFileWriter
 from tslm.tokenizer.train import merge_pretokens, train_bpe
 

@@ -1,20 +1,21 @@
 """Reads text files as one long text and cuts it into parts that can be tokenized apart.
 
 Paths come in (or `Span`s, byte ranges of files); byte ranges for workers and blocks of checked UTF-8 go out. Several
-files count as one text, their bytes one behind the other, so a pre-token may begin in one file and end in the next. All
-cuts are safe ones: the parts have the same pre-tokens and special tokens apart as together.
+plain files count as one text, their bytes one behind the other, so a pre-token may begin in one file and end in the
+next. In JSONL files (see `jsonl`) each record is a text of its own. All cuts are safe ones: the parts have the same
+pre-tokens and special tokens apart as together.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+from tslm.tokenizer.jsonl import DOCUMENT_END, end_of_line, holds_record, is_jsonl, read_documents
 from tslm.tokenizer.pretokenize import safe_cuts
 
 BLOCK_BYTES = 1 << 18  # a block with its arrays (a few bytes per byte of text) stays within a core's second-level cache
@@ -33,19 +34,23 @@ TextInput: TypeAlias = str | os.PathLike[str] | Span | Sequence[str | os.PathLik
 
 
 class Corpus:
-    """One text that lies in one or more files or parts of files.
+    """The text that lies in one or more files or parts of files, plain or JSONL.
 
     Args:
         source: a path, a `Span`, or several of them in the order of the text.
 
+    Attributes:
+        spans: the parts of files.
+        size: bytes of all of them together, those of JSON's own signs included.
+
     Raises:
         FileNotFoundError: a file does not exist.
-        ValueError: a file or span is empty or reaches past the end of its file, or there is none at all.
+        ValueError: a file or span is empty, has no record or reaches past the end of its file, or there is none at all.
     """
 
     def __init__(self, source: TextInput) -> None:
         parts = [source] if isinstance(source, str | os.PathLike | Span) else source
-        self.spans = [_checked_span(part) for part in parts]
+        self.spans = [checked_span(part) for part in parts]
         if not self.spans:
             raise ValueError("no input file was given; name at least one text file")
         self._ends = list(accumulate(span.stop - span.start for span in self.spans))
@@ -63,32 +68,82 @@ class Corpus:
         return spans
 
     def split(self, size: int, special_tokens: Sequence[bytes] = ()) -> Iterator[list[Span]]:
-        """Cut the text into parts of about `size` bytes that can be tokenized apart; only the borders are read."""
-        start = 0
-        while start < self.size:
-            stop = self._cut_after(start + size, special_tokens)
-            yield self.between(start, stop)
-            start = stop
+        """Cut the text into parts of about `size` bytes that can be tokenized apart; only the borders are read.
 
-    def _cut_after(self, position: int, special_tokens: Sequence[bytes]) -> int:
-        """Return the first safe cut a little behind `position`, or the end of the text."""
+        A part holds spans of plain files or spans of JSONL files, never of both.
+        """
+        start = 0
+        for are_jsonl, spans in groupby(self.spans, key=_is_jsonl):
+            end = start + sum(span.stop - span.start for span in spans)
+            while start < end:
+                if start + size >= end:
+                    stop = end
+                elif are_jsonl:
+                    stop = self._line_after(start + size)
+                else:
+                    stop = self._cut_after(start + size, start, end, special_tokens)
+                yield self.between(start, stop)
+                start = stop
+
+    def _line_after(self, position: int) -> int:
+        """Return the end of the line that the byte in front of `position` is part of."""
+        path, first, last = self.between(position - 1, self.size)[0]
+        return position - 1 + end_of_line(path, first, last) - first
+
+    def _cut_after(self, position: int, start: int, end: int, special_tokens: Sequence[bytes]) -> int:
+        """Return the first safe cut a little behind `position` in the text from `start` to `end`, or `end`."""
         margin = max(map(len, special_tokens), default=1) - 1
         window = _WINDOW
-        while position < self.size:
-            begin, end = max(0, position - margin), min(self.size, position + window + margin + 1)
-            text, skipped = _whole_characters(b"".join(map(_read, self.between(begin, end))))
+        while position < end:
+            first, last = max(start, position - margin), min(end, position + window + margin + 1)
+            text, skipped = _whole_characters(b"".join(map(_read, self.between(first, last))))
             try:
                 cut = next(usable_cuts(text, special_tokens), None)
             except UnicodeDecodeError:  # whoever reads this part in full will name the byte
                 cut = None
             if cut is not None:
-                return begin + skipped + cut
+                return first + skipped + cut
             position, window = position + window, window * 2
-        return self.size
+        return end
+
+
+def read_blocks(spans: Iterable[Span], special_tokens: Sequence[bytes], size: int = BLOCK_BYTES) -> Iterator[bytes]:
+    """Read byte ranges as blocks of about `size` bytes that can be tokenized apart.
+
+    In blocks of JSONL files a `DOCUMENT_END` stands behind each document. A block holds many short documents or part of
+    a long one.
+
+    Raises:
+        ValueError: a file is not UTF-8, or a line of a JSONL file no record; the sentence names the place.
+    """
+    for are_jsonl, group in groupby(spans, key=_is_jsonl):
+        if are_jsonl:
+            yield from _document_blocks(group, special_tokens, size)
+        else:
+            yield from cut_blocks(read_pieces(group), special_tokens, size)
+
+
+def _document_blocks(spans: Iterable[Span], special_tokens: Sequence[bytes], size: int) -> Iterator[bytes]:
+    held: list[bytes] = []
+    held_bytes = 0
+    for document in (document for span in spans for document in read_documents(*span)):
+        if len(document) > size:
+            if held:
+                yield b"".join(held)
+            yield from cut_blocks([document + DOCUMENT_END], special_tokens, size)
+            held, held_bytes = [], 0
+        else:
+            held += document, DOCUMENT_END
+            held_bytes += len(document) + 1
+            if held_bytes >= size:
+                yield b"".join(held)
+                held, held_bytes = [], 0
+    if held:
+        yield b"".join(held)
 
 
 def read_pieces(spans: Iterable[Span], size: int = BLOCK_BYTES) -> Iterator[bytes]:
-    """Read byte ranges in pieces of whole characters, checking that each file is UTF-8.
+    """Read byte ranges of plain files in pieces of whole characters, checking that each file is UTF-8.
 
     Raises:
         ValueError: a byte is not UTF-8; the sentence names the file and the byte's offset in it.
@@ -173,43 +228,13 @@ def _last_cut(text: bytes, special_tokens: Sequence[bytes]) -> int | None:
         window *= 4
 
 
-def split_tail(
-    path: str | os.PathLike[str], separator: bytes, fraction: float, max_bytes: int
-) -> tuple[Span, Span]:
-    """Divide a file into a first part and a tail of whole documents, of about `fraction` of it and at most `max_bytes`.
-
-    The cut lies behind a separator and the line break that follows it; where the tail would hold no separator, behind a
-    line break; where it would hold none of these either, between two characters.
+def checked_span(part: str | os.PathLike[str] | Span) -> Span:
+    """Return a non-empty span inside an existing file; a path means all of it.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: one of the parts would be empty.
+        ValueError: the file or span is empty, has no record or reaches past the end of the file.
     """
-    whole = _checked_span(path)
-    earliest = max(whole.stop - min(int(whole.stop * fraction), max_bytes), 1)
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        for border in filter(None, (separator, b"\n")):
-            at = text.find(border, max(0, earliest - len(border)))
-            while at != -1:
-                cut = at + len(border)
-                while border != b"\n" and text[cut : cut + 1] in (b"\r", b"\n"):
-                    cut += 1
-                if earliest <= cut < whole.stop:
-                    return Span(path, 0, cut), Span(path, cut, whole.stop)
-                at = text.find(border, at + 1)
-        cut = earliest
-        while cut < whole.stop and text[cut] & 0xC0 == 0x80:
-            cut += 1
-    if cut >= whole.stop:
-        raise ValueError(
-            f"{path} has {whole.stop:,} bytes, of which a fraction of {fraction} (at most {max_bytes:,} bytes) leaves "
-            "nothing to hold out; give a longer file, a larger fraction or a file of its own for validation"
-        )
-    return Span(path, 0, cut), Span(path, cut, whole.stop)
-
-
-def _checked_span(part: str | os.PathLike[str] | Span) -> Span:
-    """Return a non-empty span inside an existing file; a path means all of it."""
     path = Path(part.path if isinstance(part, Span) else part)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; check the name (the present folder is {Path.cwd()})")
@@ -221,7 +246,13 @@ def _checked_span(part: str | os.PathLike[str] | Span) -> Span:
     span = part if isinstance(part, Span) else Span(part, 0, size)
     if not 0 <= span.start < span.stop <= size:
         raise ValueError(f"bytes {span.start} to {span.stop} of {path} are no part of a file of {size:,} bytes")
+    if is_jsonl(path) and not holds_record(*span):
+        raise ValueError(f"{path} holds no record, only white space; give a file with one JSON object a line")
     return span
+
+
+def _is_jsonl(span: Span) -> bool:
+    return is_jsonl(span.path)
 
 
 def _read(span: Span) -> bytes:

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from tslm.tokenizer.corpus import Corpus, Span, TextInput, cut_blocks, read_pieces
+from tslm.tokenizer.corpus import Corpus, Span, TextInput, read_blocks
+from tslm.tokenizer.jsonl import DOCUMENT_END
 from tslm.tokenizer.lexicon import Lexicon
 from tslm.tokenizer.pretokenize import encode_specials, pretoken_starts, special_pattern
 from tslm.tokenizer.workers import map_in_order, resolve_workers
@@ -34,7 +35,8 @@ def count_pretokens(
     """Count how often each pre-token occurs in one or more UTF-8 files.
 
     The text is cut at special tokens, which are not counted, and between them by GPT-2's pattern
-    (`pretokenize.PATTERN`). Several files are read as one text. Neither the number of workers nor the size of their
+    (`pretokenize.PATTERN`). Several plain files are read as one text. Of files that end in `.jsonl` or `.ndjson` the
+    field `text` of each record is a text of its own (see `jsonl`). Neither the number of workers nor the size of their
     parts changes the result.
 
     Args:
@@ -46,7 +48,8 @@ def count_pretokens(
 
     Raises:
         FileNotFoundError: a file does not exist.
-        ValueError: a file is empty or not UTF-8 (with its name and the byte's offset), or a special token is empty.
+        ValueError: a file is empty or not UTF-8 (with its name and the byte's offset), a line of a JSONL file is no
+            record (with its number), or a special token is empty.
 
     Example:
         A file that holds `low low<|endoftext|>low` gives `{b"low": 2, b" low": 1}`.
@@ -89,14 +92,18 @@ def _count_part(task: tuple[list[Span], list[bytes]]) -> _PartialCount:
     lexicon = Lexicon()
     words: list[bytes] = []
     counts = np.zeros(1 << 12, np.int64)
-    for block in cut_blocks(read_pieces(spans), specials):
+    for block in read_blocks(spans, specials):
         numbers, new_words = lexicon.number(block, starts_of(block))
         words += new_words
         if len(words) > len(counts):
             counts = np.concatenate([counts, np.zeros(2 * len(words), np.int64)])
         found = np.bincount(numbers)
         counts[: len(found)] += found
-    kept = [(word, count) for word, count in zip(words, counts.tolist(), strict=False) if word not in specials]
+    kept = [
+        (word, count)
+        for word, count in zip(words, counts.tolist(), strict=False)
+        if word not in specials and not word.startswith(DOCUMENT_END)
+    ]
     return _PartialCount(
         text_bytes=sum(span.stop - span.start for span in spans),
         words=b"".join(word for word, _ in kept),

@@ -42,7 +42,7 @@ class TokenFile:
         vocab_size: every id is below it.
         dtype: uint16 for vocabularies of up to 65,536 entries, else uint32, little-endian.
         tokenizer_hash: `Tokenizer.hash` of the tokenizer that made the ids.
-        source_bytes: the size of the text.
+        source_bytes: the size of the text; of JSONL only the documents count, not `<|endoftext|>` put behind them.
         special_ids: the id of each special token.
     """
 
@@ -165,7 +165,6 @@ class TokenFileWriter:
         path: str | os.PathLike[str],
         vocab_size: int,
         tokenizer_hash: str,
-        source_bytes: int = 0,
         special_ids: dict[str, int] | None = None,
     ) -> None:
         self._path = Path(path)
@@ -175,7 +174,7 @@ class TokenFileWriter:
             "dtype": self._dtype.str,
             "vocab_size": vocab_size,
             "tokenizer_hash": tokenizer_hash,
-            "source_bytes": source_bytes,
+            "source_bytes": 0,
             "special_ids": special_ids or {},
         }
         self._count = 0
@@ -187,12 +186,13 @@ class TokenFileWriter:
         self._file = open(self._unfinished, "wb")
         return self
 
-    def append(self, ids: npt.NDArray[np.integer[Any]]) -> None:
-        """Write ids behind those that are there."""
+    def append(self, ids: npt.NDArray[np.integer[Any]], source_bytes: int = 0) -> None:
+        """Write ids behind those that are there, and count the bytes of text that they were made from."""
         data = np.ascontiguousarray(ids, self._dtype).data
         self._file.write(data)
         self._digest.update(data)
         self._count += len(data)
+        self._sidecar["source_bytes"] += source_bytes
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
