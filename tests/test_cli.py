@@ -207,6 +207,14 @@ def test_text_without_end_of_text_trains_to_the_end(project, tiny):
     assert main(["fit", "--config", TEXT, *tiny, *options]) == 0
 
 
+def test_json_lines_train_like_text(project, tiny, story_file):
+    stories = [story for story in story_file.read_text(encoding="utf-8").split("<|endoftext|>") if story]
+    lines = [json.dumps({"id": n, "text": story}) + "\n" for n, story in enumerate(stories)]
+    (project / "stories.jsonl").write_text("".join(lines), encoding="utf-8")
+    options = ['--data.train_files=["stories.jsonl"]', "--trainer.max_steps=1"]
+    assert main(["fit", "--config", TEXT, *tiny, *options]) == 0
+
+
 def test_two_processes_share_a_step_and_a_validation(project, tiny):
     """In a process of its own, since `ddp` starts the second one from the command line of the first."""
     options = [

@@ -11,7 +11,7 @@ import torch
 from tslm.data import TextDataModule
 from tslm.data.batches import valid_batches
 from tslm.data.datamodule import read_prompts
-from tslm.data.prepare import Cache, files_corpus
+from tslm.data.prepare import Cache, files_corpus, whole
 from tslm.data.toy import sample_stories
 from tslm.tokenizer import Tokenizer
 from tslm.training import LanguageModule
@@ -108,6 +108,36 @@ def test_without_validation_files_the_last_documents_are_held_out(story_file):
     assert valid[0].stop == len(content)
     assert content[: train[-1].stop].rstrip().endswith(b"<|endoftext|>")
     assert 0.01 < (valid[0].stop - valid[0].start) / len(content) < 0.1
+
+
+def test_the_last_records_of_json_lines_are_held_out(make, story_file, tmp_path):
+    stories = [story for story in story_file.read_text(encoding="utf-8").split("<|endoftext|>") if story]
+    path = tmp_path / "stories.jsonl"
+    path.write_text("".join(json.dumps({"text": story}) + "\n" for story in stories), encoding="utf-8")
+    data = make(train_files=[str(path)])
+    data.load()
+    ids = [*data.train_tokens.ids, *data.valid_tokens.ids]
+    assert data.tokenizer.decode(ids) == "".join(f"{story}<|endoftext|>" for story in stories)
+    assert data.tokenizer.decode(data.valid_tokens.ids[:5]) == stories[-int(np.sum(data.valid_tokens.ids == 0))][:5]
+    assert data.train_tokens.source_bytes + data.valid_tokens.source_bytes == len("".join(stories).encode())
+
+
+def test_a_single_record_is_no_training_text(tmp_path):
+    path = tmp_path / "one.jsonl"
+    path.write_text('{"text": "a story"}\n')
+    with pytest.raises(ValueError, match="has a single record"):
+        files_corpus([str(path)], None, "<|endoftext|>")
+    path.write_text('[{"text": "an array"}]\n')
+    with pytest.raises(ValueError, match=r"one\.jsonl, line 1, is an array"):  # what is no record is said first
+        files_corpus([str(path)], None, "<|endoftext|>")
+
+
+def test_the_name_that_says_json_lines_is_part_of_the_key(tmp_path):
+    keys = set()
+    for name in ("a.txt", "a.jsonl"):
+        (tmp_path / name).write_text('{"text": "a"}\n')
+        keys.add(Cache(tmp_path).key([whole(tmp_path / name)]))
+    assert len(keys) == 2
 
 
 def test_evaluation_needs_no_training_file(story_file):

@@ -16,7 +16,8 @@ def main(argv: list[str]) -> None:
     """
     parser = Parser(prog="python -m tslm tokenize", description="Turn text files into one file of token ids.")
     parser.add_argument("--tokenizer", type=str, required=True, help="a folder that `train-tokenizer` has written")
-    parser.add_argument("--input", type=str, nargs="+", required=True, help="the text: one file or several, UTF-8")
+    parser.add_argument("--input", type=str, nargs="+", required=True,
+                        help="the text: one file or several, UTF-8; of .jsonl files the field \"text\" of each line")
     parser.add_argument("--output", type=str, required=True,
                         help="the token file; its description lies beside it, with .json at the end of the name")
     parser.add_argument("--num_workers", type=int | None, default=None, help="processes; all cores if left out")

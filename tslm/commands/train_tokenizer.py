@@ -14,7 +14,8 @@ def main(argv: list[str]) -> None:
         argv: the words after `python -m tslm train-tokenizer`.
     """
     parser = Parser(prog="python -m tslm train-tokenizer", description="Learn a byte-pair vocabulary from text files.")
-    parser.add_argument("--input", type=str, nargs="+", required=True, help="the text: one file or several, UTF-8")
+    parser.add_argument("--input", type=str, nargs="+", required=True,
+                        help="the text: one file or several, UTF-8; of .jsonl files the field \"text\" of each line")
     parser.add_argument("--vocab_size", type=int, default=10_000,
                         help="maximum size, the special tokens and the 256 bytes included")
     parser.add_argument("--special_tokens", type=list[str], default=[END_OF_TEXT],

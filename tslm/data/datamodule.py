@@ -33,7 +33,7 @@ class TextDataModule(pl.LightningDataModule):
     Args:
         corpus: `toy`, the embedded corpus; `tinystories`, downloaded at first use; `files`, the user's. Unless
             given: files if there are train_files, else toy.
-        train_files: Text files (UTF-8) to train on.
+        train_files: Text files (UTF-8) to train on; of `.jsonl` files the field `text` of each line is a document.
         valid_files: Text files to validate on; unless given, the last documents of the training text are held out.
         vocab_size: Largest vocabulary, the 256 bytes and the special tokens included; also the model's.
         context_length: Tokens in a window; also the model's.

@@ -1,8 +1,8 @@
 """Text to token ids on disk: byte-level BPE, trained, applied and stored. Nothing here needs torch.
 
-In reading order: `plain` (the method in 40 lines), `pretokenize` (text to words), `corpus` (files to blocks), `lexicon`
-(words to numbers), `count` and `train` (words to merges), `pieces` and `blocks` (merges to ids), `bpe` (the
-`Tokenizer`), `files`, `encode` and `tokenfile`.
+In reading order: `plain` (the method in 40 lines), `pretokenize` (text to words), `corpus` and `jsonl` (files to
+blocks), `lexicon` (words to numbers), `count` and `train` (words to merges), `pieces` and `blocks` (merges to ids),
+`bpe` (the `Tokenizer`), `files`, `encode` and `tokenfile`; `tail` holds a part of a text out.
 """
 
 from tslm.tokenizer.bpe import END_OF_TEXT, Tokenizer
