@@ -1,0 +1,194 @@
+"""Texts to measure on: any size with the word frequencies of a count table, or what an installed Python carries along.
+
+Pre-token counts and a seed come in; a text file with documents that end with `<|endoftext|>` goes out.
+"""
+
+import contextlib
+import os
+import random
+import sysconfig
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import regex
+
+from tslm.tokenizer import END_OF_TEXT
+
+_DOCUMENT_END = f"\n{END_OF_TEXT}".encode()
+_UNITS_PER_DOCUMENT = 180  # about the words of a TinyStories story
+_TEXT_SUFFIXES = (".py", ".md", ".rst", ".txt")
+_CHUNK = 1 << 19  # units drawn at a time: some 2.5 MB of text
+
+# The classes of GPT-2's pre-tokens. Every pre-token is in exactly one of them.
+_CLASSES = {
+    "spaced_word": r" \p{L}+| \p{N}+",
+    "bare_word": r"\p{L}+|\p{N}+",
+    "contraction": r"'(?:[sdmt]|ll|ve|re)",
+    "opener": r" [^\s\p{L}\p{N}]+",
+    "sign": r"[^\s\p{L}\p{N}]+",
+    "line_break": r"[^\S ]",  # any one white space but the space
+    "gap": r"\s+",
+}
+# What a unit begins with; behind it may come a contraction and signs.
+_SPACED, _OPENED, _OPENER, _BROKEN = range(4)
+_SUFFIXABLE = (_SPACED, _OPENED, _BROKEN)
+
+
+class PretokenSource:
+    r"""Draws pre-tokens, in an order in which the pattern cuts their text apart exactly where they were put together.
+
+    A text is a row of units: a word with its leading space (` dog`), or an opening sign and a bare word (` "Come`), or
+    a line break and a bare word (`\nOnce`), or a sign alone; behind a word perhaps a contraction, then perhaps signs;
+    before a leading space perhaps other white space. Two pre-tokens that would be one, such as two bare words, never
+    meet. How often each kind is drawn follows from the sums of the table, so that every pre-token keeps its frequency.
+
+    Args:
+        counts: `{pre-token: count}` under GPT-2's pattern.
+
+    Raises:
+        ValueError: a key is not one pre-token, a count is not positive, or no word with a leading space is there.
+    """
+
+    def __init__(self, counts: Mapping[str, int]) -> None:
+        groups = _group(counts)
+        self._pretokens: list[bytes] = [token.encode() for group in groups.values() for token in group]
+        first, self._draws = 0, {}
+        for name, group in groups.items():
+            self._draws[name] = _Draw(first, list(group.values()))
+            first += len(group)
+        self._document_end = len(self._pretokens)
+        self._pretokens.append(_DOCUMENT_END)
+
+        total = {name: sum(group.values()) for name, group in groups.items()}
+        words = total["spaced_word"] + total["bare_word"]
+        line_breaks = max(0, total["line_break"] - words // _UNITS_PER_DOCUMENT)  # the others stand at document ends
+        opened = min(total["opener"], total["bare_word"])
+        broken = min(total["bare_word"] - opened, line_breaks)
+        kinds = np.array([total["spaced_word"], opened, total["opener"] - opened, broken], dtype=float)
+        if not kinds[_SPACED]:
+            raise ValueError("the counts hold no word with a leading space, such as ' the', so no text can be drawn")
+        self._kinds = kinds.cumsum() / kinds.sum()
+        suffixable = kinds[list(_SUFFIXABLE)].sum()
+        unbroken = kinds.sum() - broken
+        self._contracted = total["contraction"] / suffixable
+        self._signed = total["sign"] / suffixable
+        self._lined, self._gapped = (line_breaks - broken) / unbroken, total["gap"] / unbroken
+        self._ends_at = _BROKEN if broken else _SPACED
+        self._ended = min(1.0, kinds.sum() / _UNITS_PER_DOCUMENT / kinds[self._ends_at])
+
+    def draw(self, units: int, rng: np.random.Generator) -> list[bytes]:
+        """Return the pre-tokens and document ends of this many units, in the order of the text."""
+        kind = np.searchsorted(self._kinds, rng.random(units), side="right")
+        # One row for each unit: document end, white space, head, the opened word, contraction, signs.
+        slots = np.full((units, 6), -1, dtype=np.int32)
+
+        def fill(slot: int, where: npt.NDArray[np.bool_], name: str) -> None:
+            slots[where, slot] = self._draws[name](int(where.sum()), rng)
+
+        slots[(kind == self._ends_at) & (rng.random(units) < self._ended), 0] = self._document_end
+        chance = rng.random(units)
+        fill(1, (kind == _BROKEN) | (chance < self._lined), "line_break")
+        fill(1, (kind != _BROKEN) & (chance >= self._lined) & (chance < self._lined + self._gapped), "gap")
+        fill(2, kind == _SPACED, "spaced_word")
+        fill(2, (kind == _OPENED) | (kind == _OPENER), "opener")
+        fill(3, (kind == _OPENED) | (kind == _BROKEN), "bare_word")
+        fill(4, (kind != _OPENER) & (rng.random(units) < self._contracted), "contraction")
+        fill(5, (kind != _OPENER) & (rng.random(units) < self._signed), "sign")
+        return list(map(self._pretokens.__getitem__, slots[slots >= 0].tolist()))
+
+
+class _Draw:
+    """Draws members of one class: each as often as its share of `size` says, up to rounding, in random order."""
+
+    def __init__(self, first: int, counts: list[int]) -> None:
+        self._members = np.arange(first, first + len(counts), dtype=np.int32)
+        cumulative = np.concatenate([[0], np.cumsum(np.array(counts, dtype=float))])
+        self._shares = cumulative / (cumulative[-1] or 1.0)
+
+    def __call__(self, size: int, rng: np.random.Generator) -> npt.NDArray[np.int32]:
+        # Systematic sampling: one random offset, then every 1/size of the way; the rare ones come as often as they
+        # should over many calls.
+        edges = np.ceil(self._shares * size - rng.random()).astype(np.int64).clip(0, size)
+        edges[0], edges[-1] = 0, size
+        drawn = np.repeat(self._members, np.diff(edges))
+        rng.shuffle(drawn)
+        return drawn
+
+
+def _group(counts: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    groups: dict[str, dict[str, int]] = {name: {} for name in _CLASSES}
+    patterns = {name: regex.compile(pattern) for name, pattern in _CLASSES.items()}
+    for token, count in counts.items():
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"the count of {token!r} is {count!r}; counts are whole numbers from 1")
+        for name, pattern in patterns.items():
+            if pattern.fullmatch(token):
+                groups[name][token] = count
+                break
+        else:
+            raise ValueError(f"{token!r} in the counts is not one pre-token of GPT-2's pattern")
+    return groups
+
+
+def write_drawn_text(path: Path, counts: Mapping[str, int], size: int, seed: int) -> None:
+    """Write a text of `size` bytes and a little more that has the frequencies of `counts`."""
+    source, rng = PretokenSource(counts), np.random.default_rng(seed)
+    with _whole(path) as file:
+        written, units = 0, 1
+        while written < size:
+            text = b"".join(source.draw(units, rng))
+            file.write(text)
+            written += len(text)
+            units = max(1, min(_CHUNK, int((size - written) * units / max(len(text), 1))))
+        file.write(_DOCUMENT_END + b"\n")
+
+
+def write_mixed_text(path: Path, size: int, seed: int) -> None:
+    """Write up to `size` bytes of the standard library's and the installed packages' sources and documentation.
+
+    Files that are not UTF-8 are left out, and so are those that contain `<|endoftext|>` themselves: every document then
+    ends where all sides of a comparison see it end.
+    """
+    files = _python_files()
+    random.Random(seed).shuffle(files)
+    with _whole(path) as file:
+        written = 0
+        for name in files:
+            document = _read_document(name)
+            if document:
+                file.write(document + _DOCUMENT_END + b"\n")
+                written += len(document) + len(_DOCUMENT_END) + 1
+            if written >= size:
+                break
+
+
+def _python_files() -> list[Path]:
+    roots = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    roots.add(Path(sysconfig.get_path("data")) / "share")
+    found = {path for root in roots for suffix in _TEXT_SUFFIXES for path in root.rglob(f"*{suffix}")}
+    return sorted(found)
+
+
+def _read_document(path: Path) -> bytes:
+    """Return the bytes of a file, or none if it is not UTF-8, no file, or holds the special token."""
+    try:
+        document = path.read_bytes()
+        document.decode()
+    except (OSError, UnicodeDecodeError):
+        return b""
+    return b"" if END_OF_TEXT.encode() in document else document
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that appears under its name only when it is complete."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,240 @@
+"""The jobs that are compared: the same work done by tslm and by each other program, one function each.
+
+Paths and sizes come in, seconds or nothing go out. Each function imports what it needs and nothing else, since it runs
+in a process of its own (see `measure`); those that return seconds leave imports out, and take in the start of workers.
+"""
+
+import base64
+import gc
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+END_OF_TEXT = "<|endoftext|>"  # not imported: the peers' processes should not pay for tslm's start
+# GPT-2's pattern as the other programs take it; the second is tiktoken's own, faster form of it.
+PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+TIKTOKEN_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+TOKENIZER_JSON, RANKS = "tokenizer.json", "ranks.tiktoken"
+_READ_CHARACTERS = 1 << 20
+
+
+# Training
+
+
+def train_tslm(text: str, vocab_size: int, workers: int) -> float:
+    """Train with `train_bpe`."""
+    from tslm.tokenizer import train_bpe
+
+    return seconds(lambda: train_bpe(text, vocab_size, [END_OF_TEXT], num_workers=workers))
+
+
+def train_gigatoken(text: str, vocab_size: int) -> float:
+    """Train with gigatoken, which uses all cores."""
+    import gigatoken
+
+    source = gigatoken.TextFileSource([text], separator=END_OF_TEXT)
+    return seconds(lambda: gigatoken.train_bpe(source, vocab_size, [END_OF_TEXT]))
+
+
+def train_rustbpe(text: str, vocab_size: int) -> float:
+    """Train with rustbpe, which knows no special tokens: it is given the documents and one entry less."""
+    import rustbpe
+
+    tokenizer = rustbpe.Tokenizer()
+    return seconds(lambda: tokenizer.train_from_iterator(documents(text), vocab_size - 1, pattern=PATTERN))
+
+
+def train_tokenizers(text: str, vocab_size: int) -> float:
+    """Train with Hugging Face's tokenizers, which is given the documents."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END_OF_TEXT], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    return seconds(lambda: tokenizer.train_from_iterator(documents(text), trainer))
+
+
+def merge_tslm(counts: str, vocab_size: int) -> float:
+    """Make the merges of a count table."""
+    from tslm.tokenizer import merge_pretokens
+
+    table = {token.encode(): count for token, count in json.loads(Path(counts).read_text(encoding="utf-8")).items()}
+    return seconds(lambda: merge_pretokens(table, vocab_size, [END_OF_TEXT]))
+
+
+# Encoding a file to a file of uint16; timed from outside, so these return nothing
+
+
+def encode_tslm(text: str, folder: str, output: str, workers: int) -> None:
+    """Encode with `encode_files`."""
+    from tslm.tokenizer import Tokenizer, encode_files
+
+    encode_files(Tokenizer.from_dir(folder), text, output, num_workers=workers)
+
+
+def encode_gigatoken(text: str, folder: str, output: str) -> None:
+    """Encode with gigatoken, document by document, which is its fastest way; the special tokens are put in again."""
+    import gigatoken
+    import numpy as np
+
+    tokenizer = gigatoken.Tokenizer.from_json((Path(folder) / TOKENIZER_JSON).read_text(encoding="utf-8"))
+    layout = tokenizer.encode_files(gigatoken.TextFileSource([text], separator=END_OF_TEXT)).layout
+    ids, borders = np.asarray(layout.content.data), np.asarray(layout.offsets.data)[1:-1]
+    np.insert(ids.astype("<u2"), borders, tokenizer.encode(END_OF_TEXT)[0]).tofile(output)
+
+
+def encode_tiktoken(text: str, folder: str, output: str, workers: int) -> None:
+    """Encode with tiktoken, a part of the documents in each of several processes."""
+    from multiprocessing import Pool
+
+    parts = [f"{output}.{number}" for number in range(workers)]
+    borders = _document_borders(text, workers)
+    with Pool(workers) as pool:
+        pool.starmap(_encode_part, zip(borders, borders[1:], parts, [text] * workers, [folder] * workers, strict=False))
+    with open(output, "wb") as file:
+        for part in map(Path, parts):
+            file.write(part.read_bytes())
+            part.unlink()
+
+
+def _encode_part(start: int, stop: int, output: str, text: str, folder: str) -> None:
+    encoding = load_tiktoken(folder)
+    with open(text, "rb") as source, open(output, "wb") as file:
+        source.seek(start)
+        part = source.read(stop - start).decode()
+        for block in _blocks(part):
+            encoding.encode_to_numpy(block, allowed_special={END_OF_TEXT}).astype("<u2").tofile(file)
+
+
+def _document_borders(path: str, parts: int) -> list[int]:
+    """Return where a file can be divided into parts of about equal size, behind a document's end."""
+    end = END_OF_TEXT.encode()
+    borders = [0]
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        for part in range(1, parts):
+            at = max(borders[-1], size * part // parts)
+            file.seek(at)
+            found = file.read(1 << 24).find(end)
+            borders.append(size if found == -1 else at + found + len(end))
+    return [*borders, size]
+
+
+def _blocks(text: str) -> Iterator[str]:
+    """Divide a text into blocks of whole documents; tiktoken is fastest with a megabyte at a time."""
+    start = 0
+    while start < len(text):
+        at = text.find(END_OF_TEXT, start + _READ_CHARACTERS)
+        stop = len(text) if at == -1 else at + len(END_OF_TEXT)
+        yield text[start:stop]
+        start = stop
+
+
+# Encoding a stream
+
+
+def stream_tslm(text: str, folder: str) -> float:
+    """Encode the lines of a file with `encode_iterable`."""
+    from tslm.tokenizer import Tokenizer
+
+    return _seconds_of_stream(text, Tokenizer.from_dir(folder).encode_iterable)
+
+
+def stream_tiktoken(text: str, folder: str) -> float:
+    """Encode the lines of a file one by one."""
+    encode = load_tiktoken(folder).encode_ordinary
+    return _seconds_of_stream(text, lambda lines: chain.from_iterable(map(encode, lines)))
+
+
+def stream_memory_tslm(text: str, folder: str) -> int:
+    """Return the bytes that `encode_iterable` allocates at most, beyond what was there before."""
+    from tslm.tokenizer import Tokenizer
+
+    return _memory_of_stream(text, Tokenizer.from_dir(folder).encode_iterable)
+
+
+def stream_memory_tiktoken(text: str, folder: str) -> int:
+    """Return the bytes of Python objects that line by line takes at most; what Rust allocates is not among them."""
+    encode = load_tiktoken(folder).encode_ordinary
+    return _memory_of_stream(text, lambda lines: chain.from_iterable(map(encode, lines)))
+
+
+def _seconds_of_stream(text: str, encode: Callable[[Any], Iterator[int]]) -> float:
+    with open(text, encoding="utf-8", newline="") as lines:
+        return seconds(lambda: deque(encode(lines), maxlen=0))
+
+
+def _memory_of_stream(text: str, encode: Callable[[Any], Iterator[int]]) -> int:
+    import tracemalloc
+
+    with open(text, encoding="utf-8", newline="") as lines:
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        deque(encode(lines), maxlen=0)
+        return tracemalloc.get_traced_memory()[1] - before
+
+
+# What the jobs share
+
+
+def seconds(job: Callable[[], object]) -> float:
+    """Return the seconds that a call takes, with the garbage of what came before removed."""
+    gc.collect()
+    start = time.perf_counter()
+    job()
+    return time.perf_counter() - start
+
+
+def documents(path: str) -> Iterator[str]:
+    """Yield what stands between the special tokens of a file."""
+    rest = ""
+    with open(path, encoding="utf-8", newline="") as file:
+        for block in iter(partial(file.read, _READ_CHARACTERS), ""):
+            *whole, rest = (rest + block).split(END_OF_TEXT)
+            yield from whole
+    yield rest
+
+
+def load_tiktoken(folder: str | Path) -> Any:
+    """Return the tiktoken encoding that `save_for_peers` wrote."""
+    import tiktoken
+
+    lines = (Path(folder) / RANKS).read_bytes().splitlines()
+    ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)}
+    special = {END_OF_TEXT: ranks.pop(END_OF_TEXT.encode())}
+    return tiktoken.Encoding("benchmark", pat_str=TIKTOKEN_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+
+
+def load_tokenizers(folder: str | Path) -> Any:
+    """Return the tokenizer of Hugging Face's tokenizers that `save_for_peers` wrote."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(Path(folder) / TOKENIZER_JSON))
+
+
+def save_for_peers(tokenizer: Any, folder: Path) -> None:
+    """Write a tslm tokenizer as `from_dir`, gigatoken and tokenizers (tokenizer.json) and tiktoken (ranks) read it."""
+    tokenizer.save(folder)
+    vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    special = {"id": tokenizer.special_ids[END_OF_TEXT], "content": END_OF_TEXT, "special": True, "normalized": False,
+               "single_word": False, "lstrip": False, "rstrip": False}
+    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+             "vocab": vocab, "merges": [merge.split(" ") for merge in merges]}
+    (folder / TOKENIZER_JSON).write_text(json.dumps({
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [special], "normalizer": None,
+        "pre_tokenizer": byte_level, "post_processor": None, "decoder": byte_level, "model": model,
+    }), encoding="utf-8")
+    (folder / RANKS).write_bytes(
+        b"".join(b"%b %d\n" % (base64.b64encode(token), id_) for id_, token in tokenizer.vocab.items())
+    )

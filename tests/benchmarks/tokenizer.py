@@ -1,0 +1,104 @@
+"""`python -m tests.benchmarks.tokenizer`: the tokenizer's speed and memory beside other programs'.
+
+Each figure is one JSON line on stdout as soon as it is known, with the keys `name`, `ours`, `peer`, `peer_name`,
+`ratio` (`ours` / `peer`), `target`, `holds` and `runs`; a table follows on stderr. The two sides run strictly in turn,
+all but the smallest jobs in processes of their own, and the medians count. `pip install -e '.[bench]'` brings the other
+programs.
+"""
+
+import argparse
+import importlib.util
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.benchmarks.bench import Bench
+from tests.benchmarks.measure import markdown, table
+from tests.benchmarks.tokenizer_figures import Plan, plans
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure the figures that the arguments choose, and return the exit code: 2 after a mistake, 130 after Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    try:
+        _measure(options)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _measure(options: argparse.Namespace) -> None:
+    size = int(options.size * 1e6)
+    if size < 1 or options.runs < 1 or options.workers < 1:
+        raise ValueError("--size, --runs and --workers must be above 0")
+    chosen = _choose(plans(size), options.only)
+    _check_installed(chosen)
+    options.workdir.mkdir(parents=True, exist_ok=True)
+    figures = []
+    with tempfile.TemporaryDirectory(prefix="scratch-", dir=options.workdir) as scratch:
+        bench = Bench(
+            size=size, mixed_size=int((options.mixed_size or options.size) * 1e6), runs=options.runs, seed=options.seed,
+            workers=options.workers, counts_file=options.counts, train_file=options.train_text, workdir=options.workdir,
+            scratch=Path(scratch), say=lambda sentence: print(f"… {sentence}", file=sys.stderr, flush=True),
+        )
+        for number, plan in enumerate(chosen, start=1):
+            bench.say(f"{number}/{len(chosen)} {plan.name}")
+            figures.append(plan.measure(bench, plan.name))
+            print(figures[-1].json_line(), flush=True)
+    print(table(figures), file=sys.stderr)
+    if options.markdown:
+        print(markdown(figures))
+
+
+def _choose(available: list[Plan], names: list[str] | None) -> list[Plan]:
+    """Return the plans whose names begin with one of `names`, or all.
+
+    Raises:
+        ValueError: one of the names fits none.
+    """
+    for name in names or []:
+        if not any(plan.name.startswith(name) for plan in available):
+            raise ValueError(f"no figure is called {name}; there are {', '.join(plan.name for plan in available)}")
+    return [plan for plan in available if not names or plan.name.startswith(tuple(names))]
+
+
+def _check_installed(chosen: list[Plan]) -> None:
+    """Look for the packages that the figures need.
+
+    Raises:
+        ValueError: some are missing.
+    """
+    needed = dict.fromkeys(plan.peer for plan in chosen if plan.peer)
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"the figures need {' and '.join(missing)}, not found here; install with `pip install -e '.[bench]'`, or "
+            "choose figures without with --only"
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.tokenizer", description=(__doc__ or "").partition("\n\n")[2],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--size", type=float, default=1000, help="MB of text drawn from the counts")
+    parser.add_argument("--mixed-size", type=float, help="MB of mixed text at most (default: --size)")
+    parser.add_argument("--runs", type=int, default=3, help="on each side; rustbpe and tokenizers train once")
+    parser.add_argument("--seed", type=int, default=0, help="of the texts")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="figures with these names or beginnings of names")
+    parser.add_argument("--workers", type=int, default=2, help="processes of tslm, and of tiktoken")
+    parser.add_argument("--counts", type=Path, help="JSON file {pre-token: count} to draw from (default: our own)")
+    parser.add_argument("--train-text", type=Path, help="text for the small figures (default: the embedded corpus)")
+    parser.add_argument("--workdir", type=Path, default=Path(".cache/benchmarks"), help="where texts are kept")
+    parser.add_argument("--markdown", action="store_true", help="also print the figures as a Markdown table at the end")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""The tokenizer's figures: a `Bench` of texts and vocabularies comes in, a `Figure` for each name goes out."""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tests.benchmarks import peers
+from tests.benchmarks.bench import VOCAB_SIZE, Bench
+from tests.benchmarks.measure import Figure, Target, in_turn, run_alone
+from tslm.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
+
+_STRINGS, _STRING_LENGTH = 300, 500
+_SMALL_BYTES, _SMALL_VOCAB_SIZE = 130_000, 500
+_CHARACTERS = 1_000_000
+
+
+class Plan(NamedTuple):
+    """A figure that can be measured.
+
+    Attributes:
+        name: of the figure.
+        peer: the package it needs, or None.
+        measure: returns the figure, given its name.
+    """
+
+    name: str
+    peer: str | None
+    measure: Callable[[Bench, str], Figure]
+
+
+def plans(size: int) -> list[Plan]:
+    """Return all figures in the order in which they are measured, for a drawn text of `size` bytes."""
+    label = f"{size / 1e9:g}GB" if size >= 10**9 else f"{size / 1e6:g}MB"
+    drawn, mixed = (lambda bench: bench.drawn_text), (lambda bench: bench.mixed_text)
+    corpora_ = [(f"train_{label}", f"encode_{label}", drawn), ("mixed_train", "mixed_encode", mixed)]
+    found = [
+        Plan("small_train", None, _small_train),
+        Plan("merge_table", None, _merge_table),
+        Plan("one_character", "tokenizers", _one_character),
+        Plan("strings_300_cold", "tiktoken", _strings_cold),
+        Plan("strings_300_warm", "tiktoken", _strings_warm),
+        Plan("encode_iterable", "tiktoken", _encode_iterable),
+        Plan("encode_iterable_memory", "tiktoken", _encode_iterable_memory),
+    ]
+    for train, encode, text in corpora_:
+        found.append(Plan(f"{train}_vs_gigatoken", "gigatoken", partial(_train, text=text, peer="gigatoken", limit=1)))
+        if text is drawn:
+            found.append(Plan("train_memory", "gigatoken", _train_memory))
+        found += [
+            Plan(f"{encode}_vs_gigatoken", "gigatoken", partial(_encode, text=text, peer="gigatoken", least=0.5)),
+            Plan(f"{encode}_vs_tiktoken", "tiktoken", partial(_encode, text=text, peer="tiktoken", least=4)),
+        ]
+    for peer, limit in (("rustbpe", 1 / 5), ("tokenizers", 1 / 15)):
+        for train, _, text in corpora_:
+            found.append(
+                Plan(f"{train}_vs_{peer}", peer, partial(_train, text=text, peer=peer, limit=limit, runs=1))
+            )
+    return found
+
+
+def _small_train(bench: Bench, name: str) -> Figure:
+    path = bench.scratch / "small.txt"
+    # A character that is cut in two at the end is left out.
+    path.write_bytes(bench.train_text.encode()[:_SMALL_BYTES].decode(errors="ignore").encode())
+
+    def train() -> object:
+        return train_bpe(path, _SMALL_VOCAB_SIZE, [END_OF_TEXT])
+
+    train()
+    ours = median(peers.seconds(train) for _ in range(bench.runs))
+    return Figure(name, "s", ours, None, None, Target("ours", "<=", 0.3), bench.runs)
+
+
+def _merge_table(bench: Bench, name: str) -> Figure:
+    _ = bench.counts  # so that a wrong file is found here
+    merge = partial(run_alone, peers.merge_tslm, counts=bench.counts_path, vocab_size=VOCAB_SIZE)
+    ours = median(merge().result for _ in range(bench.runs))
+    return Figure(name, "s", ours, None, None, Target("ours", "<=", 0.5), bench.runs)
+
+
+def _one_character(bench: Bench, name: str) -> Figure:
+    text, folder = "a" * _CHARACTERS, bench.tokenizer_folder
+    peer = peers.load_tokenizers(folder)
+
+    def ours_fresh() -> float:
+        tokenizer = Tokenizer.from_dir(folder)
+        return peers.seconds(lambda: tokenizer.encode(text))
+
+    values = in_turn(ours_fresh, lambda: peers.seconds(lambda: peer.encode(text)), bench.runs)
+    return Figure(name, "s", *values, "tokenizers", Target("ours", "<=", 1), bench.runs)
+
+
+def _sets_of_strings(bench: Bench) -> list[list[str]]:
+    """Return lists of 300 strings of 500 characters, all from different places of the text.
+
+    Raises:
+        ValueError: the text is too short for two lists.
+    """
+    text = bench.train_text
+    strings = [text[at : at + _STRING_LENGTH] for at in range(0, len(text) - _STRING_LENGTH, _STRING_LENGTH)]
+    count = len(strings) // _STRINGS
+    if count < 2:
+        raise ValueError(
+            f"{bench.train_file} has {len(text):,} characters; the figures of 300 strings need "
+            f"{2 * _STRINGS * _STRING_LENGTH + _STRING_LENGTH:,}"
+        )
+    return [strings[number::count][:_STRINGS] for number in range(count)]
+
+
+def _strings_cold(bench: Bench, name: str) -> Figure:
+    strings, folder = _sets_of_strings(bench)[0], bench.tokenizer_folder
+    values = in_turn(
+        lambda: _milliseconds_each(Tokenizer.from_dir(folder).encode, strings),
+        lambda: _milliseconds_each(peers.load_tiktoken(folder).encode_ordinary, strings),
+        bench.runs,
+    )
+    return Figure(name, "ms", *values, "tiktoken", Target("ratio", "<=", 2), bench.runs)
+
+
+def _strings_warm(bench: Bench, name: str) -> Figure:
+    first, *others = _sets_of_strings(bench)
+    ours, peer = Tokenizer.from_dir(bench.tokenizer_folder), peers.load_tiktoken(bench.tokenizer_folder)
+    _milliseconds_each(ours.encode, first)
+    passes = len(others) * bench.runs
+    our_sets, peer_sets = cycle(others), cycle(others)
+    values = in_turn(
+        lambda: _milliseconds_each(ours.encode, next(our_sets)),
+        lambda: _milliseconds_each(peer.encode_ordinary, next(peer_sets)),
+        passes,
+    )
+    return Figure(name, "ms", *values, "tiktoken", Target("ratio", "<=", 2), passes)
+
+
+def _milliseconds_each(encode: Callable[[str], object], strings: list[str]) -> float:
+    def call_for_each() -> None:
+        for string in strings:
+            encode(string)
+
+    return 1000 * peers.seconds(call_for_each)
+
+
+def _encode_iterable(bench: Bench, name: str) -> Figure:
+    text, folder = bench.stream_text, bench.tokenizer_folder
+    megabytes = text.stat().st_size / 1e6
+    values = in_turn(
+        lambda: megabytes / run_alone(peers.stream_tslm, text=text, folder=folder).result,
+        lambda: megabytes / run_alone(peers.stream_tiktoken, text=text, folder=folder).result,
+        bench.runs,
+    )
+    return Figure(name, "MB/s", *values, "tiktoken", Target("ratio", ">=", 1), bench.runs)
+
+
+def _encode_iterable_memory(bench: Bench, name: str) -> Figure:
+    text, folder = bench.stream_text, bench.tokenizer_folder
+    values = in_turn(
+        lambda: run_alone(peers.stream_memory_tslm, text=text, folder=folder).result / 1e6,
+        lambda: run_alone(peers.stream_memory_tiktoken, text=text, folder=folder).result / 1e6,
+        1,
+    )
+    return Figure(name, "MB", *values, "tiktoken", Target("ours", "<=", 1), 1)
+
+
+def _train(
+    bench: Bench, name: str, *, text: Callable[[Bench], Path], peer: str, limit: float, runs: int | None = None
+) -> Figure:
+    path, count = text(bench), runs or bench.runs
+    theirs = getattr(peers, f"train_{peer}")
+    values = in_turn(
+        lambda: run_alone(peers.train_tslm, text=path, vocab_size=VOCAB_SIZE, workers=bench.workers).result,
+        lambda: run_alone(theirs, text=path, vocab_size=VOCAB_SIZE).result,
+        count,
+    )
+    return Figure(name, "s", *values, peer, Target("ratio", "<=", limit), count)
+
+
+def _train_memory(bench: Bench, name: str) -> Figure:
+    job: dict[str, Any] = {"text": bench.drawn_text, "vocab_size": VOCAB_SIZE, "sample_memory": True}
+    values = in_turn(
+        lambda: run_alone(peers.train_tslm, workers=bench.workers, **job).peak_bytes / 1e6,
+        lambda: run_alone(peers.train_gigatoken, **job).peak_bytes / 1e6,
+        bench.runs,
+    )
+    return Figure(name, "MB", *values, "gigatoken", Target("ours", "<=", 400), bench.runs)
+
+
+def _encode(bench: Bench, name: str, *, text: Callable[[Bench], Path], peer: str, least: float) -> Figure:
+    path = text(bench)
+    job: dict[str, Any] = {"text": path, "folder": bench.trained_on(path)}
+    megabytes = path.stat().st_size / 1e6
+    our_file, peer_file = bench.scratch / "ours.bin", bench.scratch / "peer.bin"
+    own_workers: dict[str, Any] = {} if peer == "gigatoken" else {"workers": bench.workers}
+    values = in_turn(
+        lambda: megabytes / run_alone(peers.encode_tslm, output=our_file, workers=bench.workers, **job).seconds,
+        lambda: megabytes / run_alone(getattr(peers, f"encode_{peer}"), output=peer_file, **own_workers, **job).seconds,
+        bench.runs,
+    )
+    _check_same_ids(our_file, peer_file, peer)
+    for file in (our_file, peer_file):
+        file.unlink()
+    return Figure(name, "MB/s", *values, peer, Target("ratio", ">=", least), bench.runs)
+
+
+def _check_same_ids(our_file: Path, peer_file: Path, peer: str) -> None:
+    """Compare two files of uint16 ids.
+
+    Raises:
+        ValueError: they differ, so that the two sides did not do the same work.
+    """
+    ours, theirs = (np.memmap(file, dtype="<u2", mode="r") for file in (our_file, peer_file))
+    if not np.array_equal(ours, theirs):
+        shorter = min(len(ours), len(theirs))
+        at = next(iter(np.flatnonzero(ours[:shorter] != theirs[:shorter])), shorter)
+        raise ValueError(f"the ids of {peer} differ from ours from token {at:,} on; the two did not do the same work")
