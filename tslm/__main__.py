@@ -23,6 +23,7 @@ COMMANDS = {
     "generate": ("tslm.commands.generate", "continue one prompt, word by word as the model finds them"),
     "train-tokenizer": ("tslm.commands.train_tokenizer", "learn a byte-pair vocabulary from text files"),
     "tokenize": ("tslm.commands.tokenize", "turn text files into one file of token ids"),
+    "study": ("tslm.commands.study", "answer a question of the course by trying it; `study --help` lists them"),
 }
 
 

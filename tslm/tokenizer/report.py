@@ -42,19 +42,23 @@ class TrainingReport:
         """Both halves together."""
         return self.counting_seconds + self.merging_seconds
 
+    @property
+    def memory(self) -> str:
+        """The peak memory in words."""
+        if self.peak_bytes is None:
+            return "not known on this system"
+        return f"at most {self.peak_bytes / 1e6:,.0f} MB over all processes"
+
     def lines(self) -> list[str]:
         """Return the report as lines of text, a name and its value in each."""
         longest = longest_tokens(self.tokenizer, 1)[0]
-        memory = "not known on this system" if self.peak_bytes is None else (
-            f"at most {self.peak_bytes / 1e6:,.0f} MB over all processes"
-        )
         compression = f"{bytes_per_token(self.tokenizer, self.counts):.2f} bytes per token" if self.counts else (
             "none to measure: the text holds nothing but special tokens"
         )
         return [
             f"time           {self.seconds:.1f} s: counting {self.counting_seconds:.1f} s, "
             f"merging {self.merging_seconds:.1f} s",
-            f"peak memory    {memory}",
+            f"peak memory    {self.memory}",
             f"longest token  {longest.decode(errors='replace')!r} ({len(longest)} bytes)",
             f"compression    {compression}",
         ]

@@ -1,0 +1,22 @@
+from tslm.studies.layout import WIDTH, print_note, print_table, print_title
+
+
+def test_a_table_has_columns_as_wide_as_their_widest_cell(capsys):
+    print_table([["name", "count", ""], ["a", "1,000", "x"], ["longer", "2", "first " * 20]], "<><")
+    assert capsys.readouterr().out.splitlines() == [
+        "name    count",
+        "a       1,000  x",
+        "longer      2  " + " ".join(["first"] * 14),
+        "               " + " ".join(["first"] * 6),
+    ]
+    print_table([["a", "12"], ["bc", "3"], ["d", ""]], "<>")
+    assert capsys.readouterr().out == "a   12\nbc   3\nd\n"
+
+
+def test_titles_and_notes_keep_to_the_width(capsys):
+    print_title("Why?")
+    print_note("because " * 30)
+    title, line, *note = capsys.readouterr().out.lstrip("\n").splitlines()
+    assert (title, line) == ("Why?", "----")
+    assert len(note) > 1
+    assert max(map(len, note)) <= WIDTH

@@ -1,0 +1,164 @@
+import dataclasses
+import re
+
+import pytest
+
+from tests.tokenizer.reference import slow_encode
+from tslm import Tokenizer, train_bpe
+from tslm.data.toy import sample_stories
+from tslm.studies import tokenizer_page
+from tslm.studies.tokenizer import Speed, check_word, count_common_merges, is_word, pick_word, study_tokenizer
+
+END = "<|endoftext|>"
+STORIES = [story.text for story in sample_stories(60, seed=3)] + ["Un café été 字字 😀 " * 3]
+TEXT = f"\n{END}\n".join(STORIES)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("study") / "stories.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def study(path):
+    return study_tokenizer([path], vocab_size=600, num_workers=1, seed=5)
+
+
+def test_the_studied_tokenizer_is_the_one_that_training_makes(study, path):
+    vocab, merges = train_bpe(path, 600, [END])
+    assert (study.tokenizer.vocab, study.tokenizer.merges) == (vocab, merges)
+    assert study.tokenizer is study.training.tokenizer
+    assert (study.vocab_size, study.common_merges) == (600, None)
+
+
+def test_tokens_are_counted_as_encoding_by_the_definition_counts_them(study):
+    ids = {token: id_ for id_, token in study.tokenizer.vocab.items()}
+    assert study.num_bytes == len(TEXT.encode())
+    assert study.num_tokens == len(slow_encode(TEXT, ids, study.tokenizer.merges, [END]))
+    documents = {text[:50]: text for text in re.split(re.escape(END), TEXT)}
+    assert len(study.documents) == 10
+    for document in study.documents:
+        text = documents[document.text]
+        assert document.num_bytes == len(text.encode())
+        assert document.num_tokens == len(slow_encode(text, ids, study.tokenizer.merges, [END]))
+
+
+def test_speeds_are_of_the_whole_text(study):
+    in_files, as_strings = study.speeds
+    assert in_files.num_bytes == study.num_bytes
+    assert as_strings.num_bytes == len(TEXT.replace(END, "").encode())
+    assert in_files.seconds > 0 < as_strings.seconds
+    assert Speed("", 30, 2.0).bytes_per_second == 15
+
+
+@pytest.mark.parametrize("word", [" everything", "xylophone", "été", "😀", "\n", "a"])
+def test_the_replay_ends_with_what_encode_gives(path, word):
+    study = study_tokenizer([path], vocab_size=400, num_workers=1, word=word)
+    assert study.word == word
+    assert study.steps[0].tokens == [bytes([byte]) for byte in word.encode()]
+    assert study.steps[-1].tokens == [study.tokenizer.vocab[id_] for id_ in study.tokenizer.encode(word)]
+
+
+def test_a_word_is_picked_that_is_long_and_frequent(study):
+    long_words = {word: count for word, count in study.training.counts.items() if is_word(word) and len(word) >= 10}
+    assert long_words[study.word.encode()] == max(long_words.values())
+    assert pick_word({b"aa": 1, b" bbb": 2, b" ccc": 1, b"-" * 20: 100, b"a": 50}) == " bbb"
+    assert pick_word({b"\n": 1, b"--": 1}) == "--"
+
+
+@pytest.mark.parametrize(("token", "expected"), [
+    (b"word", True), (b" word", True), (" été".encode(), True), ("字".encode(), True),
+    (b"  word", False), (b"two words", False), (b"don't", False), (b" ", False), (b"", False), (b"12", False),
+    (b"\xc3", False),
+])
+def test_words_are_letters_with_at_most_one_space_in_front(token, expected):
+    assert is_word(token) is expected
+
+
+def test_a_given_tokenizer_is_compared_with_training_anew(path, study, tmp_path):
+    study.tokenizer.save(tmp_path / "same")
+    again = study_tokenizer([path], tokenizer=str(tmp_path / "same"), num_workers=1)
+    assert again.tokenizer.hash == again.training.tokenizer.hash == study.tokenizer.hash
+    assert again.common_merges == len(study.tokenizer.merges) == 600 - 257
+
+    merges = [*study.tokenizer.merges[:20], *study.tokenizer.merges[19::-1]]
+    other = Tokenizer(study.tokenizer.vocab, merges, ["<|pad|>", END])
+    other.save(tmp_path / "other")
+    measured = study_tokenizer([path], tokenizer=str(tmp_path / "other"), num_workers=1)
+    assert measured.tokenizer.hash == other.hash
+    assert measured.vocab_size == 601
+    assert set(measured.training.tokenizer.special_tokens) == {"<|pad|>", END}
+    assert measured.common_merges == 20
+
+
+def test_common_merges_end_with_the_shorter_list():
+    pairs = [(b"a", b"b"), (b"ab", b"c"), (b"d", b"e")]
+    vocab = dict(enumerate([b"a", b"b", b"c", b"d", b"e", b"ab", b"abc", b"de"]))
+    assert count_common_merges(Tokenizer(vocab, pairs), Tokenizer(vocab, pairs[:2])) == 2
+    assert count_common_merges(Tokenizer(vocab, pairs), Tokenizer(vocab, pairs[::-1])) == 0
+    assert count_common_merges(Tokenizer(vocab, []), Tokenizer(vocab, pairs)) == 0
+
+
+def test_the_embedded_corpus_is_the_default_text():
+    study = study_tokenizer(num_stories=12, vocab_size=300, num_workers=1, seed=3)
+    assert study.num_bytes == sum(len(f"{story.text}\n{END}\n".encode()) for story in sample_stories(12, seed=3))
+
+
+@pytest.mark.parametrize(("word", "part"), [
+    ("two words", "is 2 pre-tokens ['two', ' words']"), ("", "is 0 pre-tokens"), (END, "is a special token"),
+])
+def test_a_word_must_be_one_pretoken(word, part):
+    with pytest.raises(ValueError, match=re.escape(part)):
+        check_word(word, [END])
+
+
+@pytest.mark.parametrize("text", [f"{END}{END}\n", f" \n{END}\t"])
+def test_a_text_without_words_is_refused(text, tmp_path):
+    (tmp_path / "a.txt").write_text(text)
+    with pytest.raises(ValueError, match="nothing but white space and special tokens"):
+        study_tokenizer([str(tmp_path / "a.txt")], num_workers=1)
+
+
+def test_the_page_holds_what_was_measured(study, path, capsys, monkeypatch):
+    monkeypatch.setattr(tokenizer_page, "study_tokenizer", lambda **options: study)
+    tokenizer_page.print_study(input=[path], tokenizer=None)
+    page = capsys.readouterr().out
+    rows = [line.split() for line in page.splitlines()]
+    assert f"text       {path}: {study.num_bytes:,} bytes\ntokenizer  trained on this text: 600 tokens\n" in page
+    assert f"{study.num_bytes:,} bytes of text, {len(study.training.counts):,} distinct pre-tokens" in page
+    assert "343 merges" in page
+    assert "It ended at" not in page
+    for bits in (16, 32, 64):
+        size = study.num_tokens * bits // 8
+        assert ["ids", "of", str(bits), "bits", f"{size:,}", str(bits // 8), f"{size / study.num_bytes:.2f}"] in rows
+    assert f"{study.num_bytes / study.num_tokens:.2f}  the whole text, special tokens among the tokens" in page
+    assert "The largest of 600 ids is below 2^16 = 65,536" in page
+    shown = [token.decode().replace(" ", "·") for token in study.steps[-1].tokens]
+    assert ["(none", "is", "left)", *shown] in rows
+    first = study.tokenizer.merges[study.steps[0].rank]
+    assert any(row[:3] == [str(study.steps[0].rank), *(part.decode().replace(" ", "·") for part in first)]
+               for row in rows)
+    assert max(len(line) for line in page.splitlines() if path not in line) <= 100
+
+
+def test_the_page_says_what_is_different(study, capsys, monkeypatch):
+    big = Tokenizer(study.tokenizer.vocab | {70_000: b"xyz"}, study.tokenizer.merges, [END])
+    speeds = [Speed("fast", 825_000_000, 3.6), Speed("slow", 825_000, 0.36)]
+    changed = dataclasses.replace(study, tokenizer=big, vocab_size=1000, common_merges=7, speeds=speeds)
+    monkeypatch.setattr(tokenizer_page, "study_tokenizer", lambda **options: changed)
+    tokenizer_page.print_study(input=None, tokenizer="folder")
+    page = " ".join(capsys.readouterr().out.split())
+    assert "tokenizer folder: 601 tokens" in page
+    assert "It ended at 600 of 1,000 tokens" in page
+    assert "has 343 merges and this training made 343; the first 7 agree" in page
+    assert "70,001 ids do not fit into 2^16 = 65,536" in page
+    assert "fast 825,000,000 3.60 229.2 1.0 hours slow 825,000 0.36 2.3 4.2 days" in page
+
+
+@pytest.mark.parametrize(("token", "shown"), [
+    (b" the", "·the"), (b"\n\n", r"\n\n"), (b" \xc3", r"·\xc3"), ("é".encode(), "é"), (b"\x00", r"\x00"),
+])
+def test_tokens_are_shown_in_visible_signs(token, shown):
+    assert tokenizer_page.show(token) == shown
