@@ -87,7 +87,8 @@ def peak_memory(num_workers: int | None) -> int | None:
     """Return an upper bound in bytes of the memory that this process and its workers held at one time.
 
     It is the process's own peak plus, for each worker, that of the largest child that has ended. So it supposes that
-    all were at their peaks together, and counts the libraries that they share once for each.
+    all were at their peaks together, and counts the libraries that they share once for each. On Linux a process also
+    begins with the peak of the one that started it.
 
     Args:
         num_workers: how many children there were at a time, as `train_bpe` was told.
