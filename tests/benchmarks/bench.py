@@ -1,5 +1,6 @@
 """What the tokenizer's figures are measured on: options come in, texts and vocabularies go out."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,9 +47,8 @@ class Bench:
     @cached_property
     def toy_text(self) -> Path:
         """Stories of the embedded corpus."""
-        path = self.workdir / f"toy-{self.seed}.txt"
-        if not path.exists():
-            write_corpus(path, _TOY_STORIES, self.seed)
+        path = self.scratch / "toy.txt"
+        write_corpus(path, _TOY_STORIES, self.seed)
         return path
 
     @cached_property
@@ -96,8 +96,8 @@ class Bench:
         """Python sources and documentation."""
         path = self.workdir / f"mixed-{self.mixed_size}-{self.seed}.txt"
         if not path.exists():
-            self.say("collecting the mixed text")
-            corpora.write_mixed_text(path, self.mixed_size, self.seed)
+            self.say("collecting Python sources and documentation")
+            corpora.write_mixed_text(path, self.mixed_size, self.seed, corpora.python_folders())
         self.say(f"the mixed text has {path.stat().st_size / 1e6:,.0f} MB")
         return path
 
@@ -121,8 +121,8 @@ class Bench:
         return folder
 
     def _drawn(self, size: int) -> Path:
-        origin = "toy" if self.counts_file is None else f"{self.counts_file.stem}-{self.counts_file.stat().st_size}"
-        path = self.workdir / f"drawn-{origin}-{size}-{self.seed}.txt"
+        counts_hash = hashlib.sha256(self.counts_path.read_bytes()).hexdigest()[:8]
+        path = self.workdir / f"drawn-{counts_hash}-{size}-{self.seed}.txt"
         if not path.exists():
             self.say(f"drawing {size / 1e6:,.0f} MB of text")
             corpora.write_drawn_text(path, self.counts, size, self.seed)

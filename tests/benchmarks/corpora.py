@@ -7,7 +7,8 @@ import contextlib
 import os
 import random
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from math import ceil
 from pathlib import Path
 from typing import BinaryIO
 
@@ -48,6 +49,9 @@ class PretokenSource:
     Args:
         counts: `{pre-token: count}` under GPT-2's pattern.
 
+    Attributes:
+        bytes_per_unit: on average.
+
     Raises:
         ValueError: a key is not one pre-token, a count is not positive, or no word with a leading space is there.
     """
@@ -70,6 +74,7 @@ class PretokenSource:
         kinds = np.array([total["spaced_word"], opened, total["opener"] - opened, broken], dtype=float)
         if not kinds[_SPACED]:
             raise ValueError("the counts hold no word with a leading space, such as ' the', so no text can be drawn")
+        self.bytes_per_unit = sum(len(token.encode()) * count for token, count in counts.items()) / kinds.sum()
         self._kinds = kinds.cumsum() / kinds.sum()
         suffixable = kinds[list(_SUFFIXABLE)].sum()
         unbroken = kinds.sum() - broken
@@ -137,22 +142,26 @@ def write_drawn_text(path: Path, counts: Mapping[str, int], size: int, seed: int
     """Write a text of `size` bytes and a little more that has the frequencies of `counts`."""
     source, rng = PretokenSource(counts), np.random.default_rng(seed)
     with _whole(path) as file:
-        written, units = 0, 1
+        written = 0
         while written < size:
-            text = b"".join(source.draw(units, rng))
-            file.write(text)
-            written += len(text)
-            units = max(1, min(_CHUNK, int((size - written) * units / max(len(text), 1))))
+            units = min(_CHUNK, ceil((size - written) / source.bytes_per_unit))
+            written += file.write(b"".join(source.draw(units, rng)))
         file.write(_DOCUMENT_END + b"\n")
 
 
-def write_mixed_text(path: Path, size: int, seed: int) -> None:
-    """Write up to `size` bytes of the standard library's and the installed packages' sources and documentation.
+def python_folders() -> list[Path]:
+    """Return where the standard library, the installed packages and their documentation lie."""
+    paths = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    return [*paths, Path(sysconfig.get_path("data")) / "share"]
+
+
+def write_mixed_text(path: Path, size: int, seed: int, folders: Iterable[Path]) -> None:
+    """Write some `size` bytes of .py, .md, .rst and .txt files, or all there are, in an order that the seed gives.
 
     Files that are not UTF-8 are left out, and so are those that contain `<|endoftext|>` themselves: every document then
     ends where all sides of a comparison see it end.
     """
-    files = _python_files()
+    files = sorted({file for folder in folders for suffix in _TEXT_SUFFIXES for file in folder.rglob(f"*{suffix}")})
     random.Random(seed).shuffle(files)
     with _whole(path) as file:
         written = 0
@@ -163,13 +172,6 @@ def write_mixed_text(path: Path, size: int, seed: int) -> None:
                 written += len(document) + len(_DOCUMENT_END) + 1
             if written >= size:
                 break
-
-
-def _python_files() -> list[Path]:
-    roots = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    roots.add(Path(sysconfig.get_path("data")) / "share")
-    found = {path for root in roots for suffix in _TEXT_SUFFIXES for path in root.rglob(f"*{suffix}")}
-    return sorted(found)
 
 
 def _read_document(path: Path) -> bytes:
@@ -189,6 +191,8 @@ def _whole(path: Path) -> Iterator[BinaryIO]:
     try:
         with temporary.open("wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())  # or it would be written to the disk while the first runs are timed
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

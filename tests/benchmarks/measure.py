@@ -9,6 +9,7 @@ library's code, are the system's cache, which it takes back at need; they count 
 import contextlib
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple
@@ -139,10 +141,13 @@ def run_alone(function: Callable[..., Any], *, sample_memory: bool = False, **ar
 
     Raises:
         ChildProcessError: the process failed; the sentence ends with the last line of its stderr.
+        OSError: the memory was asked for, but this system does not tell it.
     """
     command = [sys.executable, "-m", "tests.benchmarks.child", f"{function.__module__}:{function.__qualname__}",
                json.dumps(arguments, default=os.fspath)]
     peak = 0
+    if sample_memory and not Path("/proc/self/smaps_rollup").exists():
+        raise OSError("memory is read from /proc/<pid>/smaps_rollup, which this system lacks; measure it on Linux")
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         start = time.perf_counter()
         # A session of its own, so that no worker outlives it, however it or we end.
@@ -169,13 +174,28 @@ def run_alone(function: Callable[..., Any], *, sample_memory: bool = False, **ar
 def _memory(pid: int) -> int:
     """Return the bytes that a process and its descendants keep for themselves; 0 for one that is gone."""
     try:
-        fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+        own = _own_memory(pid)
         children = [child for task in Path(f"/proc/{pid}/task").iterdir()
                     for child in (task / "children").read_text().split()]
     except OSError:  # it ended while it was looked at
         return 0
-    own = sum(int(fields[name].split()[0]) for name in ("Pss_Anon", "Pss_Shmem")) * 1024
     return own + sum(_memory(int(child)) for child in children)
+
+
+def _own_memory(pid: int) -> int:
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+    return sum(int(fields[name].split()[0]) for name in ("Pss_Anon", "Pss_Shmem")) * 1024
+
+
+def machine(packages: Iterable[str]) -> str:
+    """Return one line that says what was measured on: processor, cores, Python and the versions of packages."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    versions = (f"{package} {version(package)}" for package in packages)
+    return ", ".join([model, f"{os.cpu_count()} cores", f"Python {platform.python_version()}", *versions])
 
 
 def _short(value: float) -> str:

@@ -7,6 +7,8 @@ in a process of its own (see `measure`); those that return seconds leave imports
 import base64
 import gc
 import json
+import mmap
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,7 +22,7 @@ END_OF_TEXT = "<|endoftext|>"  # not imported: the peers' processes should not p
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 TIKTOKEN_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 TOKENIZER_JSON, RANKS = "tokenizer.json", "ranks.tiktoken"
-_READ_CHARACTERS = 1 << 20
+_READ = 1 << 20
 
 
 # Training
@@ -99,18 +101,19 @@ def encode_tiktoken(text: str, folder: str, output: str, workers: int) -> None:
     borders = _document_borders(text, workers)
     with Pool(workers) as pool:
         pool.starmap(_encode_part, zip(borders, borders[1:], parts, [text] * workers, [folder] * workers, strict=False))
-    with open(output, "wb") as file:
-        for part in map(Path, parts):
-            file.write(part.read_bytes())
+    first, *others = map(Path, parts)
+    with first.open("ab") as file:
+        for part in others:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, file, _READ)
             part.unlink()
+    first.replace(output)
 
 
 def _encode_part(start: int, stop: int, output: str, text: str, folder: str) -> None:
     encoding = load_tiktoken(folder)
-    with open(text, "rb") as source, open(output, "wb") as file:
-        source.seek(start)
-        part = source.read(stop - start).decode()
-        for block in _blocks(part):
+    with open(output, "wb") as file:
+        for block in _blocks(text, start, stop):
             encoding.encode_to_numpy(block, allowed_special={END_OF_TEXT}).astype("<u2").tofile(file)
 
 
@@ -118,24 +121,24 @@ def _document_borders(path: str, parts: int) -> list[int]:
     """Return where a file can be divided into parts of about equal size, behind a document's end."""
     end = END_OF_TEXT.encode()
     borders = [0]
-    with open(path, "rb") as file:
-        size = file.seek(0, 2)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
         for part in range(1, parts):
-            at = max(borders[-1], size * part // parts)
-            file.seek(at)
-            found = file.read(1 << 24).find(end)
-            borders.append(size if found == -1 else at + found + len(end))
-    return [*borders, size]
+            found = text.find(end, max(borders[-1], len(text) * part // parts))
+            borders.append(len(text) if found == -1 else found + len(end))
+        return [*borders, len(text)]
 
 
-def _blocks(text: str) -> Iterator[str]:
-    """Divide a text into blocks of whole documents; tiktoken is fastest with a megabyte at a time."""
-    start = 0
-    while start < len(text):
-        at = text.find(END_OF_TEXT, start + _READ_CHARACTERS)
-        stop = len(text) if at == -1 else at + len(END_OF_TEXT)
-        yield text[start:stop]
-        start = stop
+def _blocks(path: str, start: int, stop: int) -> Iterator[str]:
+    """Yield a part of a file in blocks of whole documents; tiktoken is fastest with about a megabyte at a time."""
+    rest = b""
+    with open(path, "rb") as file:
+        file.seek(start)
+        while fresh := file.read(min(_READ, stop - file.tell())):
+            whole, end, rest = (rest + fresh).rpartition(END_OF_TEXT.encode())
+            if whole or end:
+                yield (whole + end).decode()
+    if rest:
+        yield rest.decode()
 
 
 # Encoding a stream
@@ -197,7 +200,7 @@ def documents(path: str) -> Iterator[str]:
     """Yield what stands between the special tokens of a file."""
     rest = ""
     with open(path, encoding="utf-8", newline="") as file:
-        for block in iter(partial(file.read, _READ_CHARACTERS), ""):
+        for block in iter(partial(file.read, _READ), ""):
             *whole, rest = (rest + block).split(END_OF_TEXT)
             yield from whole
     yield rest

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.benchmarks.bench import Bench
-from tests.benchmarks.measure import markdown, table
+from tests.benchmarks.measure import machine, markdown, table
 from tests.benchmarks.tokenizer_figures import Plan, plans
 
 
@@ -50,9 +50,10 @@ def _measure(options: argparse.Namespace) -> None:
             bench.say(f"{number}/{len(chosen)} {plan.name}")
             figures.append(plan.measure(bench, plan.name))
             print(figures[-1].json_line(), flush=True)
-    print(table(figures), file=sys.stderr)
+    conditions = machine(dict.fromkeys(["tslm", "numpy", *(plan.peer for plan in chosen if plan.peer)]))
+    print(f"{table(figures)}\n{conditions}", file=sys.stderr)
     if options.markdown:
-        print(markdown(figures))
+        print(f"{markdown(figures)}\n\n{conditions}")
 
 
 def _choose(available: list[Plan], names: list[str] | None) -> list[Plan]:

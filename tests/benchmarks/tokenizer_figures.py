@@ -101,7 +101,7 @@ def _sets_of_strings(bench: Bench) -> list[list[str]]:
     Raises:
         ValueError: the text is too short for two lists.
     """
-    text = bench.train_text
+    text = bench.train_text.replace(END_OF_TEXT, "")
     strings = [text[at : at + _STRING_LENGTH] for at in range(0, len(text) - _STRING_LENGTH, _STRING_LENGTH)]
     count = len(strings) // _STRINGS
     if count < 2:
@@ -133,6 +133,9 @@ def _strings_warm(bench: Bench, name: str) -> Figure:
         lambda: _milliseconds_each(peer.encode_ordinary, next(peer_sets)),
         passes,
     )
+    for string in first:
+        if ours.encode(string) != peer.encode_ordinary(string):
+            raise ValueError(f"the ids of tiktoken differ from ours in {string!r}; the two did not do the same work")
     return Figure(name, "ms", *values, "tiktoken", Target("ratio", "<=", 2), passes)
 
 

@@ -1,0 +1,84 @@
+"""The short form of `python -m tests.benchmarks.tokenizer`: every kind of figure comes out, on a megabyte of text."""
+
+import json
+
+import pytest
+
+from tests.benchmarks import tokenizer, tokenizer_figures
+from tests.benchmarks.tokenizer_figures import plans
+
+KEYS = ["name", "ours", "peer", "peer_name", "ratio", "target", "holds", "runs"]
+# Those without the programs that only the [bench] extra brings, and without a walk through all installed packages.
+FIGURES = [plan.name for plan in plans(10**6)
+           if plan.peer in (None, "tiktoken", "tokenizers") and not plan.name.startswith("mixed")]
+
+
+def compare(value, relation, limit):
+    return value <= limit if relation == "<=" else value >= limit
+
+
+def test_every_figure_comes_out_as_one_json_line(tmp_path, capsys):
+    assert len(FIGURES) == 9
+    assert tokenizer.main(["--size", "1", "--runs", "1", "--workdir", str(tmp_path), "--only", *FIGURES]) == 0
+    output, errors = capsys.readouterr()
+    figures = [json.loads(line) for line in output.splitlines()]
+    assert [figure["name"] for figure in figures] == FIGURES
+    for figure in figures:
+        assert list(figure) == KEYS
+        assert figure["ours"] > 0
+        assert figure["runs"] >= 1
+        if figure["peer_name"] is None:
+            assert figure["peer"] is figure["ratio"] is None
+        else:
+            assert figure["ratio"] == figure["ours"] / figure["peer"] > 0
+        quantity, relation, limit, *unit = figure["target"].split()
+        assert unit == [] if quantity == "ratio" else len(unit) == 1
+        assert figure["holds"] is compare(figure[quantity], relation, float(limit))
+        assert figure["name"] in errors
+    assert [path.name for path in tmp_path.iterdir()] == [path.name for path in tmp_path.glob("drawn-*-1000000-0.txt")]
+
+
+def test_figures_can_be_chosen_by_the_beginning_of_their_names(tmp_path, capsys):
+    arguments = ["--size", "1", "--runs", "1", "--workdir", str(tmp_path), "--only", "small", "merge", "--markdown"]
+    assert tokenizer.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["name"] for line in lines[:2]] == ["small_train", "merge_table"]
+    assert lines[2].startswith("| figure |")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--only", "speed"], ["no figure is called speed", "train_1GB_vs_gigatoken"]),
+        (["--runs", "0"], ["--runs", "above 0"]),
+        (["--only", "small_train", "--train-text", "missing.txt"], ["missing.txt"]),
+        (["--only", "merge_table", "--counts", "list.json"], ["list.json", "pre-token"]),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.json").write_text("[1]")
+    assert tokenizer.main([*arguments, "--workdir", str(tmp_path / "work")]) == 2
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert "Traceback" not in errors
+    assert all(word in errors.splitlines()[-1] for word in words)
+
+
+def test_a_missing_program_is_named_before_anything_is_measured(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(tokenizer.importlib.util, "find_spec", lambda name: None)
+    assert tokenizer.main(["--only", "train", "--workdir", str(tmp_path / "work")]) == 2
+    errors = capsys.readouterr().err
+    assert all(word in errors for word in ("gigatoken", "rustbpe", "tokenizers", "pip install -e '.[bench]'"))
+    assert len(errors.splitlines()) == 1
+    assert not (tmp_path / "work").exists()
+
+
+def test_ctrl_c_ends_without_a_trace(monkeypatch, tmp_path, capsys):
+    def interrupt(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tokenizer_figures, "run_alone", interrupt)
+    assert tokenizer.main(["--only", "merge_table", "--workdir", str(tmp_path)]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped"
+    assert list(tmp_path.iterdir()) == []
