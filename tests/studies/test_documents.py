@@ -1,3 +1,4 @@
+import json
 import re
 
 from tslm.studies.documents import iter_documents, read_document, sample_documents
@@ -32,3 +33,10 @@ def test_of_a_very_long_document_whole_characters_are_read(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("x" + "é" * (1 << 19), encoding="utf-8")
     assert read_document(Span(path, 0, path.stat().st_size)) == "x" + "é" * ((1 << 19) - 1)
+
+
+def test_each_line_of_jsonl_is_a_document(tmp_path):
+    texts = ["one\ntwo", f"é{END}", "", "x" * (1 << 20) + "y"]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n\n".join(json.dumps({"text": text}) for text in texts))
+    assert [read_document(span) for span in iter_documents([path])] == [*texts[:3], "x" * (1 << 20)]

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import re
 
 import pytest
@@ -99,6 +100,14 @@ def test_common_merges_end_with_the_shorter_list():
     assert count_common_merges(Tokenizer(vocab, pairs), Tokenizer(vocab, pairs[:2])) == 2
     assert count_common_merges(Tokenizer(vocab, pairs), Tokenizer(vocab, pairs[::-1])) == 0
     assert count_common_merges(Tokenizer(vocab, []), Tokenizer(vocab, pairs)) == 0
+
+
+def test_jsonl_is_studied_as_its_texts(tmp_path):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ["", "low lower", "low"]))
+    study = study_tokenizer([str(tmp_path / "a.jsonl")], vocab_size=300, num_workers=1)
+    assert [document.text for document in study.documents] == ["low lower", "low"]
+    assert study.num_bytes == len("low lower" + "low")
+    assert study.training.counts == {b"low": 2, b" lower": 1}
 
 
 def test_the_embedded_corpus_is_the_default_text():

@@ -51,7 +51,7 @@ def _tokenizer(argv: list[str]) -> None:
 
     parser = Parser(prog="python -m tslm study tokenizer", description="Measure a tokenizer and its training.")
     parser.add_argument("--input", type=str, nargs="+", default=None,
-                        help="the text: one file or several, UTF-8; stories of the embedded corpus if left out")
+                        help="the text: one file or several, UTF-8 or .jsonl; stories of the embedded corpus if none")
     parser.add_argument("--num_stories", type=int, default=20_000, help="how many of those stories")
     parser.add_argument("--tokenizer", type=str | None, default=None,
                         help="a folder that `train-tokenizer` has written; if left out, one is trained on the text")

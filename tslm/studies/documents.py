@@ -1,4 +1,7 @@
-"""Finds the documents of text files, which end with `<|endoftext|>`: paths come in, spans and their text go out."""
+"""Finds the documents of text files: paths come in, spans and their text go out.
+
+They end with `<|endoftext|>`; in JSONL files each line is one.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from tslm.tokenizer import END_OF_TEXT, Span
+from tslm.tokenizer.jsonl import is_jsonl, read_documents
 
 _LONGEST = 1 << 20  # bytes; a text without END_OF_TEXT is one document, of gigabytes perhaps
 
@@ -20,9 +24,10 @@ def iter_documents(source: Sequence[str | os.PathLike[str]]) -> Iterator[Span]:
     The end of a file ends a document too.
     """
     for path in source:
+        end = b"\n" if is_jsonl(path) else re.escape(END_OF_TEXT.encode())
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
             start = 0
-            for border in re.finditer(re.escape(END_OF_TEXT.encode()) + b"|\\Z", text):
+            for border in re.finditer(end + b"|\\Z", text):
                 stop, following = border.span()
                 if text[start:stop].strip():
                     yield Span(path, start, stop)
@@ -38,7 +43,10 @@ def sample_documents(source: Sequence[str | os.PathLike[str]], count: int, seed:
 
 def read_document(span: Span) -> str:
     """Return the text of a document; of a very long one the first mebibyte."""
-    with open(span.path, "rb") as file:
-        file.seek(span.start)
-        data = file.read(min(span.stop - span.start, _LONGEST))
+    if is_jsonl(span.path):
+        data = next(read_documents(*span))[:_LONGEST]
+    else:
+        with open(span.path, "rb") as file:
+            file.seek(span.start)
+            data = file.read(min(span.stop - span.start, _LONGEST))
     return data.decode(errors="ignore")  # which may drop the character that the mebibyte ends in

@@ -123,7 +123,7 @@ def study_tokenizer(
         if not input:
             write_corpus(source[0], num_stories, seed)
         training = train_with_report(source, size, specials, num_workers=num_workers, progress=True)
-        texts = [read_document(span) for span in sample_documents(source, 10, seed)]
+        texts = list(filter(None, map(read_document, sample_documents(source, 10, seed))))  # of JSONL some are empty
         if not (training.counts and texts):
             raise ValueError("the text holds nothing but white space and special tokens; give one with words")
         subject = given or training.tokenizer
