@@ -1,0 +1,239 @@
+"""Holds the tokenizer against slow references on random nasty inputs, for as long as one likes.
+
+A seed and a time come in; one JSON line per family of checks goes out, and on stderr each failing case with its inputs
+and the options that repeat it. Exit code 1 says that there was one.
+
+    python -m tests.campaigns.fuzz_tokenizer --seconds 300 --seed 7
+"""
+
+import json
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
+from typing import TypeVar
+from unittest import mock
+
+from tests.campaigns.campaign import Case, fails, run_campaign, same
+from tests.campaigns.fuzz_inputs import broken_bytes, broken_lines, nasty_specials, nasty_text, odd_tokenizer, salted
+from tests.tokenizer.reference import slow_counts, slow_pretokens
+from tslm.tokenizer import (
+    END_OF_TEXT,
+    Tokenizer,
+    bpe,
+    count,
+    count_pretokens,
+    encode,
+    encode_files,
+    encode_plainly,
+    merge_pretokens,
+    merge_pretokens_plainly,
+)
+from tslm.tokenizer.corpus import cut_blocks, read_blocks
+from tslm.tokenizer.pretokenize import (
+    PATTERN,
+    encode_specials,
+    find_pretokens,
+    pretoken_starts,
+    safe_cuts,
+    special_pattern,
+)
+
+Text = TypeVar("Text", str, bytes)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the campaign; return the exit code."""
+    families = [scanner, cuts, vocabularies, streams, training, damaged_bytes, json_lines]
+    description = "Hold the tokenizer against slow references on random nasty inputs."
+    return run_campaign("tests.campaigns.fuzz_tokenizer", families, description, arguments)
+
+
+def scanner(case: Case) -> None:
+    """The scanner's starts, with and without special tokens, and the cuts, against `regex`."""
+    text, specials = _draw_text(case)
+    data = text.encode()
+    words = PATTERN.findall(text)
+    same(find_pretokens(text), words)
+    same(_scanned(data, []), words)
+    same(_scanned(data, specials), slow_pretokens(text, specials))
+    for cut in safe_cuts(data).tolist():
+        same(PATTERN.findall(data[:cut].decode()) + PATTERN.findall(data[cut:].decode()), words)
+
+
+def cuts(case: Case) -> None:
+    """The words of blocks, cut from pieces of any kind, against those of the whole text."""
+    text, specials = _draw_text(case)
+    size = case.rng.choice([1, 5, 60, 1000])
+    case.note(size=size)
+    blocks = list(cut_blocks(_parted(case.rng, text.encode()), encode_specials(specials), size))
+    same(b"".join(blocks), text.encode())
+    words = [word for block in blocks for word in slow_pretokens(block.decode(), specials)]
+    same(words, slow_pretokens(text, specials))
+
+
+def vocabularies(case: Case) -> None:
+    """Encoding by words and by blocks, with odd vocabularies, against merging by the definition."""
+    text, specials = _draw_text(case)
+    tokenizer = _odd(case, text, specials)
+    expected = _encode_slowly(tokenizer, text)
+    for encode_it in (tokenizer.encode, lambda text: list(tokenizer.encode_iterable([text])),
+                      lambda text: tokenizer.file_blocks.encode(text.encode()).tolist()):  # fmt: skip
+        for _ in range(2):  # the second time from tables
+            if expected is None:
+                fails(partial(encode_it, text), "the vocabulary lacks the ")
+            else:
+                same(encode_it(text), expected)
+    if expected is not None:
+        same(tokenizer.decode(expected), text)
+
+
+def streams(case: Case) -> None:
+    """`encode`, `encode_iterable` in random parts and `encode_files` in random parts, blocks and tasks are one."""
+    pieces, least = case.rng.choice([(40, 1), (40, 1), (3000, 60)])  # long texts not byte by byte
+    text, specials = _draw_text(case, pieces)
+    tokenizer = _odd(case, text, specials, complete=True)
+    ids = tokenizer.encode(text)
+    same(tokenizer.decode(ids), text)
+    with mock.patch.object(bpe, "_STREAM_BYTES", max(least, case.rng.choice([1, 64, 1 << 13]))):
+        same(list(tokenizer.encode_iterable(_parted(case.rng, text))), ids)
+    parts = [part for part in _parted(case.rng, text) if part]
+    if parts:
+        with _small_parts(case, least):
+            paths = [case.write(f"{n}.txt", part.encode()) for n, part in enumerate(parts)]
+            file = encode_files(tokenizer, paths, case.folder / "ids.bin", num_workers=1)
+            same((file.ids.tolist(), file.source_bytes), (ids, len(text.encode())))
+            same(count_pretokens(paths, specials, num_workers=1), slow_counts(text, specials))
+
+
+def training(case: Case) -> None:
+    """`merge_pretokens` against counting all pairs anew."""
+    rng = case.rng
+    letters = rng.choice(["a", "ab", "abc", "abcdefgh", "aé字\0"])
+    words = {"".join(rng.choices(letters, k=rng.randint(1, 14))).encode() for _ in range(rng.randint(0, 12))}
+    if rng.random() < 0.3:
+        words |= {rng.randbytes(rng.randint(1, 6)) for _ in range(5)}
+    counts = {word: rng.choice([0, 1, 1, 2, 3, 1000, 1 << 40]) for word in sorted(words)}
+    specials = nasty_specials(rng)
+    size = 256 + len(specials) + rng.choice([0, 1, 10, 100])
+    case.note(counts=counts, vocab_size=size, specials=specials)
+    same(merge_pretokens(counts, size, specials), merge_pretokens_plainly(counts, size, specials))
+
+
+def damaged_bytes(case: Case) -> None:
+    """Files of any bytes: counted exactly, or one sentence that names the first bad byte as Python's decoder does."""
+    text, specials = _draw_text(case, case.rng.choice([5, 100]))
+    data = broken_bytes(case.rng, text) or b"\x80"
+    case.note(data=data)
+    path = case.write("a.txt", data)
+    with _small_parts(case):
+        call = partial(count_pretokens, path, specials, num_workers=1)
+        try:
+            readable = data.decode()
+        except UnicodeDecodeError as error:
+            fails(call, f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start};")
+        else:
+            same(call(), slow_counts(readable, specials))
+
+
+def json_lines(case: Case) -> None:
+    """JSONL, damaged or not: each record's own ids and counts, or one sentence that names the first bad line."""
+    rng = case.rng
+    specials = rng.choice([[], [END_OF_TEXT], sorted({END_OF_TEXT, *nasty_specials(rng)}), nasty_specials(rng)])
+    texts = [salted(rng, nasty_text(rng, rng.choice([0, 3, 40])), specials) for _ in range(rng.randint(1, 12))]
+    data = broken_lines(rng, texts) or b"\n"
+    case.note(data=data, specials=specials)
+    path = case.write("a.jsonl", data)
+    tokenizer = _odd(case, "".join(texts), specials, complete=True)
+    documents, bad_line = _read_slowly(data)
+    with _small_parts(case):
+        counted = partial(count_pretokens, path, specials, num_workers=1)
+        encoded = partial(encode_files, tokenizer, path, case.folder / "ids.bin", num_workers=1)
+        if bad_line is not None or not documents:
+            part = f"{path} holds no record" if not data.strip() else f"{path}, line {bad_line}, "
+            fails(counted, part)
+            fails(encoded, part)
+            return
+        file, found = encoded(), counted()
+    end = tokenizer.special_ids.get(END_OF_TEXT)
+    ids: list[int] = []
+    counts: dict[bytes, int] = {}
+    for text in documents:
+        own = tokenizer.encode(text)
+        ids += own if end is None or own[-1:] == [end] else [*own, end]
+        for word, times in slow_counts(text, specials).items():
+            counts[word] = counts.get(word, 0) + times
+    same((file.ids.tolist(), file.source_bytes), (ids, sum(len(text.encode()) for text in documents)))
+    same(found, counts)
+
+
+def _draw_text(case: Case, pieces: int = 40) -> tuple[str, list[str]]:
+    """Draw a text and special tokens."""
+    specials = nasty_specials(case.rng)
+    text = salted(case.rng, nasty_text(case.rng, pieces), specials)
+    case.note(text=text, specials=specials)
+    return text, specials
+
+
+def _parted(rng: random.Random, text: Text) -> list[Text]:
+    """Cut a text in parts, some of them empty."""
+    borders = sorted(rng.choices(range(len(text) + 1), k=rng.choice([0, 1, 5, 30])))
+    return [text[start:stop] for start, stop in pairwise([0, *borders, len(text)])]
+
+
+@contextmanager
+def _small_parts(case: Case, least: int = 1) -> Iterator[None]:
+    """Let files be cut into tasks and blocks of random sizes."""
+    task, block = (max(least, case.rng.choice([1, 7, 60, 1000, 1 << 20])) for _ in range(2))
+    case.note(task_bytes=task, block_bytes=block)
+    blocks_of = partial(read_blocks, size=block)
+    with (
+        mock.patch.multiple(encode, _TASK_BYTES=task, read_blocks=blocks_of),
+        mock.patch.multiple(count, _TASK_BYTES=(task, task), read_blocks=blocks_of),
+    ):
+        yield
+
+
+def _scanned(data: bytes, specials: list[str]) -> list[str]:
+    starts = pretoken_starts(data, special_pattern(encode_specials(specials))).tolist()
+    return [data[start:stop].decode() for start, stop in pairwise([*starts, len(data)])]
+
+
+def _odd(case: Case, text: str, specials: list[str], *, complete: bool = False) -> Tokenizer:
+    tokenizer = odd_tokenizer(case.rng, text, specials, complete=complete)
+    case.note(vocab=tokenizer.vocab, merges=tokenizer.merges)
+    return tokenizer
+
+
+def _encode_slowly(tokenizer: Tokenizer, text: str) -> list[int] | None:
+    """Return the ids by the definition; None where the vocabulary lacks one."""
+    ids = {token: id_ for id_, token in sorted(tokenizer.vocab.items(), reverse=True)}
+    merges = list(dict.fromkeys(tokenizer.merges))  # of a pair that is listed twice the first place counts
+    found: list[int] = []
+    for word in slow_pretokens(text, tokenizer.special_tokens):
+        special = word in tokenizer.special_ids
+        for token in [word.encode()] if special else encode_plainly(word.encode(), merges):
+            if token not in ids:
+                return None
+            found.append(ids[token])
+    return found
+
+
+def _read_slowly(data: bytes) -> tuple[list[str], int | None]:
+    """Return the documents of a JSONL file, and the number of the first line that is no record."""
+    documents = []
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if line.strip():
+            try:
+                text = json.loads(line.decode())["text"]
+                text.encode()
+            except (ValueError, TypeError, KeyError, AttributeError):
+                return documents, number
+            documents.append(text)
+    return documents, None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+import json
+import re
+
+import pytest
+
+from tests.campaigns import fuzz_tokenizer
+from tests.campaigns.fuzz_inputs import WHITE
+from tests.campaigns.fuzz_tokenizer import main
+from tests.conftest import ROOT
+from tslm.tokenizer.pretokenize import PATTERN
+
+
+def lines(capsys):
+    out, err = capsys.readouterr()
+    return [json.loads(line) for line in out.splitlines()], err
+
+
+def test_the_tokenizer_survives_a_short_campaign(capsys):
+    assert main(["--seed", "1", "--seconds", "4"]) == 0
+    found, err = lines(capsys)
+    assert err == ""
+    assert len({line["family"] for line in found}) == len(found) == 7
+    assert all(line["cases"] > 0 and line["failures"] == 0 and line["seed"] == 1 for line in found)
+
+
+def test_a_broken_scanner_is_found_and_its_case_can_be_repeated(capsys, monkeypatch):
+    right = fuzz_tokenizer.pretoken_starts
+    # As if the ideographic space were no white space: one of 25, in texts that are mostly without it.
+    monkeypatch.setattr(fuzz_tokenizer, "pretoken_starts", lambda data, specials=None: right(
+        data.replace("\u3000".encode(), "字".encode()), specials))  # fmt: skip
+    assert main(["--family", "scanner", "--cases", "300", "--seed", "5"]) == 1
+    (summary,), err = lines(capsys)
+    assert (summary["cases"], summary["seed"]) == (300, 5)
+    failed = re.findall(r"^scanner: case (\d+) of seed 5 failed; repeat it with (.+)$", err, re.MULTILINE)
+    assert len(failed) == summary["failures"] > 0
+    assert "\ntext = '" in err
+
+    number, options = failed[0]
+    assert main(options.split()) == 1
+    (again,), err_again = lines(capsys)
+    assert (again["cases"], again["failures"]) == (1, 1)
+    text = re.search(r"^text = .*$", err, re.MULTILINE).group()
+    assert text in err_again
+    assert "\\u3000" in text
+    monkeypatch.undo()
+    assert main(options.split()) == 0
+    assert number in options
+
+
+def test_a_wrong_error_and_a_missing_one_are_found(capsys, monkeypatch):
+    monkeypatch.setattr(fuzz_tokenizer, "count_pretokens", lambda *arguments, **more: {})
+    assert main(["--family", "damaged_bytes", "--family", "json_lines", "--cases", "30"]) == 1
+    assert all(line["failures"] > 5 for line in lines(capsys)[0])
+
+
+def test_ctrl_c_ends_a_campaign_with_its_summary(capsys, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fuzz_tokenizer, "cut_blocks", interrupted)
+    assert main(["--family", "scanner", "--family", "cuts", "--cases", "2"]) == 130
+    found, err = lines(capsys)
+    assert [line["cases"] for line in found] == [1, 0]
+    assert err == ""
+
+
+def test_the_command_in_the_readme_is_taken(capsys):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^python -m tests\.campaigns\.fuzz_tokenizer (.*)$", readme, re.MULTILINE)
+    assert main([*command.split(), "--cases", "0"]) == 0
+    assert len(lines(capsys)[0]) == 7
+
+
+def test_the_white_space_of_the_campaign_is_that_of_the_pattern():
+    assert len(WHITE) == len(set(WHITE)) == 25
+    assert PATTERN.findall("".join(WHITE)) == ["".join(WHITE)]
+
+
+@pytest.mark.parametrize("options", [["--family", "nothing"], ["--seconds", "long"]])
+def test_a_wrong_option_is_answered(options, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(options)
+    assert stopped.value.code == 2
+    assert "usage: python -m tests.campaigns.fuzz_tokenizer" in capsys.readouterr().err
