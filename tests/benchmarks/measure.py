@@ -137,14 +137,14 @@ def run_alone(function: Callable[..., Any], *, sample_memory: bool = False, **ar
     Args:
         function: arguments and result can be written as JSON.
         sample_memory: whether to watch the memory, which costs the process a little time.
-        arguments: passed on; paths become strings.
+        arguments: passed on; paths become absolute ones, as strings.
 
     Raises:
         ChildProcessError: the process failed; the sentence ends with the last line of its stderr.
         OSError: the memory was asked for, but this system does not tell it.
     """
     command = [sys.executable, "-m", "tests.benchmarks.child", f"{function.__module__}:{function.__qualname__}",
-               json.dumps(arguments, default=os.fspath)]
+               json.dumps(arguments, default=os.path.abspath)]
     peak = 0
     if sample_memory and not Path("/proc/self/smaps_rollup").exists():
         raise OSError("memory is read from /proc/<pid>/smaps_rollup, which this system lacks; measure it on Linux")

@@ -8,6 +8,7 @@ programs.
 
 import argparse
 import importlib.util
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -35,7 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measure(options: argparse.Namespace) -> None:
     size = int(options.size * 1e6)
     if size < 1 or options.runs < 1 or options.workers < 1:
-        raise ValueError("--size, --runs and --workers must be above 0")
+        raise ValueError("--size, --runs and --workers take numbers above 0")
+    for path, what in ((options.counts, "--counts takes a JSON file {pre-token: count}"),
+                       (options.train_text, "--train-text takes a UTF-8 text")):
+        if path is not None and not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist or is no file; {what}")
     chosen = _choose(plans(size), options.only)
     _check_installed(chosen)
     options.workdir.mkdir(parents=True, exist_ok=True)
@@ -85,21 +90,22 @@ def _check_installed(chosen: list[Plan]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.tokenizer", description=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        prog="python -m tests.benchmarks.tokenizer", description=(__doc__ or "").partition("\n\n")[2]
     )
-    parser.add_argument("--size", type=float, default=1000, help="MB of text drawn from the counts")
-    parser.add_argument("--mixed-size", type=float, help="MB of mixed text at most (default: --size)")
-    parser.add_argument("--runs", type=int, default=3, help="on each side; rustbpe and tokenizers train once")
-    parser.add_argument("--seed", type=int, default=0, help="of the texts")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="figures with these names or beginnings of names")
-    parser.add_argument("--workers", type=int, default=2, help="processes of tslm, and of tiktoken")
-    parser.add_argument("--counts", type=Path, help="JSON file {pre-token: count} to draw from (default: our own)")
-    parser.add_argument("--train-text", type=Path, help="text for the small figures (default: the embedded corpus)")
-    parser.add_argument("--workdir", type=Path, default=Path(".cache/benchmarks"), help="where texts are kept")
-    parser.add_argument("--markdown", action="store_true", help="also print the figures as a Markdown table at the end")
+    add = parser.add_argument
+    add("--size", type=float, default=1000, help="MB of text drawn from the counts (default: 1000)")
+    add("--mixed-size", type=float, help="MB of Python sources and documentation, at most (default: as --size)")
+    add("--runs", type=int, default=3, help="on each side (default: 3); rustbpe and tokenizers train once")
+    add("--seed", type=int, default=0, help="of the texts (default: 0)")
+    add("--only", nargs="+", metavar="NAME", help="the figures with these names or beginnings of names (default: all)")
+    add("--workers", type=int, default=2, help="processes of tslm, and of tiktoken (default: 2)")
+    add("--counts", type=Path, help="JSON file {pre-token: count} to draw from (default: the embedded corpus)")
+    add("--train-text", type=Path, help="text for the small figures (default: the embedded corpus)")
+    add("--workdir", type=Path, default=Path(".cache/benchmarks"), help="keeps texts (default: .cache/benchmarks)")
+    add("--markdown", action="store_true", help="print the figures as a Markdown table, too, at the end")
     return parser
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # being killed, too, ends the processes it started
     sys.exit(main())

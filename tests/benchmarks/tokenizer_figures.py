@@ -37,7 +37,7 @@ def plans(size: int) -> list[Plan]:
     """Return all figures in the order in which they are measured, for a drawn text of `size` bytes."""
     label = f"{size / 1e9:g}GB" if size >= 10**9 else f"{size / 1e6:g}MB"
     drawn, mixed = (lambda bench: bench.drawn_text), (lambda bench: bench.mixed_text)
-    corpora_ = [(f"train_{label}", f"encode_{label}", drawn), ("mixed_train", "mixed_encode", mixed)]
+    texts = [(f"train_{label}", f"encode_{label}", drawn), ("mixed_train", "mixed_encode", mixed)]
     found = [
         Plan("small_train", None, _small_train),
         Plan("merge_table", None, _merge_table),
@@ -47,7 +47,7 @@ def plans(size: int) -> list[Plan]:
         Plan("encode_iterable", "tiktoken", _encode_iterable),
         Plan("encode_iterable_memory", "tiktoken", _encode_iterable_memory),
     ]
-    for train, encode, text in corpora_:
+    for train, encode, text in texts:
         found.append(Plan(f"{train}_vs_gigatoken", "gigatoken", partial(_train, text=text, peer="gigatoken", limit=1)))
         if text is drawn:
             found.append(Plan("train_memory", "gigatoken", _train_memory))
@@ -56,7 +56,7 @@ def plans(size: int) -> list[Plan]:
             Plan(f"{encode}_vs_tiktoken", "tiktoken", partial(_encode, text=text, peer="tiktoken", least=4)),
         ]
     for peer, limit in (("rustbpe", 1 / 5), ("tokenizers", 1 / 15)):
-        for train, _, text in corpora_:
+        for train, _, text in texts:
             found.append(
                 Plan(f"{train}_vs_{peer}", peer, partial(_train, text=text, peer=peer, limit=limit, runs=1))
             )
