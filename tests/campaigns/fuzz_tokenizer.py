@@ -9,10 +9,11 @@ and the options that repeat it. Exit code 1 says that there was one.
 import json
 import random
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TypeVar
 from unittest import mock
 
@@ -31,15 +32,8 @@ from tslm.tokenizer import (
     merge_pretokens,
     merge_pretokens_plainly,
 )
-from tslm.tokenizer.corpus import cut_blocks, read_blocks
-from tslm.tokenizer.pretokenize import (
-    PATTERN,
-    encode_specials,
-    find_pretokens,
-    pretoken_starts,
-    safe_cuts,
-    special_pattern,
-)
+from tslm.tokenizer.corpus import cut_blocks, read_blocks, usable_cuts
+from tslm.tokenizer.pretokenize import PATTERN, encode_specials, find_pretokens, pretoken_starts, special_pattern
 
 Text = TypeVar("Text", str, bytes)
 
@@ -59,8 +53,9 @@ def scanner(case: Case) -> None:
     same(find_pretokens(text), words)
     same(_scanned(data, []), words)
     same(_scanned(data, specials), slow_pretokens(text, specials))
-    for cut in safe_cuts(data).tolist():
-        same(PATTERN.findall(data[:cut].decode()) + PATTERN.findall(data[cut:].decode()), words)
+    for cut in usable_cuts(data, encode_specials(specials)):
+        apart = [word for part in (data[:cut], data[cut:]) for word in slow_pretokens(part.decode(), specials)]
+        same(apart, slow_pretokens(text, specials))
 
 
 def cuts(case: Case) -> None:
@@ -139,34 +134,38 @@ def damaged_bytes(case: Case) -> None:
 
 
 def json_lines(case: Case) -> None:
-    """JSONL, damaged or not: each record's own ids and counts, or one sentence that names the first bad line."""
+    """JSONL, damaged or not: each record's own ids and counts, or one sentence that names the first bad line.
+
+    A plain file may stand in front of it and another one behind; they are texts as they are.
+    """
     rng = case.rng
     specials = rng.choice([[], [END_OF_TEXT], sorted({END_OF_TEXT, *nasty_specials(rng)}), nasty_specials(rng)])
     texts = [salted(rng, nasty_text(rng, rng.choice([0, 3, 40])), specials) for _ in range(rng.randint(1, 12))]
+    plain = [rng.choice(["", "", nasty_text(rng, 9)]) for _ in range(2)]
     data = broken_lines(rng, texts) or b"\n"
-    case.note(data=data, specials=specials)
+    case.note(data=data, plain=plain, specials=specials)
     path = case.write("a.jsonl", data)
-    tokenizer = _odd(case, "".join(texts), specials, complete=True)
+    before, after = ([case.write(f"{n}.txt", text.encode())] if text else [] for n, text in enumerate(plain))
+    sources = [*before, path, *after]
+    tokenizer = _odd(case, "".join(texts + plain), specials, complete=True)
     documents, bad_line = _read_slowly(data)
     with _small_parts(case):
-        counted = partial(count_pretokens, path, specials, num_workers=1)
-        encoded = partial(encode_files, tokenizer, path, case.folder / "ids.bin", num_workers=1)
+        counted = partial(count_pretokens, sources, specials, num_workers=1)
+        encoded = partial(encode_files, tokenizer, sources, case.folder / "ids.bin", num_workers=1)
         if bad_line is not None or not documents:
             part = f"{path} holds no record" if not data.strip() else f"{path}, line {bad_line}, "
             fails(counted, part)
             fails(encoded, part)
             return
         file, found = encoded(), counted()
-    end = tokenizer.special_ids.get(END_OF_TEXT)
-    ids: list[int] = []
-    counts: dict[bytes, int] = {}
-    for text in documents:
-        own = tokenizer.encode(text)
-        ids += own if end is None or own[-1:] == [end] else [*own, end]
-        for word, times in slow_counts(text, specials).items():
-            counts[word] = counts.get(word, 0) + times
-    same((file.ids.tolist(), file.source_bytes), (ids, sum(len(text.encode()) for text in documents)))
-    same(found, counts)
+    texts = [plain[0], *documents, plain[1]]
+    inner = chain.from_iterable(_with_end(tokenizer, text) for text in documents)
+    ids = [*tokenizer.encode(plain[0]), *inner, *tokenizer.encode(plain[1])]
+    same((file.ids.tolist(), file.source_bytes), (ids, sum(len(text.encode()) for text in texts)))
+    counts = Counter[bytes]()
+    for text in texts:
+        counts.update(slow_counts(text, specials))
+    same(found, dict(counts))
 
 
 def _draw_text(case: Case, pieces: int = 40) -> tuple[str, list[str]]:
@@ -219,6 +218,13 @@ def _encode_slowly(tokenizer: Tokenizer, text: str) -> list[int] | None:
                 return None
             found.append(ids[token])
     return found
+
+
+def _with_end(tokenizer: Tokenizer, document: str) -> list[int]:
+    """Return a document's ids and behind them, if there is such a token, that of its end, but not twice."""
+    end = tokenizer.special_ids.get(END_OF_TEXT)
+    ids = tokenizer.encode(document)
+    return ids if end is None or ids[-1:] == [end] else [*ids, end]
 
 
 def _read_slowly(data: bytes) -> tuple[list[str], int | None]:
