@@ -5,22 +5,41 @@ import pytest
 
 from tslm.tokenizer.lexicon import Lexicon
 
+STEMS = [b"", b"\0", b"a", b"low", b"eightish", b"sixteen letters.", b"x" * 31, b"y" * 40]
 
-@pytest.mark.parametrize(("table_bits", "may_grow"), [(2, True), (2, False), (12, True)])
-def test_tokenizer_lexicon_numbers_words_as_a_dictionary_does(table_bits, may_grow):
-    rng = random.Random(table_bits)
-    lexicon, expected, words_seen = Lexicon(table_bits, may_grow), {}, []
-    stems = [b"", b"\0", b"a", b"low", b"eightish", b"sixteen letters.", b"x" * 31, b"y" * 40]
+
+def draw(rng, count):
+    """Return words of all lengths, many of them more than once, and where they begin in a text."""
+    words = [rng.choice(STEMS) + b"%x" % rng.randrange(400) + rng.choice([b"", b"\0", b"s"]) for _ in range(count)]
+    return words, np.cumsum([0] + [len(word) for word in words[:-1]])
+
+
+@pytest.mark.parametrize(("place_bits", "batch"), [(4, 7), (10, 1 << 14), (16, 64)])
+def test_tokenizer_lexicon_numbers_words_as_a_dictionary_does(place_bits, batch, monkeypatch):
+    monkeypatch.setattr("tslm.tokenizer.lexicon._BATCH", batch)
+    rng = random.Random(place_bits)
+    lexicon, expected = Lexicon(place_bits), {}
     for _ in range(40):
-        words = [rng.choice(stems) + b"%x" % rng.randrange(400) + rng.choice([b"", b"\0", b"s"]) for _ in range(200)]
-        starts = np.cumsum([0] + [len(word) for word in words[:-1]])
-        numbers, new_words = lexicon.number(b"".join(words), starts)
-        words_seen += new_words
-        for word in words:
-            expected.setdefault(word, len(expected))
+        words, starts = draw(rng, 200)
+        numbers, fresh = lexicon.number(b"".join(words), starts)
+        new = {words[index]: numbers[index] for index in fresh.tolist()}
+        assert len(new) == len(fresh), "each new word once"
+        assert new.keys() == {word for word in words if word not in expected}
+        expected |= new
         assert numbers.tolist() == [expected[word] for word in words]
-        assert words_seen == list(expected)
-        assert len(lexicon) == len(expected)
+        assert len(set(expected.values())) == len(expected), "different words have different numbers"
+        assert max(expected.values()) < len(lexicon)
+
+    text, sizes, numbers = lexicon.words()
+    ends = np.cumsum(sizes)
+    words = [text[end - size : end] for size, end in zip(sizes.tolist(), ends.tolist(), strict=True)]
+    assert dict(zip(words, numbers.tolist(), strict=True)) == expected
+
     lexicon.clear()
-    assert lexicon.number(b"new", np.array([0]))[1] == [b"new"]
-    assert len(lexicon) == 1
+    assert lexicon.number(b"new", np.array([0]))[1].tolist() == [0]
+    assert lexicon.words().text == b"new"
+
+
+def test_tokenizer_lexicon_takes_a_text_without_words():
+    numbers, fresh = Lexicon().number(b"", np.empty(0, np.intp))
+    assert len(numbers) == len(fresh) == 0

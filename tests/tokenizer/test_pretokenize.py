@@ -13,6 +13,7 @@ from tslm.tokenizer.pretokenize import (
     PATTERN,
     encode_specials,
     find_pretokens,
+    is_utf8,
     pretoken_starts,
     safe_cuts,
     special_pattern,
@@ -78,14 +79,34 @@ def test_tokenizer_scanner_keeps_special_tokens_whole(text):
 @given(anything | tricky)
 def test_tokenizer_safe_cuts_change_nothing(text):
     data = text.encode()
-    for cut in safe_cuts(data).tolist():
+    for cut in np.concatenate(safe_cuts(data)).tolist():
         assert PATTERN.findall(data[:cut].decode()) + PATTERN.findall(data[cut:].decode()) == PATTERN.findall(text)
 
 
 def test_tokenizer_safe_cuts_are_found_in_any_language():
     for text in ("one two", "don't", "x=1;y", "字。字", "слово, слово", "12%"):
-        assert len(safe_cuts(text.encode()))
+        assert len(np.concatenate(safe_cuts(text.encode())))
 
+
+def test_tokenizer_safe_cuts_in_front_of_white_space_come_first():
+    in_front_of_white, others = safe_cuts(b"say, ten12 x\xc2\xa0 \n\n\xe2\x80\x9cyes\xe2\x80\x9d no")
+    assert in_front_of_white.tolist() == [4, 10, 26]
+    assert others.tolist() == [3, 8, 12, 23]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=12) | anything.map(str.encode))
+@example("é".encode() + b"\xc3")
+@example(b"\xe2a\x80\x99 and so on, in ASCII")
+@example(b"\xe2\x80 \x99 and so on, in ASCII")
+def test_tokenizer_utf8_is_told_as_decode_tells_it(text):
+    for data in (text, text + 100 * b" ASCII", 100 * b"ASCII " + text):
+        try:
+            data.decode()
+        except UnicodeDecodeError:
+            assert not is_utf8(data)
+        else:
+            assert is_utf8(data)
 
 def test_tokenizer_scanner_rejects_what_is_not_utf8():
     with pytest.raises(UnicodeDecodeError):

@@ -7,26 +7,31 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from tslm.tokenizer.lexicon import Lexicon
-from tslm.tokenizer.pretokenize import pretoken_starts, special_pattern
+from tslm.tokenizer.pretokenize import Positions, pretoken_starts, special_pattern
+from tslm.tokenizer.stretches import divide_specials, stretch_starts
 
 Ids = npt.NDArray[np.uint32]
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 class BlockEncoder:
-    """Encodes blocks of text and remembers the ids of the pre-tokens that it has met.
+    """Encodes blocks of text, remembering the ids of the stretches and of the pre-tokens that it has met.
+
+    In prose a block is looked up stretch by stretch (see `stretches`); only new stretches are cut into pre-tokens, and
+    only new pre-tokens go through BPE.
 
     Args:
         encode_word: returns the ids of one pre-token or special token.
         special_tokens: strings that are one pre-token each.
-        capacity: about how many distinct pre-tokens to remember, with seven ids and 32 bytes each on average; when it
-            is reached, all are forgotten.
+        capacity: about how many distinct stretches and how many pre-tokens to remember, with eight ids and 32 bytes
+            each on average; when it is reached, all are forgotten.
     """
 
     def __init__(
@@ -34,13 +39,10 @@ class BlockEncoder:
     ) -> None:
         self._encode_word = encode_word
         self._specials = special_pattern(special_tokens)
+        self._within_stretches, self._across_stretches = divide_specials(special_tokens)
+        self._pretokens = _Memory(self._encode_pretokens, capacity)
+        self._stretches = _Memory(self._encode_stretches, capacity)
         self._lock = threading.Lock()  # an executor may run its tasks in threads
-        self._capacity = capacity
-        self._lexicon = Lexicon(table_bits=(2 * capacity - 1).bit_length(), may_grow=False)
-        self._ids: Ids = np.empty(8 * capacity, np.uint32)  # the ids of all known words, one word behind the other
-        self._first = np.empty(capacity, np.intp)  # where a word's ids begin
-        self._count = np.empty(capacity, np.intp)  # how many it has
-        self._forget()
 
     def encode(self, block: bytes) -> Ids:
         """Return the ids of the tokens of a block.
@@ -48,48 +50,84 @@ class BlockEncoder:
         Raises:
             ValueError: the vocabulary lacks something that the text needs.
         """
+        if not block:
+            return np.empty(0, np.uint32)
         with self._lock:
-            return self._encode(block)
+            starts = stretch_starts(block, self._across_stretches)
+            if starts is None:
+                return self._pretokens.recall(block, pretoken_starts(block, self._specials))[0]
+            return self._stretches.recall(block, starts)[0]
 
-    def _encode(self, block: bytes) -> Ids:
-        if (
-            len(self._lexicon) >= self._capacity
-            or self._used > 7 * self._capacity
-            or self._remembered_bytes > 32 * self._capacity
-        ):
+    def _encode_stretches(self, text: bytes, starts: Positions) -> tuple[Ids, Positions]:
+        """Return the ids of stretches, one behind the other, and how many each has."""
+        pretokens = pretoken_starts(text, self._within_stretches)
+        ids, counts = self._pretokens.recall(text, pretokens)
+        return ids, np.add.reduceat(counts, np.searchsorted(pretokens, starts))
+
+    def _encode_pretokens(self, text: bytes, starts: Positions) -> tuple[Ids, Positions]:
+        """Return the ids of pre-tokens, one behind the other, and how many each has."""
+        borders = [*starts.tolist(), len(text)]
+        encoded = [self._encode_word(text[start:stop]) for start, stop in pairwise(borders)]
+        return np.array([id_ for ids in encoded for id_ in ids], np.uint32), np.array([*map(len, encoded)], np.intp)
+
+
+class _Memory:
+    """The ids of words of one kind, under their numbers in a lexicon.
+
+    Args:
+        encode: returns the ids of words that stand in a text without a gap, and how many each has.
+        capacity: about how many words to remember.
+    """
+
+    def __init__(self, encode: Callable[[bytes, Positions], tuple[Ids, Positions]], capacity: int) -> None:
+        self._encode = encode
+        self._capacity = capacity
+        self._lexicon = Lexicon(place_bits=min(max(capacity.bit_length(), 10), 16))
+        self._ids: Ids = np.empty(8 * capacity, np.uint32)  # the ids of all known words, one word behind the other
+        self._first = np.empty(len(self._lexicon) + capacity, np.uint32)  # where a word's ids begin
+        self._count = np.empty(len(self._first), np.uint32)  # how many it has
+        self._forget()
+
+    def recall(self, text: bytes, starts: Positions) -> tuple[Ids, Positions]:
+        """Return the ids of the words of a text, one behind the other, and how many each has.
+
+        Raises:
+            ValueError: the vocabulary lacks something that the text needs.
+        """
+        if self._words >= self._capacity or max(self._used, self._bytes // 4) >= 8 * self._capacity:
             self._forget()
-        numbers, new_words = self._lexicon.number(block, pretoken_starts(block, self._specials))
-        if new_words:
+        numbers, fresh = self._lexicon.number(text, starts)
+        if len(fresh):
             try:
-                self._learn(new_words)
+                self._learn(text, starts, numbers, fresh)
             except ValueError:
                 self._forget()  # the lexicon knows words now whose ids are not here
                 raise
-        first, count = self._first[numbers], self._count[numbers]
+        count = self._count.take(numbers).astype(np.intp)
         ends = np.cumsum(count)
-        if len(ends) == 0 or ends[-1] == len(ends):  # one id each
-            return self._ids[first]
         places = np.arange(ends[-1])
-        places += np.repeat(first - (ends - count), count)
-        return self._ids[places]
+        places += np.repeat(self._first.take(numbers) - (ends - count), count)
+        return self._ids.take(places), count
 
-    def _learn(self, words: list[bytes]) -> None:
-        encoded = [self._encode_word(word) for word in words]
-        counts = [len(ids) for ids in encoded]
-        known, total = len(self._lexicon) - len(words), sum(counts)
-        self._first = _with_room(self._first, known + len(words))
-        self._count = _with_room(self._count, known + len(words))
-        self._ids = _with_room(self._ids, self._used + total)
-        self._count[known : known + len(words)] = counts
-        self._first[known : known + len(words)] = self._used + np.cumsum([0, *counts[:-1]])
-        self._ids[self._used : self._used + total] = [id_ for ids in encoded for id_ in ids]
-        self._used += total
-        self._remembered_bytes += sum(map(len, words))
+    def _learn(self, text: bytes, starts: Positions, numbers: Positions, fresh: Positions) -> None:
+        """Encode the words that are new, and note their ids."""
+        stops = np.append(starts, len(text))[fresh + 1]
+        words = [text[start:stop] for start, stop in zip(starts[fresh].tolist(), stops.tolist(), strict=True)]
+        sizes = stops - starts[fresh]
+        ids, count = self._encode(b"".join(words), np.cumsum(sizes) - sizes)
+        self._first = _with_room(self._first, len(self._lexicon))
+        self._count = _with_room(self._count, len(self._lexicon))
+        self._ids = _with_room(self._ids, self._used + len(ids))
+        self._count[numbers[fresh]] = count
+        self._first[numbers[fresh]] = self._used + np.cumsum(count) - count
+        self._ids[self._used : self._used + len(ids)] = ids
+        self._used += len(ids)
+        self._words += len(words)
+        self._bytes += int(sizes.sum())
 
     def _forget(self) -> None:
         self._lexicon.clear()
-        self._used = 0  # ids in use
-        self._remembered_bytes = 0
+        self._words = self._used = self._bytes = 0  # words, their ids, their bytes
 
 
 def _with_room(array: npt.NDArray[Scalar], size: int) -> npt.NDArray[Scalar]:

@@ -23,7 +23,7 @@ END_OF_TEXT = "<|endoftext|>"  # what GPT-2 and TinyStories put between document
 
 _LONG = 1 << 12  # characters from which the fixed cost of the arrays, 0.1 ms a block, is less than what they save
 _STREAM_BYTES = 1 << 13  # blocks of a stream: about 0.3 MB with all arrays
-_STREAM_CAPACITY = 1 << 13
+_STREAM_CAPACITY = 1 << 12
 _FILE_CAPACITY = 1 << 17
 
 

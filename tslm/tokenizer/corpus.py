@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from tslm.tokenizer.jsonl import DOCUMENT_END, end_of_line, holds_record, is_jsonl, read_documents
-from tslm.tokenizer.pretokenize import safe_cuts
+from tslm.tokenizer.pretokenize import is_utf8, safe_cuts
 
-BLOCK_BYTES = 1 << 18  # a block with its arrays (a few bytes per byte of text) stays within a core's second-level cache
+BLOCK_BYTES = 1 << 19  # a block with its arrays (a few bytes per byte of text) stays within a core's second-level cache
 _WINDOW = 1 << 9  # how much is searched for a cut at first; the search doubles it
 
 
@@ -158,19 +158,24 @@ def read_pieces(spans: Iterable[Span], size: int = BLOCK_BYTES) -> Iterator[byte
                     raise ValueError(f"{path} became shorter while it was read: {stop - start:,} bytes are missing")
                 start += len(fresh)
                 piece = rest + fresh
-                rest = b""
-                if not piece.isascii():
-                    try:
-                        piece.decode()
-                    except UnicodeDecodeError as error:
-                        if error.reason != "unexpected end of data" or start == stop:
-                            offset = start - len(piece) + error.start
-                            raise ValueError(
-                                f"{path} is not UTF-8: byte 0x{piece[error.start]:02x} at offset {offset}; convert the "
-                                "file, for example with `iconv -f latin1 -t utf-8`, or remove the byte"
-                            ) from None
-                        piece, rest = piece[: error.start], piece[error.start :]
+                whole = len(piece) if start == stop else _whole_characters_end(piece)
+                piece, rest = piece[:whole], piece[whole:]
+                if not is_utf8(piece):
+                    offset = start - len(rest) - len(piece)
+                    raise ValueError(f"{path} is not UTF-8: {_first_fault(piece, offset)}")
                 yield piece
+
+
+def _first_fault(text: bytes, offset: int) -> str:
+    """Name the first byte of a text that is not UTF-8, and how to mend that."""
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        return (
+            f"byte 0x{text[error.start]:02x} at offset {offset + error.start}; convert the file, for example with "
+            "`iconv -f latin1 -t utf-8`, or remove the byte"
+        )
+    raise AssertionError("is_utf8 and bytes.decode disagree")
 
 
 def cut_blocks(pieces: Iterable[bytes], special_tokens: Sequence[bytes], size: int = BLOCK_BYTES) -> Iterator[bytes]:
@@ -204,15 +209,17 @@ def cut_blocks(pieces: Iterable[bytes], special_tokens: Sequence[bytes], size: i
 def usable_cuts(text: bytes, special_tokens: Sequence[bytes], backwards: bool = False) -> Iterator[int]:
     """Yield the safe cuts of a text at which no special token lies across, whatever comes before and behind the text.
 
+    Cuts in front of white space come first, all the others after them.
+
     Raises:
         UnicodeDecodeError: the text is not UTF-8.
     """
     longest = max(map(len, special_tokens), default=1)
-    cuts = safe_cuts(text)
-    cuts = cuts[(cuts >= longest - 1) & (cuts <= len(text) - longest + 1)]
-    for cut in map(int, cuts[::-1] if backwards else cuts):
-        if not any(token in text[cut - len(token) + 1 : cut + len(token) - 1] for token in special_tokens):
-            yield cut
+    for cuts in safe_cuts(text):
+        inside = cuts[(cuts >= longest - 1) & (cuts <= len(text) - longest + 1)]
+        for cut in map(int, inside[::-1] if backwards else inside):
+            if not any(token in text[cut - len(token) + 1 : cut + len(token) - 1] for token in special_tokens):
+                yield cut
 
 
 def _last_cut(text: bytes, special_tokens: Sequence[bytes]) -> int | None:
@@ -266,11 +273,14 @@ def _whole_characters(text: bytes) -> tuple[bytes, int]:
     first = 0
     while first < min(3, len(text)) and text[first] & 0xC0 == 0x80:
         first += 1
-    last = len(text)
+    return text[first : _whole_characters_end(text)], first
+
+
+def _whole_characters_end(text: bytes) -> int:
+    """Return the position at which the last character begins if it is cut, or else the length."""
     for back in range(1, min(4, len(text)) + 1):
         lead = text[-back]
         if lead & 0xC0 != 0x80:
             width = 1 if lead < 0x80 else 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
-            last -= back if width > back else 0
-            break
-    return text[first:last], first
+            return len(text) - back if width > back else len(text)
+    return len(text)

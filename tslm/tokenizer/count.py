@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import closing
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +17,8 @@ from tqdm import tqdm
 from tslm.tokenizer.corpus import Corpus, Span, TextInput, read_blocks
 from tslm.tokenizer.jsonl import DOCUMENT_END
 from tslm.tokenizer.lexicon import Lexicon
-from tslm.tokenizer.pretokenize import encode_specials, pretoken_starts, special_pattern
+from tslm.tokenizer.pretokenize import Positions, encode_specials, pretoken_starts, special_pattern
+from tslm.tokenizer.stretches import divide_specials, stretch_starts
 from tslm.tokenizer.workers import map_in_order, resolve_workers
 
 _TASK_BYTES = (1 << 22, 1 << 26)  # small enough for a lively progress bar, large enough that few tables are joined
@@ -59,54 +59,73 @@ def count_pretokens(
     smallest, largest = _TASK_BYTES
     task_bytes = min(max(corpus.size // (4 * resolve_workers(num_workers)), smallest), largest)
     tasks = ((spans, specials) for spans in corpus.split(task_bytes, specials))
-    counts: dict[bytes, int] = {}
+    total = _Tally()
     bar = tqdm(total=corpus.size, desc="counting", unit="B", unit_scale=True, disable=not progress)
     results = map_in_order(_count_part, tasks, corpus.size, num_workers, executor)
     with bar, closing(results):
         for part in results:
-            part.add_to(counts)
-            bar.update(part.text_bytes)
-    return counts
+            total.add(part.text, np.cumsum(part.sizes) - part.sizes, part.counts)
+            bar.update(part.file_bytes)
+    return total.as_dict(without=specials)
 
 
 class _PartialCount(NamedTuple):
     """The counts of one part as a few flat arrays, which cross to another process faster than a dictionary."""
 
-    text_bytes: int
-    words: bytes  # one behind the other
-    sizes: npt.NDArray[np.uint32]
+    file_bytes: int
+    text: bytes  # the pre-tokens, one behind the other
+    sizes: npt.NDArray[np.intp]
     counts: npt.NDArray[np.int64]
-
-    def add_to(self, counts: dict[bytes, int]) -> None:
-        start = 0
-        for size, count in zip(self.sizes.tolist(), self.counts.tolist(), strict=True):
-            word = self.words[start : start + size]
-            counts[word] = counts.get(word, 0) + count
-            start += size
 
 
 def _count_part(task: tuple[list[Span], list[bytes]]) -> _PartialCount:
-    """Count the pre-tokens of one part of the text."""
+    """Count the pre-tokens of one part of the text: in prose by way of its stretches, elsewhere at once."""
     spans, specials = task
-    starts_of = partial(pretoken_starts, specials=special_pattern(specials))
-    lexicon = Lexicon()
-    words: list[bytes] = []
-    counts = np.zeros(1 << 12, np.int64)
+    pattern = special_pattern(specials)
+    within_stretches, across_stretches = divide_specials(specials)
+    stretches, pretokens = _Tally(), _Tally()
     for block in read_blocks(spans, specials):
-        numbers, new_words = lexicon.number(block, starts_of(block))
-        words += new_words
-        if len(words) > len(counts):
-            counts = np.concatenate([counts, np.zeros(2 * len(words), np.int64)])
-        found = np.bincount(numbers)
-        counts[: len(found)] += found
-    kept = [
-        (word, count)
-        for word, count in zip(words, counts.tolist(), strict=False)
-        if word not in specials and not word.startswith(DOCUMENT_END)
-    ]
-    return _PartialCount(
-        text_bytes=sum(span.stop - span.start for span in spans),
-        words=b"".join(word for word, _ in kept),
-        sizes=np.array([len(word) for word, _ in kept], np.uint32),
-        counts=np.array([count for _, count in kept], np.int64),
-    )
+        starts = stretch_starts(block, across_stretches)
+        if starts is None:
+            pretokens.add(block, pretoken_starts(block, pattern), 1)
+        else:
+            stretches.add(block, starts, 1)
+    text, sizes, counts = stretches.words()
+    borders = np.cumsum(sizes)
+    starts = pretoken_starts(text, within_stretches)
+    pretokens.add(text, starts, counts[np.searchsorted(borders, starts, "right")])
+    return _PartialCount(sum(span.stop - span.start for span in spans), *pretokens.words())
+
+
+class _Tally:
+    """How often each word was met."""
+
+    def __init__(self) -> None:
+        self._lexicon = Lexicon()
+        self._counts = np.zeros(1, np.int64)
+
+    def add(self, text: bytes, starts: Positions, times: npt.NDArray[np.int64] | int) -> None:
+        """Count the words of a text, each so many times."""
+        numbers, _ = self._lexicon.number(text, starts)
+        if len(self._lexicon) > len(self._counts):
+            grown = np.zeros(2 * len(self._lexicon), np.int64)
+            grown[: len(self._counts)] = self._counts
+            self._counts = grown
+        np.add.at(self._counts, numbers, times)
+
+    def words(self) -> tuple[bytes, npt.NDArray[np.intp], npt.NDArray[np.int64]]:
+        """Return the distinct words one behind the other, their sizes and their counts."""
+        words = self._lexicon.words()
+        return words.text, words.sizes, self._counts[words.numbers]
+
+    def as_dict(self, without: Sequence[bytes]) -> dict[bytes, int]:
+        """Return the count of each word, except those of special tokens and of the ends of documents."""
+        text, sizes, counts = self.words()
+        ends = np.cumsum(sizes)
+        counted = {
+            text[start:end]: count
+            for start, end, count in zip((ends - sizes).tolist(), ends.tolist(), counts.tolist(), strict=True)
+        }
+        for word in [word for word in counted if word in without or word.startswith(DOCUMENT_END)]:
+            del counted[word]
+        return counted

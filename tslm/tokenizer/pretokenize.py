@@ -143,21 +143,46 @@ def byte_kinds(text: bytes) -> Bytes:
     wide = np.flatnonzero((data >= 0x80) & (data != _SPECIAL_BYTE))
     # The non-ASCII bytes alone, put together, are valid UTF-8 as well: the price is theirs, not that of the whole text.
     characters = np.frombuffer(data[wide].tobytes().decode().encode("utf-32-le"), "<u4")
-    widths = 2 + (characters >= 0x800) + (characters >= 0x10000)
     kind = kind.copy()
-    kind[wide] = np.repeat(_kinds_of(characters), widths)
+    kind[wide] = np.repeat(_kinds_of(characters), _widths(characters))
     return kind
 
 
-def safe_cuts(text: bytes) -> Positions:
+def safe_cuts(text: bytes) -> tuple[Positions, Positions]:
     r"""Return positions where the text can be cut in two that have the same pre-tokens apart as together.
 
-    They lie behind a run of letters or of numbers: no pre-token continues there, and none of the patterns that such a
-    run ends looks ahead. (Behind other signs an apostrophe could wait for its letters; behind white space `(?!\S)`
-    looks on.) Special tokens are the caller's affair: see `corpus.usable_cuts`.
+    First those in front of ASCII white space that follows something else: there a pre-token ends whatever it is, and
+    white space, which looks ahead (`(?!\S)`), stays whole. Then those behind a run of letters or of numbers: no
+    pre-token goes on there, and none that such a run ends looks ahead; but if what follows is a stretch of white space,
+    it is in the first list already. (Behind other signs an apostrophe could wait for its letters.) Special tokens are
+    the caller's affair: see `corpus.usable_cuts`.
     """
     kind = byte_kinds(text)
-    return np.flatnonzero((kind[:-1] <= NUMBER) & (kind[1:] != kind[:-1])) + 1
+    changes = np.flatnonzero(kind[1:] != kind[:-1]) + 1
+    is_ascii_white = (kind[changes] == WHITE) & (np.frombuffer(text, np.uint8)[changes] < 0x80)
+    return changes[is_ascii_white], changes[~is_ascii_white & (kind[changes - 1] <= NUMBER)]
+
+
+def is_utf8(text: bytes) -> bool:
+    """Tell whether bytes are UTF-8, in little more time than it takes to see that nearly all of them are ASCII."""
+    if text.isascii():
+        return True
+    wide = np.flatnonzero(np.frombuffer(text, np.uint8) >= 0x80)
+    try:
+        if 4 * len(wide) > len(text):
+            text.decode()
+            return True
+        # Together the non-ASCII bytes must be UTF-8, and those of one character must be neighbours in the text.
+        characters = np.frombuffer(np.frombuffer(text, np.uint8)[wide].tobytes().decode().encode("utf-32-le"), "<u4")
+    except UnicodeDecodeError:
+        return False
+    last = np.cumsum(_widths(characters)) - 1
+    return bool(np.all(wide[last] - wide[last - _widths(characters) + 1] == _widths(characters) - 1))
+
+
+def _widths(characters: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
+    """Return the number of bytes that each non-ASCII character takes in UTF-8."""
+    return 2 + (characters >= 0x800).astype(np.int64) + (characters >= 0x10000)
 
 
 def _classify(characters: str) -> Bytes:

@@ -1,0 +1,192 @@
+"""Hash tables in numpy, from words packed into 64-bit integers to numbers: all words of a batch at once.
+
+Text as 64-bit integers with the borders of words comes in; keys, places and numbers go out. Both tables have one place
+per key and no probing, so that a lookup is the same for all; whoever finds the place taken has to look elsewhere.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from tslm.tokenizer.pretokenize import Positions
+
+Keys = npt.NDArray[np.uint64]
+Mask = npt.NDArray[np.bool_]
+
+PACKED_BYTES = 16  # of the longest word with a key
+
+# Mask n keeps the first n bytes of a little-endian 64-bit integer.
+_MASKS = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)
+
+
+def pack_short(chunks: Keys, borders: Positions) -> Keys:
+    """Return words of up to 8 bytes as integers, their last byte at the top; 0 for longer ones.
+
+    Args:
+        chunks: the text, 8 bytes at a time, little-endian, with two more chunks behind its end.
+        borders: where each word begins, and where the last one ends.
+    """
+    # The 8 bytes from a place on are parts of two neighbouring chunks, as numpy is slow to load across their border.
+    # What lies behind the word is shifted out at the top then, and so is all of a word of more than 8 bytes: numpy
+    # takes a shift of 64 and more as far as it says.
+    bits = np.left_shift(borders.view(np.uint64), 3)
+    chunk = np.right_shift(borders[:-1], 3)
+    shift = np.bitwise_and(bits[:-1], 56)
+    keys: Keys = chunks.take(chunk, mode="clip")
+    upper = chunks[1:].take(chunk, mode="clip")
+    keys >>= shift
+    upper <<= np.subtract(64, shift, out=shift)
+    keys |= upper
+    np.subtract(bits[:-1], bits[1:], out=shift)
+    shift += np.uint64(64)
+    keys <<= shift
+    return keys
+
+
+def pack_wide(chunks: Keys, begin: Positions, sizes: Positions) -> Keys:
+    """Return words as pairs of integers, the first 8 bytes and the next 8, filled up with zeros.
+
+    Args:
+        chunks: the text, 8 bytes at a time, little-endian, with two more chunks behind its end.
+        begin: where each word begins.
+        sizes: how many bytes it has; of more than 16 the first 16 count.
+    """
+    loads: Keys = np.ndarray(8 * len(chunks) - 7, "<u8", chunks, strides=(1,))  # 8 bytes from every position on
+    keys = np.empty((len(begin), 2), np.uint64)
+    np.bitwise_and(loads[begin], _MASKS.take(sizes, mode="clip"), out=keys[:, 0])
+    np.bitwise_and(loads[begin + 8], _MASKS.take(np.maximum(sizes - 8, 0), mode="clip"), out=keys[:, 1])
+    return keys
+
+
+class PlaceTable:
+    """A table of single integers, in which a key's place is its number.
+
+    Args:
+        multiplier: of the hash: the product's top bits (Fibonacci hashing; Knuth, TAOCP 3, section 6.4).
+        bits: 2 ** bits places. With 16 the keys take half a megabyte and stay in a core's second-level cache.
+    """
+
+    def __init__(self, multiplier: int, bits: int) -> None:
+        self._multiplier = np.uint64(multiplier)
+        self._shift = np.uint64(64 - bits)
+        self.places = 1 << bits
+        self._keys: Keys = np.empty(self.places, np.uint64)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all keys."""
+        self._keys.fill(0)
+        self._keys[0] = 1  # no word's key: 0 stands for none, and is not to be found in its place, which is this one
+
+    def find(self, keys: Keys, places: Positions) -> Positions:
+        """Write the place of each key; return the indices of those that are not there."""
+        hashes = np.multiply(keys, self._multiplier, out=places.view(np.uint64))
+        hashes >>= self._shift
+        return sparse_nonzero(self._keys.take(places, mode="clip") != keys)
+
+    def claim(self, keys: Keys, places: Positions) -> tuple[Mask, Positions]:
+        """Store keys that are not there yet, as far as their places are free: first come, first served.
+
+        Returns:
+            Whether each key is there now, and the index of each distinct one that is new.
+        """
+        free = np.flatnonzero((self._keys[places] == 0) & (keys != 0))
+        new = _first_comers(self._keys, places, free)
+        self._keys[places[new]] = keys[new]
+        return self._keys[places] == keys, new
+
+    def items(self) -> tuple[Keys, Positions]:
+        """Return all keys, as rows of one, and their numbers."""
+        taken = np.flatnonzero(self._keys[1:]) + 1
+        return self._keys[taken][:, None], taken
+
+
+class WideTable:
+    """A table from pairs of integers to numbers, which grows.
+
+    Args:
+        multiplier: of the hash.
+        bits: 2 ** bits places at first.
+    """
+
+    def __init__(self, multiplier: int, bits: int) -> None:
+        self._multiplier = np.uint64(multiplier)
+        self._allocate(bits)
+
+    def _allocate(self, bits: int) -> None:
+        self._bits = bits
+        self._taken = 0
+        # Key, number + 1 and nothing, in one row, since a lookup waits for memory once a row; all 0 where nothing is.
+        self._rows: Keys = np.zeros((1 << bits, 4), np.uint64)
+
+    def clear(self) -> None:
+        """Forget all keys, but keep the room."""
+        self._taken = 0
+        self._rows.fill(0)
+
+    def find(self, keys: Keys) -> Positions:
+        """Return the number of each key, -1 for those that are not there and for the key 0."""
+        rows = self._rows.take(self._places(keys), axis=0, mode="clip")
+        is_there = rows[:, 0] == keys[:, 0]
+        is_there &= rows[:, 1] == keys[:, 1]
+        rows[:, 2] *= is_there
+        numbers: Positions = rows[:, 2].view(np.intp) - 1
+        return numbers
+
+    def claim(self, keys: Keys, next_number: int) -> tuple[Positions, Positions]:
+        """Store keys that are not there yet, as far as their places are free, under the numbers from `next_number` on.
+
+        Returns:
+            The number of each key, -1 for those without a place, and the index of each distinct one that is new.
+        """
+        self._make_room(len(keys))
+        places = self._places(keys)
+        new = _first_comers(self._rows[:, 2], places, np.flatnonzero(self._rows[places, 2] == 0))
+        self._rows[places[new], :2] = keys[new]
+        self._rows[places[new], 2] = np.arange(next_number + 1, next_number + 1 + len(new), dtype=np.uint64)
+        self._taken += len(new)
+        return self.find(keys), new
+
+    def items(self) -> tuple[Keys, Positions]:
+        """Return all keys, as rows of two, and their numbers."""
+        taken = self._rows[self._rows[:, 2] != 0]
+        return np.ascontiguousarray(taken[:, :2]), taken[:, 2].view(np.intp) - 1
+
+    def _make_room(self, expected: int) -> None:
+        """Grow so that after `expected` more keys at most a quarter of the places is taken."""
+        bits = self._bits
+        while 4 * (self._taken + expected) > 1 << bits:
+            bits += 1
+        if bits > self._bits:
+            rows = self._rows[self._rows[:, 2] != 0]
+            self._allocate(bits)
+            self._rows[self._places(rows)] = rows  # all in different places: a longer hash begins with the shorter one
+            self._taken = len(rows)
+
+    def _places(self, keys: Keys) -> Positions:
+        mixed = keys[:, 0] * self._multiplier
+        mixed ^= mixed >> np.uint64(29)
+        mixed ^= keys[:, 1]
+        mixed *= self._multiplier
+        mixed >>= np.uint64(64 - self._bits)
+        return mixed.view(np.intp)
+
+
+def sparse_nonzero(mask: Mask) -> Positions:
+    """Do what `flatnonzero` does, in a third of its time where some percent are set: eight at a time are looked at."""
+    whole = len(mask) // 8 * 8
+    groups = mask[:whole].view(np.uint64)
+    at = np.flatnonzero(groups != 0)
+    inside = np.flatnonzero(groups[at].view(np.bool_))
+    found: Positions = 8 * at[inside >> 3] + (inside & 7)
+    rest = np.flatnonzero(mask[whole:])
+    return np.concatenate([found, rest + whole]) if len(rest) else found
+
+
+def _first_comers(column: Keys, places: Positions, candidates: Positions) -> Positions:
+    """Return for each of the free places in a column the first of the candidates for it; leave a mark there."""
+    wanted, marks = places[candidates], candidates.view(np.uint64) + np.uint64(1)
+    column[wanted[::-1]] = marks[::-1]  # of several assignments to one place the last one stays
+    first: Positions = candidates[column[wanted] == marks]
+    return first
