@@ -36,7 +36,7 @@ def path(tmp_path_factory):
 
 
 def test_tokenizer_on_dask_gives_the_same_as_in_this_process(client, path, tmp_path, monkeypatch):
-    monkeypatch.setattr(count, "_TASK_BYTES", (1 << 17, 1 << 17))
+    monkeypatch.setattr(count, "_LARGEST_PART", 1 << 17)
     monkeypatch.setattr(encode, "_TASK_BYTES", 1 << 17)
     used = set(client.run(os.getpid).values())
     assert len(used) == 2

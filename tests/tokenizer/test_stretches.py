@@ -1,29 +1,30 @@
+from itertools import pairwise
+
 import hypothesis.strategies as st
-import numpy as np
 import regex
 from hypothesis import example, given, settings
 
-from tslm.tokenizer.pretokenize import pretoken_starts, special_pattern
-from tslm.tokenizer.stretches import divide_specials, stretch_starts
+from tslm.tokenizer.pretokenize import pretoken_borders, special_pattern
+from tslm.tokenizer.stretches import divide_specials, stretch_borders
 
 WHITE = regex.findall(r"\s", "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000))
-PIECES = [*WHITE, "", "a", "b2", "'s", "'", "!", "the", "\x1c", "\0", "é", "\u3000 ", "字", "<|e|>", "<|a b|>", "<|a", "b|>"]
-PIECES += [" " + piece for piece in PIECES]
+PIECES = [*WHITE, "", "a", "b2", "'s", "'", "!", "the", "\x1c", "\0", "é", "\u3000 ", "字", "<|e|>", "<|a b|>"]
+PIECES += ["<|a", "b|>", *(" " + piece for piece in PIECES)]
 SPECIALS = [b"<|e|>", b"<|a b|>"]
 WITHIN, ACROSS = divide_specials(SPECIALS)
 
 
 def stretches_of(text, across=None):
-    starts = stretch_starts(text, across)
-    return None if starts is None else cut(text, starts)
+    borders = stretch_borders(text, across)
+    return None if borders is None else cut(text, borders)
 
 
 def pretokens_of(text, specials):
-    return cut(text, pretoken_starts(text, specials))
+    return cut(text, pretoken_borders(text, specials))
 
 
-def cut(text, starts):
-    return [piece.tobytes() for piece in np.split(np.frombuffer(text, np.uint8), starts[1:])]
+def cut(text, borders):
+    return [text[start:stop] for start, stop in pairwise(borders.tolist())]
 
 
 @settings(max_examples=500, deadline=None)

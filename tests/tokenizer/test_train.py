@@ -84,7 +84,7 @@ def test_train_bpe_does_not_depend_on_workers_parts_and_files(tmp_path, monkeypa
         (tmp_path / f"{n}.txt").write_bytes(data[start:stop])
     expected = slow_counts(text, specials)
     assert count_pretokens(tmp_path / "whole.txt", specials, num_workers=1) == expected
-    monkeypatch.setattr(count, "_TASK_BYTES", (900, 900))
+    monkeypatch.setattr(count, "_LARGEST_PART", 900)
     monkeypatch.setattr(workers, "POOL_MINIMUM_BYTES", 0)
     assert count_pretokens(parts, specials, num_workers=1) == expected
     assert count_pretokens([tmp_path / f"{n}.txt" for n in range(3)], specials, num_workers=2) == expected

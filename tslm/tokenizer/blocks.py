@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tslm.tokenizer.lexicon import Lexicon
-from tslm.tokenizer.pretokenize import Positions, pretoken_starts, special_pattern
-from tslm.tokenizer.stretches import divide_specials, stretch_starts
+from tslm.tokenizer.pretokenize import Positions, pretoken_borders, special_pattern
+from tslm.tokenizer.stretches import divide_specials, stretch_borders
+from tslm.tokenizer.workspace import Workspace
 
 Ids = npt.NDArray[np.uint32]
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -40,8 +41,9 @@ class BlockEncoder:
         self._encode_word = encode_word
         self._specials = special_pattern(special_tokens)
         self._within_stretches, self._across_stretches = divide_specials(special_tokens)
-        self._pretokens = _Memory(self._encode_pretokens, capacity)
-        self._stretches = _Memory(self._encode_stretches, capacity)
+        self._space = Workspace()
+        self._pretokens = _Memory(self._encode_pretokens, capacity, Workspace())  # its own: one asks the other
+        self._stretches = _Memory(self._encode_stretches, capacity, self._space)
         self._lock = threading.Lock()  # an executor may run its tasks in threads
 
     def encode(self, block: bytes) -> Ids:
@@ -53,21 +55,20 @@ class BlockEncoder:
         if not block:
             return np.empty(0, np.uint32)
         with self._lock:
-            starts = stretch_starts(block, self._across_stretches)
-            if starts is None:
-                return self._pretokens.recall(block, pretoken_starts(block, self._specials))[0]
-            return self._stretches.recall(block, starts)[0]
+            borders = stretch_borders(block, self._across_stretches, self._space)
+            if borders is None:
+                return self._pretokens.recall(block, pretoken_borders(block, self._specials))[0]
+            return self._stretches.recall(block, borders)[0]
 
-    def _encode_stretches(self, text: bytes, starts: Positions) -> tuple[Ids, Positions]:
+    def _encode_stretches(self, text: bytes, borders: Positions) -> tuple[Ids, Positions]:
         """Return the ids of stretches, one behind the other, and how many each has."""
-        pretokens = pretoken_starts(text, self._within_stretches)
+        pretokens = pretoken_borders(text, self._within_stretches)
         ids, counts = self._pretokens.recall(text, pretokens)
-        return ids, np.add.reduceat(counts, np.searchsorted(pretokens, starts))
+        return ids, np.add.reduceat(counts, np.searchsorted(pretokens, borders[:-1]))
 
-    def _encode_pretokens(self, text: bytes, starts: Positions) -> tuple[Ids, Positions]:
+    def _encode_pretokens(self, text: bytes, borders: Positions) -> tuple[Ids, Positions]:
         """Return the ids of pre-tokens, one behind the other, and how many each has."""
-        borders = [*starts.tolist(), len(text)]
-        encoded = [self._encode_word(text[start:stop]) for start, stop in pairwise(borders)]
+        encoded = [self._encode_word(text[start:stop]) for start, stop in pairwise(borders.tolist())]
         return np.array([id_ for ids in encoded for id_ in ids], np.uint32), np.array([*map(len, encoded)], np.intp)
 
 
@@ -77,18 +78,21 @@ class _Memory:
     Args:
         encode: returns the ids of words that stand in a text without a gap, and how many each has.
         capacity: about how many words to remember.
+        space: where to work.
     """
 
-    def __init__(self, encode: Callable[[bytes, Positions], tuple[Ids, Positions]], capacity: int) -> None:
+    def __init__(
+        self, encode: Callable[[bytes, Positions], tuple[Ids, Positions]], capacity: int, space: Workspace
+    ) -> None:
         self._encode = encode
         self._capacity = capacity
-        self._lexicon = Lexicon(place_bits=min(max(capacity.bit_length(), 10), 16))
+        self._lexicon = Lexicon(min(max(capacity.bit_length(), 10), 16), space)
         self._ids: Ids = np.empty(8 * capacity, np.uint32)  # the ids of all known words, one word behind the other
         self._first = np.empty(len(self._lexicon) + capacity, np.uint32)  # where a word's ids begin
         self._count = np.empty(len(self._first), np.uint32)  # how many it has
         self._forget()
 
-    def recall(self, text: bytes, starts: Positions) -> tuple[Ids, Positions]:
+    def recall(self, text: bytes, borders: Positions) -> tuple[Ids, Positions]:
         """Return the ids of the words of a text, one behind the other, and how many each has.
 
         Raises:
@@ -96,10 +100,10 @@ class _Memory:
         """
         if self._words >= self._capacity or max(self._used, self._bytes // 4) >= 8 * self._capacity:
             self._forget()
-        numbers, fresh = self._lexicon.number(text, starts)
+        numbers, fresh = self._lexicon.number(text, borders)
         if len(fresh):
             try:
-                self._learn(text, starts, numbers, fresh)
+                self._learn(text, borders, numbers, fresh)
             except ValueError:
                 self._forget()  # the lexicon knows words now whose ids are not here
                 raise
@@ -109,12 +113,11 @@ class _Memory:
         places += np.repeat(self._first.take(numbers) - (ends - count), count)
         return self._ids.take(places), count
 
-    def _learn(self, text: bytes, starts: Positions, numbers: Positions, fresh: Positions) -> None:
+    def _learn(self, text: bytes, borders: Positions, numbers: Positions, fresh: Positions) -> None:
         """Encode the words that are new, and note their ids."""
-        stops = np.append(starts, len(text))[fresh + 1]
-        words = [text[start:stop] for start, stop in zip(starts[fresh].tolist(), stops.tolist(), strict=True)]
-        sizes = stops - starts[fresh]
-        ids, count = self._encode(b"".join(words), np.cumsum(sizes) - sizes)
+        starts, stops = borders[fresh], borders[fresh + 1]
+        words = [text[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+        ids, count = self._encode(b"".join(words), np.append(0, np.cumsum(stops - starts)))
         self._first = _with_room(self._first, len(self._lexicon))
         self._count = _with_room(self._count, len(self._lexicon))
         self._ids = _with_room(self._ids, self._used + len(ids))
@@ -123,7 +126,7 @@ class _Memory:
         self._ids[self._used : self._used + len(ids)] = ids
         self._used += len(ids)
         self._words += len(words)
-        self._bytes += int(sizes.sum())
+        self._bytes += int((stops - starts).sum())
 
     def _forget(self) -> None:
         self._lexicon.clear()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -67,21 +67,25 @@ class Corpus:
             spans.append(Span(path, max(first, start - offset), min(last, stop - offset)))
         return spans
 
-    def split(self, size: int, special_tokens: Sequence[bytes] = ()) -> Iterator[list[Span]]:
+    def split(
+        self, size: int | Callable[[int], int], special_tokens: Sequence[bytes] = ()
+    ) -> Iterator[list[Span]]:
         """Cut the text into parts of about `size` bytes that can be tokenized apart; only the borders are read.
 
-        A part holds spans of plain files or spans of JSONL files, never of both.
+        The size may be a function of the bytes that are left. A part holds spans of plain files or spans of JSONL files,
+        never of both.
         """
         start = 0
         for are_jsonl, spans in groupby(self.spans, key=_is_jsonl):
             end = start + sum(span.stop - span.start for span in spans)
             while start < end:
-                if start + size >= end:
+                wanted = start + (size if isinstance(size, int) else size(self.size - start))
+                if wanted >= end:
                     stop = end
                 elif are_jsonl:
-                    stop = self._line_after(start + size)
+                    stop = self._line_after(wanted)
                 else:
-                    stop = self._cut_after(start + size, start, end, special_tokens)
+                    stop = self._cut_after(wanted, start, end, special_tokens)
                 yield self.between(start, stop)
                 start = stop
 

@@ -17,11 +17,14 @@ from tqdm import tqdm
 from tslm.tokenizer.corpus import Corpus, Span, TextInput, read_blocks
 from tslm.tokenizer.jsonl import DOCUMENT_END
 from tslm.tokenizer.lexicon import Lexicon
-from tslm.tokenizer.pretokenize import Positions, encode_specials, pretoken_starts, special_pattern
-from tslm.tokenizer.stretches import divide_specials, stretch_starts
-from tslm.tokenizer.workers import map_in_order, resolve_workers
+from tslm.tokenizer.pretokenize import Positions, encode_specials, pretoken_borders, special_pattern
+from tslm.tokenizer.stretches import divide_specials, stretch_borders
+from tslm.tokenizer.workers import keep_freed_memory, map_in_order, resolve_workers
+from tslm.tokenizer.workspace import Workspace
 
-_TASK_BYTES = (1 << 22, 1 << 26)  # small enough for a lively progress bar, large enough that few tables are joined
+# Each part costs some 50 ms, to meet the words of the text and to hand their counts on. So parts are large at first,
+# and small at the end, where all workers should end together (guided self-scheduling, Polychronopoulos and Kuck 1987).
+_SMALLEST_PART, _LARGEST_PART = 1 << 25, 1 << 28
 
 
 def count_pretokens(
@@ -56,15 +59,18 @@ def count_pretokens(
     """
     specials = encode_specials(special_tokens)
     corpus = Corpus(input_path)
-    smallest, largest = _TASK_BYTES
-    task_bytes = min(max(corpus.size // (4 * resolve_workers(num_workers)), smallest), largest)
-    tasks = ((spans, specials) for spans in corpus.split(task_bytes, specials))
+    share = 1.5 * resolve_workers(num_workers)
+
+    def part_bytes(rest: int) -> int:
+        return min(max(int(rest / share), _SMALLEST_PART), _LARGEST_PART)
+
+    tasks = ((spans, specials) for spans in corpus.split(part_bytes, specials))
     total = _Tally()
     bar = tqdm(total=corpus.size, desc="counting", unit="B", unit_scale=True, disable=not progress)
     results = map_in_order(_count_part, tasks, corpus.size, num_workers, executor)
     with bar, closing(results):
         for part in results:
-            total.add(part.text, np.cumsum(part.sizes) - part.sizes, part.counts)
+            total.add(part.text, np.append(0, np.cumsum(part.sizes)), part.counts)
             bar.update(part.file_bytes)
     return total.as_dict(without=specials)
 
@@ -80,33 +86,34 @@ class _PartialCount(NamedTuple):
 
 def _count_part(task: tuple[list[Span], list[bytes]]) -> _PartialCount:
     """Count the pre-tokens of one part of the text: in prose by way of its stretches, elsewhere at once."""
+    keep_freed_memory()
     spans, specials = task
     pattern = special_pattern(specials)
     within_stretches, across_stretches = divide_specials(specials)
-    stretches, pretokens = _Tally(), _Tally()
+    space = Workspace()
+    stretches, pretokens = _Tally(space), _Tally(space)
     for block in read_blocks(spans, specials):
-        starts = stretch_starts(block, across_stretches)
-        if starts is None:
-            pretokens.add(block, pretoken_starts(block, pattern), 1)
+        borders = stretch_borders(block, across_stretches, space)
+        if borders is None:
+            pretokens.add(block, pretoken_borders(block, pattern), 1)
         else:
-            stretches.add(block, starts, 1)
+            stretches.add(block, borders, 1)
     text, sizes, counts = stretches.words()
-    borders = np.cumsum(sizes)
-    starts = pretoken_starts(text, within_stretches)
-    pretokens.add(text, starts, counts[np.searchsorted(borders, starts, "right")])
+    borders = pretoken_borders(text, within_stretches)
+    pretokens.add(text, borders, counts[np.searchsorted(np.cumsum(sizes), borders[:-1], "right")])
     return _PartialCount(sum(span.stop - span.start for span in spans), *pretokens.words())
 
 
 class _Tally:
     """How often each word was met."""
 
-    def __init__(self) -> None:
-        self._lexicon = Lexicon()
+    def __init__(self, space: Workspace | None = None) -> None:
+        self._lexicon = Lexicon(space=space)
         self._counts = np.zeros(1, np.int64)
 
-    def add(self, text: bytes, starts: Positions, times: npt.NDArray[np.int64] | int) -> None:
+    def add(self, text: bytes, borders: Positions, times: npt.NDArray[np.int64] | int) -> None:
         """Count the words of a text, each so many times."""
-        numbers, _ = self._lexicon.number(text, starts)
+        numbers, _ = self._lexicon.number(text, borders)
         if len(self._lexicon) > len(self._counts):
             grown = np.zeros(2 * len(self._lexicon), np.int64)
             grown[: len(self._counts)] = self._counts

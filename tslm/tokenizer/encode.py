@@ -18,7 +18,7 @@ from tslm.tokenizer.bpe import END_OF_TEXT, Tokenizer
 from tslm.tokenizer.corpus import Corpus, Span, TextInput, read_blocks
 from tslm.tokenizer.jsonl import DOCUMENT_END
 from tslm.tokenizer.tokenfile import TokenFile, TokenFileWriter, dtype_for
-from tslm.tokenizer.workers import map_in_order
+from tslm.tokenizer.workers import keep_freed_memory, map_in_order
 
 _TASK_BYTES = 1 << 21  # some 20 ms of work, seconds for text without a known word: so long Ctrl-C may take
 
@@ -85,6 +85,7 @@ class _Part(NamedTuple):
 
 def _encode_part(task: _Task) -> _Part:
     """Encode one part of the text."""
+    keep_freed_memory()
     blocks_of = task.tokenizer.file_blocks
     dtype = dtype_for(task.tokenizer.vocab_size)
     ids = [np.empty(0, dtype)]

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tslm.tokenizer.pretokenize import Positions
-from tslm.tokenizer.tables import PACKED_BYTES, PlaceTable, WideTable, pack_short, pack_wide, sparse_nonzero
+from tslm.tokenizer.pretokenize import Mask, Positions, sparse_nonzero
+from tslm.tokenizer.tables import PACKED_BYTES, PlaceTable, WideTable, pack_short, pack_wide
+from tslm.tokenizer.workspace import Workspace
 
-_BATCH = 1 << 14  # words that are looked up together: eight arrays of them stay in a core's second-level cache
-_MULTIPLIERS = (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93)  # 2^64 / golden ratio, and another odd number
+# 2^64 / golden ratio, and other odd numbers
+_MULTIPLIERS = (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
 
 
 class Words(NamedTuple):
@@ -33,16 +34,18 @@ class Lexicon:
 
     1. A word of up to 8 bytes is one 64-bit integer; its hash is its place in a small table, and that place its number.
        So nearly every word costs a few passes over arrays: two loads, shifts, a multiplication, a comparison.
-    2. A word of up to 16 bytes is two integers, with a place in one of two wider tables, which grow. Here are also the
+    2. A word of up to 16 bytes is two integers, with a place in one of four wider tables, which grow. Here are also the
        short words that found their place in the first table taken: first come, first served, and the frequent words
        come first.
-    3. A dictionary has the rest.
+    3. A dictionary has the rest: longer words, and the one in some 100,000 that found all its places taken.
 
     Args:
         place_bits: the first table has 2 ** place_bits places; the wider ones begin with a quarter of that.
+        space: where to work.
     """
 
-    def __init__(self, place_bits: int = 16) -> None:
+    def __init__(self, place_bits: int = 16, space: Workspace | None = None) -> None:
+        self.space = space or Workspace()
         self._short = PlaceTable(_MULTIPLIERS[0], place_bits)
         self._wide = [WideTable(multiplier, place_bits - 2) for multiplier in _MULTIPLIERS]
         self._others: dict[bytes, int] = {}
@@ -62,40 +65,31 @@ class Lexicon:
         """One more than the greatest number of a word."""
         return self._size
 
-    def number(self, text: bytes, starts: Positions) -> tuple[Positions, Positions]:
+    def number(self, text: bytes, borders: Positions) -> tuple[Positions, Positions]:
         """Return the number of each word of a text, and which of them are new.
 
         Args:
             text: a block of text, divided into words without a gap.
-            starts: the position of each word's first byte, in ascending order, the first of them 0.
+            borders: where each word begins, the first of them at 0, and where the last one ends.
 
         Returns:
-            The numbers, and the indices among them at which a word stands that was never met before, each once.
+            The numbers, which are good until the next call, and the indices among them at which a word stands that was
+            never met before, each once.
         """
-        if len(starts) == 0:
-            return starts, starts
-        chunks = np.empty(len(text) // 8 + 4, np.uint64)
+        chunks = self.space.array("chunks", len(text) // 8 + 4, np.uint64)
         chunks.view(np.uint8)[: len(text)] = np.frombuffer(text, np.uint8)
-        borders = np.append(starts, len(text))
-        has_nul = _words_with_nul(text, starts) if b"\0" in text else None
-        numbers = np.empty(len(starts), np.intp)
-        missed_at, missed_keys = [], []
-        for first in range(0, len(starts), _BATCH):
-            last = min(first + _BATCH, len(starts))
-            keys = pack_short(chunks, borders[first : last + 1])
-            if has_nul is not None:
-                keys[has_nul[first:last]] = 0
-            missed = self._short.find(keys, numbers[first:last])
-            missed_at.append(missed + first)
-            missed_keys.append(keys[missed])
-        missed = np.concatenate(missed_at)
+        keys = pack_short(chunks, borders, self.space)
+        has_nul = _words_with_nul(text, borders) if b"\0" in text else None
+        if has_nul is not None:
+            keys[has_nul] = 0
+        numbers, missed = self._short.find(keys, self.space)
         if len(missed) == 0:
             return numbers, missed
-        is_housed, new = self._short.claim(np.concatenate(missed_keys), numbers[missed])
+        housed, new = self._short.claim(keys[missed], numbers[missed])
         fresh = missed[new]
-        missed = missed[~is_housed]
+        missed = np.delete(missed, housed)
         if len(missed):
-            begin = starts[missed]
+            begin = borders[missed]
             sizes = borders[missed + 1] - begin
             is_packed = sizes <= PACKED_BYTES
             if has_nul is not None:
@@ -110,7 +104,7 @@ class Lexicon:
         chunks: npt.NDArray[np.uint64],
         begin: Positions,
         sizes: Positions,
-        is_packed: npt.NDArray[np.bool_],
+        is_packed: Mask,
     ) -> tuple[Positions, Positions]:
         """Number words that the first table does not have; return the numbers, and the indices of those that are new.
 
@@ -125,10 +119,12 @@ class Lexicon:
         keys[~is_packed] = 0
         numbers = self._wide[0].find(keys)
         rest = sparse_nonzero(numbers < 0)
+        for table in self._wide[1:]:
+            if len(rest) and len(table):
+                numbers[rest] = table.find(keys[rest])
+                rest = rest[numbers[rest] < 0]
         if len(rest) == 0:
             return numbers, rest
-        numbers[rest] = self._wide[1].find(keys[rest])
-        rest = rest[numbers[rest] < 0]
         if self._has_homeless:  # whose places may be free by now, in a table that has grown
             for index in rest[is_packed[rest]].tolist():
                 numbers[index] = self._others.get(text[begin[index] : begin[index] + sizes[index]], -1)
@@ -167,8 +163,8 @@ class Lexicon:
         return Words(b"".join(texts), np.concatenate(sizes), np.concatenate(numbers))
 
 
-def _words_with_nul(text: bytes, starts: Positions) -> npt.NDArray[np.bool_]:
+def _words_with_nul(text: bytes, borders: Positions) -> Mask:
     """Return which words contain a NUL: packed, they would look like words without it."""
-    has_nul = np.zeros(len(starts), np.bool_)
-    has_nul[np.searchsorted(starts, np.flatnonzero(np.frombuffer(text, np.uint8) == 0), "right") - 1] = True
+    has_nul = np.zeros(len(borders) - 1, np.bool_)
+    has_nul[np.searchsorted(borders, np.flatnonzero(np.frombuffer(text, np.uint8) == 0), "right") - 1] = True
     return has_nul

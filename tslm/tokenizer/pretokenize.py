@@ -15,6 +15,7 @@ import regex  # type: ignore[import-untyped]  # its stubs are a package of their
 
 Bytes = npt.NDArray[np.uint8]
 Positions = npt.NDArray[np.intp]
+Mask = npt.NDArray[np.bool_]
 
 PATTERN = regex.compile(r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 # The same for ASCII strings, where the standard library's `re` is more than twice as fast. Its own \s would not do: it
@@ -113,6 +114,11 @@ def pretoken_starts(text: bytes, specials: re.Pattern[bytes] | None = None) -> P
     return np.flatnonzero(starts[: len(data)])
 
 
+def pretoken_borders(text: bytes, specials: re.Pattern[bytes] | None = None) -> Positions:
+    """Return what `pretoken_starts` does, and behind it the end of the text."""
+    return np.append(pretoken_starts(text, specials), len(text))
+
+
 def _split_contractions(data: Bytes, starts: npt.NDArray[np.bool_]) -> None:
     """Let a start at an apostrophe take the letters of a contraction along, and put the next start behind them."""
     quotes = np.flatnonzero((data == ord("'")) & starts[: len(data)])
@@ -167,7 +173,7 @@ def is_utf8(text: bytes) -> bool:
     """Tell whether bytes are UTF-8, in little more time than it takes to see that nearly all of them are ASCII."""
     if text.isascii():
         return True
-    wide = np.flatnonzero(np.frombuffer(text, np.uint8) >= 0x80)
+    wide = sparse_nonzero(np.frombuffer(text, np.uint8) >= 0x80)
     try:
         if 4 * len(wide) > len(text):
             text.decode()
@@ -176,8 +182,20 @@ def is_utf8(text: bytes) -> bool:
         characters = np.frombuffer(np.frombuffer(text, np.uint8)[wide].tobytes().decode().encode("utf-32-le"), "<u4")
     except UnicodeDecodeError:
         return False
-    last = np.cumsum(_widths(characters)) - 1
-    return bool(np.all(wide[last] - wide[last - _widths(characters) + 1] == _widths(characters) - 1))
+    widths = _widths(characters)
+    last = np.cumsum(widths) - 1
+    return bool(np.all(wide[last] - wide[last - widths + 1] == widths - 1))
+
+
+def sparse_nonzero(mask: Mask) -> Positions:
+    """Do what `flatnonzero` does, in a third of its time where few are set: eight at a time are looked at."""
+    whole = len(mask) // 8 * 8
+    groups = mask[:whole].view(np.uint64)
+    at = np.flatnonzero(groups != 0)
+    inside = np.flatnonzero(groups[at].view(np.bool_))
+    found: Positions = 8 * at[inside >> 3] + (inside & 7)
+    rest = np.flatnonzero(mask[whole:])
+    return np.concatenate([found, rest + whole]) if len(rest) else found
 
 
 def _widths(characters: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:

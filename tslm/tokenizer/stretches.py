@@ -11,50 +11,56 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
-import regex  # type: ignore[import-untyped]  # its stubs are a package of their own
 
-from tslm.tokenizer.pretokenize import Bytes, Positions, special_pattern
+from tslm.tokenizer.pretokenize import Positions, special_pattern
+from tslm.tokenizer.tables import PACKED_BYTES
+from tslm.tokenizer.workspace import Workspace
 
 _SAMPLE = 1 << 11  # stretches that decide for their block
-_LONGEST = 16  # bytes that a lexicon packs into integers
 
 
-def stretch_starts(text: bytes, specials: re.Pattern[bytes] | None = None) -> Positions | None:
-    r"""Return the position of each stretch's first byte, or None for a text that is better cut into pre-tokens at once.
+def stretch_borders(
+    text: bytes, specials: re.Pattern[bytes] | None = None, space: Workspace | None = None
+) -> Positions | None:
+    r"""Return where each stretch begins and the last one ends, or None for a text better cut into pre-tokens at once.
 
-    A stretch begins at an ASCII white-space character behind anything else than white space. No pre-token crosses such
-    a place, none looks back, and the only one that looks ahead is white space, `\s+(?!\S)`, of which all is in one
-    stretch. So the pre-tokens of a text are those of its stretches, each by itself.
+    A stretch begins at an ASCII white-space character behind an ASCII character of any other kind. No pre-token crosses
+    such a place, none looks back, and the only one that looks ahead is white space, `\s+(?!\S)`, of which all is in one
+    stretch. So the pre-tokens of a text are those of its stretches, each by itself. (Behind a character outside ASCII
+    none begins: it could be white space too.)
 
     That needs a text that begins with white space and ends with something else, and no special token with white space
-    inside it. It is worth it where stretches are short: in prose, not in source code or Chinese.
+    inside it. It is worth it where stretches are short: in English prose, not in source code or Chinese.
 
     Args:
         text: a block of UTF-8.
         specials: the pattern of the special tokens with white space in them (see `divide_specials`).
+        space: where to work.
 
     Example:
-        >>> stretch_starts(b" I'll  wait,\n\nhe said").tolist()
-        [0, 5, 12, 16]
+        >>> stretch_borders(b" I'll  wait,\n\nhe said").tolist()
+        [0, 5, 12, 16, 21]
     """
-    if not text[:1].isspace() or text[-1:].isspace() or text.endswith(_WIDE_WHITE):
+    if not text[:1].isspace() or text[-1] in _MAY_BE_WHITE or (specials is not None and specials.search(text)):
         return None
-    if specials is not None and specials.search(text):
-        return None
+    space = space or Workspace()
+    size = len(text)
     data = np.frombuffer(text, np.uint8)
-    is_white = np.subtract(data, ord("\t")) < 5  # \t \n \v \f \r; what lies below \t wraps around to 200 and more
-    is_white |= data == ord(" ")
-    begins = np.empty(len(data), np.bool_)
-    begins[0] = True
-    np.greater(is_white[1:], is_white[:-1], out=begins[1:])
-    if not text.isascii():
-        _clear_behind_wide_white_space(data, begins)
-    starts = np.flatnonzero(begins)
-    sample = np.diff(starts[: _SAMPLE + 1])
-    if 10 * len(starts) < len(text) or 50 * np.count_nonzero(sample > _LONGEST) > len(sample):
+    shifted = space.array("shifted", size, np.uint8)
+    is_white, is_either, is_border = (space.array(name, size + 1, np.bool_) for name in ("white", "either", "border"))
+
+    np.less(np.subtract(data, ord("\t"), out=shifted), 5, out=is_white[:size])  # \t \n \v \f \r; less than \t wraps
+    np.equal(data, ord(" "), out=is_either[:size])
+    np.logical_or(is_white, is_either, out=is_white)
+    np.greater_equal(data, 0x80, out=is_either[:size])
+    np.logical_or(is_white, is_either, out=is_either)  # white space, or outside ASCII
+    np.greater(is_white[1:size], is_either[: size - 1], out=is_border[1:size])
+    is_border[0] = is_border[size] = True
+    borders = np.flatnonzero(is_border)
+    sample = np.diff(borders[: _SAMPLE + 1])
+    if 10 * len(borders) < size or 50 * np.count_nonzero(sample > PACKED_BYTES) > len(sample):
         return None
-    return starts
+    return borders
 
 
 def divide_specials(
@@ -72,15 +78,6 @@ def divide_specials(
     )
 
 
-def _clear_behind_wide_white_space(data: Bytes, begins: npt.NDArray[np.bool_]) -> None:
-    """Let no stretch begin behind a white-space character of two or three bytes, such as U+00A0 or U+3000."""
-    at = np.flatnonzero(begins[1:] & (data[:-1] >= 0x80)) + 1
-    endings = data[at - 2].astype(np.uint32) << 8 | data[at - 1]
-    begins[at[np.logical_or.reduce([endings == number for number in _TWO_BYTES])]] = False
-    endings |= np.where(at > 2, data[at - 3], 0).astype(np.uint32) << 16
-    begins[at[np.logical_or.reduce([endings == number for number in _THREE_BYTES])]] = False
-
-
-# The white space of `regex` that is not ASCII; the last is U+3000.
-_WIDE_WHITE = tuple(white.encode() for white in regex.findall(r"\s", "".join(map(chr, range(0x80, 0x3001)))))
-_TWO_BYTES, _THREE_BYTES = ([int.from_bytes(w, "big") for w in _WIDE_WHITE if len(w) == size] for size in (2, 3))
+# A last byte behind which more white space could belong to it: white space, or part of a character outside ASCII. (0xff
+# is none: it ends a document, see `jsonl`.)
+_MAY_BE_WHITE = frozenset(b"\t\n\v\f\r " + bytes(range(0x80, 0xFF)))

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from tslm.tokenizer.pretokenize import Positions
+from tslm.tokenizer.pretokenize import Positions, sparse_nonzero
+from tslm.tokenizer.workspace import Workspace
 
 Keys = npt.NDArray[np.uint64]
-Mask = npt.NDArray[np.bool_]
 
 PACKED_BYTES = 16  # of the longest word with a key
 
@@ -20,28 +20,28 @@ PACKED_BYTES = 16  # of the longest word with a key
 _MASKS = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)
 
 
-def pack_short(chunks: Keys, borders: Positions) -> Keys:
-    """Return words of up to 8 bytes as integers, their last byte at the top; 0 for longer ones.
+def pack_short(chunks: Keys, borders: Positions, space: Workspace) -> Keys:
+    """Return words of up to 8 bytes as integers, their last byte at the top, and 0 for longer ones.
 
     Args:
         chunks: the text, 8 bytes at a time, little-endian, with two more chunks behind its end.
         borders: where each word begins, and where the last one ends.
+        space: where to work.
     """
+    count = len(borders) - 1
+    keys, upper, shift = (space.array(name, count, np.uint64) for name in ("keys", "upper", "shift"))
+    bits = np.left_shift(borders.view(np.uint64), 3, out=space.array("bits", count + 1, np.uint64))
     # The 8 bytes from a place on are parts of two neighbouring chunks, as numpy is slow to load across their border.
-    # What lies behind the word is shifted out at the top then, and so is all of a word of more than 8 bytes: numpy
-    # takes a shift of 64 and more as far as it says.
-    bits = np.left_shift(borders.view(np.uint64), 3)
-    chunk = np.right_shift(borders[:-1], 3)
-    shift = np.bitwise_and(bits[:-1], 56)
-    keys: Keys = chunks.take(chunk, mode="clip")
-    upper = chunks[1:].take(chunk, mode="clip")
-    keys >>= shift
-    upper <<= np.subtract(64, shift, out=shift)
-    keys |= upper
-    np.subtract(bits[:-1], bits[1:], out=shift)
-    shift += np.uint64(64)
-    keys <<= shift
-    return keys
+    chunk = np.right_shift(borders[:-1], 3, out=space.array("chunk", count, np.intp))
+    np.bitwise_and(bits[:-1], 56, out=shift)
+    np.right_shift(chunks.take(chunk, mode="clip", out=keys), shift, out=keys)
+    np.subtract(64, shift, out=shift)
+    np.left_shift(chunks[1:].take(chunk, mode="clip", out=upper), shift, out=upper)
+    np.bitwise_or(keys, upper, out=keys)
+    # What lies behind the word is shifted out at the top, and so is all of a word of more than 8 bytes: 64 and more is
+    # what numpy takes it for.
+    np.add(np.subtract(bits[:-1], bits[1:], out=shift), 64, out=shift)
+    return np.left_shift(keys, shift, out=keys)
 
 
 def pack_wide(chunks: Keys, begin: Positions, sizes: Positions) -> Keys:
@@ -79,22 +79,24 @@ class PlaceTable:
         self._keys.fill(0)
         self._keys[0] = 1  # no word's key: 0 stands for none, and is not to be found in its place, which is this one
 
-    def find(self, keys: Keys, places: Positions) -> Positions:
-        """Write the place of each key; return the indices of those that are not there."""
-        hashes = np.multiply(keys, self._multiplier, out=places.view(np.uint64))
-        hashes >>= self._shift
-        return sparse_nonzero(self._keys.take(places, mode="clip") != keys)
+    def find(self, keys: Keys, space: Workspace) -> tuple[Positions, Positions]:
+        """Return the place of each key, and the indices of those that are missed there."""
+        hashes = np.multiply(keys, self._multiplier, out=space.array("hashes", len(keys), np.uint64))
+        places = np.right_shift(hashes, self._shift, out=hashes).view(np.intp)
+        stored = self._keys.take(places, mode="clip", out=space.array("stored", len(keys), np.uint64))
+        return places, sparse_nonzero(np.not_equal(stored, keys, out=space.array("missed", len(keys), np.bool_)))
 
-    def claim(self, keys: Keys, places: Positions) -> tuple[Mask, Positions]:
+    def claim(self, keys: Keys, places: Positions) -> tuple[Positions, Positions]:
         """Store keys that are not there yet, as far as their places are free: first come, first served.
 
         Returns:
-            Whether each key is there now, and the index of each distinct one that is new.
+            The indices of the keys that are there now, and those among them of distinct ones.
         """
-        free = np.flatnonzero((self._keys[places] == 0) & (keys != 0))
-        new = _first_comers(self._keys, places, free)
+        candidates = np.flatnonzero(keys)
+        candidates = candidates[self._keys[places[candidates]] == 0]
+        new = _first_comers(self._keys, places, candidates)
         self._keys[places[new]] = keys[new]
-        return self._keys[places] == keys, new
+        return candidates[self._keys[places[candidates]] == keys[candidates]], new
 
     def items(self) -> tuple[Keys, Positions]:
         """Return all keys, as rows of one, and their numbers."""
@@ -125,9 +127,15 @@ class WideTable:
         self._taken = 0
         self._rows.fill(0)
 
+    def __len__(self) -> int:
+        return self._taken
+
     def find(self, keys: Keys) -> Positions:
         """Return the number of each key, -1 for those that are not there and for the key 0."""
-        rows = self._rows.take(self._places(keys), axis=0, mode="clip")
+        return self._find(keys, self._places(keys))
+
+    def _find(self, keys: Keys, places: Positions) -> Positions:
+        rows = self._rows.take(places, axis=0, mode="clip")
         is_there = rows[:, 0] == keys[:, 0]
         is_there &= rows[:, 1] == keys[:, 1]
         rows[:, 2] *= is_there
@@ -143,10 +151,12 @@ class WideTable:
         self._make_room(len(keys))
         places = self._places(keys)
         new = _first_comers(self._rows[:, 2], places, np.flatnonzero(self._rows[places, 2] == 0))
-        self._rows[places[new], :2] = keys[new]
-        self._rows[places[new], 2] = np.arange(next_number + 1, next_number + 1 + len(new), dtype=np.uint64)
+        rows = np.zeros((len(new), 4), np.uint64)
+        rows[:, :2] = keys[new]
+        rows[:, 2] = np.arange(next_number + 1, next_number + 1 + len(new))
+        self._rows[places[new]] = rows
         self._taken += len(new)
-        return self.find(keys), new
+        return self._find(keys, places), new
 
     def items(self) -> tuple[Keys, Positions]:
         """Return all keys, as rows of two, and their numbers."""
@@ -171,17 +181,6 @@ class WideTable:
         mixed *= self._multiplier
         mixed >>= np.uint64(64 - self._bits)
         return mixed.view(np.intp)
-
-
-def sparse_nonzero(mask: Mask) -> Positions:
-    """Do what `flatnonzero` does, in a third of its time where some percent are set: eight at a time are looked at."""
-    whole = len(mask) // 8 * 8
-    groups = mask[:whole].view(np.uint64)
-    at = np.flatnonzero(groups != 0)
-    inside = np.flatnonzero(groups[at].view(np.bool_))
-    found: Positions = 8 * at[inside >> 3] + (inside & 7)
-    rest = np.flatnonzero(mask[whole:])
-    return np.concatenate([found, rest + whole]) if len(rest) else found
 
 
 def _first_comers(column: Keys, places: Positions, candidates: Positions) -> Positions:
