@@ -27,12 +27,14 @@ def test_tokenizer_lexicon_numbers_words_as_a_dictionary_does(place_bits):
         expected |= new
         assert numbers.tolist() == [expected[word] for word in words]
         assert len(set(expected.values())) == len(expected), "different words have different numbers"
-        assert max(expected.values()) < len(lexicon)
+        assert max(expected.values()) < len(lexicon.values)
+        lexicon.values[numbers[fresh]] = [sum(words[index]) for index in fresh.tolist()]
 
     text, sizes, numbers = lexicon.words()
     ends = np.cumsum(sizes)
     words = [text[end - size : end] for size, end in zip(sizes.tolist(), ends.tolist(), strict=True)]
     assert dict(zip(words, numbers.tolist(), strict=True)) == expected
+    assert lexicon.values[numbers].tolist() == [sum(word) for word in words], "values stay with their words"
 
     lexicon.clear()
     assert lexicon.number(b"new", np.array([0, 3]))[1].tolist() == [0]

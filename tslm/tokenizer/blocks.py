@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,9 @@ from tslm.tokenizer.stretches import divide_specials, stretch_borders
 from tslm.tokenizer.workspace import Workspace
 
 Ids = npt.NDArray[np.uint32]
-Scalar = TypeVar("Scalar", bound=np.generic)
+
+_COUNT_BITS = np.uint64(32)
+_COUNT_MASK = np.uint64((1 << 32) - 1)
 
 
 class BlockEncoder:
@@ -86,10 +87,10 @@ class _Memory:
     ) -> None:
         self._encode = encode
         self._capacity = capacity
+        # The value of a word: where its ids begin, times 2 ** _COUNT_BITS, plus how many it has.
         self._lexicon = Lexicon(min(max(capacity.bit_length(), 10), 16), space)
         self._ids: Ids = np.empty(8 * capacity, np.uint32)  # the ids of all known words, one word behind the other
-        self._first = np.empty(len(self._lexicon) + capacity, np.uint32)  # where a word's ids begin
-        self._count = np.empty(len(self._first), np.uint32)  # how many it has
+        self._space = space
         self._forget()
 
     def recall(self, text: bytes, borders: Positions) -> tuple[Ids, Positions]:
@@ -107,22 +108,21 @@ class _Memory:
             except ValueError:
                 self._forget()  # the lexicon knows words now whose ids are not here
                 raise
-        count = self._count.take(numbers).astype(np.intp)
-        ends = np.cumsum(count)
+        values = self._lexicon.values.take(numbers)
+        counts = (values & _COUNT_MASK).view(np.intp)
+        ends = np.cumsum(counts)
         places = np.arange(ends[-1])
-        places += np.repeat(self._first.take(numbers) - (ends - count), count)
-        return self._ids.take(places), count
+        places += np.repeat((values >> _COUNT_BITS).view(np.intp) - (ends - counts), counts)
+        return self._ids.take(places), counts
 
     def _learn(self, text: bytes, borders: Positions, numbers: Positions, fresh: Positions) -> None:
         """Encode the words that are new, and note their ids."""
         starts, stops = borders[fresh], borders[fresh + 1]
         words = [text[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
-        ids, count = self._encode(b"".join(words), np.append(0, np.cumsum(stops - starts)))
-        self._first = _with_room(self._first, len(self._lexicon))
-        self._count = _with_room(self._count, len(self._lexicon))
-        self._ids = _with_room(self._ids, self._used + len(ids))
-        self._count[numbers[fresh]] = count
-        self._first[numbers[fresh]] = self._used + np.cumsum(count) - count
+        ids, counts = self._encode(b"".join(words), np.append(0, np.cumsum(stops - starts)))
+        self._lexicon.values[numbers[fresh]] = (self._used + np.cumsum(counts) - counts) << 32 | counts
+        if self._used + len(ids) > len(self._ids):
+            self._ids = np.concatenate([self._ids, np.empty(self._used + len(ids), np.uint32)])
         self._ids[self._used : self._used + len(ids)] = ids
         self._used += len(ids)
         self._words += len(words)
@@ -132,11 +132,3 @@ class _Memory:
         self._lexicon.clear()
         self._words = self._used = self._bytes = 0  # words, their ids, their bytes
 
-
-def _with_room(array: npt.NDArray[Scalar], size: int) -> npt.NDArray[Scalar]:
-    """Return the array, or a copy with at least `size` places and the same beginning."""
-    if size <= len(array):
-        return array
-    grown = np.empty(2 * size, array.dtype)
-    grown[: len(array)] = array
-    return grown

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeAlias
 from tslm.tokenizer.jsonl import DOCUMENT_END, end_of_line, holds_record, is_jsonl, read_documents
 from tslm.tokenizer.pretokenize import is_utf8, safe_cuts
 
-BLOCK_BYTES = 1 << 19  # a block with its arrays (a few bytes per byte of text) stays within a core's second-level cache
+BLOCK_BYTES = 3 << 16  # with its arrays it stays within a core's second-level cache, or nearly so
 _WINDOW = 1 << 9  # how much is searched for a cut at first; the search doubles it
 
 
@@ -72,7 +72,7 @@ class Corpus:
     ) -> Iterator[list[Span]]:
         """Cut the text into parts of about `size` bytes that can be tokenized apart; only the borders are read.
 
-        The size may be a function of the bytes that are left. A part holds spans of plain files or spans of JSONL files,
+        The size may be a function of the bytes that are left. A part holds spans of plain files or of JSONL files,
         never of both.
         """
         start = 0
@@ -218,22 +218,32 @@ def usable_cuts(text: bytes, special_tokens: Sequence[bytes], backwards: bool = 
     Raises:
         UnicodeDecodeError: the text is not UTF-8.
     """
-    longest = max(map(len, special_tokens), default=1)
     for cuts in safe_cuts(text):
-        inside = cuts[(cuts >= longest - 1) & (cuts <= len(text) - longest + 1)]
-        for cut in map(int, inside[::-1] if backwards else inside):
-            if not any(token in text[cut - len(token) + 1 : cut + len(token) - 1] for token in special_tokens):
+        for cut in cuts[::-1].tolist() if backwards else cuts.tolist():
+            if _is_clear(text, cut, special_tokens):
                 yield cut
+
+
+def _is_clear(text: bytes, cut: int, special_tokens: Sequence[bytes]) -> bool:
+    """Tell whether no special token lies across a cut, whatever comes before and behind the text."""
+    longest = max(map(len, special_tokens), default=1)
+    if not longest - 1 <= cut <= len(text) - longest + 1:
+        return False
+    return not any(token in text[cut - len(token) + 1 : cut + len(token) - 1] for token in special_tokens)
 
 
 def _last_cut(text: bytes, special_tokens: Sequence[bytes]) -> int | None:
     """Return the last usable cut of a text, looking at more and more of its end."""
-    window = _WINDOW
+    window = min(_WINDOW, len(text))
+    cut = len(text)
+    while (cut := text.rfind(b" ", len(text) - window, cut)) > 0:  # nearly always the first is one
+        if text[cut - 1] < 0x80 and not text[cut - 1 : cut].isspace() and _is_clear(text, cut, special_tokens):
+            return cut
     while True:
         tail, skipped = _whole_characters(text[-window:])
-        cut = next(usable_cuts(tail, special_tokens, backwards=True), None)
-        if cut is not None:
-            return len(text) - min(window, len(text)) + skipped + cut
+        found = next(usable_cuts(tail, special_tokens, backwards=True), None)
+        if found is not None:
+            return len(text) - min(window, len(text)) + skipped + found
         if window >= len(text):
             return None
         window *= 4

@@ -19,8 +19,13 @@ from tslm.tokenizer.jsonl import DOCUMENT_END
 from tslm.tokenizer.lexicon import Lexicon
 from tslm.tokenizer.pretokenize import Positions, encode_specials, pretoken_borders, special_pattern
 from tslm.tokenizer.stretches import divide_specials, stretch_borders
+from tslm.tokenizer.tables import Keys
 from tslm.tokenizer.workers import keep_freed_memory, map_in_order, resolve_workers
 from tslm.tokenizer.workspace import Workspace
+
+Counts = npt.NDArray[np.uint64]
+
+_TOGETHER = 1 << 14  # words that are looked up in the wider tables at a time
 
 # Each part costs some 50 ms, to meet the words of the text and to hand their counts on. So parts are large at first,
 # and small at the end, where all workers should end together (guided self-scheduling, Polychronopoulos and Kuck 1987).
@@ -70,7 +75,7 @@ def count_pretokens(
     results = map_in_order(_count_part, tasks, corpus.size, num_workers, executor)
     with bar, closing(results):
         for part in results:
-            total.add(part.text, np.append(0, np.cumsum(part.sizes)), part.counts)
+            total.add_times(part.text, np.append(0, np.cumsum(part.sizes)), part.counts)
             bar.update(part.file_bytes)
     return total.as_dict(without=specials)
 
@@ -80,8 +85,8 @@ class _PartialCount(NamedTuple):
 
     file_bytes: int
     text: bytes  # the pre-tokens, one behind the other
-    sizes: npt.NDArray[np.intp]
-    counts: npt.NDArray[np.int64]
+    sizes: Positions
+    counts: Counts
 
 
 def _count_part(task: tuple[list[Span], list[bytes]]) -> _PartialCount:
@@ -95,12 +100,12 @@ def _count_part(task: tuple[list[Span], list[bytes]]) -> _PartialCount:
     for block in read_blocks(spans, specials):
         borders = stretch_borders(block, across_stretches, space)
         if borders is None:
-            pretokens.add(block, pretoken_borders(block, pattern), 1)
+            pretokens.add(block, pretoken_borders(block, pattern))
         else:
-            stretches.add(block, borders, 1)
+            stretches.add(block, borders)
     text, sizes, counts = stretches.words()
     borders = pretoken_borders(text, within_stretches)
-    pretokens.add(text, borders, counts[np.searchsorted(np.cumsum(sizes), borders[:-1], "right")])
+    pretokens.add_times(text, borders, counts[np.searchsorted(np.cumsum(sizes), borders[:-1], "right")])
     return _PartialCount(sum(span.stop - span.start for span in spans), *pretokens.words())
 
 
@@ -109,21 +114,38 @@ class _Tally:
 
     def __init__(self, space: Workspace | None = None) -> None:
         self._lexicon = Lexicon(space=space)
-        self._counts = np.zeros(1, np.int64)
+        self._later: list[Keys] = []  # words to look up in the wider tables
+        self._waiting = 0
 
-    def add(self, text: bytes, borders: Positions, times: npt.NDArray[np.int64] | int) -> None:
-        """Count the words of a text, each so many times."""
+    def add(self, text: bytes, borders: Positions) -> None:
+        """Count each word of a text once."""
+        numbers, _, missed = self._lexicon.number_frequent(text, borders)
+        np.add.at(self._lexicon.values, numbers, np.uint64(1))
+        for wrong in (missed.packed_at, missed.others_at):
+            np.subtract.at(self._lexicon.values, numbers[wrong], np.uint64(1))
+        others, _ = self._lexicon.number_others(missed.others)
+        np.add.at(self._lexicon.values, others, np.uint64(1))
+        self._later.append(missed.keys)
+        self._waiting += len(missed.keys)
+        if self._waiting > _TOGETHER:
+            self._catch_up()
+
+    def add_times(self, text: bytes, borders: Positions, times: Counts) -> None:
+        """Count each word of a text so many times."""
         numbers, _ = self._lexicon.number(text, borders)
-        if len(self._lexicon) > len(self._counts):
-            grown = np.zeros(2 * len(self._lexicon), np.int64)
-            grown[: len(self._counts)] = self._counts
-            self._counts = grown
-        np.add.at(self._counts, numbers, times)
+        np.add.at(self._lexicon.values, numbers, times)
 
-    def words(self) -> tuple[bytes, npt.NDArray[np.intp], npt.NDArray[np.int64]]:
+    def _catch_up(self) -> None:
+        if self._later:
+            numbers, _ = self._lexicon.number_packed(np.concatenate(self._later))
+            np.add.at(self._lexicon.values, numbers, np.uint64(1))
+            self._later, self._waiting = [], 0
+
+    def words(self) -> tuple[bytes, Positions, Counts]:
         """Return the distinct words one behind the other, their sizes and their counts."""
+        self._catch_up()
         words = self._lexicon.words()
-        return words.text, words.sizes, self._counts[words.numbers]
+        return words.text, words.sizes, self._lexicon.values[words.numbers]
 
     def as_dict(self, without: Sequence[bytes]) -> dict[bytes, int]:
         """Return the count of each word, except those of special tokens and of the ends of documents."""

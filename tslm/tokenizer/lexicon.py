@@ -1,7 +1,7 @@
 """Numbers the distinct words of a text, a block at a time, almost wholly in numpy.
 
 A block of text that is cut into words of any kind comes in; for each word its number goes out, the same wherever the
-word occurs. What is known about a word (its count, its token ids) lies in arrays under its number.
+word occurs. What is known about a word (its count, where its token ids are) is a value under its number.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from tslm.tokenizer.pretokenize import Mask, Positions, sparse_nonzero
-from tslm.tokenizer.tables import PACKED_BYTES, PlaceTable, WideTable, pack_short, pack_wide
+from tslm.tokenizer.tables import PACKED_BYTES, Keys, PlaceTable, WideTable, pack_short, pack_wide
 from tslm.tokenizer.workspace import Workspace
 
 # 2^64 / golden ratio, and other odd numbers
@@ -25,6 +24,15 @@ class Words(NamedTuple):
     text: bytes
     sizes: Positions
     numbers: Positions
+
+
+class Missed(NamedTuple):
+    """Words that are not in the first table: where they stand, and the words themselves."""
+
+    packed_at: Positions
+    keys: Keys
+    others_at: Positions
+    others: list[bytes]
 
 
 class Lexicon:
@@ -50,7 +58,7 @@ class Lexicon:
         self._wide = [WideTable(multiplier, place_bits - 2) for multiplier in _MULTIPLIERS]
         self._others: dict[bytes, int] = {}
         self._has_homeless = False  # packed words in the dictionary
-        self._size = self._short.places
+        self._size = self._short.end
 
     def clear(self) -> None:
         """Forget all words."""
@@ -59,11 +67,12 @@ class Lexicon:
             table.clear()
         self._others.clear()
         self._has_homeless = False
-        self._size = self._short.places
+        self._size = self._short.end
 
-    def __len__(self) -> int:
-        """One more than the greatest number of a word."""
-        return self._size
+    @property
+    def values(self) -> Keys:
+        """What is known about each word, under its number: the caller's own, 0 for a new word."""
+        return self._short.values
 
     def number(self, text: bytes, borders: Positions) -> tuple[Positions, Positions]:
         """Return the number of each word of a text, and which of them are new.
@@ -76,6 +85,17 @@ class Lexicon:
             The numbers, which are good until the next call, and the indices among them at which a word stands that was
             never met before, each once.
         """
+        numbers, fresh, missed = self.number_frequent(text, borders)
+        numbers[missed.packed_at], new = self.number_packed(missed.keys)
+        numbers[missed.others_at], new_others = self.number_others(missed.others)
+        return numbers, np.concatenate([fresh, missed.packed_at[new], missed.others_at[new_others]])
+
+    def number_frequent(self, text: bytes, borders: Positions) -> tuple[Positions, Positions, Missed]:
+        """Do the first step of `number`: all words are looked up in the first table, and new ones get free places.
+
+        Returns:
+            The numbers, wrong for the words that are missed there; the indices of new words; the words that are missed.
+        """
         chunks = self.space.array("chunks", len(text) // 8 + 4, np.uint64)
         chunks.view(np.uint8)[: len(text)] = np.frombuffer(text, np.uint8)
         keys = pack_short(chunks, borders, self.space)
@@ -83,71 +103,61 @@ class Lexicon:
         if has_nul is not None:
             keys[has_nul] = 0
         numbers, missed = self._short.find(keys, self.space)
-        if len(missed) == 0:
-            return numbers, missed
-        housed, new = self._short.claim(keys[missed], numbers[missed])
-        fresh = missed[new]
-        missed = np.delete(missed, housed)
-        if len(missed):
-            begin = borders[missed]
-            sizes = borders[missed + 1] - begin
-            is_packed = sizes <= PACKED_BYTES
-            if has_nul is not None:
-                is_packed &= ~has_nul[missed]
-            numbers[missed], new = self._number_missed(text, chunks, begin, sizes, is_packed)
-            fresh = np.concatenate([fresh, missed[new]])
-        return numbers, fresh
+        is_there, new = self._short.claim(keys[missed], numbers[missed])
+        fresh, missed = missed[new], missed[~is_there]
+        starts = borders[missed]
+        sizes = borders[missed + 1] - starts
+        is_packed = sizes <= PACKED_BYTES
+        if has_nul is not None:
+            is_packed &= ~has_nul[missed]
+        packed = np.flatnonzero(is_packed)
+        others = np.flatnonzero(~is_packed)
+        return numbers, fresh, Missed(
+            missed[packed],
+            pack_wide(chunks, starts[packed], sizes[packed]),
+            missed[others],
+            [text[at : at + size] for at, size in zip(starts[others].tolist(), sizes[others].tolist(), strict=True)],
+        )
 
-    def _number_missed(
-        self,
-        text: bytes,
-        chunks: npt.NDArray[np.uint64],
-        begin: Positions,
-        sizes: Positions,
-        is_packed: Mask,
-    ) -> tuple[Positions, Positions]:
-        """Number words that the first table does not have; return the numbers, and the indices of those that are new.
-
-        Args:
-            text: the block.
-            chunks: the same as integers.
-            begin: where each word begins.
-            sizes: how many bytes it has.
-            is_packed: whether it can be packed into integers.
-        """
-        keys = pack_wide(chunks, begin, sizes)
-        keys[~is_packed] = 0
+    def number_packed(self, keys: Keys) -> tuple[Positions, Positions]:
+        """Do the second step: return the number of each key, and the indices of those that are new, each once."""
         numbers = self._wide[0].find(keys)
         rest = sparse_nonzero(numbers < 0)
         for table in self._wide[1:]:
             if len(rest) and len(table):
                 numbers[rest] = table.find(keys[rest])
                 rest = rest[numbers[rest] < 0]
-        if len(rest) == 0:
-            return numbers, rest
-        if self._has_homeless:  # whose places may be free by now, in a table that has grown
-            for index in rest[is_packed[rest]].tolist():
-                numbers[index] = self._others.get(text[begin[index] : begin[index] + sizes[index]], -1)
+        if self._has_homeless and len(rest):  # whose places may be free by now, in a table that has grown
+            numbers[rest] = [self._others.get(_unpack(key), -1) for key in keys[rest]]
             rest = rest[numbers[rest] < 0]
-        fresh = []
+        fresh = [rest[:0]]
         for table in self._wide:
-            candidates = rest[is_packed[rest]]
-            if len(candidates):
-                numbers[candidates], new = table.claim(keys[candidates], self._size)
-                self._size += len(new)
-                fresh.append(candidates[new])
+            if len(rest):
+                numbers[rest], new = table.claim(keys[rest], self._size)
+                self._grow(len(new))
+                fresh.append(rest[new])
                 rest = rest[numbers[rest] < 0]
-        self._has_homeless |= bool(is_packed[rest].any())
-        unpacked = []
-        for index, start, size in zip(rest.tolist(), begin[rest].tolist(), sizes[rest].tolist(), strict=True):
-            word = text[start : start + size]
-            number = self._others.get(word)
-            if number is None:
-                number = self._others[word] = self._size
-                self._size += 1
-                unpacked.append(index)
-            numbers[index] = number
-        return numbers, np.concatenate([*fresh, np.array(unpacked, np.intp)])
+        if len(rest):
+            self._has_homeless = True
+            numbers[rest], new = self.number_others([_unpack(key) for key in keys[rest]])
+            fresh.append(rest[new])
+        return numbers, np.concatenate(fresh)
+
+    def number_others(self, words: list[bytes]) -> tuple[Positions, Positions]:
+        """Do the third step: return the number of each word, and the indices of those that are new, each once."""
+        known = len(self._others)
+        numbers = [self._others.setdefault(word, self._size + len(self._others) - known) for word in words]
+        first = self._size
+        self._grow(len(self._others) - known)
+        new: list[int] = []
+        for index, number in enumerate(numbers):
+            if number == first + len(new):
+                new.append(index)
+        return np.array(numbers, np.intp), np.array(new, np.intp)
+
+    def _grow(self, new_words: int) -> None:
+        self._size += new_words
+        self._short.make_values(self._size)
 
     def words(self) -> Words:
         """Return all words, in no particular order."""
@@ -161,6 +171,10 @@ class Lexicon:
         sizes.append(np.fromiter(map(len, self._others), np.intp, len(self._others)))
         numbers.append(np.fromiter(self._others.values(), np.intp, len(self._others)))
         return Words(b"".join(texts), np.concatenate(sizes), np.concatenate(numbers))
+
+
+def _unpack(key: Keys) -> bytes:
+    return key.tobytes().rstrip(b"\0")
 
 
 def _words_with_nul(text: bytes, borders: Positions) -> Mask:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from tslm.tokenizer.pretokenize import Positions, sparse_nonzero
+from tslm.tokenizer.pretokenize import Mask, Positions, sparse_nonzero
 from tslm.tokenizer.workspace import Workspace
 
 Keys = npt.NDArray[np.uint64]
@@ -60,48 +60,67 @@ def pack_wide(chunks: Keys, begin: Positions, sizes: Positions) -> Keys:
 
 
 class PlaceTable:
-    """A table of single integers, in which a key's place is its number.
+    """A table of single integers, each with a value beside it; a key's place is its number.
 
     Args:
         multiplier: of the hash: the product's top bits (Fibonacci hashing; Knuth, TAOCP 3, section 6.4).
-        bits: 2 ** bits places. With 16 the keys take half a megabyte and stay in a core's second-level cache.
+        bits: 2 ** bits places. With 16 they take a megabyte, of which the frequent words use a part.
+
+    Attributes:
+        values: a value for each number, 0 at first, between the keys: numbers are even, and where a key is looked up
+            its value has come into the cache along with it. From `end` on there are values only, for other tables.
+        end: one more than the greatest number.
     """
 
     def __init__(self, multiplier: int, bits: int) -> None:
         self._multiplier = np.uint64(multiplier)
-        self._shift = np.uint64(64 - bits)
-        self.places = 1 << bits
-        self._keys: Keys = np.empty(self.places, np.uint64)
+        self._shift = np.uint64(64 - bits - 1)
+        self.end = 2 << bits
+        self._reserve(self.end)
         self.clear()
 
+    def _reserve(self, size: int) -> None:
+        self._cells: Keys = np.zeros(size + 1, np.uint64)
+        self.values = self._cells[1:]
+
+    def make_values(self, size: int) -> None:
+        """See to it that there are values for numbers below `size`."""
+        if size > len(self.values):
+            cells = self._cells
+            self._reserve(2 * size)
+            self._cells[: len(cells)] = cells
+
     def clear(self) -> None:
-        """Forget all keys."""
-        self._keys.fill(0)
-        self._keys[0] = 1  # no word's key: 0 stands for none, and is not to be found in its place, which is this one
+        """Forget all keys and values."""
+        self._cells.fill(0)
+        self._cells[0] = 1  # no word's key: 0 stands for none, and is not to be found in its place, which is this one
 
     def find(self, keys: Keys, space: Workspace) -> tuple[Positions, Positions]:
         """Return the place of each key, and the indices of those that are missed there."""
         hashes = np.multiply(keys, self._multiplier, out=space.array("hashes", len(keys), np.uint64))
-        places = np.right_shift(hashes, self._shift, out=hashes).view(np.intp)
-        stored = self._keys.take(places, mode="clip", out=space.array("stored", len(keys), np.uint64))
+        np.right_shift(hashes, self._shift, out=hashes)
+        places = np.bitwise_and(hashes, self.end - 2, out=hashes).view(np.intp)
+        stored = self._cells.take(places, mode="clip", out=space.array("stored", len(keys), np.uint64))
         return places, sparse_nonzero(np.not_equal(stored, keys, out=space.array("missed", len(keys), np.bool_)))
 
-    def claim(self, keys: Keys, places: Positions) -> tuple[Positions, Positions]:
+    def claim(self, keys: Keys, places: Positions) -> tuple[Mask, Positions]:
         """Store keys that are not there yet, as far as their places are free: first come, first served.
 
         Returns:
-            The indices of the keys that are there now, and those among them of distinct ones.
+            Whether each key is there now, and the indices of the distinct ones that are new.
         """
-        candidates = np.flatnonzero(keys)
-        candidates = candidates[self._keys[places[candidates]] == 0]
-        new = _first_comers(self._keys, places, candidates)
-        self._keys[places[new]] = keys[new]
-        return candidates[self._keys[places[candidates]] == keys[candidates]], new
+        is_there = np.zeros(len(keys), np.bool_)
+        candidates = np.flatnonzero(keys != 0)
+        candidates = candidates[self._cells[places[candidates]] == 0]
+        new = _first_comers(self._cells, places, candidates)
+        self._cells[places[new]] = keys[new]
+        is_there[candidates] = self._cells[places[candidates]] == keys[candidates]
+        return is_there, new
 
     def items(self) -> tuple[Keys, Positions]:
         """Return all keys, as rows of one, and their numbers."""
-        taken = np.flatnonzero(self._keys[1:]) + 1
-        return self._keys[taken][:, None], taken
+        taken = 2 * np.flatnonzero(self._cells[2 : self.end : 2]) + 2
+        return self._cells[taken][:, None], taken
 
 
 class WideTable:

@@ -84,8 +84,8 @@ def resolve_workers(num_workers: int | None) -> int:
 def keep_freed_memory() -> None:
     """Let the C library keep the memory that arrays give back, for the next ones.
 
-    glibc returns blocks of more than 128 KiB to the system, which costs a page fault for every 4 KiB of the next array,
-    a third of the time here. The limit rises to the size of a larger block that was freed (mallopt(3), M_MMAP_THRESHOLD).
+    glibc returns blocks of more than 128 KiB to the system, and each 4 KiB of the next array cost a page fault then: a
+    third of the time here. The limit rises with the size of a block that was freed (mallopt(3), M_MMAP_THRESHOLD).
     """
     np.empty(31 << 20, np.uint8)  # at most 32 MiB count; never touched, so it takes no memory
 
