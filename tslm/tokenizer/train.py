@@ -1,29 +1,23 @@
 """Trains byte-level BPE: from the counts of pre-tokens to a vocabulary and its merges.
 
 Text files, or `{pre-token: count}`, come in; `vocab` (id -> bytes) and `merges` (pairs of bytes in the order in which
-they were made) go out. The counts of pairs are kept up to date from merge to merge, never taken anew; `plain` shows
-the method without that.
+they were made) go out. `merging` finds the pairs; `plain` shows the method without its speed.
 """
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from heapq import heapify, heappop, heappush
 
-import numpy as np
 from tqdm import tqdm
 
 from tslm.tokenizer.corpus import TextInput
 from tslm.tokenizer.count import count_pretokens
+from tslm.tokenizer.merging import merged_pairs
 from tslm.tokenizer.pretokenize import encode_specials
 
 Vocab = dict[int, bytes]
 Merges = list[tuple[bytes, bytes]]
-
-_BORDER = -1  # in place of a token, on either side of each word
-_SWALLOWED = -2  # in place of a token that was joined with the one on its left
 
 
 def train_bpe(
@@ -88,7 +82,7 @@ def merge_pretokens(
     merges: Merges = []
     wanted = vocab_size - len(specials) - 256
     with tqdm(total=wanted, desc="merging", unit=" pairs", disable=not progress) as bar:
-        for left, right in _merged_pairs(counts, tokens, wanted):
+        for left, right in merged_pairs(counts, tokens, wanted):
             merges.append((tokens[left], tokens[right]))
             if progress:
                 bar.set_postfix_str(f"{tokens[left]!r} + {tokens[right]!r}", refresh=False)
@@ -108,163 +102,3 @@ def check_vocab_size(vocab_size: int, specials: Sequence[bytes]) -> None:
             f"vocab_size is {vocab_size}, but the 256 bytes and {len(specials)} special tokens alone take {least}; "
             f"give {least} or more"
         )
-
-
-def _merged_pairs(counts: Mapping[bytes, int], tokens: list[bytes], wanted: int) -> Iterator[tuple[int, int]]:
-    """Append up to `wanted` merged tokens to `tokens`, and yield the pair that each was made of.
-
-    All words stand in one sequence, between borders, and `after` and `before` link a token to its neighbours. Where a
-    pair occurs is written down when it comes to be, and not erased: an entry is stale when the pair no longer stands
-    there. Merging s t in `best` (5 times) and `west` (2 times) changes nothing but what stands around its places:
-
-        sequence    | b e s t | w e s t |    becomes    | b e st . | w e st . |     with | a border, . swallowed
-        links       from e to s to t to |    becomes    from e to st to |
-        counts      e s: 7, s t: 7           becomes    e st: 7
-    """
-    words = [(word, count) for word, count in counts.items() if len(word) > 1 and count > 0]
-    token, weight = _lay_out(words)
-    before = array("i", range(-1, len(token) - 1))
-    after = array("i", range(1, len(token) + 1))
-    base = 256 + wanted  # the pair (a, b) has the key a * base + b
-    pair_counts, places = _count_pairs(token, weight, base)
-    queue = _PairQueue(pair_counts, tokens, base)
-
-    for new in range(256, base):
-        key = queue.pop()
-        if key is None:
-            return
-        left, right = divmod(key, base)
-        tokens.append(tokens[left] + tokens[right])
-        queue.name_token(new)
-        born: dict[int, list[int]] = {}  # the places of pairs with the new token, in ascending order
-        for place in places.pop(key):
-            swallowed = after[place]
-            if token[place] != left or token[swallowed] != right:
-                continue
-            following, preceding = after[swallowed], before[place]
-            token[place], token[swallowed] = new, _SWALLOWED
-            after[place] = following
-            before[following] = place
-            count = weight[place]
-            neighbour = token[preceding]
-            if neighbour >= 0:
-                pair_counts[neighbour * base + left] -= count
-                pair = neighbour * base + new
-                if pair in born:
-                    born[pair].append(preceding)
-                    pair_counts[pair] += count
-                else:
-                    born[pair] = [preceding]
-                    pair_counts[pair] = count
-            neighbour = token[following]
-            if neighbour >= 0:
-                pair_counts[right * base + neighbour] -= count
-                pair = new * base + neighbour
-                if pair in born:
-                    born[pair].append(place)
-                    pair_counts[pair] += count
-                else:
-                    born[pair] = [place]
-                    pair_counts[pair] = count
-        del pair_counts[key]
-        for pair, where in born.items():
-            if pair_counts[pair]:
-                places[pair] = array("i", where)
-                queue.add(pair)
-            else:  # (new, left) in `left right left right`: gone again when its second half was merged
-                del pair_counts[pair]
-        yield left, right
-
-
-def _lay_out(words: list[tuple[bytes, int]]) -> tuple[array[int], array[int]]:
-    """Return the sequence of tokens with a border around each word, and at each token the count of its word."""
-    sizes = np.array([len(word) for word, _ in words], np.int64)
-    text = np.frombuffer(b"\0".join(word for word, _ in words), np.uint8)
-    token = np.full(len(text) + 2, _BORDER, np.intc)
-    token[1:-1] = text
-    token[np.cumsum(sizes + 1)[:-1] if len(words) else []] = _BORDER
-    weight = np.zeros(len(token), np.int64)
-    weight[1 : 1 + len(text)] = np.repeat(np.array([count for _, count in words], np.int64), sizes + 1)[:-1]
-    return array("i", token.tobytes()), array("q", weight.tobytes())
-
-
-def _count_pairs(token: array[int], weight: array[int], base: int) -> tuple[dict[int, int], dict[int, array[int]]]:
-    """Return the count of each pair of neighbours, under its key, and the places where it occurs."""
-    tokens = np.frombuffer(token, np.intc)
-    places = np.flatnonzero((tokens[:-1] >= 0) & (tokens[1:] >= 0))
-    keys = tokens[places].astype(np.int64) * base + tokens[places + 1]
-    order = np.argsort(keys, kind="stable")
-    keys, places = keys[order], places[order]
-    first = np.flatnonzero(np.diff(keys, prepend=-1))
-    totals = np.add.reduceat(np.frombuffer(weight, np.int64)[places], first) if len(first) else first
-    distinct = keys[first].tolist()
-    runs = np.split(places, first[1:])
-    return (
-        dict(zip(distinct, totals.tolist(), strict=True)),
-        {key: array("i", run.astype(np.intc).tobytes()) for key, run in zip(distinct, runs, strict=False)},
-    )
-
-
-class _PairQueue:
-    """Gives the most frequent pair; among equally frequent ones that with the lexicographically greater byte strings.
-
-    Pairs lie in buckets by count. A count that sinks is not followed: the pair is moved when its old bucket is on top.
-    Byte strings are compared only there, where the bucket's pairs form a heap.
-
-    Args:
-        counts: the count of each pair; changed by the caller as it merges.
-        tokens: the bytes of each token.
-        base: pair (a, b) has the key a * base + b.
-    """
-
-    def __init__(self, counts: dict[int, int], tokens: Sequence[bytes], base: int) -> None:
-        self._counts, self._tokens, self._base = counts, tokens, base
-        self._names: list[str] = []
-        for number in range(len(tokens)):
-            self.name_token(number)
-        self._buckets: dict[int, list[int]] = {}
-        self._heights: list[int] = []  # a heap of the negated counts that have a bucket
-        self._top = 0  # the count of the pairs in the heap
-        self._heap: list[tuple[str, int]] = []
-        for pair in counts:
-            self.add(pair)
-
-    def name_token(self, number: int) -> None:
-        """Name a token so that it sorts before lesser ones: its bytes inverted, with an end above all bytes."""
-        self._names.append("".join(chr(255 - byte) for byte in self._tokens[number]) + "\u0100")
-
-    def add(self, pair: int) -> None:
-        """Queue a pair under its present count."""
-        count = self._counts[pair]
-        if count == self._top:
-            heappush(self._heap, self._entry(pair))
-        elif count in self._buckets:
-            self._buckets[count].append(pair)
-        elif count > 0:
-            self._buckets[count] = [pair]
-            heappush(self._heights, -count)
-
-    def pop(self) -> int | None:
-        """Remove the best pair and return its key; None if no pair is left."""
-        counts = self._counts
-        while True:
-            while self._heap:
-                pair = heappop(self._heap)[1]
-                count = counts.get(pair, 0)
-                if count == self._top:
-                    return pair
-                if count:
-                    self.add(pair)
-            if not self._heights:
-                return None
-            self._top = -heappop(self._heights)
-            bucket = self._buckets.pop(self._top)
-            for pair in bucket:
-                if 0 < counts.get(pair, 0) < self._top:
-                    self.add(pair)
-            self._heap = [self._entry(pair) for pair in bucket if counts.get(pair, 0) == self._top]
-            heapify(self._heap)
-
-    def _entry(self, pair: int) -> tuple[str, int]:
-        left, right = divmod(pair, self._base)
-        return self._names[left] + self._names[right], pair
