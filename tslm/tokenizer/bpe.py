@@ -24,7 +24,7 @@ END_OF_TEXT = "<|endoftext|>"  # what GPT-2 and TinyStories put between document
 _LONG = 1 << 12  # characters from which the fixed cost of the arrays, 0.1 ms a block, is less than what they save
 _STREAM_BYTES = 1 << 13  # blocks of a stream: about 0.3 MB with all arrays
 _STREAM_CAPACITY = 1 << 12
-_FILE_CAPACITY = 1 << 17
+_FILE_CAPACITY = 1 << 18
 
 
 class Tokenizer:
@@ -191,7 +191,7 @@ class Tokenizer:
         return self._block_encoder(_FILE_CAPACITY)
 
     def _encode_stream(self, parts: Iterable[str]) -> Iterator[list[int]]:
-        for block in cut_blocks(map(_to_utf8, parts), list(self._special_bytes), _STREAM_BYTES):
+        for block in cut_blocks(map(_to_utf8, parts), list(self._special_bytes), _STREAM_BYTES, first=64):
             yield self._stream.encode(block).tolist()
 
     def _block_encoder(self, capacity: int) -> BlockEncoder:

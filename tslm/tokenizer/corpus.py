@@ -182,16 +182,18 @@ def _first_fault(text: bytes, offset: int) -> str:
     raise AssertionError("is_utf8 and bytes.decode disagree")
 
 
-def cut_blocks(pieces: Iterable[bytes], special_tokens: Sequence[bytes], size: int = BLOCK_BYTES) -> Iterator[bytes]:
+def cut_blocks(
+    pieces: Iterable[bytes], special_tokens: Sequence[bytes], size: int = BLOCK_BYTES, first: int | None = None
+) -> Iterator[bytes]:
     """Regroup a text that arrives in pieces of any kind into blocks that can be tokenized apart.
 
     A block is handed out as soon as `size` bytes are held and there is a safe cut; without one (a megabyte of one
-    letter) the pieces are held until there is. The first blocks are smaller, so that a slow source yields something
-    soon.
+    letter) the pieces are held until there is. The first block has `first` bytes, if that is given, and the next ones
+    twice as many each time, so that a slow source yields something soon.
     """
     slices = (piece[at : at + size] for piece in pieces for at in range(0, len(piece), size))
     held: list[bytes] = []
-    held_bytes, wanted, usual = 0, min(64, size), min(64, size)
+    held_bytes, wanted, usual = 0, first or size, first or size
     for piece in slices:
         held.append(piece)
         held_bytes += len(piece)

@@ -20,7 +20,8 @@ from tslm.tokenizer.jsonl import DOCUMENT_END
 from tslm.tokenizer.tokenfile import TokenFile, TokenFileWriter, dtype_for
 from tslm.tokenizer.workers import keep_freed_memory, map_in_order
 
-_TASK_BYTES = 1 << 21  # some 20 ms of work, seconds for text without a known word: so long Ctrl-C may take
+_TASK_BYTES = 1 << 22  # some 20 ms of work, seconds for text without a known word: so long Ctrl-C may take
+_BLOCK_BYTES = 1 << 20  # larger than where words are counted: here rare words cannot wait for those of later blocks
 
 
 def encode_files(
@@ -90,11 +91,11 @@ def _encode_part(task: _Task) -> _Part:
     dtype = dtype_for(task.tokenizer.vocab_size)
     ids = [np.empty(0, dtype)]
     text_bytes = 0
-    for block in read_blocks(task.spans, task.specials):
+    for block in read_blocks(task.spans, task.specials, _BLOCK_BYTES):
         encoded = blocks_of.encode(block)
         text_bytes += len(block)
-        if documents := block.count(DOCUMENT_END):
-            text_bytes -= documents
+        if DOCUMENT_END in block:
+            text_bytes -= block.count(DOCUMENT_END)
             (placeholder,) = blocks_of.encode(DOCUMENT_END)
             encoded = _end_documents(encoded, placeholder, task.tokenizer.special_ids.get(END_OF_TEXT))
         ids.append(encoded.astype(dtype))
