@@ -187,10 +187,9 @@ def _small_parts(case: Case, least: int = 1) -> Iterator[None]:
     """Let files be cut into tasks and blocks of random sizes."""
     task, block = (max(least, case.rng.choice([1, 7, 60, 1000, 1 << 20])) for _ in range(2))
     case.note(task_bytes=task, block_bytes=block)
-    blocks_of = partial(read_blocks, size=block)
     with (
-        mock.patch.multiple(encode, _TASK_BYTES=task, read_blocks=blocks_of),
-        mock.patch.multiple(count, _TASK_BYTES=(task, task), read_blocks=blocks_of),
+        mock.patch.multiple(encode, _TASK_BYTES=task, _BLOCK_BYTES=block),
+        mock.patch.multiple(count, _LARGEST_PART=task, read_blocks=partial(read_blocks, size=block)),
     ):
         yield
 

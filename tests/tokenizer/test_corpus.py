@@ -37,7 +37,7 @@ def test_tokenizer_blocks_come_soon_and_stay_small():
             taken += 1
             yield b"a line of text\n"
 
-    blocks = cut_blocks(endless(), [], size=1 << 12)
+    blocks = cut_blocks(endless(), [], size=1 << 12, first=64)
     next(blocks)
     assert taken <= 10
     sizes = [len(next(blocks)) for _ in range(50)]

@@ -54,7 +54,7 @@ def with_ends(tokenizer, texts):
 def _in_many_tasks_and_blocks(monkeypatch):
     monkeypatch.setattr(encode, "_TASK_BYTES", 150)
     monkeypatch.setattr(count, "_LARGEST_PART", 150)
-    monkeypatch.setattr(encode, "read_blocks", partial(read_blocks, size=40))
+    monkeypatch.setattr(encode, "_BLOCK_BYTES", 40)
     monkeypatch.setattr(count, "read_blocks", partial(read_blocks, size=40))
 
 
@@ -75,7 +75,7 @@ def test_tokenizer_jsonl_equals_plain_text_with_end_of_text_between(tmp_path_fac
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encode, "_TASK_BYTES", task_bytes)
         patch.setattr(count, "_LARGEST_PART", task_bytes)
-        patch.setattr(encode, "read_blocks", partial(read_blocks, size=block_bytes))
+        patch.setattr(encode, "_BLOCK_BYTES", block_bytes)
         patch.setattr(count, "read_blocks", partial(read_blocks, size=block_bytes))
         file = encode_files(tokenizer, path, folder / "ids.bin", num_workers=1)
         assert count_pretokens(path, SPECIALS, num_workers=1) == slow_counts(whole, SPECIALS)

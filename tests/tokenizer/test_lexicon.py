@@ -17,7 +17,7 @@ def draw(rng, count):
 @pytest.mark.parametrize("place_bits", [4, 10, 16])
 def test_tokenizer_lexicon_numbers_words_as_a_dictionary_does(place_bits):
     rng = random.Random(place_bits)
-    lexicon, expected = Lexicon(place_bits), {}
+    lexicon, expected = Lexicon(place_bits, wide_bits=4), {}
     for _ in range(40):
         words, borders = draw(rng, 200)
         numbers, fresh = lexicon.number(b"".join(words), borders)

@@ -34,17 +34,23 @@ class BlockEncoder:
         special_tokens: strings that are one pre-token each.
         capacity: about how many distinct stretches and how many pre-tokens to remember, with eight ids and 32 bytes
             each on average; when it is reached, all are forgotten.
+        by_stretches: whether to look for stretches at all. A text has several times as many of them as of pre-tokens.
     """
 
     def __init__(
-        self, encode_word: Callable[[bytes], list[int]], special_tokens: Sequence[bytes], capacity: int
+        self,
+        encode_word: Callable[[bytes], list[int]],
+        special_tokens: Sequence[bytes],
+        capacity: int,
+        by_stretches: bool = True,
     ) -> None:
         self._encode_word = encode_word
         self._specials = special_pattern(special_tokens)
         self._within_stretches, self._across_stretches = divide_specials(special_tokens)
         self._space = Workspace()
-        self._pretokens = _Memory(self._encode_pretokens, capacity, Workspace())  # its own: one asks the other
-        self._stretches = _Memory(self._encode_stretches, capacity, self._space)
+        # Each with a workspace of its own, as one asks the other.
+        self._pretokens = _Memory(self._encode_pretokens, capacity, Workspace(), reserve=not by_stretches)
+        self._stretches = _Memory(self._encode_stretches, capacity, self._space) if by_stretches else None
         self._lock = threading.Lock()  # an executor may run its tasks in threads
 
     def encode(self, block: bytes) -> Ids:
@@ -56,10 +62,11 @@ class BlockEncoder:
         if not block:
             return np.empty(0, np.uint32)
         with self._lock:
-            borders = stretch_borders(block, self._across_stretches, self._space)
-            if borders is None:
-                return self._pretokens.recall(block, pretoken_borders(block, self._specials))[0]
-            return self._stretches.recall(block, borders)[0]
+            if self._stretches is not None:
+                borders = stretch_borders(block, self._across_stretches, self._space)
+                if borders is not None:
+                    return self._stretches.recall(block, borders)[0]
+            return self._pretokens.recall(block, pretoken_borders(block, self._specials))[0]
 
     def _encode_stretches(self, text: bytes, borders: Positions) -> tuple[Ids, Positions]:
         """Return the ids of stretches, one behind the other, and how many each has."""
@@ -80,15 +87,21 @@ class _Memory:
         encode: returns the ids of words that stand in a text without a gap, and how many each has.
         capacity: about how many words to remember.
         space: where to work.
+        reserve: whether to make room for all of them at once.
     """
 
     def __init__(
-        self, encode: Callable[[bytes, Positions], tuple[Ids, Positions]], capacity: int, space: Workspace
+        self,
+        encode: Callable[[bytes, Positions], tuple[Ids, Positions]],
+        capacity: int,
+        space: Workspace,
+        reserve: bool = False,
     ) -> None:
         self._encode = encode
         self._capacity = capacity
         # The value of a word: where its ids begin, times 2 ** _COUNT_BITS, plus how many it has.
-        self._lexicon = Lexicon(min(max(capacity.bit_length(), 10), 16), space)
+        place_bits = min(capacity.bit_length(), 16)
+        self._lexicon = Lexicon(place_bits, place_bits if reserve else place_bits - 2, space)
         self._ids: Ids = np.empty(8 * capacity, np.uint32)  # the ids of all known words, one word behind the other
         self._space = space
         self._forget()

@@ -22,8 +22,8 @@ from tslm.tokenizer.pretokenize import encode_specials, find_pretokens
 END_OF_TEXT = "<|endoftext|>"  # what GPT-2 and TinyStories put between documents
 
 _LONG = 1 << 12  # characters from which the fixed cost of the arrays, 0.1 ms a block, is less than what they save
-_STREAM_BYTES = 1 << 13  # blocks of a stream: about 0.3 MB with all arrays
-_STREAM_CAPACITY = 1 << 12
+_STREAM_BYTES = 1 << 14  # blocks of a stream: about 0.6 MB with all arrays
+_STREAM_CAPACITY = 1 << 14
 _FILE_CAPACITY = 1 << 18
 
 
@@ -72,7 +72,8 @@ class Tokenizer:
         longest_first = sorted(self.special_ids, key=len, reverse=True)
         self._special_split = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
         self._special_bytes = {token.encode(): id_ for token, id_ in self.special_ids.items()}
-        self._stream = self._block_encoder(_STREAM_CAPACITY)  # made now, so that encode_iterable allocates little
+        # Made now, so that encode_iterable allocates little.
+        self._stream = self._block_encoder(_STREAM_CAPACITY, by_stretches=False)
 
     @classmethod
     def from_files(
@@ -188,18 +189,18 @@ class Tokenizer:
     @cached_property
     def file_blocks(self) -> BlockEncoder:
         """The encoder behind `encode_files`, with room for the words of a large text."""
-        return self._block_encoder(_FILE_CAPACITY)
+        return self._block_encoder(_FILE_CAPACITY, by_stretches=True)
 
     def _encode_stream(self, parts: Iterable[str]) -> Iterator[list[int]]:
         for block in cut_blocks(map(_to_utf8, parts), list(self._special_bytes), _STREAM_BYTES, first=64):
             yield self._stream.encode(block).tolist()
 
-    def _block_encoder(self, capacity: int) -> BlockEncoder:
+    def _block_encoder(self, capacity: int, by_stretches: bool) -> BlockEncoder:
         def encode_word(word: bytes) -> list[int]:
             special = self._special_bytes.get(word)
             return self._pieces.encode(word) if special is None else [special]
 
-        return BlockEncoder(encode_word, list(self._special_bytes), capacity)
+        return BlockEncoder(encode_word, list(self._special_bytes), capacity, by_stretches)
 
     def __reduce__(self) -> tuple[Callable[..., Tokenizer], tuple[object, ...]]:
         return _restore, (self.hash, self._pickled)

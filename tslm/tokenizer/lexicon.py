@@ -48,14 +48,16 @@ class Lexicon:
     3. A dictionary has the rest: longer words, and the one in some 100,000 that found all its places taken.
 
     Args:
-        place_bits: the first table has 2 ** place_bits places; the wider ones begin with a quarter of that.
+        place_bits: the first table has 2 ** place_bits places.
+        wide_bits: the first of the wider ones begins with 2 ** wide_bits places, each of the others with a quarter of
+            those of the one before.
         space: where to work.
     """
 
-    def __init__(self, place_bits: int = 16, space: Workspace | None = None) -> None:
+    def __init__(self, place_bits: int = 16, wide_bits: int = 14, space: Workspace | None = None) -> None:
         self.space = space or Workspace()
-        self._short = PlaceTable(_MULTIPLIERS[0], place_bits)
-        self._wide = [WideTable(multiplier, place_bits - 2) for multiplier in _MULTIPLIERS]
+        self._short = PlaceTable(_MULTIPLIERS[0], place_bits, room=(1 << wide_bits) // 2)
+        self._wide = [WideTable(factor, max(2, wide_bits - 2 * n)) for n, factor in enumerate(_MULTIPLIERS)]
         self._others: dict[bytes, int] = {}
         self._has_homeless = False  # packed words in the dictionary
         self._size = self._short.end

@@ -65,6 +65,7 @@ class PlaceTable:
     Args:
         multiplier: of the hash: the product's top bits (Fibonacci hashing; Knuth, TAOCP 3, section 6.4).
         bits: 2 ** bits places. With 16 they take a megabyte, of which the frequent words use a part.
+        room: for so many values of words in other tables.
 
     Attributes:
         values: a value for each number, 0 at first, between the keys: numbers are even, and where a key is looked up
@@ -72,11 +73,11 @@ class PlaceTable:
         end: one more than the greatest number.
     """
 
-    def __init__(self, multiplier: int, bits: int) -> None:
+    def __init__(self, multiplier: int, bits: int, room: int = 0) -> None:
         self._multiplier = np.uint64(multiplier)
         self._shift = np.uint64(64 - bits - 1)
         self.end = 2 << bits
-        self._reserve(self.end)
+        self._reserve(self.end + room)
         self.clear()
 
     def _reserve(self, size: int) -> None:
