@@ -6,7 +6,8 @@ word occurs. What is known about a word (its count, where its token ids are) is 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Hashable
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from tslm.tokenizer.workspace import Workspace
 
 # 2^64 / golden ratio, and other odd numbers
 _MULTIPLIERS = (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
+Word = TypeVar("Word", bound=Hashable)
 
 
 class Words(NamedTuple):
@@ -45,7 +47,7 @@ class Lexicon:
     2. A word of up to 16 bytes is two integers, with a place in one of four wider tables, which grow. Here are also the
        short words that found their place in the first table taken: first come, first served, and the frequent words
        come first.
-    3. A dictionary has the rest: longer words, and the one in some 100,000 that found all its places taken.
+    3. Dictionaries have the rest: longer words, and the one in some thousands that found all its places taken.
 
     Args:
         place_bits: the first table has 2 ** place_bits places.
@@ -58,8 +60,8 @@ class Lexicon:
         self.space = space or Workspace()
         self._short = PlaceTable(_MULTIPLIERS[0], place_bits, room=(1 << wide_bits) // 2)
         self._wide = [WideTable(factor, max(2, wide_bits - 2 * n)) for n, factor in enumerate(_MULTIPLIERS)]
+        self._homeless: dict[tuple[int, int], int] = {}  # packed words whose places are all taken
         self._others: dict[bytes, int] = {}
-        self._has_homeless = False  # packed words in the dictionary
         self._size = self._short.end
 
     def clear(self) -> None:
@@ -67,8 +69,8 @@ class Lexicon:
         self._short.clear()
         for table in self._wide:
             table.clear()
+        self._homeless.clear()
         self._others.clear()
-        self._has_homeless = False
         self._size = self._short.end
 
     @property
@@ -129,33 +131,41 @@ class Lexicon:
             if len(rest) and len(table):
                 numbers[rest] = table.find(keys[rest])
                 rest = rest[numbers[rest] < 0]
-        if self._has_homeless and len(rest):  # whose places may be free by now, in a table that has grown
-            numbers[rest] = [self._others.get(_unpack(key), -1) for key in keys[rest]]
-            rest = rest[numbers[rest] < 0]
         fresh = [rest[:0]]
         for table in self._wide:
             if len(rest):
-                numbers[rest], new = table.claim(keys[rest], self._size)
+                if table.make_room(len(rest)):
+                    self._rehouse(table)
+                new = table.find_free(keys[rest])
+                table.store(keys[rest[new]], np.arange(self._size, self._size + len(new)))
                 self._grow(len(new))
+                numbers[rest] = table.find(keys[rest])
                 fresh.append(rest[new])
                 rest = rest[numbers[rest] < 0]
         if len(rest):
-            self._has_homeless = True
-            numbers[rest], new = self.number_others([_unpack(key) for key in keys[rest]])
+            numbers[rest], new = self._number_by(self._homeless, [(low, high) for low, high in keys[rest].tolist()])
             fresh.append(rest[new])
         return numbers, np.concatenate(fresh)
 
+    def _rehouse(self, table: WideTable) -> None:
+        """Give places in a table that has grown to the homeless, so that those who stay so have no place anywhere."""
+        if self._homeless:
+            keys = np.array([*self._homeless], np.uint64)
+            housed = table.find_free(keys)
+            table.store(keys[housed], np.array([*self._homeless.values()], np.intp)[housed])
+            for low, high in keys[housed].tolist():
+                del self._homeless[low, high]
+
     def number_others(self, words: list[bytes]) -> tuple[Positions, Positions]:
         """Do the third step: return the number of each word, and the indices of those that are new, each once."""
-        known = len(self._others)
-        numbers = [self._others.setdefault(word, self._size + len(self._others) - known) for word in words]
-        first = self._size
-        self._grow(len(self._others) - known)
-        new: list[int] = []
-        for index, number in enumerate(numbers):
-            if number == first + len(new):
-                new.append(index)
-        return np.array(numbers, np.intp), np.array(new, np.intp)
+        return self._number_by(self._others, words)
+
+    def _number_by(self, known: dict[Word, int], words: list[Word]) -> tuple[Positions, Positions]:
+        size, before = len(known), self._size
+        numbers = np.array([known.setdefault(word, before + len(known) - size) for word in words], np.intp)
+        self._grow(len(known) - size)
+        highest = np.maximum.accumulate(np.append(before - 1, numbers))[:-1]
+        return numbers, np.flatnonzero(numbers > highest)
 
     def _grow(self, new_words: int) -> None:
         self._size += new_words
@@ -164,7 +174,8 @@ class Lexicon:
     def words(self) -> Words:
         """Return all words, in no particular order."""
         texts, sizes, numbers = [], [], []
-        for keys, under in (self._short.items(), *(table.items() for table in self._wide)):
+        homeless = np.array([*self._homeless], np.uint64).reshape(-1, 2), np.array([*self._homeless.values()], np.intp)
+        for keys, under in (self._short.items(), *(table.items() for table in self._wide), homeless):
             characters = keys.view(np.uint8)
             texts.append(characters[characters != 0].tobytes())  # no NUL is part of a word here, all are filling
             sizes.append(np.count_nonzero(characters, axis=1))
@@ -173,10 +184,6 @@ class Lexicon:
         sizes.append(np.fromiter(map(len, self._others), np.intp, len(self._others)))
         numbers.append(np.fromiter(self._others.values(), np.intp, len(self._others)))
         return Words(b"".join(texts), np.concatenate(sizes), np.concatenate(numbers))
-
-
-def _unpack(key: Keys) -> bytes:
-    return key.tobytes().rstrip(b"\0")
 
 
 def _words_with_nul(text: bytes, borders: Positions) -> Mask:

@@ -102,7 +102,7 @@ def pretoken_starts(text: bytes, specials: re.Pattern[bytes] | None = None) -> P
     starts[1 : len(data)] ^= before_word & is_space[:-1]
     starts[: len(data) - 1] |= before_word
     if not text.isascii():  # a wider white-space character starts some bytes before its last
-        for last in np.flatnonzero(before_word & (data[:-1] >= 0x80)).tolist():
+        for last in sparse_nonzero(before_word & (data[:-1] >= 0x80)).tolist():
             first = last
             while data[first] & 0xC0 == 0x80:
                 first -= 1
@@ -121,7 +121,7 @@ def pretoken_borders(text: bytes, specials: re.Pattern[bytes] | None = None) -> 
 
 def _split_contractions(data: Bytes, starts: npt.NDArray[np.bool_]) -> None:
     """Let a start at an apostrophe take the letters of a contraction along, and put the next start behind them."""
-    quotes = np.flatnonzero((data == ord("'")) & starts[: len(data)])
+    quotes = sparse_nonzero((data == ord("'")) & starts[: len(data)])
     if len(quotes) == 0:
         return
     following = np.zeros((2, len(quotes)), np.uint8)  # zeros, which are no letters, where the text ends
@@ -129,7 +129,7 @@ def _split_contractions(data: Bytes, starts: npt.NDArray[np.bool_]) -> None:
     following[1, : np.searchsorted(quotes, len(data) - 2)] = data[quotes[quotes < len(data) - 2] + 2]
     one, two = following
     for length, found in (
-        (1, np.isin(one, np.frombuffer(b"sdmt", np.uint8))),
+        (1, _ENDS_CONTRACTION.take(one)),
         (2, (one == ord("l")) & (two == ord("l")) | ((one == ord("v")) | (one == ord("r"))) & (two == ord("e"))),
     ):
         starts[quotes[found] + 1] = False
@@ -146,7 +146,7 @@ def byte_kinds(text: bytes) -> Bytes:
     if text.isascii():
         return kind
     data = np.frombuffer(text, np.uint8)
-    wide = np.flatnonzero((data >= 0x80) & (data != _SPECIAL_BYTE))
+    wide = sparse_nonzero((data >= 0x80) & (data != _SPECIAL_BYTE))
     # The non-ASCII bytes alone, put together, are valid UTF-8 as well: the price is theirs, not that of the whole text.
     characters = np.frombuffer(data[wide].tobytes().decode().encode("utf-32-le"), "<u4")
     kind = kind.copy()
@@ -208,6 +208,7 @@ def _classify(characters: str) -> Bytes:
     return kind
 
 
+_ENDS_CONTRACTION = np.array([byte in b"sdmt" for byte in range(256)])
 _ASCII_KINDS = bytes(_classify("".join(map(chr, range(0x80))))).ljust(_SPECIAL_BYTE, bytes([OTHER])) + bytes([SPECIAL])
 
 

@@ -152,47 +152,43 @@ class WideTable:
 
     def find(self, keys: Keys) -> Positions:
         """Return the number of each key, -1 for those that are not there and for the key 0."""
-        return self._find(keys, self._places(keys))
-
-    def _find(self, keys: Keys, places: Positions) -> Positions:
-        rows = self._rows.take(places, axis=0, mode="clip")
+        rows = self._rows.take(self._places(keys), axis=0, mode="clip")
         is_there = rows[:, 0] == keys[:, 0]
         is_there &= rows[:, 1] == keys[:, 1]
         rows[:, 2] *= is_there
         numbers: Positions = rows[:, 2].view(np.intp) - 1
         return numbers
 
-    def claim(self, keys: Keys, next_number: int) -> tuple[Positions, Positions]:
-        """Store keys that are not there yet, as far as their places are free, under the numbers from `next_number` on.
-
-        Returns:
-            The number of each key, -1 for those without a place, and the index of each distinct one that is new.
-        """
-        self._make_room(len(keys))
+    def find_free(self, keys: Keys) -> Positions:
+        """Return the indices of distinct keys whose places are free, first come, first served; they must be stored."""
         places = self._places(keys)
-        new = _first_comers(self._rows[:, 2], places, np.flatnonzero(self._rows[places, 2] == 0))
-        rows = np.zeros((len(new), 4), np.uint64)
-        rows[:, :2] = keys[new]
-        rows[:, 2] = np.arange(next_number + 1, next_number + 1 + len(new))
-        self._rows[places[new]] = rows
-        self._taken += len(new)
-        return self._find(keys, places), new
+        return _first_comers(self._rows[:, 2], places, np.flatnonzero(self._rows[places, 2] == 0))
+
+    def store(self, keys: Keys, numbers: Positions) -> None:
+        """Store keys, found free, under these numbers."""
+        rows = np.zeros((len(keys), 4), np.uint64)
+        rows[:, :2] = keys
+        rows[:, 2] = numbers + 1
+        self._rows[self._places(keys)] = rows
+        self._taken += len(keys)
+
+    def make_room(self, expected: int) -> bool:
+        """Grow so that after `expected` more keys at most a quarter of the places is taken; tell if that was needed."""
+        bits = self._bits
+        while 4 * (self._taken + expected) > 1 << bits:
+            bits += 1
+        if bits == self._bits:
+            return False
+        rows = self._rows[self._rows[:, 2] != 0]
+        self._allocate(bits)
+        self._rows[self._places(rows)] = rows  # all in different places: a longer hash begins with the shorter one
+        self._taken = len(rows)
+        return True
 
     def items(self) -> tuple[Keys, Positions]:
         """Return all keys, as rows of two, and their numbers."""
         taken = self._rows[self._rows[:, 2] != 0]
         return np.ascontiguousarray(taken[:, :2]), taken[:, 2].view(np.intp) - 1
-
-    def _make_room(self, expected: int) -> None:
-        """Grow so that after `expected` more keys at most a quarter of the places is taken."""
-        bits = self._bits
-        while 4 * (self._taken + expected) > 1 << bits:
-            bits += 1
-        if bits > self._bits:
-            rows = self._rows[self._rows[:, 2] != 0]
-            self._allocate(bits)
-            self._rows[self._places(rows)] = rows  # all in different places: a longer hash begins with the shorter one
-            self._taken = len(rows)
 
     def _places(self, keys: Keys) -> Positions:
         mixed = keys[:, 0] * self._multiplier
