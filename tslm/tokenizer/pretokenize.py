@@ -221,7 +221,7 @@ _PAGE_IS_FILLED = np.zeros(0x110000 >> _PAGE_BITS, np.bool_)
 def _kinds_of(characters: npt.NDArray[np.uint32]) -> Bytes:
     """Return the kinds of code points."""
     pages = characters >> _PAGE_BITS
-    for page in np.unique(pages[~_PAGE_IS_FILLED[pages]]).tolist():
+    for page in set(pages[~_PAGE_IS_FILLED[pages]].tolist()):
         members = range(page << _PAGE_BITS, (page + 1) << _PAGE_BITS)
         _KINDS[members.start : members.stop] = _classify("".join(map(chr, members)))
         _PAGE_IS_FILLED[page] = True
