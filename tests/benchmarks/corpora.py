@@ -7,6 +7,7 @@ import contextlib
 import os
 import random
 import sysconfig
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from math import ceil
 from pathlib import Path
@@ -175,11 +176,17 @@ def write_mixed_text(path: Path, size: int, seed: int, folders: Iterable[Path]) 
 
 
 def _read_document(path: Path) -> bytes:
-    """Return the bytes of a file, or none if it is not UTF-8, no file, or holds the special token."""
+    """Return the bytes of a file, or none if it is not UTF-8, no file, or holds the special token.
+
+    Nor if it holds a character that this Python's Unicode does not know: what is a letter is then a question of the
+    age of each side's tables.
+    """
     try:
         document = path.read_bytes()
-        document.decode()
+        characters = set(document.decode()) if not document.isascii() else set()
     except (OSError, UnicodeDecodeError):
+        return b""
+    if any(unicodedata.category(character) == "Cn" for character in characters):
         return b""
     return b"" if END_OF_TEXT.encode() in document else document
 

@@ -36,7 +36,8 @@ def train_bpe(
     special tokens in the order given, the 256 bytes, the merges.
 
     Args:
-        input_path: a path, a `Span` (part of a file), or several, which are read as one text.
+        input_path: a path, a `Span` (part of a file), or several, which are read as one text; in `.jsonl` files the
+            field `text` of each line is a text of its own.
         vocab_size: the greatest number of entries, with the 256 bytes and the special tokens; training ends earlier
             when no pair is left.
         special_tokens: strings that are one token each and that nothing is merged across.
