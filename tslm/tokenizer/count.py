@@ -29,7 +29,7 @@ _TOGETHER = 1 << 14  # words that are looked up in the wider tables at a time
 
 # Each part costs some 50 ms, to meet the words of the text and to hand their counts on. So parts are large at first,
 # and small at the end, where all workers should end together (guided self-scheduling, Polychronopoulos and Kuck 1987).
-_SMALLEST_PART, _LARGEST_PART = 1 << 25, 1 << 28
+_SMALLEST_PART, _LARGEST_PART = 1 << 25, 1 << 27
 
 
 def count_pretokens(
