@@ -32,7 +32,8 @@ from tslm.tokenizer import (
     merge_pretokens,
     merge_pretokens_plainly,
 )
-from tslm.tokenizer.corpus import cut_blocks, read_blocks, usable_cuts
+from tslm.tokenizer.corpus import read_blocks
+from tslm.tokenizer.cuts import cut_blocks, usable_cuts
 from tslm.tokenizer.pretokenize import PATTERN, encode_specials, find_pretokens, pretoken_starts, special_pattern
 
 Text = TypeVar("Text", str, bytes)

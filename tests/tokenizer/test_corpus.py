@@ -4,7 +4,7 @@ import pytest
 
 from tests.tokenizer.reference import TRICKY, slow_pretokens, tricky_text
 from tslm.tokenizer import Span, corpus
-from tslm.tokenizer.corpus import Corpus, cut_blocks, read_pieces, usable_cuts
+from tslm.tokenizer.corpus import Corpus, read_pieces
 
 SPECIALS = ["<|e|>", "<|e|><|e|>", "a b", "e ", "\n\n"]
 BYTES = [token.encode() for token in SPECIALS]
@@ -15,48 +15,8 @@ def write(path, data):
     return path
 
 
-def test_tokenizer_blocks_have_the_pretokens_of_the_whole_text():
-    rng = random.Random(1)
-    for round_ in range(400):
-        text = tricky_text(rng, 60, [*TRICKY, *SPECIALS, "word"])
-        data = text.encode()
-        borders = sorted(rng.sample(range(len(data)), 6))
-        pieces = [data[a:b] for a, b in zip([0, *borders], [*borders, len(data)], strict=True)]
-        blocks = list(cut_blocks(pieces, BYTES, size=1 + round_ % 40))
-        assert b"".join(blocks) == data
-        apart = [word for block in blocks for word in slow_pretokens(block.decode(), SPECIALS)]
-        assert apart == slow_pretokens(text, SPECIALS), (text, blocks)
-
-
-def test_tokenizer_blocks_come_soon_and_stay_small():
-    taken = 0
-
-    def endless():
-        nonlocal taken
-        while True:
-            taken += 1
-            yield b"a line of text\n"
-
-    blocks = cut_blocks(endless(), [], size=1 << 12, first=64)
-    next(blocks)
-    assert taken <= 10
-    sizes = [len(next(blocks)) for _ in range(50)]
-    assert 3500 < sizes[-1] < 1 << 13
-
-
-def test_tokenizer_text_without_a_cut_is_one_block():
-    assert list(cut_blocks([b"a" * 100] * 50, [], size=64)) == [b"a" * 5000]
-
-
-def test_tokenizer_cuts_avoid_special_tokens():
-    text = b"_" * 10 + b"one a b two<|e|>three three" + b"_" * 10
-    cuts = [text[:cut].strip(b"_") for cut in usable_cuts(text, BYTES)]
-    # Not inside `a b`, `<|e|>` and `e `.
-    assert cuts == [b"one a b", b"one a b two", b"one a b two<|e|>three three"]
-
-
 def test_tokenizer_corpus_is_split_at_safe_places_across_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "_WINDOW", 4)
+    monkeypatch.setattr(corpus, "CUT_WINDOW", 4)
     rng = random.Random(2)
     for _ in range(60):
         texts = [tricky_text(rng, rng.randrange(1, 60), [*TRICKY, *SPECIALS, "word"]) for _ in range(4)]

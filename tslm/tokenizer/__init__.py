@@ -1,7 +1,7 @@
 """Text to token ids on disk: byte-level BPE, trained, applied and stored. Nothing here needs torch.
 
-In reading order: `plain` (the method in 40 lines), `pretokenize` (text to words), `corpus` and `jsonl` (files to
-blocks), `stretches`, `lexicon` and `tables` (blocks to numbered words), `count`, `merging` and `train` (words to
+In reading order: `plain` (the method in 40 lines), `pretokenize` (text to words), `corpus`, `cuts` and `jsonl` (files
+to blocks), `stretches`, `lexicon` and `tables` (blocks to numbered words), `count`, `merging` and `train` (words to
 merges), `pieces` and `blocks` (merges to ids), `bpe` (the `Tokenizer`), `files`, `encode` and `tokenfile`; `report`
 measures a training, `tail` holds a part of a text out.
 """

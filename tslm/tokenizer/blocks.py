@@ -19,8 +19,8 @@ from tslm.tokenizer.workspace import Workspace
 
 Ids = npt.NDArray[np.uint32]
 
-_COUNT_BITS = np.uint64(32)
-_COUNT_MASK = np.uint64((1 << 32) - 1)
+_COUNT_BITS = 32
+_COUNT_MASK = (1 << _COUNT_BITS) - 1
 
 
 class BlockEncoder:
@@ -103,7 +103,6 @@ class _Memory:
         place_bits = min(capacity.bit_length(), 16)
         self._lexicon = Lexicon(place_bits, place_bits if reserve else place_bits - 2, space)
         self._ids: Ids = np.empty(8 * capacity, np.uint32)  # the ids of all known words, one word behind the other
-        self._space = space
         self._forget()
 
     def recall(self, text: bytes, borders: Positions) -> tuple[Ids, Positions]:
@@ -133,7 +132,7 @@ class _Memory:
         starts, stops = borders[fresh], borders[fresh + 1]
         words = [text[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
         ids, counts = self._encode(b"".join(words), np.append(0, np.cumsum(stops - starts)))
-        self._lexicon.values[numbers[fresh]] = (self._used + np.cumsum(counts) - counts) << 32 | counts
+        self._lexicon.values[numbers[fresh]] = (self._used + np.cumsum(counts) - counts) << _COUNT_BITS | counts
         if self._used + len(ids) > len(self._ids):
             self._ids = np.concatenate([self._ids, np.empty(self._used + len(ids), np.uint32)])
         self._ids[self._used : self._used + len(ids)] = ids

@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import chain
 
 from tslm.tokenizer.blocks import BlockEncoder
-from tslm.tokenizer.corpus import cut_blocks
+from tslm.tokenizer.cuts import cut_blocks
 from tslm.tokenizer.pieces import PieceEncoder
 from tslm.tokenizer.pretokenize import encode_specials, find_pretokens
 

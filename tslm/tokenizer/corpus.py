@@ -15,11 +15,9 @@ from itertools import accumulate, groupby
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+from tslm.tokenizer.cuts import BLOCK_BYTES, CUT_WINDOW, cut_blocks, usable_cuts, whole_characters, whole_characters_end
 from tslm.tokenizer.jsonl import DOCUMENT_END, end_of_line, holds_record, is_jsonl, read_documents
-from tslm.tokenizer.pretokenize import is_utf8, safe_cuts
-
-BLOCK_BYTES = 3 << 16  # with its arrays it stays within a core's second-level cache, or nearly so
-_WINDOW = 1 << 9  # how much is searched for a cut at first; the search doubles it
+from tslm.tokenizer.pretokenize import is_utf8
 
 
 class Span(NamedTuple):
@@ -97,10 +95,10 @@ class Corpus:
     def _cut_after(self, position: int, start: int, end: int, special_tokens: Sequence[bytes]) -> int:
         """Return the first safe cut a little behind `position` in the text from `start` to `end`, or `end`."""
         margin = max(map(len, special_tokens), default=1) - 1
-        window = _WINDOW
+        window = CUT_WINDOW
         while position < end:
             first, last = max(start, position - margin), min(end, position + window + margin + 1)
-            text, skipped = _whole_characters(b"".join(map(_read, self.between(first, last))))
+            text, skipped = whole_characters(b"".join(map(_read, self.between(first, last))))
             try:
                 cut = next(usable_cuts(text, special_tokens), None)
             except UnicodeDecodeError:  # whoever reads this part in full will name the byte
@@ -162,7 +160,7 @@ def read_pieces(spans: Iterable[Span], size: int = BLOCK_BYTES) -> Iterator[byte
                     raise ValueError(f"{path} became shorter while it was read: {stop - start:,} bytes are missing")
                 start += len(fresh)
                 piece = rest + fresh
-                whole = len(piece) if start == stop else _whole_characters_end(piece)
+                whole = len(piece) if start == stop else whole_characters_end(piece)
                 piece, rest = piece[:whole], piece[whole:]
                 if not is_utf8(piece):
                     offset = start - len(rest) - len(piece)
@@ -180,75 +178,6 @@ def _first_fault(text: bytes, offset: int) -> str:
             "`iconv -f latin1 -t utf-8`, or remove the byte"
         )
     raise AssertionError("is_utf8 and bytes.decode disagree")
-
-
-def cut_blocks(
-    pieces: Iterable[bytes], special_tokens: Sequence[bytes], size: int = BLOCK_BYTES, first: int | None = None
-) -> Iterator[bytes]:
-    """Regroup a text that arrives in pieces of any kind into blocks that can be tokenized apart.
-
-    A block is handed out as soon as `size` bytes are held and there is a safe cut; without one (a megabyte of one
-    letter) the pieces are held until there is. The first block has `first` bytes, if that is given, and the next ones
-    twice as many each time, so that a slow source yields something soon.
-    """
-    slices = (piece[at : at + size] for piece in pieces for at in range(0, len(piece), size))
-    held: list[bytes] = []
-    held_bytes, wanted, usual = 0, first or size, first or size
-    for piece in slices:
-        held.append(piece)
-        held_bytes += len(piece)
-        if held_bytes < wanted:
-            continue
-        text = b"".join(held)
-        if cut := _last_cut(text, special_tokens):
-            yield text[:cut]
-            text = text[cut:]
-            usual = min(2 * usual, size)
-            wanted = usual
-        else:
-            wanted = 2 * len(text)  # searching the same bytes again after every piece would be quadratic
-        held, held_bytes = [text], len(text)
-    if held_bytes:
-        yield b"".join(held)
-
-
-def usable_cuts(text: bytes, special_tokens: Sequence[bytes], backwards: bool = False) -> Iterator[int]:
-    """Yield the safe cuts of a text at which no special token lies across, whatever comes before and behind the text.
-
-    Cuts in front of white space come first, all the others after them.
-
-    Raises:
-        UnicodeDecodeError: the text is not UTF-8.
-    """
-    for cuts in safe_cuts(text):
-        for cut in cuts[::-1].tolist() if backwards else cuts.tolist():
-            if _is_clear(text, cut, special_tokens):
-                yield cut
-
-
-def _is_clear(text: bytes, cut: int, special_tokens: Sequence[bytes]) -> bool:
-    """Tell whether no special token lies across a cut, whatever comes before and behind the text."""
-    longest = max(map(len, special_tokens), default=1)
-    if not longest - 1 <= cut <= len(text) - longest + 1:
-        return False
-    return not any(token in text[cut - len(token) + 1 : cut + len(token) - 1] for token in special_tokens)
-
-
-def _last_cut(text: bytes, special_tokens: Sequence[bytes]) -> int | None:
-    """Return the last usable cut of a text, looking at more and more of its end."""
-    window = min(_WINDOW, len(text))
-    cut = len(text)
-    while (cut := text.rfind(b" ", len(text) - window, cut)) > 0:  # nearly always the first is one
-        if text[cut - 1] < 0x80 and not text[cut - 1 : cut].isspace() and _is_clear(text, cut, special_tokens):
-            return cut
-    while True:
-        tail, skipped = _whole_characters(text[-window:])
-        found = next(usable_cuts(tail, special_tokens, backwards=True), None)
-        if found is not None:
-            return len(text) - min(window, len(text)) + skipped + found
-        if window >= len(text):
-            return None
-        window *= 4
 
 
 def checked_span(part: str | os.PathLike[str] | Span) -> Span:
@@ -282,21 +211,3 @@ def _read(span: Span) -> bytes:
     with open(span.path, "rb") as file:
         file.seek(span.start)
         return file.read(span.stop - span.start)
-
-
-def _whole_characters(text: bytes) -> tuple[bytes, int]:
-    """Remove the parts of characters that were cut at both ends; also return how much went at the beginning."""
-    first = 0
-    while first < min(3, len(text)) and text[first] & 0xC0 == 0x80:
-        first += 1
-    return text[first : _whole_characters_end(text)], first
-
-
-def _whole_characters_end(text: bytes) -> int:
-    """Return the position at which the last character begins if it is cut, or else the length."""
-    for back in range(1, min(4, len(text)) + 1):
-        lead = text[-back]
-        if lead & 0xC0 != 0x80:
-            width = 1 if lead < 0x80 else 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
-            return len(text) - back if width > back else len(text)
-    return len(text)

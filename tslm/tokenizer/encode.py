@@ -20,7 +20,7 @@ from tslm.tokenizer.jsonl import DOCUMENT_END
 from tslm.tokenizer.tokenfile import TokenFile, TokenFileWriter, dtype_for
 from tslm.tokenizer.workers import keep_freed_memory, map_in_order
 
-_TASK_BYTES = 1 << 22  # some 20 ms of work, seconds for text without a known word: so long Ctrl-C may take
+_TASK_BYTES = 1 << 22  # some 40 ms of work, seconds for text without a known word: so long Ctrl-C may take
 _BLOCK_BYTES = 1 << 20  # larger than where words are counted: here rare words cannot wait for those of later blocks
 
 

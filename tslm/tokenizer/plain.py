@@ -82,7 +82,7 @@ def replay_merges(pretoken: bytes, merges: Sequence[tuple[bytes, bytes]]) -> Ite
         [b'a', b'a', b'b'] 0 1
         [b'a', b'ab'] None None
     """
-    ranks = {pair: rank for rank, pair in enumerate(merges)}
+    ranks = {pair: rank for rank, pair in reversed([*enumerate(merges)])}  # of a pair that is listed twice, the first
     tokens = [bytes([byte]) for byte in pretoken]
     while mergeable := [(ranks[pair], at) for at, pair in enumerate(pairwise(tokens)) if pair in ranks]:
         rank, at = min(mergeable)

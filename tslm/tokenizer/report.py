@@ -86,12 +86,12 @@ def train_with_report(
 def peak_memory(num_workers: int | None) -> int | None:
     """Return an upper bound in bytes of the memory that this process and its workers held at one time.
 
-    It is the process's own peak plus, for each worker, that of the largest child that has ended. So it supposes that
-    all were at their peaks together, and counts the libraries that they share once for each. On Linux a process also
-    begins with the peak of the one that started it.
+    It is the process's own peak plus, for each other worker, that of the largest child that has ended. So it supposes
+    that all were at their peaks together, and counts the libraries that they share once for each. On Linux a process
+    also begins with the peak of the one that started it.
 
     Args:
-        num_workers: how many children there were at a time, as `train_bpe` was told.
+        num_workers: how many processes there were at a time, this one included, as `train_bpe` was told.
 
     Returns:
         None on Windows, which does not say.
@@ -102,7 +102,7 @@ def peak_memory(num_workers: int | None) -> int | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024  # what ru_maxrss counts in
     own, child = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return unit * (own + resolve_workers(num_workers) * child)
+    return unit * (own + (resolve_workers(num_workers) - 1) * child)
 
 
 def longest_tokens(tokenizer: Tokenizer, count: int) -> list[bytes]:

@@ -1,7 +1,7 @@
 r"""Cuts text into stretches: white space with what follows it, up to the next white space.
 
 A block of text comes in; the positions where its stretches begin go out. A stretch (` word`, ` end."`, `\n\nOnce`)
-holds whole pre-tokens, and a text repeats its stretches as it repeats its words. They are found with a fifth of the
+holds whole pre-tokens, and a text repeats its stretches as it repeats its words. They are found with a quarter of the
 work that pre-tokens take, so only the distinct ones need ever be cut into pre-tokens.
 """
 

@@ -114,8 +114,7 @@ class _Feed(Generic[Task, Result]):
     ) -> None:
         self._executor, self._function, self._tasks = executor, function, iter(tasks)
         self._limit, self._take_part = limit, take_part
-        self._lock = threading.RLock()  # a task's end is noted in a thread of the executor's, or at once in this one
-        self._under_way = 0
+        self._lock = threading.RLock()  # the next task is drawn in a thread of the executor's, or here
         self._is_closed = False
         self._futures: deque[Future[Result]] = deque()  # of tasks whose results were not given yet, in order
 
@@ -123,7 +122,8 @@ class _Feed(Generic[Task, Result]):
         """Yield the results; close the iterator to start no more tasks."""
         try:
             while True:
-                while self._under_way < self._limit and self._start_next():
+                # Nothing is being done here at this point, so what is not done is with the executor.
+                while sum(not future.done() for future in self._futures) < self._limit and self._start_next():
                     pass
                 if not self._futures:
                     return
@@ -147,7 +147,6 @@ class _Feed(Generic[Task, Result]):
                 if not here:
                     with _caller_hidden():
                         future = self._executor.submit(self._function, task)
-                    self._under_way += 1
             except StopIteration:
                 return False
             except Exception as error:  # which is due after the results of the tasks before
@@ -160,12 +159,11 @@ class _Feed(Generic[Task, Result]):
             except Exception as error:
                 future.set_exception(error)
         elif not here:
-            future.add_done_callback(self._note_end)
+            future.add_done_callback(self._replace)
         return True
 
-    def _note_end(self, future: Future[Result]) -> None:
-        with self._lock:
-            self._under_way -= 1
+    def _replace(self, future: Future[Result]) -> None:
+        """Give the executor a task for the one that has ended; not after an error, where it may hold its own lock."""
         if not future.cancelled() and future.exception() is None:
             self._start_next()
 
