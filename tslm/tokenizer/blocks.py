@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
 from tslm.tokenizer.lexicon import Lexicon
+from tslm.tokenizer.pieces import Ids, PieceEncoder
 from tslm.tokenizer.pretokenize import Positions, pretoken_borders, special_pattern
 from tslm.tokenizer.stretches import divide_specials, stretch_borders
 from tslm.tokenizer.workspace import Workspace
-
-Ids = npt.NDArray[np.uint32]
 
 _COUNT_BITS = 32
 _COUNT_MASK = (1 << _COUNT_BITS) - 1
@@ -30,27 +28,28 @@ class BlockEncoder:
     only new pre-tokens go through BPE.
 
     Args:
-        encode_word: returns the ids of one pre-token or special token.
+        pieces: encodes pre-tokens.
         special_tokens: strings that are one pre-token each.
         capacity: about how many distinct stretches and how many pre-tokens to remember, with eight ids and 32 bytes
             each on average; when it is reached, all are forgotten.
-        by_stretches: whether to look for stretches at all. A text has several times as many of them as of pre-tokens.
+        frugal: whether to do without what takes more memory: stretches, of which a text has several times as many as of
+            pre-tokens, and encoding many words in lockstep.
     """
 
     def __init__(
         self,
-        encode_word: Callable[[bytes], list[int]],
+        pieces: PieceEncoder,
         special_tokens: Sequence[bytes],
         capacity: int,
-        by_stretches: bool = True,
+        frugal: bool = False,
     ) -> None:
-        self._encode_word = encode_word
         self._specials = special_pattern(special_tokens)
         self._within_stretches, self._across_stretches = divide_specials(special_tokens)
         self._space = Workspace()
         # Each with a workspace of its own, as one asks the other.
-        self._pretokens = _Memory(self._encode_pretokens, capacity, Workspace(), reserve=not by_stretches)
-        self._stretches = _Memory(self._encode_stretches, capacity, self._space) if by_stretches else None
+        encode_pretokens = partial(pieces.encode_all, frugal=frugal)
+        self._pretokens = _Memory(encode_pretokens, capacity, Workspace(), reserve=frugal)
+        self._stretches = None if frugal else _Memory(self._encode_stretches, capacity, self._space)
         self._lock = threading.Lock()  # an executor may run its tasks in threads
 
     def encode(self, block: bytes) -> Ids:
@@ -73,11 +72,6 @@ class BlockEncoder:
         pretokens = pretoken_borders(text, self._within_stretches)
         ids, counts = self._pretokens.recall(text, pretokens)
         return ids, np.add.reduceat(counts, np.searchsorted(pretokens, borders[:-1]))
-
-    def _encode_pretokens(self, text: bytes, borders: Positions) -> tuple[Ids, Positions]:
-        """Return the ids of pre-tokens, one behind the other, and how many each has."""
-        encoded = [self._encode_word(text[start:stop]) for start, stop in pairwise(borders.tolist())]
-        return np.array([id_ for ids in encoded for id_ in ids], np.uint32), np.array([*map(len, encoded)], np.intp)
 
 
 class _Memory:

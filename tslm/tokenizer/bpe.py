@@ -67,13 +67,13 @@ class Tokenizer:
                 ids[token] = max(self.vocab, default=-1) + 1
                 self.vocab[ids[token]] = token
             self.special_ids[token.decode()] = ids[token]
-        self._pieces = PieceEncoder(ids, self.merges)
+        self._special_bytes = {token.encode(): id_ for token, id_ in self.special_ids.items()}
+        self._pieces = PieceEncoder(ids, self.merges, self._special_bytes)
         self._words = _WordCache(lambda word: self._pieces.encode(word.encode()))
         longest_first = sorted(self.special_ids, key=len, reverse=True)
         self._special_split = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
-        self._special_bytes = {token.encode(): id_ for token, id_ in self.special_ids.items()}
         # Made now, so that encode_iterable allocates little.
-        self._stream = self._block_encoder(_STREAM_CAPACITY, by_stretches=False)
+        self._stream = self._block_encoder(_STREAM_CAPACITY, frugal=True)
 
     @classmethod
     def from_files(
@@ -189,18 +189,14 @@ class Tokenizer:
     @cached_property
     def file_blocks(self) -> BlockEncoder:
         """The encoder behind `encode_files`, with room for the words of a large text."""
-        return self._block_encoder(_FILE_CAPACITY, by_stretches=True)
+        return self._block_encoder(_FILE_CAPACITY)
 
     def _encode_stream(self, parts: Iterable[str]) -> Iterator[list[int]]:
         for block in cut_blocks(map(_to_utf8, parts), list(self._special_bytes), _STREAM_BYTES, first=64):
             yield self._stream.encode(block).tolist()
 
-    def _block_encoder(self, capacity: int, by_stretches: bool) -> BlockEncoder:
-        def encode_word(word: bytes) -> list[int]:
-            special = self._special_bytes.get(word)
-            return self._pieces.encode(word) if special is None else [special]
-
-        return BlockEncoder(encode_word, list(self._special_bytes), capacity, by_stretches)
+    def _block_encoder(self, capacity: int, frugal: bool = False) -> BlockEncoder:
+        return BlockEncoder(self._pieces, list(self._special_bytes), capacity, frugal)
 
     def __reduce__(self) -> tuple[Callable[..., Tokenizer], tuple[object, ...]]:
         return _restore, (self.hash, self._pickled)
