@@ -16,7 +16,7 @@ from tslm.tokenizer.pretokenize import Positions, special_pattern
 from tslm.tokenizer.tables import PACKED_BYTES
 from tslm.tokenizer.workspace import Workspace
 
-_SAMPLE = 1 << 11  # stretches that decide for their block
+_SAMPLE = 1 << 14  # bytes that decide for their block
 
 
 def stretch_borders(
@@ -44,6 +44,14 @@ def stretch_borders(
     if not text[:1].isspace() or text[-1] in _MAY_BE_WHITE or (specials is not None and specials.search(text)):
         return None
     space = space or Workspace()
+    sample = _find_borders(text[:_SAMPLE], space)
+    long_ones = np.count_nonzero(np.diff(sample) > PACKED_BYTES)
+    if 10 * len(sample) < len(text[:_SAMPLE]) or 50 * long_ones > len(sample):
+        return None
+    return _find_borders(text, space)
+
+
+def _find_borders(text: bytes, space: Workspace) -> Positions:
     size = len(text)
     data = np.frombuffer(text, np.uint8)
     shifted = space.array("shifted", size, np.uint8)
@@ -56,11 +64,7 @@ def stretch_borders(
     np.logical_or(is_white, is_either, out=is_either)  # white space, or outside ASCII
     np.greater(is_white[1:size], is_either[: size - 1], out=is_border[1:size])
     is_border[0] = is_border[size] = True
-    borders = np.flatnonzero(is_border)
-    sample = np.diff(borders[: _SAMPLE + 1])
-    if 10 * len(borders) < size or 50 * np.count_nonzero(sample > PACKED_BYTES) > len(sample):
-        return None
-    return borders
+    return np.flatnonzero(is_border)
 
 
 def divide_specials(
