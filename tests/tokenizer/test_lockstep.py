@@ -2,7 +2,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tslm import Tokenizer, merge_pretokens
@@ -94,6 +94,7 @@ def test_lockstep_names_what_the_vocabulary_lacks():
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=400), st.randoms())
+@example([(0, number) for number in range(31)] + [(number, 0) for number in range(31)], random.Random(0))
 def test_pair_ranks_are_those_of_a_dictionary(pairs, rng):
     left, right = (np.array([pair[side] for pair in pairs], np.int64) for side in (0, 1))
     ranks = {pair: rank for rank, pair in reversed(list(enumerate(pairs)))}

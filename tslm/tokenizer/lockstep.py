@@ -33,16 +33,13 @@ class LockstepEncoder:
     """Encodes many words of up to `LONGEST` bytes at once.
 
     Args:
-        left: the left part of each merge, as a symbol, of which 0 to 255 are the bytes; its place is its rank.
-        right: the right part.
-        merged: what becomes of them.
-        base: above every symbol.
+        ranks: the ranks of pairs of symbols, of which 0 to 255 are the bytes.
+        merged: what becomes of the pair of each rank.
+        border: a symbol that is part of no merge.
     """
 
-    def __init__(self, left: Symbols, right: Symbols, merged: Symbols, base: int) -> None:
-        self._ranks = PairRanks(left, right, base + 1)
-        self._merged = merged
-        self._border = base  # in place of a symbol, around each word; part of no merge
+    def __init__(self, ranks: PairRanks, merged: Symbols, border: int) -> None:
+        self._ranks, self._merged, self._border = ranks, merged, border
 
     def encode(self, text: Bytes, starts: Positions, sizes: Positions) -> tuple[Symbols, Positions]:
         """Merge, in each word, again and again the leftmost occurrence of the pair that comes first in the merges.

@@ -48,7 +48,8 @@ class PairRanks:
         self._fill(keys, ranks)
 
     def _keys(self, left: Symbols, right: Symbols) -> Keys:
-        return left.view(np.uint64) * self._base + right.view(np.uint64)
+        # Never 0, which every multiplier would send to the same place.
+        return (left.view(np.uint64) + np.uint64(1)) * self._base + right.view(np.uint64)
 
     def _fill(self, keys: Keys, ranks: Symbols) -> None:
         buckets = self._buckets(keys)

@@ -1,6 +1,7 @@
 """Applies the merges of BPE to pre-tokens: their bytes come in, the ids of their tokens go out.
 
-`plain.encode_plainly` is the same rule without the heap, `lockstep` the same for many words at once.
+`plain.encode_plainly` is the same rule without the heap, `lockstep` the same for many words at once, `rounds` for very
+long ones.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from tslm.tokenizer.lockstep import LONGEST, LockstepEncoder, Part, in_order
-from tslm.tokenizer.pair_ranks import Symbols
+from tslm.tokenizer.pair_ranks import PairRanks, Symbols
 from tslm.tokenizer.pretokenize import Positions
+from tslm.tokenizer.rounds import merge_in_rounds
 from tslm.tokenizer.whole import made_whole
 
 Ids = npt.NDArray[np.uint32]
 
 _SHORT = 32  # bytes; to look through so many pairs costs less than to keep a heap
+_VERY_LONG = 1 << 12  # bytes from which it is worth trying whether one merge can be made at many places
 _NEVER = 1 << 62  # the rank of a pair that is not merged
 _GONE = -1  # in place of a token that was swallowed by the one on its left
 _MANY = 256  # words from which going in lockstep is faster: its steps take as long for a hundred words as for one
@@ -75,6 +78,8 @@ class PieceEncoder:
         if len(symbols) <= _SHORT:
             self._merge_short(symbols)
         else:
+            if len(symbols) >= _VERY_LONG:
+                symbols = merge_in_rounds(np.array(symbols), self._pair_ranks, self._parts[2]).tolist()
             self._merge_long(symbols)
         ids = [self._ids[symbol] for symbol in symbols if symbol != _GONE]
         if min(ids, default=0) < 0:
@@ -118,8 +123,13 @@ class PieceEncoder:
         return ids.astype(np.uint32), counts
 
     @cached_property
+    def _pair_ranks(self) -> PairRanks:
+        left, right, _ = self._parts
+        return PairRanks(left, right, len(self._tokens) + 1)
+
+    @cached_property
     def _lockstep(self) -> LockstepEncoder:
-        return LockstepEncoder(*self._parts, len(self._tokens))
+        return LockstepEncoder(self._pair_ranks, self._parts[2], border=len(self._tokens))
 
     @cached_property
     def _id_array(self) -> Symbols:
