@@ -31,6 +31,8 @@ from tslm.tokenizer import (
     encode_plainly,
     merge_pretokens,
     merge_pretokens_plainly,
+    pieces,
+    rounds,
 )
 from tslm.tokenizer.corpus import read_blocks
 from tslm.tokenizer.cuts import cut_blocks, usable_cuts
@@ -75,21 +77,22 @@ def vocabularies(case: Case) -> None:
     text, specials = _draw_text(case)
     tokenizer = _odd(case, text, specials)
     expected = _encode_slowly(tokenizer, text)
-    for encode_it in (tokenizer.encode, lambda text: list(tokenizer.encode_iterable([text])),
-                      lambda text: tokenizer.file_blocks.encode(text.encode()).tolist()):  # fmt: skip
-        for _ in range(2):  # the second time from tables
-            if expected is None:
-                fails(partial(encode_it, text), "the vocabulary lacks the ")
-            else:
-                same(encode_it(text), expected)
+    with _other_ways_to_merge(case):
+        for encode_it in (tokenizer.encode, lambda text: list(tokenizer.encode_iterable([text])),
+                          lambda text: tokenizer.file_blocks.encode(text.encode()).tolist()):  # fmt: skip
+            for _ in range(2):  # the second time from tables
+                if expected is None:
+                    fails(partial(encode_it, text), "the vocabulary lacks the ")
+                else:
+                    same(encode_it(text), expected)
     if expected is not None:
         same(tokenizer.decode(expected), text)
 
 
 def streams(case: Case) -> None:
     """`encode`, `encode_iterable` in random parts and `encode_files` in random parts, blocks and tasks are one."""
-    pieces, least = case.rng.choice([(40, 1), (40, 1), (3000, 60)])  # long texts not byte by byte
-    text, specials = _draw_text(case, pieces)
+    length, least = case.rng.choice([(40, 1), (40, 1), (3000, 60)])  # long texts not byte by byte
+    text, specials = _draw_text(case, length)
     tokenizer = _odd(case, text, specials, complete=True)
     ids = tokenizer.encode(text)
     same(tokenizer.decode(ids), text)
@@ -191,6 +194,18 @@ def _small_parts(case: Case, least: int = 1) -> Iterator[None]:
     with (
         mock.patch.multiple(encode, _TASK_BYTES=task, _BLOCK_BYTES=block),
         mock.patch.multiple(count, _LARGEST_PART=task, read_blocks=partial(read_blocks, size=block)),
+    ):
+        yield
+
+
+@contextmanager
+def _other_ways_to_merge(case: Case) -> Iterator[None]:
+    """Let few words go in lockstep, and short ones in rounds and by the heap, perhaps."""
+    many, short, very_long, share = (case.rng.choice(pair) for pair in ((0, 256), (0, 32), (0, 4096), (64, 1 << 20)))
+    case.note(many=many, short=short, very_long=very_long, share=share)
+    with (
+        mock.patch.multiple(pieces, _MANY=many, _SHORT=short, _VERY_LONG=very_long),
+        mock.patch.object(rounds, "_SHARE", share),
     ):
         yield
 
