@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tslm.model import functional
 from tslm.model.functional import matmul_dtype
 
 QUERY_BLOCK = 64  # queries per block; 32 to 128 measured alike at 128 to 256 positions, larger is slower
@@ -53,6 +54,8 @@ def swiglu_together(gate_up: Tensor) -> Tensor:
 
     Shapes: (..., 2F) to (..., F), in the dtype of `gate_up`.
     """
+    if torch.compiler.is_compiling():
+        return functional.swiglu(*gate_up.chunk(2, -1))  # of which the compiler makes one pass each way by itself
     return _SwiGLU.apply(gate_up)  # type: ignore[no-any-return]
 
 
@@ -66,17 +69,16 @@ class _CausalAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        length, scale = q.shape[1], 1 / math.sqrt(q.shape[2])
-        out, weights = torch.empty_like(v), []
+        scale, weights, outs = 1 / math.sqrt(q.shape[2]), [], []
         later = torch.ones(QUERY_BLOCK, QUERY_BLOCK, dtype=torch.bool, device=q.device).triu_(1)
-        for start in range(0, length, QUERY_BLOCK):
-            end = min(start + QUERY_BLOCK, length)
+        for start, end in _query_blocks(q.shape[1]):
             scores = torch.bmm(q[:, start:end], k[:, :end].transpose(1, 2))  # (N, block, end)
             scores = (scores.float() if scores.dtype != torch.float64 else scores).mul_(scale)
             scores[:, :, start:].masked_fill_(later[: end - start, : end - start], -math.inf)
             scores.sub_(scores.amax(-1, keepdim=True)).exp_()
             weights.append(scores.div_(scores.sum(-1, keepdim=True)).to(v.dtype))
-            out[:, start:end] = torch.bmm(weights[-1], v[:, :end])
+            outs.append(torch.bmm(weights[-1], v[:, :end]))
+        out = torch.cat(outs, 1)
         ctx.save_for_backward(q, k, v, out, *weights)
         return out
 
@@ -84,17 +86,27 @@ class _CausalAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v, out, *weights = ctx.saved_tensors
-        length, scale = q.shape[1], 1 / math.sqrt(q.shape[2])
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        scale = 1 / math.sqrt(q.shape[2])
+        grad_q, grad_k, grad_v = [], torch.zeros_like(k[:, :0]), torch.zeros_like(v[:, :0])
         delta = (grad_out * out).sum(-1, keepdim=True)
-        for start, weight in zip(range(0, length, QUERY_BLOCK), weights, strict=True):
-            end = min(start + QUERY_BLOCK, length)
+        # From the last block on: its queries see every key, so that its products are where the sums over blocks start.
+        for (start, end), weight in zip(reversed(_query_blocks(q.shape[1])), reversed(weights), strict=True):
             grad = grad_out[:, start:end]
-            grad_v[:, :end] += torch.bmm(weight.transpose(1, 2), grad)
             grad_scores = torch.bmm(grad, v[:, :end].transpose(1, 2)).sub_(delta[:, start:end]).mul_(weight).mul_(scale)
-            grad_q[:, start:end] = torch.bmm(grad_scores, k[:, :end])
-            grad_k[:, :end] += torch.bmm(grad_scores.transpose(1, 2), q[:, start:end])
-        return grad_q, grad_k, grad_v
+            grad_q.append(torch.bmm(grad_scores, k[:, :end]))
+            of_k = torch.bmm(grad_scores.transpose(1, 2), q[:, start:end])
+            of_v = torch.bmm(weight.transpose(1, 2), grad)
+            if end == q.shape[1]:
+                grad_k, grad_v = of_k, of_v
+            else:
+                grad_k[:, :end] += of_k
+                grad_v[:, :end] += of_v
+        return torch.cat(grad_q[::-1], 1), grad_k, grad_v
+
+
+def _query_blocks(length: int) -> list[tuple[int, int]]:
+    """Where each block of queries starts and ends."""
+    return [(start, min(start + QUERY_BLOCK, length)) for start in range(0, length, QUERY_BLOCK)]
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -7,12 +7,16 @@ other code bases is the same map after a permutation of the rows of W_q and W_k.
 Shapes: T positions, K head dimension.
 """
 
+# ruff: noqa: ANN401 - the context of an autograd function takes any attribute
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import Module
 
 
@@ -65,8 +69,11 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn each pair of x (..., T, K) by the angle whose cosine and sine stand in `table` (..., T, K/2, 2).
 
     A pair is one complex number, and turning it is one multiplication: in eager mode that is a single pass, seven times
-    as fast as `rotate_pairs`. The compiler fuses real arithmetic only, so it is given the plain form.
+    as fast as `rotate_pairs`. The compiler fuses real arithmetic only, so it is given another form: `rotate_words` in
+    bfloat16, else the plain one.
     """
+    if torch.compiler.is_compiling() and x.dtype == torch.bfloat16 and sys.byteorder == "little":
+        return rotate_words(x, table)
     if torch.compiler.is_compiling() or x.dtype == torch.float64:
         return rotate_pairs(x, table)
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
@@ -78,3 +85,44 @@ def rotate_pairs(x: Tensor, table: Tensor) -> Tensor:
     cos, sin = table[..., 0], table[..., 1]
     a, b = x[..., 0::2], x[..., 1::2]
     return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2).to(x.dtype)
+
+
+def rotate_words(x: Tensor, table: Tensor) -> Tensor:
+    """The rotation of bfloat16 pairs, each read and written as one 32-bit word; the same bits as `rotate_pairs`.
+
+    Taking every other number of an array apart and putting them together again is what processors are slow at. The
+    upper half of a float32's bits is the bfloat16 next to it, so a shift makes a number of one half of the word and a
+    mask of the other, and the compiler turns the whole into one loop over words: three times as fast as that of the
+    plain form. Its gradient is the rotation by the opposite angle.
+    """
+    return _RotateWords.apply(x, table)  # type: ignore[no-any-return]
+
+
+class _RotateWords(torch.autograd.Function):
+    """y = R x and dx = Rᵀ dy, where R turns by the angle and Rᵀ by its opposite."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, table: Tensor) -> Tensor:
+        ctx.save_for_backward(table)
+        return _turn_words(x, table[..., 0], table[..., 1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None]:
+        (table,) = ctx.saved_tensors
+        return _turn_words(grad_y, table[..., 0], -table[..., 1]), None
+
+
+def _turn_words(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    words = x.view(torch.int32)  # of which the lower half is the pair's first number
+    a, b = (words << 16).view(torch.float32), (words & _UPPER_HALF).view(torch.float32)
+    low, high = (_round_to_upper_half(y.view(torch.int32)) for y in (a * cos - b * sin, a * sin + b * cos))
+    return ((low >> 16 & 0xFFFF) | (high & _UPPER_HALF)).view(torch.bfloat16)
+
+
+def _round_to_upper_half(bits: Tensor) -> Tensor:
+    """Round a float32's bits to nearest, ties to even, as bfloat16 does: what is to be kept is the upper half."""
+    return bits + 0x7FFF + (bits >> 16 & 1)
+
+
+_UPPER_HALF = -0x10000  # 0xFFFF0000 as a signed 32-bit number

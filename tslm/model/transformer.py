@@ -7,7 +7,7 @@ Shapes: B batch (any leading dimensions), T positions, S cached positions, D d_m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -56,6 +56,7 @@ class TransformerLM(Module):
             TransformerBlock(config.d_model, config.num_heads, config.d_ff) for _ in range(config.num_layers))
         self.ln_final = RMSNorm(config.d_model)
         self.lm_head = Linear(config.d_model, config.vocab_size)
+        self._run_compiled: Callable[..., Tensor] | None = None
 
     def forward(self, token_ids: Tensor, positions: Tensor | None = None,
                 cache: KeyValueCacheLike | None = None) -> Tensor:
@@ -86,9 +87,20 @@ class TransformerLM(Module):
         if cache is not None and positions is not None:
             mask = torch.arange(cache.length, device=token_ids.device) <= positions.unsqueeze(-1)  # (B, T, S)
         x = self.token_embeddings(token_ids)
+        training = cache is None and torch.is_grad_enabled()
+        run = self._run_compiled if self._run_compiled is not None and training else _run
         for i, block in enumerate(self.layers):
-            x = block(x, rotation, None if cache is None else cache.layers[i], positions, mask)
-        return self.ln_final(x)  # type: ignore[no-any-return]
+            x = run(block, x, rotation, None if cache is None else cache.layers[i], positions, mask)
+        return run(self.ln_final, x)
+
+    def compile_layers(self, on: bool = True) -> None:
+        """From now on compile whatever computes gradients; `on=False` takes it back.
+
+        One block is compiled, at its first use, and serves them all: the whole model would take minutes instead of
+        seconds. Validation and generation, whose shapes change, stay as they are. Whoever calls this is to be ready for
+        the compiler's errors in the first forward and backward pass.
+        """
+        self._run_compiled = torch.compile(_run, dynamic=False) if on else None
 
     def num_parameters(self) -> int:
         """Number of trainable weights."""
@@ -120,3 +132,7 @@ class TransformerBlock(Module):
         """(..., T, D) to (..., T, D); the further arguments are those of the attention."""
         x = x + self.attn(self.ln1(x), rotation, cache, positions, mask)
         return x + self.ffn(self.ln2(x))  # type: ignore[no-any-return]
+
+
+def _run(layer: Module, *arguments: object) -> Tensor:
+    return layer(*arguments)  # type: ignore[no-any-return]

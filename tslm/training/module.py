@@ -7,11 +7,13 @@ very same object.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from tqdm import tqdm
 
 from tslm.generation import Completion, complete
 from tslm.model import TransformerConfig, TransformerLM
@@ -20,6 +22,7 @@ from tslm.optim import AdamW, clip_gradients
 from tslm.tokenizer import Tokenizer
 from tslm.tokenizer.files import tokenizer_from_texts, tokenizer_texts
 from tslm.training.checkpoint import CHECKPOINT_KEY, fit_part
+from tslm.training.compiling import try_compiled
 from tslm.training.settings import GenerationSettings, OptimizerSettings
 
 
@@ -70,15 +73,31 @@ class LanguageModule(pl.LightningModule):
         self.valid_nats = torch.zeros((), dtype=torch.float64)  # sum over the validation targets seen so far
         self.valid_tokens = 0
         self._rng: dict[str, Any] | None = None
+        self._compile_now = False
+        self._compiled_loss: Callable[..., torch.Tensor] | None = None
 
     def mean_loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy in nats of windows (..., T) against their next tokens (..., T)."""
         hidden = self.model.hidden(inputs)
-        return linear_cross_entropy(hidden.flatten(0, -2), self.model.lm_head.weight, targets.flatten())
+        compiled = self._compiled_loss if torch.is_grad_enabled() else None
+        return (compiled or linear_cross_entropy)(hidden.flatten(0, -2), self.model.lm_head.weight, targets.flatten())
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """Return the mean loss of a batch of windows."""
+        if self._compile_now:
+            self._compile_now = False
+            speaks = self._trainer is None or self.trainer.is_global_zero
+            try_compiled(self, batch, say=tqdm.write if speaks else lambda line: None)
         return self.mean_loss(*batch)
+
+    def compile_step(self) -> None:
+        """Compile what training computes when the next batch comes, whose shape all later ones should have."""
+        self._compile_now = True
+
+    def use_compiled(self, on: bool) -> None:
+        """Compute the gradients by compiled blocks and a compiled loss, or take that back; `compile_step` calls it."""
+        self.model.compile_layers(on)
+        self._compiled_loss = torch.compile(linear_cross_entropy, dynamic=False) if on else None
 
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
         """Add a batch to the validation totals; windows may differ in length from batch to batch."""

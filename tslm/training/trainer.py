@@ -13,6 +13,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tslm.loops.lightning import InterruptAtBoundary, install_step_loop
 from tslm.loops.step import Budget, Cadence
 from tslm.training.checkpoint import read_checkpoint
+from tslm.training.compiling import Choice, pays
+from tslm.training.memory import keep_freed_memory
 from tslm.training.metrics import StepMetrics
 from tslm.training.module import LanguageModule
 from tslm.training.progress import StepProgress
@@ -35,6 +37,8 @@ class StepTrainer(pl.Trainer):
         save_every_n_steps: Save a checkpoint every this many optimizer steps, behind each validation, and at the end.
         precision: Lightning's precision, or `auto`: bf16-mixed where the processor or GPU computes in bfloat16, else
             32-true.
+        compile: Whether to compile the training step: true, false, or `auto` for where it saves more time than it
+            takes. Without a C++ compiler the step runs as it is written, with a word.
         gradient_clip_val: Largest global norm of the gradient; None does not clip.
         default_root_dir: Folder that gets `lightning_logs`.
         callbacks: Further callbacks.
@@ -53,6 +57,7 @@ class StepTrainer(pl.Trainer):
         log_every_n_steps: int = 10,
         save_every_n_steps: int = 0,
         precision: Precision = "auto",
+        compile: Choice = "auto",
         gradient_clip_val: float | None = 1.0,
         default_root_dir: str = ".",
         callbacks: list[pl.Callback] | pl.Callback | None = None,
@@ -62,6 +67,7 @@ class StepTrainer(pl.Trainer):
         **kwargs: Any,
     ) -> None:
         self._budget_options = (max_steps, max_tokens)
+        self._compile = compile
         if precision == "auto":
             precision = auto_precision(str(kwargs.get("accelerator", "auto")))
         if gradient_clip_val is not None and gradient_clip_val <= 0:
@@ -118,6 +124,9 @@ class StepTrainer(pl.Trainer):
         self.step_loop.set_budget(budget)
         if isinstance(model, LanguageModule):
             model.optimizer_settings.schedule(budget.max_steps)  # too long a warm-up shows before a run directory does
+            flops = budget.max_steps * tokens * model.model.flops_per_token()
+            if pays(self._compile, flops, self.strategy.root_device.type):
+                model.compile_step()
         if ckpt_path is not None:
             ckpt_path, _ = find_checkpoint(str(ckpt_path), root=Path(self.default_root_dir))
             done = int(read_checkpoint(ckpt_path, mmap=True)["global_step"])
@@ -126,6 +135,8 @@ class StepTrainer(pl.Trainer):
                     f"{ckpt_path} is at step {done} and the budget is {budget.max_steps} steps, so nothing is left to "
                     "train: give a larger --trainer.max_steps or --trainer.max_tokens"
                 )
+        if self.strategy.root_device.type == "cpu":
+            keep_freed_memory()
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
 
     @property

@@ -1,0 +1,43 @@
+"""Freed memory is kept: later rounds of allocations meet hardly any page fault."""
+
+import subprocess
+import sys
+
+import pytest
+
+ROUNDS = """
+import resource, sys
+import torch
+from tslm.training.memory import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    arrays = [torch.ones(5_000_000) for _ in range(4)]  # 20 MB each
+    del arrays
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+done = keep_freed_memory() if sys.argv[1] == "kept" else None
+for _ in range(8):
+    faults()
+print(done, faults())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_freed_memory_is_used_again_without_page_faults():
+    def run(how):
+        result = subprocess.run([sys.executable, "-c", ROUNDS, how], capture_output=True, text=True, check=True)
+        done, faults = result.stdout.split()
+        return done, int(faults)
+
+    given_back, kept = run("given back"), run("kept")
+    assert given_back[1] > 1_000  # some or all of 80 MB in pages of 4 KiB
+    assert kept[0] == "True"
+    assert kept[1] < given_back[1] / 10
+
+
+def test_other_systems_are_left_alone(monkeypatch):
+    from tslm.training import memory
+
+    monkeypatch.setattr(memory.sys, "platform", "darwin")
+    assert memory.keep_freed_memory() is False
