@@ -10,6 +10,7 @@ Shapes: N rows or (batch · heads), T positions, K head dimension, D d_model, F 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,7 +36,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (..., T, width of v), in the dtype of `functional.matmul_dtype(q)`; the softmax is float32.
     """
     flat = (x.reshape(-1, *x.shape[-2:]).to(matmul_dtype(x)) for x in (q, k, v))
-    return _CausalAttention.apply(*flat).view(*q.shape[:-1], v.shape[-1])  # type: ignore[no-any-return]
+    form = _attention_form(q.device, matmul_dtype(q), q.shape[-1], v.shape[-1])
+    return form(*flat).view(*q.shape[:-1], v.shape[-1])
 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
@@ -54,6 +56,19 @@ def swiglu_together(gate_up: Tensor) -> Tensor:
     Shapes: (..., 2F) to (..., F), in the dtype of `gate_up`.
     """
     return _SwiGLU.apply(gate_up)  # type: ignore[no-any-return]
+
+
+def _attention_form(device: torch.device, dtype: torch.dtype, width: int, value_width: int) -> Callable[..., Tensor]:
+    """The Triton kernels for what they take on a GPU, the blocks below for everything else."""
+    if device.type == "cuda":
+        try:
+            from tslm.model.triton_attention import DTYPES, LARGEST_WIDTH
+            from tslm.model.triton_attention import causal_attention as kernels
+        except ImportError:  # Triton has no wheels for this system
+            return _CausalAttention.apply
+        if dtype in DTYPES and width == value_width <= LARGEST_WIDTH:
+            return kernels
+    return _CausalAttention.apply
 
 
 class _CausalAttention(torch.autograd.Function):

@@ -1,0 +1,104 @@
+"""The Triton kernels under Triton's interpreter against the plain formula, forward and gradients, and who takes them.
+
+Whether a kernel is interpreted is decided when its file is imported, so one child process makes all the results.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tslm.model import functional, fused
+
+pytest.importorskip("triton", reason="Triton has no wheels for this system")
+
+WIDTHS, LENGTHS = [32, 24], [1, 7, 64, 200, 256]
+CHILD = f"""
+import sys, torch
+from tests.model.test_triton_attention import inputs
+from tslm.model.triton_attention import causal_attention
+results = {{}}
+for width in {WIDTHS}:
+    for length in {LENGTHS}:
+        for dtype in (torch.float32, torch.bfloat16):
+            *qkv, probe = inputs(length, width, dtype)
+            out = causal_attention(*qkv)
+            results[width, length, str(dtype)] = [out.detach(), *torch.autograd.grad(out, qkv, probe)]
+*qkv, probe = inputs(70, 32, torch.float32)
+q, k, v = 100 * qkv[0], 1000 * qkv[1], qkv[2]
+out = causal_attention(q, k, v)
+results["large"] = [out.detach(), *torch.autograd.grad(out, (q, k, v), probe)]
+torch.save(results, sys.argv[1])
+"""
+
+
+def inputs(length, width, dtype):
+    """q, k and v with the strides that they have in the model, and a gradient of the output."""
+    torch.manual_seed(1000 * width + length)
+    qkv = [torch.randn(2, length, 3, width).transpose(1, 2).flatten(0, 1).to(dtype) for _ in range(3)]
+    return *(part.requires_grad_() for part in qkv), torch.randn(6, length, width).to(dtype)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    path = tmp_path_factory.mktemp("triton") / "results.pt"
+    environment = os.environ | {"TRITON_INTERPRET": "1", "TRITON_CACHE_DIR": str(path.parent)}
+    child = subprocess.run([sys.executable, "-c", CHILD, str(path)], env=environment, capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    return torch.load(path, weights_only=True)
+
+
+def plain(length, width, dtype):
+    """Output and gradients of the formula on the same numbers, computed in float32."""
+    *qkv, probe = (tensor.detach().float() for tensor in inputs(length, width, dtype))
+    qkv = [part.requires_grad_() for part in qkv]
+    out = functional.scaled_dot_product_attention(*qkv, functional.causal_mask(length))
+    return [out.detach(), *torch.autograd.grad(out, qkv, probe)]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_triton_attention_equals_the_masked_formula(results, width, length):
+    for ours, theirs in zip(results[width, length, "torch.float32"], plain(length, width, torch.float32), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_triton_attention_in_bfloat16_stays_within_its_rounding(results, width, length):
+    expected = plain(length, width, torch.bfloat16)
+    for ours, theirs in zip(results[width, length, "torch.bfloat16"], expected, strict=True):
+        assert ours.dtype == torch.bfloat16
+        # The interpreter cuts bits off where a GPU rounds. With one position q and k have no influence: gradients of 0.
+        assert (ours.float() - theirs).norm() <= 0.01 * theirs.norm() + (0.02 if length == 1 else 0)
+        torch.testing.assert_close(ours.float(), theirs, rtol=2e-2, atol=2e-2)  # steps of 1/256
+
+
+def test_triton_attention_survives_scores_of_1e4(results):
+    assert all(tensor.isfinite().all() for tensor in results["large"])
+
+
+def test_cuda_tensors_take_the_kernels_where_they_fit(monkeypatch):
+    cuda, plain_form = torch.device("cuda"), fused._CausalAttention.apply
+    from tslm.model.triton_attention import causal_attention
+
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert fused._attention_form(cuda, dtype, 32, 32) is causal_attention
+    assert fused._attention_form(torch.device("cpu"), torch.bfloat16, 32, 32) == plain_form
+    assert fused._attention_form(cuda, torch.float64, 32, 32) == plain_form
+    assert fused._attention_form(cuda, torch.bfloat16, 192, 192) == plain_form
+    assert fused._attention_form(cuda, torch.bfloat16, 32, 64) == plain_form
+    monkeypatch.setitem(sys.modules, "tslm.model.triton_attention", None)  # as if importing it failed
+    assert fused._attention_form(cuda, torch.bfloat16, 32, 32) == plain_form
+
+
+def test_a_cpu_never_imports_triton():
+    source = (
+        "import sys, torch, tslm\n"
+        "from tslm.model.fused import causal_attention\n"
+        "causal_attention(*torch.randn(3, 1, 4, 8).unbind(0))\n"
+        "assert 'tslm.model.triton_attention' not in sys.modules and 'triton' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", source], check=True)
