@@ -21,6 +21,7 @@ from tslm.tokenizer import Tokenizer
 from tslm.tokenizer.files import tokenizer_from_texts, tokenizer_texts
 from tslm.training.checkpoint import CHECKPOINT_KEY, fit_part
 from tslm.training.settings import GenerationSettings, OptimizerSettings
+from tslm.training.skipped import SkippedSteps, SkipReport, with_telling_gradient
 
 
 class LanguageModule(pl.LightningModule):
@@ -67,6 +68,7 @@ class LanguageModule(pl.LightningModule):
         self.tokenizer: Tokenizer | None = None
         self.run_config: dict[str, Any] = {}  # the whole command line, for whoever resumes without repeating it
         self.gradient_norm = torch.zeros(())
+        self.skipped = SkippedSteps(self.device)
         self.valid_nats = torch.zeros((), dtype=torch.float64)  # sum over the validation targets seen so far
         self.valid_tokens = 0
         self._rng: dict[str, Any] | None = None
@@ -78,7 +80,7 @@ class LanguageModule(pl.LightningModule):
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """Return the mean loss of a batch of windows."""
-        return self.mean_loss(*batch)
+        return with_telling_gradient(self.mean_loss(*batch))
 
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
         """Add a batch to the validation totals; windows may differ in length from batch to batch."""
@@ -119,6 +121,8 @@ class LanguageModule(pl.LightningModule):
         """Build the optimizer and its schedule for a budget of `max_steps`."""
         settings = self.optimizer_settings
         optimizer = AdamW(self.parameters(), settings.lr, settings.betas, settings.eps, settings.weight_decay)
+        self.skipped = SkippedSteps(next(self.parameters()).device)
+        optimizer.skip = self.skipped.skip
         rate = settings.schedule(max_steps)
         # A function and not an object: LambdaLR would save an object's state and, resuming, put it over new settings.
         factor = (lambda step: rate(step) / settings.lr) if settings.lr else (lambda step: 1.0)
@@ -126,24 +130,24 @@ class LanguageModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def clip(self, max_norm: float | None) -> None:
-        """Clip the gradients in place and remember their norm.
+        """Clip the gradients in place and remember their norm; if it is not finite, the optimizer skips the step.
 
-        On a CPU a norm that is not finite stops the training before it reaches the weights. On a GPU asking would make
-        the processor wait for every step, so it shows at the next report, which stands before every checkpoint.
+        Neither is read here: on a GPU asking would make the processor wait for every step.
         """
         self.gradient_norm = clip_gradients(self.parameters(), math.inf if max_norm is None else max_norm)
-        if self.gradient_norm.device.type == "cpu" and self._trainer is not None:
-            self.check_finite("gradient norm", float(self.gradient_norm), self.trainer.global_step + 1)
+        # The bare loop has no trainer, and makes no reports that would name the step.
+        self.skipped.watch(self.gradient_norm, self.trainer.global_step + 1 if self._trainer is not None else 0)
 
-    def check_finite(self, what: str, value: float, step: int) -> None:
+    def check_skipped(self, skipped: SkipReport) -> None:
         """Stop with a sentence that names the place.
 
         Raises:
-            ValueError: the value is infinite or not a number.
+            ValueError: `optimizer.max_skipped` steps in a row were skipped.
         """
-        if not math.isfinite(value):
+        if skipped.longest >= self.optimizer_settings.max_skipped:
             raise ValueError(
-                f"the {what} is {value} at optimizer step {step}, so the training has diverged: try a lower "
+                f"the gradient norm is {skipped.last_norm} at optimizer step {skipped.last_step}, and "
+                f"{skipped.longest} steps in a row had to be skipped, so the training has diverged: try a lower "
                 f"--optimizer.lr than {self.optimizer_settings.lr:g}; the last checkpoint is from before"
             )
 
