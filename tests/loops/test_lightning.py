@@ -37,10 +37,10 @@ def make_module():
 
 
 def make_trainer(folder, max_steps, **options):
-    return StepTrainer(
-        max_steps=max_steps, precision="32-true", default_root_dir=str(folder), accelerator="cpu", devices=1,
-        enable_progress_bar=False, limit_val_batches=2, **options,
-    )
+    return StepTrainer(**{
+        "max_steps": max_steps, "precision": "32-true", "default_root_dir": str(folder), "accelerator": "cpu",
+        "devices": 1, "enable_progress_bar": False, "limit_val_batches": 2,
+    } | options)
 
 
 def fit(folder, data, max_steps, ckpt_path=None, **options):

@@ -65,10 +65,10 @@ def _attention_form(device: torch.device, dtype: torch.dtype, width: int, value_
             from tslm.model.triton_attention import DTYPES, LARGEST_WIDTH
             from tslm.model.triton_attention import causal_attention as kernels
         except ImportError:  # Triton has no wheels for this system
-            return _CausalAttention.apply
+            return _CausalAttention.apply  # type: ignore[no-any-return]
         if dtype in DTYPES and width == value_width <= LARGEST_WIDTH:
             return kernels
-    return _CausalAttention.apply
+    return _CausalAttention.apply  # type: ignore[no-any-return]
 
 
 class _CausalAttention(torch.autograd.Function):

@@ -8,7 +8,7 @@ Shapes: N (batch · heads), T positions, K head dimension.
 """
 
 # ruff: noqa: ANN001, ANN202, ANN401 - a kernel's arguments are Triton's own; a context takes any attribute
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, import-untyped"
 # No `from __future__ import annotations`: Triton reads the annotations of a kernel.
 import math
 from typing import Any

@@ -20,6 +20,7 @@ from tslm.optim import AdamW, clip_gradients
 from tslm.tokenizer import Tokenizer
 from tslm.tokenizer.files import tokenizer_from_texts, tokenizer_texts
 from tslm.training.checkpoint import CHECKPOINT_KEY, fit_part
+from tslm.training.cuda_step import CudaStep, applies
 from tslm.training.settings import GenerationSettings, OptimizerSettings
 from tslm.training.skipped import SkippedSteps, SkipReport, with_telling_gradient
 
@@ -35,6 +36,8 @@ class LanguageModule(pl.LightningModule):
         num_heads: Attention heads per block; divides d_model.
         d_ff: Inner width of the SwiGLU; about 8/3 of d_model, rounded to a multiple of 64.
         rope_theta: Base of the rotary angles.
+        loss_chunk_size: Tokens whose logits exist at a time, so peak memory grows by loss_chunk_size · vocab_size
+            floats; a smaller number needs less memory and makes more, smaller matmuls.
         optimizer: AdamW and its schedule.
         generation: How `predict` draws stories.
 
@@ -51,6 +54,7 @@ class LanguageModule(pl.LightningModule):
         num_heads: int = 16,
         d_ff: int = 1344,
         rope_theta: float = 10_000.0,
+        loss_chunk_size: int = 1024,
         optimizer: OptimizerSettings | None = None,
         generation: GenerationSettings | None = None,
     ) -> None:
@@ -61,6 +65,9 @@ class LanguageModule(pl.LightningModule):
         # The only buffer is the same constant everywhere; synchronising it would tie processes together in validation,
         # where one may have a batch more than another.
         self._ddp_params_and_buffers_to_ignore = ["model.rope.table"]
+        if loss_chunk_size < 1:
+            raise ValueError(f"model.loss_chunk_size is {loss_chunk_size}: give --model.loss_chunk_size at least 1")
+        self.loss_chunk_size = loss_chunk_size
         self.optimizer_settings = optimizer or OptimizerSettings()
         self.generation_settings = generation or GenerationSettings()
         self.optimizer_settings.check()
@@ -72,15 +79,38 @@ class LanguageModule(pl.LightningModule):
         self.valid_nats = torch.zeros((), dtype=torch.float64)  # sum over the validation targets seen so far
         self.valid_tokens = 0
         self._rng: dict[str, Any] | None = None
+        self._cuda_step: CudaStep | None = None
 
     def mean_loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy in nats of windows (..., T) against their next tokens (..., T)."""
         hidden = self.model.hidden(inputs)
-        return linear_cross_entropy(hidden.flatten(0, -2), self.model.lm_head.weight, targets.flatten())
+        weight = self.model.lm_head.weight
+        return linear_cross_entropy(hidden.flatten(0, -2), weight, targets.flatten(), self.loss_chunk_size)
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """Return the mean loss of a batch of windows."""
-        return with_telling_gradient(self.mean_loss(*batch))
+        """Return the mean loss of a batch of windows, with a gradient that is finite only if the loss is."""
+        return self.watched_loss(*batch) if self._cuda_step is None else self._cuda_step(*batch)
+
+    def watched_loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return `mean_loss`, in whose gradient it shows if it is not finite."""
+        return with_telling_gradient(self.mean_loss(inputs, targets))
+
+    def on_train_start(self) -> None:
+        """Train by a CUDA graph where that is possible."""
+        trainer, scaled = self.trainer, self.trainer.scaler is not None
+        graph = applies(trainer.strategy.root_device, trainer.world_size, trainer.accumulate_grad_batches, scaled)
+        self._cuda_step = CudaStep(self.watched_loss, self.parameters()) if graph else None
+
+    def on_train_end(self) -> None:
+        """Let the graph's memory go."""
+        self._cuda_step = None
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Make the gradients of a loss that `training_step` returned; Lightning calls this behind its own zeroing."""
+        if self._cuda_step is None:
+            loss.backward()
+        else:
+            self._cuda_step.backward(loss)
 
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
         """Add a batch to the validation totals; windows may differ in length from batch to batch."""
