@@ -27,7 +27,7 @@ if __name__ == "__main__":
     story_file, cache_dir = sys.argv[1:]
     data = TextDataModule(train_files=[story_file], cache_dir=cache_dir, vocab_size=300, context_length=32,
                           batch_size=4, num_workers=1)
-    trainer = make_trainer(".", 50, devices=2, strategy="ddp", callbacks=[Terminate()], val_every_n_steps=3)
+    trainer = make_trainer(".", 50, devices=2, strategy="ddp", callbacks=[Terminate()], val_every_n_steps=9)
     trainer.fit(make_module(), datamodule=data)
 """
 

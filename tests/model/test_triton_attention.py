@@ -80,18 +80,34 @@ def test_triton_attention_survives_scores_of_1e4(results):
     assert all(tensor.isfinite().all() for tensor in results["large"])
 
 
-def test_cuda_tensors_take_the_kernels_where_they_fit(monkeypatch):
-    cuda, plain_form = torch.device("cuda"), fused._CausalAttention.apply
+def test_the_kernels_take_what_fits(monkeypatch):
     from tslm.model.triton_attention import causal_attention
 
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        assert fused._attention_form(cuda, dtype, 32, 32) is causal_attention
-    assert fused._attention_form(torch.device("cpu"), torch.bfloat16, 32, 32) == plain_form
-    assert fused._attention_form(cuda, torch.float64, 32, 32) == plain_form
-    assert fused._attention_form(cuda, torch.bfloat16, 192, 192) == plain_form
-    assert fused._attention_form(cuda, torch.bfloat16, 32, 64) == plain_form
+        assert fused._attention_kernels(dtype, 32, 32) is causal_attention
+    for dtype, width, value_width in [(torch.float64, 32, 32), (torch.float32, 192, 192), (torch.float32, 32, 64)]:
+        assert fused._attention_kernels(dtype, width, value_width) is None
     monkeypatch.setitem(sys.modules, "tslm.model.triton_attention", None)  # as if importing it failed
-    assert fused._attention_form(cuda, torch.bfloat16, 32, 32) == plain_form
+    assert fused._attention_kernels(torch.float32, 32, 32) is None
+
+
+def test_cuda_tensors_go_to_the_kernels(monkeypatch):
+    """With a tensor that only says it were one."""
+
+    class Cuda(torch.Tensor):
+        is_cuda = True
+
+    calls = []
+
+    def kernels(q, k, v):
+        calls.append(q.shape)
+        return fused._CausalAttention.apply(q, k, v)
+
+    q, k, v = torch.randn(3, 2, 5, 7, 8).unbind(0)
+    expected = fused.causal_attention(q, k, v)
+    monkeypatch.setattr(fused, "_attention_kernels", lambda *what: kernels)
+    assert torch.equal(fused.causal_attention(q.as_subclass(Cuda), k, v).as_subclass(torch.Tensor), expected)
+    assert calls == [(10, 7, 8)]
 
 
 def test_a_cpu_never_imports_triton():

@@ -124,6 +124,7 @@ def test_adamw_skips_a_step_as_if_it_had_not_been(first):
     for one, two in zip(parameters, others, strict=True):
         assert torch.equal(one, two)
         assert optimizer.state[one]["step"] == 4
+    copy.deepcopy(optimizer).step()  # a copy knows of no flag
 
 
 @pytest.mark.parametrize("through_file", [False, True])

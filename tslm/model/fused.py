@@ -36,8 +36,9 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (..., T, width of v), in the dtype of `functional.matmul_dtype(q)`; the softmax is float32.
     """
     flat = (x.reshape(-1, *x.shape[-2:]).to(matmul_dtype(x)) for x in (q, k, v))
-    form = _attention_form(q.device, matmul_dtype(q), q.shape[-1], v.shape[-1])
-    return form(*flat).view(*q.shape[:-1], v.shape[-1])
+    if q.is_cuda and (kernels := _attention_kernels(matmul_dtype(q), q.shape[-1], v.shape[-1])):
+        return kernels(*flat).view(q.shape)
+    return _CausalAttention.apply(*flat).view(*q.shape[:-1], v.shape[-1])  # type: ignore[no-any-return]
 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
@@ -58,17 +59,13 @@ def swiglu_together(gate_up: Tensor) -> Tensor:
     return _SwiGLU.apply(gate_up)  # type: ignore[no-any-return]
 
 
-def _attention_form(device: torch.device, dtype: torch.dtype, width: int, value_width: int) -> Callable[..., Tensor]:
-    """The Triton kernels for what they take on a GPU, the blocks below for everything else."""
-    if device.type == "cuda":
-        try:
-            from tslm.model.triton_attention import DTYPES, LARGEST_WIDTH
-            from tslm.model.triton_attention import causal_attention as kernels
-        except ImportError:  # Triton has no wheels for this system
-            return _CausalAttention.apply  # type: ignore[no-any-return]
-        if dtype in DTYPES and width == value_width <= LARGEST_WIDTH:
-            return kernels
-    return _CausalAttention.apply  # type: ignore[no-any-return]
+def _attention_kernels(dtype: torch.dtype, width: int, value_width: int) -> Callable[..., Tensor] | None:
+    """The Triton kernels, for what they take; a CPU never imports them."""
+    try:
+        from tslm.model.triton_attention import DTYPES, LARGEST_WIDTH, causal_attention
+    except ImportError:  # Triton has no wheels for this system
+        return None
+    return causal_attention if dtype in DTYPES and width == value_width <= LARGEST_WIDTH else None
 
 
 class _CausalAttention(torch.autograd.Function):

@@ -50,6 +50,8 @@ class AdamW(Optimizer):
         ValueError: an argument is outside its range.
     """
 
+    skip: Tensor | None = None
+
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
@@ -68,7 +70,6 @@ class AdamW(Optimizer):
         if not weight_decay >= 0:
             raise ValueError(f"weight_decay is {weight_decay}, but it must be 0 or more")
         super().__init__(params, {"lr": lr, "betas": (beta1, beta2), "eps": eps, "weight_decay": weight_decay})
-        self.skip: Tensor | None = None
 
     @overload
     def step(self, closure: None = None) -> None: ...

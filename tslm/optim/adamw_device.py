@@ -38,7 +38,7 @@ def device_adamw_step(
     dtype = torch.float32 if half else parameters[0].dtype
 
     def unless_skipped(value: float, otherwise: float) -> Tensor:
-        return torch.where(skip, otherwise, value).to(dtype)
+        return torch.full((), value, dtype=dtype, device=skip.device).masked_fill_(skip, otherwise)
 
     for gradient in gradients:
         gradient.masked_fill_(skip, 0)
