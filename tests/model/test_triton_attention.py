@@ -37,8 +37,8 @@ torch.save(results, sys.argv[1])
 def inputs(length, width, dtype):
     """q, k and v with the strides that they have in the model, and a gradient of the output."""
     torch.manual_seed(1000 * width + length)
-    qkv = [torch.randn(2, length, 3, width).transpose(1, 2).flatten(0, 1).to(dtype) for _ in range(3)]
-    return *(part.requires_grad_() for part in qkv), torch.randn(6, length, width).to(dtype)
+    qkv = [torch.randn(1, length, 2, width).transpose(1, 2).flatten(0, 1).to(dtype) for _ in range(3)]
+    return *(part.requires_grad_() for part in qkv), torch.randn(2, length, width).to(dtype)
 
 
 @pytest.fixture(scope="module")

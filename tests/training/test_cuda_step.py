@@ -27,7 +27,7 @@ def with_graphs(monkeypatch):
     """Lets every training record its steps, by a recorder of the test's choice."""
 
     def use(recorder):
-        monkeypatch.setattr(module, "applies", lambda *where: True)
+        monkeypatch.setattr(module, "applies", lambda device, alone, *rest: alone)
         monkeypatch.setattr(cuda_step, "record_cuda_graph", recorder)
 
     return use
@@ -115,9 +115,9 @@ def test_recording_warms_up_elsewhere_and_drops_what_autocast_keeps(monkeypatch)
     ]
 
 
-@pytest.mark.parametrize(("device", "world_size", "accumulate", "scaled", "expected"), [
-    ("cuda", 1, 1, False, True), ("cpu", 1, 1, False, False), ("cuda", 2, 1, False, False),
-    ("cuda", 1, 4, False, False), ("cuda", 1, 1, True, False),
+@pytest.mark.parametrize(("device", "alone", "accumulate", "scaled", "expected"), [
+    ("cuda", True, 1, False, True), ("cpu", True, 1, False, False), ("cuda", False, 1, False, False),
+    ("cuda", True, 4, False, False), ("cuda", True, 1, True, False),
 ])
-def test_who_trains_by_a_graph(device, world_size, accumulate, scaled, expected):
-    assert applies(torch.device(device), world_size, accumulate, scaled) is expected
+def test_who_trains_by_a_graph(device, alone, accumulate, scaled, expected):
+    assert applies(torch.device(device), alone, accumulate, scaled) is expected

@@ -22,7 +22,9 @@ class Agreement:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._group = distributed.new_group(backend="gloo")
+        group = distributed.new_group(backend="gloo")
+        assert isinstance(group, distributed.ProcessGroup)  # which every process is a member of
+        self._group = group
         self._asked: tuple[distributed.Work, Tensor] | None = None
 
     def ask(self, *flags: bool) -> list[bool]:
@@ -30,6 +32,7 @@ class Agreement:
         answer = self.finish()
         sent = torch.tensor(flags, dtype=torch.int32)
         work = distributed.all_reduce(sent, distributed.ReduceOp.MAX, self._group, async_op=True)
+        assert work is not None  # as for members
         self._asked = work, sent
         return answer
 

@@ -102,9 +102,10 @@ def record_cuda_graph(run: Run) -> Run:
     return graph.replay
 
 
-def applies(device: torch.device, world_size: int, accumulate: int, scaled: bool) -> bool:
+def applies(device: torch.device, alone: bool, accumulate: int, scaled: bool) -> bool:
     """Whether training can run by a graph: on one GPU, with one batch a step, and a loss that nothing scales.
 
-    Several processes exchange gradients in the middle of the backward pass, and a loss scaler changes its factor.
+    Several processes, or a wrapper made for them, exchange gradients in the middle of the backward pass; a loss scaler
+    changes its factor.
     """
-    return device.type == "cuda" and world_size == 1 and accumulate == 1 and not scaled
+    return device.type == "cuda" and alone and accumulate == 1 and not scaled

@@ -98,7 +98,8 @@ class LanguageModule(pl.LightningModule):
     def on_train_start(self) -> None:
         """Train by a CUDA graph where that is possible."""
         trainer, scaled = self.trainer, self.trainer.scaler is not None
-        graph = applies(trainer.strategy.root_device, trainer.world_size, trainer.accumulate_grad_batches, scaled)
+        alone = trainer.world_size == 1 and trainer.model is self
+        graph = applies(trainer.strategy.root_device, alone, trainer.accumulate_grad_batches, scaled)
         self._cuda_step = CudaStep(self.watched_loss, self.parameters()) if graph else None
 
     def on_train_end(self) -> None:
