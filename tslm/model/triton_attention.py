@@ -1,8 +1,8 @@
 """Causal attention on a GPU as three Triton kernels of our own, in which the T × T weights never reach memory.
 
 `fused.causal_attention` comes here with CUDA tensors where Triton can be imported; nothing else imports this file, so
-that a CPU needs no Triton. Tested under Triton's interpreter against `functional.scaled_dot_product_attention`; not yet
-measured on a GPU.
+that a CPU needs no Triton. Tested under Triton's interpreter against `functional.scaled_dot_product_attention`, and
+compiled for GPUs; not yet run or measured on one.
 
 Shapes: N (batch · heads), T positions, K head dimension.
 """
@@ -19,8 +19,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK = 64  # queries and keys in a block; a multiple of 16, the smallest side of a matmul on tensor cores
-LARGEST_WIDTH = 128  # head dimensions above it would not leave room for the blocks in a multiprocessor's shared memory
+BLOCK_BYTES = 8192  # of the queries or keys in a block, so that all a kernel needs fits into 99 KB of shared memory
+LARGEST_WIDTH = 128  # a wider head would leave room for fewer than 16 of them, the smallest side of a matmul
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 LOG2_E = tl.constexpr(1.4426950408889634)  # GPUs have 2ˣ in hardware: eˣ = 2^(x · log₂ e)
@@ -61,8 +61,9 @@ class _CausalAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out, log_sums = torch.empty_like(q), torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+        grid, sizes = launch(q)
         with torch.cuda.device_of(q):
-            _forward[_grid(q)](q, k, v, out, log_sums, *_sizes(q))
+            _forward[grid](q, k, v, out, log_sums, *sizes)
         ctx.save_for_backward(q, k, v, out, log_sums)
         return out
 
@@ -73,19 +74,19 @@ class _CausalAttention(torch.autograd.Function):
         grad_out = grad_out.contiguous()
         delta = (grad_out.float() * out.float()).sum(-1)
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        grid, sizes = launch(q)
         with torch.cuda.device_of(q):
-            _backward_keys[_grid(q)](q, k, v, grad_out, log_sums, delta, grad_k, grad_v, *_sizes(q))
-            _backward_queries[_grid(q)](q, k, v, grad_out, log_sums, delta, grad_q, *_sizes(q))
+            _backward_keys[grid](q, k, v, grad_out, log_sums, delta, grad_k, grad_v, *sizes)
+            _backward_queries[grid](q, k, v, grad_out, log_sums, delta, grad_q, *sizes)
         return grad_q, grad_k, grad_v
 
 
-def _grid(q: Tensor) -> tuple[int]:
-    return (q.shape[0] * triton.cdiv(q.shape[1], BLOCK),)
-
-
-def _sizes(q: Tensor) -> tuple[int, float, int, int, int]:
-    width = q.shape[2]
-    return q.shape[1], 1 / math.sqrt(width), width, max(16, triton.next_power_of_2(width)), BLOCK
+def launch(q: Tensor) -> tuple[tuple[int], tuple[int, float, int, int, int]]:
+    """Return the kernels' grid for q (N, T, K), one program a block of a sequence, and their last arguments."""
+    number, length, width = q.shape
+    padded = max(16, triton.next_power_of_2(width))
+    block = min(64, BLOCK_BYTES // (padded * q.element_size()))
+    return (number * triton.cdiv(length, block),), (length, 1 / math.sqrt(width), width, padded, block)
 
 
 @triton.jit
