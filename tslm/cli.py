@@ -147,7 +147,7 @@ class CommandLine(LightningCLI):
                 )
             put_key(values, key, trained)
         for key, saved in leaves(self.saved["config"]):
-            if key.startswith("model.") or not has_key(values, key):
+            if key.removeprefix("model.") in self.saved["architecture"] or not has_key(values, key):
                 continue
             now = get_key(values, key)
             if key == "data.tokenizer":  # the checkpoint holds the tokenizer itself, wherever the folder is now

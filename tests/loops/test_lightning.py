@@ -37,10 +37,10 @@ def make_module():
 
 
 def make_trainer(folder, max_steps, **options):
-    return StepTrainer(
-        max_steps=max_steps, precision="32-true", default_root_dir=str(folder), accelerator="cpu", devices=1,
-        enable_progress_bar=False, limit_val_batches=2, **options,
-    )
+    return StepTrainer(**{
+        "max_steps": max_steps, "precision": "32-true", "default_root_dir": str(folder), "accelerator": "cpu",
+        "devices": 1, "enable_progress_bar": False, "limit_val_batches": 2,
+    } | options)
 
 
 def fit(folder, data, max_steps, ckpt_path=None, **options):
@@ -176,17 +176,3 @@ def test_sigterm_ends_behind_a_whole_step_that_is_saved(tmp_path, data, during, 
     kept = torch.load(next(tmp_path.rglob("last.ckpt")), weights_only=True)
     assert kept["global_step"] == (3 if during == "on_train_batch_start" else 2)
     assert "which is saved" in capsys.readouterr().out
-
-
-def test_a_diverged_step_stops_before_it_reaches_the_weights(tmp_path, data):
-    class Poison(StepCallback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            if trainer.global_step == 2:
-                with torch.no_grad():
-                    pl_module.model.ln_final.weight.fill_(float("nan"))
-
-    with pytest.raises(ValueError, match=r"gradient norm is nan at optimizer step 3"):
-        fit(tmp_path, data, 5, callbacks=[Poison()], save_every_n_steps=1)
-    kept = torch.load(next(tmp_path.rglob("last.ckpt")), weights_only=True)
-    assert kept["global_step"] == 2
-    assert all(torch.isfinite(weight).all() for weight in kept["state_dict"].values())

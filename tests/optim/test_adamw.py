@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from tslm.optim import AdamW
-from tslm.optim.adamw import _foreach_adamw_step, adamw_step
 
 SHAPES = [(5, 3), (7,), (), (2, 3, 4)]
 
@@ -109,23 +108,23 @@ def test_adamw_hand_example():
     torch.testing.assert_close(parameter.detach(), torch.tensor([0.9, 1.1, 0.9], dtype=torch.float64) * 0.95)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_adamw_foreach_form_equals_the_plain_form_bit_for_bit(dtype):
-    def state(seed):
-        parameters = [parameter.detach() for parameter in make_parameters(dtype, seed)]
-        gradients = [parameter * 3 for parameter in make_parameters(dtype, seed + 1)]
-        return parameters, [g.detach() for g in gradients], [g.detach() / 7 for g in gradients], [
-            g.detach().square() for g in gradients
-        ]
-
-    plain, fast = state(5), state(5)
-    rates = [0.1, 0.01, 0.3, 1e-4]
-    for *tensors, rate in zip(*plain, rates, strict=True):
-        adamw_step(*tensors, rate, beta1=0.9, beta2=0.95, eps=1e-8, decay=0.999)
-    _foreach_adamw_step(*fast, rates, beta1=0.9, beta2=0.95, eps=1e-8, decay=0.999)
-    for one, other in zip(plain, fast, strict=True):
-        for mine, theirs in zip(one, other, strict=True):
-            assert torch.equal(mine, theirs)
+@pytest.mark.parametrize("first", [0, 2])
+def test_adamw_skips_a_step_as_if_it_had_not_been(first):
+    parameters, others = make_parameters(), make_parameters()
+    optimizer, other = AdamW(parameters, lr=0.1, weight_decay=0.1), AdamW(others, lr=0.1, weight_decay=0.1)
+    optimizer.skip = torch.tensor(False)
+    for step in range(6):
+        set_gradients(parameters, step)
+        if optimizer.skip.fill_(first <= step < first + 2):
+            parameters[2].grad.fill_(math.nan)
+        else:
+            set_gradients(others, step)
+            other.step()
+        optimizer.step()
+    for one, two in zip(parameters, others, strict=True):
+        assert torch.equal(one, two)
+        assert optimizer.state[one]["step"] == 4
+    copy.deepcopy(optimizer).step()  # a copy knows of no flag
 
 
 @pytest.mark.parametrize("through_file", [False, True])

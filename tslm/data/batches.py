@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tslm.data.device_windows import DeviceWindows
 from tslm.data.windows import WindowStream, sequential_windows
 
 Item = TypeVar("Item")
@@ -19,7 +20,9 @@ TokenIds = npt.NDArray[np.integer[Any]]
 class TrainBatches:
     """Random windows from a given micro-batch on; it has no state, so resuming needs none."""
 
-    def __init__(self, windows: WindowStream, batch_size: int, first: int, rank: int, world_size: int) -> None:
+    def __init__(
+        self, windows: WindowStream | DeviceWindows, batch_size: int, first: int, rank: int, world_size: int
+    ) -> None:
         self.windows, self.batch_size, self.first = windows, batch_size, first
         self.rank, self.world_size = rank, world_size
 

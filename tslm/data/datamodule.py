@@ -8,6 +8,7 @@ from typing import Literal
 import lightning.pytorch as pl
 
 from tslm.data.batches import Batches, TrainBatches, ValidBatches, valid_batches
+from tslm.data.device_windows import DeviceWindows
 from tslm.data.prepare import (
     TOY_VALID_SEED,
     TOY_VALID_STORIES,
@@ -39,6 +40,8 @@ class TextDataModule(pl.LightningDataModule):
         context_length: Tokens in a window; also the model's.
         batch_size: Windows in a batch of one process.
         seed: Decides which windows are drawn, and in which order.
+        on_device: Whether the token ids are copied to the device once, and the windows, which are the same either way,
+            drawn there; unless given, on a CUDA GPU.
         special_tokens: Strings that are one token each; the first one separates documents.
         tokenizer: Folder of a tokenizer that exists already, instead of one trained on the training text.
         cache_dir: Where prepared data is kept.
@@ -58,6 +61,7 @@ class TextDataModule(pl.LightningDataModule):
         context_length: int = 256,
         batch_size: int = 32,
         seed: int = 0,
+        on_device: bool | None = None,
         special_tokens: list[str] = [END_OF_TEXT],  # noqa: B006 (never changed, and a list is what the options want)
         tokenizer: str | None = None,
         cache_dir: str = ".cache/tslm",
@@ -77,7 +81,7 @@ class TextDataModule(pl.LightningDataModule):
             )
         self.train_files, self.valid_files = train_files, valid_files
         self.vocab_size, self.context_length, self.batch_size = vocab_size, context_length, batch_size
-        self.seed, self.special_tokens = seed, list(special_tokens)
+        self.seed, self.on_device, self.special_tokens = seed, on_device, list(special_tokens)
         self.tokenizer = Tokenizer.from_dir(tokenizer) if tokenizer is not None else None
         self.cache = Cache(cache_dir)
         self.num_workers, self.toy_stories, self.toy_seed = num_workers, toy_stories, toy_seed
@@ -175,7 +179,10 @@ class TextDataModule(pl.LightningDataModule):
         assert self.windows is not None
         first = self.trainer.global_step * self.trainer.accumulate_grad_batches
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        return TrainBatches(self.windows, self.batch_size, first, rank, world_size)
+        device = self.trainer.strategy.root_device
+        on_device = device.type == "cuda" if self.on_device is None else self.on_device
+        windows = DeviceWindows(self.windows, device) if on_device else self.windows
+        return TrainBatches(windows, self.batch_size, first, rank, world_size)
 
     def val_dataloader(self) -> ValidBatches:
         """Serve the validation text in order, every target exactly once, shared out among the processes."""

@@ -71,12 +71,12 @@ class WindowStream:
         self.context_length = context_length
         self.number_of_starts = _number_of_starts(dataset, context_length)
         # Mixed once, or the stream of seed + 0x9E37… would be this one shifted by a window.
-        self._origin = _mix(np.array([seed % 2**64], dtype=np.uint64))
+        self.origin = _mix(np.array([seed % 2**64], dtype=np.uint64))
 
     def starts(self, indices: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Return where the windows of these indices (k,), each 0 or more, begin in the data set: (k,), int64."""
         counters = np.atleast_1d(indices).astype(np.uint64) + np.uint64(1)
-        return _scale(_mix(self._origin + counters * _GOLDEN), self.number_of_starts).astype(np.int64)
+        return _scale(_mix(self.origin + counters * GOLDEN), self.number_of_starts).astype(np.int64)
 
     def batch(self, step: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> tuple[Tensor, Tensor]:
         """Return the batch that process `rank` of `world_size` reads at a step, counted from 0.
@@ -136,15 +136,16 @@ def _gather(dataset: TokenIds, starts: npt.NDArray[np.int64], context_length: in
     return torch.from_numpy(rows[:, :-1].astype(np.int64)), torch.from_numpy(rows[:, 1:].astype(np.int64))
 
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ / golden ratio, odd: the step of SplitMix64's counter
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ / golden ratio, odd: the step of SplitMix64's counter
+MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))  # its output function: shift and factor of each round
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 
 
 def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """Turn a counter into a random number: the output function of SplitMix64, modulo 2⁶⁴ as uint64 arrays are."""
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    for shift, factor in MIX:
+        z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
     return z ^ (z >> np.uint64(31))
 
 

@@ -9,16 +9,17 @@ replaces its `run` by a `StepLoop` whose steps are made of Lightning's `advance`
 from __future__ import annotations
 
 import signal
+import threading
 from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from tslm.loops.agreement import Agreement
 from tslm.loops.step import Budget, Cadence, StepLoop
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM ended
@@ -41,7 +42,9 @@ class StepEpochLoop(_TrainingEpochLoop):
         super().__init__(trainer)
         self.cadence = cadence
         self._fetcher: _DataFetcher | None = None
-        self._sigterm = False  # of this process or any other
+        self._agreement: Agreement | None = None  # with the other processes, where there are any
+        self._sigterm = False  # received by this process
+        self._terminated = False  # because of a SIGTERM of this process or any other
 
     def set_budget(self, budget: Budget) -> None:
         """Fix the number of optimizer steps, known once the tokens of a step are."""
@@ -52,11 +55,16 @@ class StepEpochLoop(_TrainingEpochLoop):
         self.reset()
         self.on_run_start(data_fetcher)
         self._fetcher = data_fetcher
+        if self.trainer.world_size > 1:
+            self._agreement = Agreement(2)
+            self._take_over_sigterm()
         loop = StepLoop(self, Budget(self.max_steps), self.cadence)
         loop.load_state_dict({"step": self.global_step})
         loop.run()
         self._fetcher = None
-        if loop.stopped and self._sigterm:
+        if self._agreement is not None:
+            self._agreement.finish()
+        if loop.stopped and self._terminated:
             if self.trainer.is_global_zero:
                 print(f"\nSIGTERM: stopped behind optimizer step {loop.step:,}, which is saved.", flush=True)
             raise SIGTERMException(TERMINATED)
@@ -98,15 +106,27 @@ class StepEpochLoop(_TrainingEpochLoop):
             callback.on_step_save(self.trainer, self.trainer.lightning_module, step)
 
     def stop_requested(self) -> bool:
-        """Whether a callback or a signal asks for the end; all processes get the answer of any of them."""
+        """Whether a callback or a signal asks for the end; several processes hear of it together, one boundary late."""
         trainer = self.trainer
         stop, sigterm = trainer.should_stop, trainer.received_sigterm or self._sigterm
-        if trainer.world_size > 1:
-            flags = torch.tensor([stop, sigterm], dtype=torch.float32, device=trainer.strategy.root_device)
-            stop, sigterm = (trainer.strategy.reduce(flags, reduce_op="sum") > 0).tolist()
-        self._sigterm = sigterm
-        trainer.should_stop = stop = bool(stop or sigterm)  # or Lightning's fit loop would begin another epoch
-        return stop
+        if self._agreement is not None:
+            stop, sigterm = self._agreement.ask(stop, sigterm)
+        self._terminated = sigterm
+        if stop or sigterm:
+            trainer.should_stop = True  # or Lightning's fit loop would begin another epoch
+        return stop or sigterm
+
+    def _take_over_sigterm(self) -> None:
+        """Only remember a SIGTERM: Lightning's handler would broadcast it in the middle of whatever others exchange.
+
+        Lightning puts back what was there before its own handler when the training ends.
+        """
+
+        def handler(signum: int, frame: FrameType | None) -> None:
+            self._sigterm = True
+
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
     def _step_callbacks(self) -> list[StepCallback]:
         return [callback for callback in self.trainer.callbacks if isinstance(callback, StepCallback)]

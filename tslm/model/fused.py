@@ -10,6 +10,7 @@ Shapes: N rows or (batch · heads), T positions, K head dimension, D d_model, F 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (..., T, width of v), in the dtype of `functional.matmul_dtype(q)`; the softmax is float32.
     """
     flat = (x.reshape(-1, *x.shape[-2:]).to(matmul_dtype(x)) for x in (q, k, v))
+    if q.is_cuda and (kernels := _attention_kernels(matmul_dtype(q), q.shape[-1], v.shape[-1])):
+        return kernels(*flat).view(q.shape)
     return _CausalAttention.apply(*flat).view(*q.shape[:-1], v.shape[-1])  # type: ignore[no-any-return]
 
 
@@ -57,6 +60,15 @@ def swiglu_together(gate_up: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         return functional.swiglu(*gate_up.chunk(2, -1))  # of which the compiler makes one pass each way by itself
     return _SwiGLU.apply(gate_up)  # type: ignore[no-any-return]
+
+
+def _attention_kernels(dtype: torch.dtype, width: int, value_width: int) -> Callable[..., Tensor] | None:
+    """The Triton kernels, for what they take; a CPU never imports them."""
+    try:
+        from tslm.model.triton_attention import DTYPES, LARGEST_WIDTH, causal_attention
+    except ImportError:  # Triton has no wheels for this system
+        return None
+    return causal_attention if dtype in DTYPES and width == value_width <= LARGEST_WIDTH else None
 
 
 class _CausalAttention(torch.autograd.Function):

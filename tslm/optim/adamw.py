@@ -1,7 +1,7 @@
 """AdamW, the optimizer that trains the language model.
 
 Gradients come in on the parameters; what goes out is a step whose size, per entry, hardly depends on the scale of the
-gradient. `adamw_step` is the method itself, in five lines; `_foreach_adamw_step` is the same for GPUs.
+gradient. `adamw_step` is the method itself, in five lines; adamw_device.py is the same for GPUs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from tslm.optim.adamw_device import counter_on, device_adamw_step
 
 
 class AdamW(Optimizer):
@@ -30,7 +32,11 @@ class AdamW(Optimizer):
     `torch.optim.AdamW` differs in two places: it decays before the step, and it divides √v by √(1 - β₂ᵗ) before it adds
     ε, which is the same as a smaller ε, by that root, in the equation above.
 
-    The state of a parameter has torch's own names: `step` (t, a plain integer), `exp_avg` (m) and `exp_avg_sq` (v).
+    The state of a parameter has torch's own names: `step` (t, a plain integer; on a GPU a tensor there, as with torch's
+    `capturable`), `exp_avg` (m) and `exp_avg_sq` (v).
+
+    Attributes:
+        skip: a boolean scalar tensor, where the parameters are; while it is true, steps change nothing, t included.
 
     Args:
         params: parameters, or parameter groups as dictionaries.
@@ -43,6 +49,8 @@ class AdamW(Optimizer):
     Raises:
         ValueError: an argument is outside its range.
     """
+
+    skip: Tensor | None = None
 
     def __init__(
         self,
@@ -80,6 +88,8 @@ class AdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self.skip is not None and _is_on_cpu(self.skip) and self.skip:
+            return loss
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if parameters:
@@ -87,12 +97,11 @@ class AdamW(Optimizer):
         return loss
 
     def _step_group(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        lr, (beta1, beta2), eps = group["lr"], group["betas"], group["eps"]
-        gradients, means, squares, rates = [], [], [], []
+        lr, (beta1, beta2), eps, weight_decay = group["lr"], group["betas"], group["eps"], group["weight_decay"]
+        alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         for parameter in parameters:
-            gradient = parameter.grad
-            assert gradient is not None  # filtered by the caller
-            if gradient.is_sparse:
+            assert parameter.grad is not None  # filtered by the caller
+            if parameter.grad.is_sparse:
                 raise ValueError(
                     f"the gradient of a parameter of shape {tuple(parameter.shape)} is sparse, but AdamW moves every "
                     "entry at every step: use an embedding with a dense gradient"
@@ -102,17 +111,18 @@ class AdamW(Optimizer):
                 state["step"] = 0
                 state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                 state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            state["step"] = t = int(state["step"]) + 1  # int(): in a state dict of torch's own AdamW it is a tensor
-            gradients.append(gradient)
-            means.append(state["exp_avg"])
-            squares.append(state["exp_avg_sq"])
-            rates.append(lr * math.sqrt(1 - beta2**t) / (1 - beta1**t))
-        decay = 1 - lr * group["weight_decay"]
-        if all(parameter.device.type == "cpu" for parameter in parameters):
-            for one in zip(parameters, gradients, means, squares, rates, strict=True):
-                adamw_step(*one, beta1, beta2, eps, decay)
-        else:
-            _foreach_adamw_step(parameters, gradients, means, squares, rates, beta1, beta2, eps, decay)
+            if _is_on_cpu(parameter):
+                state["step"] = t = int(state["step"]) + 1  # int(): torch's own AdamW saves a tensor, as GPUs do here
+                rate = lr * math.sqrt(1 - beta2**t) / (1 - beta1**t)
+                moments = state["exp_avg"], state["exp_avg_sq"]
+                adamw_step(parameter, parameter.grad, *moments, rate, beta1, beta2, eps, 1 - lr * weight_decay)
+            else:
+                state["step"] = counter_on(parameter.device, state["step"])
+                alike.setdefault((parameter.device, parameter.dtype), []).append(parameter)
+        for (device, _), some in alike.items():
+            gradients, states = [one.grad for one in some if one.grad is not None], [self.state[one] for one in some]
+            skip = torch.zeros((), dtype=torch.bool, device=device) if self.skip is None else self.skip.to(device)
+            device_adamw_step(some, gradients, states, skip, lr, beta1, beta2, eps, weight_decay)
 
 
 def adamw_step(
@@ -142,16 +152,6 @@ def adamw_step(
     parameter.mul_(decay)
 
 
-def _foreach_adamw_step(
-    parameters: list[Tensor], gradients: list[Tensor], means: list[Tensor], squares: list[Tensor], rates: list[float],
-    beta1: float, beta2: float, eps: float, decay: float,
-) -> None:
-    """Do what `adamw_step` does, to all parameters of a group at once: on a GPU a few kernels instead of hundreds."""
-    torch._foreach_mul_(means, beta1)
-    torch._foreach_add_(means, gradients, alpha=1 - beta1)
-    torch._foreach_mul_(squares, beta2)
-    torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
-    denominators = torch._foreach_sqrt(squares)
-    torch._foreach_add_(denominators, eps)
-    torch._foreach_addcdiv_(parameters, means, denominators, scalars=[-rate for rate in rates])
-    torch._foreach_mul_(parameters, decay)
+def _is_on_cpu(tensor: Tensor) -> bool:
+    """Whether reading a value of the tensor makes nobody wait."""
+    return tensor.device.type == "cpu"

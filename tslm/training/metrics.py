@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -23,11 +24,13 @@ class StepMetrics(StepCallback):
 
     def __init__(self) -> None:
         self.tokens_seen = 0  # by all processes, since the first step of the run, resumed parts included
+        self.skipped_steps = 0  # for a gradient that was not finite; resumed parts included
         self.seconds = 0.0  # of training, validation and saving apart
         self.latest: dict[str, float] = {}
         self._tokens_here = 0  # by this process's run alone: a resumed run's speed is its own
         self._learning_rate = 0.0
-        self._loss_sum = torch.zeros(())
+        self._loss_sum, self._finite = torch.zeros(2).unbind()  # over micro-batches, and how many had a finite loss
+        self._skipped_before = 0  # in the parts of the run before this one
         self._steps_at_log = 0
         self._tokens_at_log = 0
         self._interval = 0.0  # seconds of training since the last report
@@ -41,7 +44,8 @@ class StepMetrics(StepCallback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin a run or a part of one."""
         self._tokens_at_log = self.tokens_seen
-        self._loss_sum = torch.zeros((), device=pl_module.device)
+        self._loss_sum, self._finite = torch.zeros(2, device=pl_module.device).unbind()
+        self._skipped_before = self.skipped_steps
         self._steps_at_log = trainer.global_step
 
     def on_train_batch_start(
@@ -56,7 +60,9 @@ class StepMetrics(StepCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add a micro-batch; its loss arrives already divided by their number."""
-        self._loss_sum += outputs["loss"]
+        finite = outputs["loss"].isfinite()
+        self._loss_sum += torch.where(finite, outputs["loss"], 0.0)
+        self._finite += finite
         tokens = batch[0].numel() * trainer.world_size
         self.tokens_seen += tokens
         self._tokens_here += tokens
@@ -94,23 +100,27 @@ class StepMetrics(StepCallback):
         steps = step - self._steps_at_log
         if not steps:
             return
-        loss_sum = trainer.strategy.reduce(self._loss_sum, reduce_op="mean")  # over processes
-        loss = float(loss_sum) / steps
-        norm = float(pl_module.gradient_norm)
-        pl_module.check_finite("training loss", loss, step)
-        if trainer.scaler is None:  # a loss scaler skips steps whose norm is infinite, and lowers its scale
-            pl_module.check_finite("gradient norm", norm, step)
+        skipped = pl_module.skipped.report()
+        if trainer.scaler is None:  # a loss scaler tries its scales out by steps that overflow
+            pl_module.check_skipped(skipped)
+        self._count_skipped(trainer, skipped.total, step)
+        sums = trainer.strategy.reduce(torch.stack([self._loss_sum, self._finite]), reduce_op="mean")  # over processes
+        loss_sum, finite = sums.tolist()
+        loss = loss_sum / (finite / trainer.accumulate_grad_batches) if finite else math.nan
         figures = {
             "train/loss": loss,
             "train/perplexity": perplexity(loss),
             "train/learning_rate": self._learning_rate,
-            "train/gradient_norm": norm,
+            "train/gradient_norm": float(pl_module.gradient_norm),
+            "train/skipped_steps": float(self.skipped_steps),
             "train/tokens_per_second": (self.tokens_seen - self._tokens_at_log) / max(self._interval, 1e-9),
             "train/tokens_seen": float(self.tokens_seen),
         }
-        self.latest |= {"train_loss": loss, "tokens_per_second": figures["train/tokens_per_second"]}
+        self.latest |= {"train_loss": loss} if finite else {}
+        self.latest["tokens_per_second"] = figures["train/tokens_per_second"]
         report(trainer, figures, step)
         self._loss_sum.zero_()
+        self._finite.zero_()
         self._steps_at_log, self._tokens_at_log, self._interval = step, self.tokens_seen, 0.0
 
     def on_step_save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
@@ -118,12 +128,19 @@ class StepMetrics(StepCallback):
         self._stop_clock()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the tokens seen."""
-        return {"tokens_seen": self.tokens_seen}
+        """Return what is counted."""
+        return {"tokens_seen": self.tokens_seen, "skipped_steps": self.skipped_steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting from there."""
         self.tokens_seen = state_dict["tokens_seen"]
+        self.skipped_steps = state_dict.get("skipped_steps", 0)  # earlier versions stopped instead of skipping
+
+    def _count_skipped(self, trainer: pl.Trainer, total: int, step: int) -> None:
+        new = self._skipped_before + total - self.skipped_steps
+        self.skipped_steps += new
+        if new and trainer.is_global_zero:
+            print(f"\nSkipped {new} of the steps up to {step:,}: their gradient was not finite.", flush=True)
 
     def _stop_clock(self) -> None:
         if self._clock is not None:

@@ -23,7 +23,9 @@ from tslm.tokenizer import Tokenizer
 from tslm.tokenizer.files import tokenizer_from_texts, tokenizer_texts
 from tslm.training.checkpoint import CHECKPOINT_KEY, fit_part
 from tslm.training.compiling import try_compiled
+from tslm.training.cuda_step import CudaStep, applies
 from tslm.training.settings import GenerationSettings, OptimizerSettings
+from tslm.training.skipped import SkippedSteps, SkipReport, with_telling_gradient
 
 
 class LanguageModule(pl.LightningModule):
@@ -37,6 +39,8 @@ class LanguageModule(pl.LightningModule):
         num_heads: Attention heads per block; divides d_model.
         d_ff: Inner width of the SwiGLU; about 8/3 of d_model, rounded to a multiple of 64.
         rope_theta: Base of the rotary angles.
+        loss_chunk_size: Tokens whose logits exist at a time, so peak memory grows by loss_chunk_size · vocab_size
+            floats; a smaller number needs less memory and makes more, smaller matmuls.
         optimizer: AdamW and its schedule.
         generation: How `predict` draws stories.
 
@@ -53,6 +57,7 @@ class LanguageModule(pl.LightningModule):
         num_heads: int = 16,
         d_ff: int = 1344,
         rope_theta: float = 10_000.0,
+        loss_chunk_size: int = 1024,
         optimizer: OptimizerSettings | None = None,
         generation: GenerationSettings | None = None,
     ) -> None:
@@ -63,6 +68,9 @@ class LanguageModule(pl.LightningModule):
         # The only buffer is the same constant everywhere; synchronising it would tie processes together in validation,
         # where one may have a batch more than another.
         self._ddp_params_and_buffers_to_ignore = ["model.rope.table"]
+        if loss_chunk_size < 1:
+            raise ValueError(f"model.loss_chunk_size is {loss_chunk_size}: give --model.loss_chunk_size at least 1")
+        self.loss_chunk_size = loss_chunk_size
         self.optimizer_settings = optimizer or OptimizerSettings()
         self.generation_settings = generation or GenerationSettings()
         self.optimizer_settings.check()
@@ -70,25 +78,50 @@ class LanguageModule(pl.LightningModule):
         self.tokenizer: Tokenizer | None = None
         self.run_config: dict[str, Any] = {}  # the whole command line, for whoever resumes without repeating it
         self.gradient_norm = torch.zeros(())
+        self.skipped = SkippedSteps(self.device)
         self.valid_nats = torch.zeros((), dtype=torch.float64)  # sum over the validation targets seen so far
         self.valid_tokens = 0
         self._rng: dict[str, Any] | None = None
         self._compile_now = False
         self._compiled_loss: Callable[..., torch.Tensor] | None = None
+        self._cuda_step: CudaStep | None = None
 
     def mean_loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy in nats of windows (..., T) against their next tokens (..., T)."""
         hidden = self.model.hidden(inputs)
-        compiled = self._compiled_loss if torch.is_grad_enabled() else None
-        return (compiled or linear_cross_entropy)(hidden.flatten(0, -2), self.model.lm_head.weight, targets.flatten())
+        weight, compiled = self.model.lm_head.weight, self._compiled_loss if torch.is_grad_enabled() else None
+        loss_of = compiled or linear_cross_entropy
+        return loss_of(hidden.flatten(0, -2), weight, targets.flatten(), self.loss_chunk_size)
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """Return the mean loss of a batch of windows."""
+        """Return the mean loss of a batch of windows, with a gradient that is finite only if the loss is."""
         if self._compile_now:
             self._compile_now = False
             speaks = self._trainer is None or self.trainer.is_global_zero
             try_compiled(self, batch, say=tqdm.write if speaks else lambda line: None)
-        return self.mean_loss(*batch)
+        return self.watched_loss(*batch) if self._cuda_step is None else self._cuda_step(*batch)
+
+    def watched_loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return `mean_loss`, in whose gradient it shows if it is not finite."""
+        return with_telling_gradient(self.mean_loss(inputs, targets))
+
+    def on_train_start(self) -> None:
+        """Train by a CUDA graph where that is possible."""
+        trainer, scaled = self.trainer, self.trainer.scaler is not None
+        alone = trainer.world_size == 1 and trainer.model is self
+        graph = applies(trainer.strategy.root_device, alone, trainer.accumulate_grad_batches, scaled)
+        self._cuda_step = CudaStep(self.watched_loss, self.parameters()) if graph else None
+
+    def on_train_end(self) -> None:
+        """Let the graph's memory go."""
+        self._cuda_step = None
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Make the gradients of a loss that `training_step` returned; Lightning calls this behind its own zeroing."""
+        if self._cuda_step is None:
+            loss.backward()
+        else:
+            self._cuda_step.backward(loss)
 
     def compile_step(self) -> None:
         """Compile what training computes when the next batch comes, whose shape all later ones should have."""
@@ -138,6 +171,8 @@ class LanguageModule(pl.LightningModule):
         """Build the optimizer and its schedule for a budget of `max_steps`."""
         settings = self.optimizer_settings
         optimizer = AdamW(self.parameters(), settings.lr, settings.betas, settings.eps, settings.weight_decay)
+        self.skipped = SkippedSteps(next(self.parameters()).device)
+        optimizer.skip = self.skipped.skip
         rate = settings.schedule(max_steps)
         # A function and not an object: LambdaLR would save an object's state and, resuming, put it over new settings.
         factor = (lambda step: rate(step) / settings.lr) if settings.lr else (lambda step: 1.0)
@@ -145,24 +180,24 @@ class LanguageModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def clip(self, max_norm: float | None) -> None:
-        """Clip the gradients in place and remember their norm.
+        """Clip the gradients in place and remember their norm; if it is not finite, the optimizer skips the step.
 
-        On a CPU a norm that is not finite stops the training before it reaches the weights. On a GPU asking would make
-        the processor wait for every step, so it shows at the next report, which stands before every checkpoint.
+        Neither is read here: on a GPU asking would make the processor wait for every step.
         """
         self.gradient_norm = clip_gradients(self.parameters(), math.inf if max_norm is None else max_norm)
-        if self.gradient_norm.device.type == "cpu" and self._trainer is not None:
-            self.check_finite("gradient norm", float(self.gradient_norm), self.trainer.global_step + 1)
+        # The bare loop has no trainer, and makes no reports that would name the step.
+        self.skipped.watch(self.gradient_norm, self.trainer.global_step + 1 if self._trainer is not None else 0)
 
-    def check_finite(self, what: str, value: float, step: int) -> None:
+    def check_skipped(self, skipped: SkipReport) -> None:
         """Stop with a sentence that names the place.
 
         Raises:
-            ValueError: the value is infinite or not a number.
+            ValueError: `optimizer.max_skipped` steps in a row were skipped.
         """
-        if not math.isfinite(value):
+        if skipped.longest >= self.optimizer_settings.max_skipped:
             raise ValueError(
-                f"the {what} is {value} at optimizer step {step}, so the training has diverged: try a lower "
+                f"the gradient norm is {skipped.last_norm} at optimizer step {skipped.last_step}, and "
+                f"{skipped.longest} steps in a row had to be skipped, so the training has diverged: try a lower "
                 f"--optimizer.lr than {self.optimizer_settings.lr:g}; the last checkpoint is from before"
             )
 

@@ -21,6 +21,8 @@ class OptimizerSettings:
         betas: Decay rates of the averages of the gradient and of its square.
         eps: Added to the root of the second moment.
         weight_decay: Decay per step, times the learning rate, apart from the gradient.
+        max_skipped: A step whose loss or gradient is not finite is skipped; this many in a row end the training, at the
+            next report.
     """
 
     lr: float = 3e-3
@@ -30,6 +32,7 @@ class OptimizerSettings:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.01
+    max_skipped: int = 3
 
     def check(self) -> None:
         """Check what does not depend on the budget, before anything is prepared.
@@ -43,6 +46,7 @@ class OptimizerSettings:
             ("betas", list(self.betas), all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
             ("eps", self.eps, self.eps >= 0, "0 or more"),
             ("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more"),
+            ("max_skipped", self.max_skipped, self.max_skipped >= 1, "1 or more"),
         ):
             if not fine:
                 raise ValueError(f"optimizer.{name} is {value}, but it must be {allowed}: change --optimizer.{name}")

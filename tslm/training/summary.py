@@ -72,6 +72,7 @@ class RunSummary(StepCallback):
         latest = metrics.latest
         return {
             "steps": trainer.global_step,
+            "skipped_steps": metrics.skipped_steps,
             "tokens_seen": metrics.tokens_seen,
             "tokens_per_second": round(metrics.tokens_per_second, 1),
             "train_loss": latest.get("train_loss"),

@@ -1,0 +1,126 @@
+"""Steps with a gradient that is not finite: skipped, counted, named by the next report, and too many end the run."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+
+from tests.loops.test_lightning import data, fit, make_module, weights  # noqa: F401 (data is a fixture)
+from tslm.loops.lightning import StepCallback
+from tslm.training import OptimizerSettings
+from tslm.training.skipped import SkippedSteps, SkipReport, with_telling_gradient
+
+CPU = torch.device("cpu")
+
+
+def test_skipped_steps_are_counted_on_the_way():
+    skipped = SkippedSteps(CPU)
+    flag = skipped.skip
+    assert skipped.report() == SkipReport(0, 0, 0, 0.0)
+    seen = []
+    for step, norm in enumerate([1.0, math.nan, math.inf, 2.0, math.inf, 3.0], start=1):
+        skipped.watch(torch.tensor(norm), step)
+        seen.append(bool(flag))
+    assert seen == [False, True, True, False, True, False]
+    assert skipped.report() == SkipReport(total=3, longest=2, last_step=5, last_norm=math.inf)
+
+
+@pytest.mark.parametrize("value", [2.5, math.inf, -math.inf, math.nan])
+def test_a_loss_that_is_not_finite_has_such_a_gradient(value):
+    weight = torch.ones((), requires_grad=True)
+    loss = with_telling_gradient(weight + value)
+    loss.backward()
+    if math.isfinite(value):
+        assert loss == 3.5
+        assert weight.grad == 1
+    else:
+        assert not loss.isfinite()
+        assert not weight.grad.isfinite()
+
+
+class Spoil(StepCallback):
+    """Puts NaN into one gradient of each of the given steps, counted from 1."""
+
+    def __init__(self, *steps):
+        self.steps = steps
+
+    def on_after_backward(self, trainer, pl_module):
+        if trainer.global_step + 1 in self.steps:
+            pl_module.model.ln_final.weight.grad[3] = math.nan
+
+
+def test_a_skipped_step_leaves_the_weights_and_is_named_by_the_next_report(tmp_path, data, capsys):  # noqa: F811
+    before = {}
+
+    class Look(StepCallback):
+        def on_train_batch_end(self, trainer, pl_module, *rest):
+            before[trainer.global_step] = weights(pl_module)
+
+    _, trainer = fit(tmp_path, data, 6, callbacks=[Spoil(2, 3, 5), Look()], log_every_n_steps=2)
+    assert [torch.equal(before[step], before[step - 1]) for step in range(2, 7)] == [True, True, False, True, False]
+    out = capsys.readouterr().out
+    assert "Skipped 1 of the steps up to 2: their gradient was not finite." in out
+    assert "Skipped 1 of the steps up to 4" in out
+    assert trainer.optimizers[0].state_dict()["state"][0]["step"] == 3
+    with next(tmp_path.rglob("metrics.csv")).open() as file:
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    assert [float(row["train/skipped_steps"]) for row in rows] == [1, 2, 3]
+    assert all(math.isfinite(float(row["train/loss"])) for row in rows)
+    assert json.loads(next(tmp_path.rglob("summary.json")).read_text())["skipped_steps"] == 3
+
+
+def test_three_skipped_steps_in_a_row_end_the_run(tmp_path, data):  # noqa: F811
+    with pytest.raises(ValueError, match=r"norm is nan at optimizer step 4, and 3 steps in a row .* a lower --opt"):
+        fit(tmp_path, data, 9, callbacks=[Spoil(2, 3, 4, 5)], save_every_n_steps=1)
+    kept = torch.load(next(tmp_path.rglob("last.ckpt")), weights_only=True)
+    assert kept["global_step"] == 3
+    assert all(torch.isfinite(weight).all() for weight in kept["state_dict"].values())
+
+
+def test_the_report_may_come_late(tmp_path, data):  # noqa: F811
+    with pytest.raises(ValueError, match="at optimizer step 4, and 3 steps"):
+        fit(tmp_path, data, 9, callbacks=[Spoil(2, 3, 4)], log_every_n_steps=6)
+
+
+def test_a_loss_that_is_not_finite_is_left_out_of_the_mean(tmp_path, data, monkeypatch):  # noqa: F811
+    whole = {}
+
+    class Losses(StepCallback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            whole[batch_idx] = float(outputs["loss"]) * trainer.accumulate_grad_batches
+
+    module = make_module()
+    plain = module.mean_loss
+    calls = []
+
+    def mean_loss(inputs, targets):
+        calls.append(1)
+        return plain(inputs, targets) + (math.inf if len(calls) == 3 else 0)
+
+    monkeypatch.setattr("tests.loops.test_lightning.make_module", lambda: module)
+    monkeypatch.setattr(module, "mean_loss", mean_loss)
+    _, trainer = fit(tmp_path, data, 3, callbacks=[Losses()], accumulate_grad_batches=2, log_every_n_steps=3,
+                     limit_val_batches=0)
+    assert module.skipped.report() == SkipReport(1, 1, 2, pytest.approx(math.nan, nan_ok=True))
+    finite = [loss for loss in whole.values() if math.isfinite(loss)]
+    assert len(finite) == 5
+    assert float(trainer.callbacks[0].latest["train_loss"]) == pytest.approx(sum(finite) / 5)
+
+
+def test_the_count_goes_on_when_a_run_is_resumed_and_old_checkpoints_have_none(tmp_path, data):  # noqa: F811
+    fit(tmp_path, data, 4, callbacks=[Spoil(2)])
+    last = next(tmp_path.rglob("last.ckpt"))
+    _, trainer = fit(tmp_path, data, 6, callbacks=[Spoil(5)], ckpt_path=str(last))
+    assert trainer.callbacks[0].skipped_steps == 2
+    state = torch.load(last, weights_only=True)
+    del state["callbacks"]["StepMetrics"]["skipped_steps"]
+    torch.save(state, tmp_path / "old.ckpt")
+    _, trainer = fit(tmp_path, data, 6, callbacks=[Spoil(6)], ckpt_path=str(tmp_path / "old.ckpt"))
+    assert trainer.callbacks[0].skipped_steps == 1
+
+
+def test_at_least_one_skipped_step_ends_a_run():
+    with pytest.raises(ValueError, match=r"optimizer\.max_skipped is 0"):
+        OptimizerSettings(max_skipped=0).check()
