@@ -112,7 +112,7 @@ def _transformers(shape: Shape) -> tuple[torch.nn.Module, Iterable[torch.nn.Modu
     return model, model.model.layers, lambda inputs: model(input_ids=inputs, use_cache=False).logits
 
 
-def llama(shape: Shape) -> Any:
+def llama(shape: Shape, rope_theta: float = 10_000.0) -> Any:
     """Return transformers' Llama of a shape, with its own initial weights and torch's attention."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -120,7 +120,7 @@ def llama(shape: Shape) -> Any:
         vocab_size=shape["vocab_size"], hidden_size=shape["d_model"], intermediate_size=shape["d_ff"],
         num_hidden_layers=shape["num_layers"], num_attention_heads=shape["num_heads"],
         max_position_embeddings=shape["context_length"], rms_norm_eps=1e-5, tie_word_embeddings=False,
-        attn_implementation="sdpa", use_cache=False,
+        attn_implementation="sdpa", use_cache=False, rope_theta=rope_theta,
     ))
 
 
@@ -145,6 +145,6 @@ def llama_of(model: TransformerLM) -> Any:
             pairs = weight.view(c.num_heads, c.head_dim // 2, 2, c.d_model)
             weight = pairs.transpose(1, 2).reshape(c.d_model, c.d_model)
         state[".".join(_LLAMA_NAMES.get(part, part) for part in name.split("."))] = weight
-    theirs = llama(shape)
+    theirs = llama(shape, c.rope_theta)
     theirs.load_state_dict(state)
     return theirs
