@@ -6,9 +6,9 @@ optimizers differ where `tslm.optim.AdamW` says: in the place of ε and in the o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _TOY_STORIES = 4000
 _HELD_OUT = 10  # the last tenth of the text is for validation
-_REPORTS = 20  # training losses that are kept
 
 
 def figure(name: str, precision: str, seeds: range, **options: Any) -> Figure:
@@ -91,42 +90,51 @@ def train(
         `valid`, the mean loss of the validation tokens at the end, and `train`, means over the steps of each twentieth
         of the training, all in nats.
     """
-    import numpy as np
     import torch
 
-    from tslm.data.batches import TrainBatches, valid_batches
-    from tslm.data.windows import WindowStream
     from tslm.training import LanguageModule
 
     sizes = SHAPES[shape]
-    context, all_ids = sizes["context_length"], np.load(ids)
-    cut = len(all_ids) - len(all_ids) // _HELD_OUT
-    steps = -(-tokens // (batch_size * context))
+    steps = -(-tokens // (batch_size * sizes["context_length"]))
     torch.manual_seed(seed)
     module = LanguageModule(**sizes)
-    batches = iter(TrainBatches(WindowStream(all_ids[:cut], context, seed), batch_size, 0, 0, 1))
-    held_out = valid_batches(all_ids[cut:], context, batch_size)
+    batches, held_out = windows(Path(ids), sizes["context_length"], batch_size, seed)
     if side == OURS:
-        autocast = _bf16 if precision == "bf16" else nullcontext
-        losses, valid = _train_ours(module, batches, held_out, steps, autocast)
+        losses, valid = train_ours(module, batches, held_out, steps, precision)
     else:
         losses, valid = _train_llama(module, batches, held_out, steps)
-    parts = np.array_split(np.array(losses), min(_REPORTS, steps))
-    return {"valid": valid, "train": [float(part.mean()) for part in parts]}
+    return {"valid": valid, "train": twentieths(losses)}
 
 
-def _bf16() -> AbstractContextManager[Any]:
-    """Return the context in which matmuls compute in bfloat16."""
+def twentieths(losses: list[float]) -> list[float]:
+    """Return the mean of each twentieth of a list of losses."""
+    parts = min(20, len(losses))
+    cuts = [number * len(losses) // parts for number in range(parts + 1)]
+    return [fmean(losses[start:end]) for start, end in pairwise(cuts)]
+
+
+def windows(
+    ids: Path, context: int, batch_size: int, seed: int
+) -> tuple[Iterator[tuple[Tensor, Tensor]], ValidBatches]:
+    """Return random windows of all but the last tenth of a text without end, and all windows of the last tenth."""
+    import numpy as np
+
+    from tslm.data.batches import TrainBatches, valid_batches
+    from tslm.data.windows import WindowStream
+
+    tokens = np.load(ids)
+    cut = len(tokens) - len(tokens) // _HELD_OUT
+    stream = WindowStream(tokens[:cut], context, seed)
+    return iter(TrainBatches(stream, batch_size, 0, 0, 1)), valid_batches(tokens[cut:], context, batch_size)
+
+
+def train_ours(
+    module: LanguageModule, batches: Iterator[tuple[Tensor, Tensor]], held_out: ValidBatches, steps: int,
+    precision: str,
+) -> tuple[list[float], float]:
+    """Train a module through the bare loop; return the loss of each step and the validation loss at the end."""
     import torch
 
-    return torch.autocast("cpu", torch.bfloat16)
-
-
-def _train_ours(
-    module: LanguageModule, batches: Iterator[tuple[Tensor, Tensor]], held_out: ValidBatches, steps: int,
-    autocast: Callable[[], AbstractContextManager[Any]],
-) -> tuple[list[float], float]:
-    """Train through the bare loop."""
     from tslm.loops.bare import BareDriver, train
     from tslm.loops.step import Cadence
 
@@ -134,7 +142,8 @@ def _train_ours(
     made = module.make_optimizer(steps)
     driver = BareDriver(
         module, made["optimizer"], made["lr_scheduler"]["scheduler"], batches, max_norm=training_peers.MAX_NORM,
-        autocast=autocast, on_log=lambda step, loss: losses.append(float(loss)), valid_batches=list(held_out),
+        autocast=lambda: torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+        on_log=lambda step, loss: losses.append(loss.item()), valid_batches=list(held_out),
     )
     train(driver, steps, Cadence(log=1))
     return losses, float(module.valid_nats) / module.valid_tokens
