@@ -86,7 +86,7 @@ def _our_step(form: str, shape: Shape, batches: Iterator[Any], seed: int) -> Cal
 
 
 def _batches(shape: Shape, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Draw windows without end out of random tokens, the same on all sides: what they hold costs nothing or nobody."""
+    """Draw windows without end out of random tokens, the same on all sides; no step is faster for what they say."""
     import numpy as np
 
     from tslm.data.batches import TrainBatches
@@ -97,7 +97,7 @@ def _batches(shape: Shape, batch_size: int, seed: int) -> Iterator[tuple[Tensor,
 
 
 def matmul_seconds(shape: str, batch_size: int, passes: int) -> float:
-    """Return the seconds that all matmuls of one step take in bf16: nothing that multiplies like this can be faster.
+    """Return the seconds that all matmuls of one step take in bf16: the least that a step can take.
 
     Each at the shape that the model has: for a weight (out, in) the product of the forward pass and the two of the
     backward, with the weights of W_q, W_k and W_v and those of W_1 and W_3 side by side; for attention the two products
