@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -50,6 +50,8 @@ class Figure:
         peer_name: the other program.
         target: what is to hold, or None where the figure is only reported.
         runs: on each side.
+        form: of our side, where it was measured in several.
+        details: further keys of the JSON line.
     """
 
     name: str
@@ -59,6 +61,8 @@ class Figure:
     peer_name: str | None
     target: Target | None
     runs: int
+    form: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float | None:
@@ -83,6 +87,7 @@ class Figure:
         return json.dumps({
             "name": self.name, "ours": self.ours, "peer": self.peer, "peer_name": self.peer_name, "ratio": self.ratio,
             "target": self.target_text, "holds": self.holds, "runs": self.runs,
+            **({} if self.form is None else {"form": self.form}), **self.details,
         })
 
     def cells(self) -> list[str]:
@@ -90,8 +95,35 @@ class Figure:
         side = "" if self.peer is None else f"{_short(self.peer)} {self.unit} ({self.peer_name})"
         verdict = {True: "yes", False: "no", None: ""}[self.holds]
         ratio = "" if self.ratio is None else _short(self.ratio)
-        return [self.name, f"{_short(self.ours)} {self.unit}", side, ratio, self.target_text or "", verdict,
+        form = "" if self.form is None else f" ({self.form})"
+        return [self.name, f"{_short(self.ours)} {self.unit}{form}", side, ratio, self.target_text or "", verdict,
                 str(self.runs)]
+
+
+class Plan(NamedTuple):
+    """A figure that can be measured.
+
+    Attributes:
+        name: of the figure.
+        peer: the package it needs, or None.
+        measure: returns the figure, given what it is measured on and its name.
+    """
+
+    name: str
+    peer: str | None
+    measure: Callable[[Any, str], Figure]
+
+
+def choose(available: list[Plan], names: list[str] | None) -> list[Plan]:
+    """Return the plans whose names begin with one of `names`, or all.
+
+    Raises:
+        ValueError: one of the names fits none.
+    """
+    for name in names or []:
+        if not any(plan.name.startswith(name) for plan in available):
+            raise ValueError(f"no figure is called {name}; there are {', '.join(plan.name for plan in available)}")
+    return [plan for plan in available if not names or plan.name.startswith(tuple(names))]
 
 
 COLUMNS = ["figure", "tslm", "peer", "ratio", "target", "holds", "runs"]

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.benchmarks.bench import Bench
-from tests.benchmarks.measure import machine, markdown, table
-from tests.benchmarks.tokenizer_figures import Plan, plans
+from tests.benchmarks.measure import Plan, choose, machine, markdown, table
+from tests.benchmarks.tokenizer_figures import plans
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def _measure(options: argparse.Namespace) -> None:
                        (options.train_text, "--train-text takes a UTF-8 text")):
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"{path} does not exist or is no file; {what}")
-    chosen = _choose(plans(size), options.only)
+    chosen = choose(plans(size), options.only)
     _check_installed(chosen)
     options.workdir.mkdir(parents=True, exist_ok=True)
     figures = []
@@ -59,18 +59,6 @@ def _measure(options: argparse.Namespace) -> None:
     print(f"{table(figures)}\n{conditions}", file=sys.stderr)
     if options.markdown:
         print(f"{markdown(figures)}\n\n{conditions}")
-
-
-def _choose(available: list[Plan], names: list[str] | None) -> list[Plan]:
-    """Return the plans whose names begin with one of `names`, or all.
-
-    Raises:
-        ValueError: one of the names fits none.
-    """
-    for name in names or []:
-        if not any(plan.name.startswith(name) for plan in available):
-            raise ValueError(f"no figure is called {name}; there are {', '.join(plan.name for plan in available)}")
-    return [plan for plan in available if not names or plan.name.startswith(tuple(names))]
 
 
 def _check_installed(chosen: list[Plan]) -> None:

@@ -5,32 +5,18 @@ from functools import partial
 from itertools import cycle
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from tests.benchmarks import peers
 from tests.benchmarks.bench import VOCAB_SIZE, Bench
-from tests.benchmarks.measure import Figure, Target, in_turn, run_alone
+from tests.benchmarks.measure import Figure, Plan, Target, in_turn, run_alone
 from tslm.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
 
 _STRINGS, _STRING_LENGTH = 300, 500
 _SMALL_BYTES, _SMALL_VOCAB_SIZE = 130_000, 500
 _CHARACTERS = 1_000_000
-
-
-class Plan(NamedTuple):
-    """A figure that can be measured.
-
-    Attributes:
-        name: of the figure.
-        peer: the package it needs, or None.
-        measure: returns the figure, given its name.
-    """
-
-    name: str
-    peer: str | None
-    measure: Callable[[Bench, str], Figure]
 
 
 def plans(size: int) -> list[Plan]:

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from tests.benchmarks.training_peers import llama_of
 from tslm.model import TransformerConfig, TransformerLM
 from tslm.objective import cross_entropy, linear_cross_entropy
 
@@ -28,35 +29,13 @@ def ids():
     return torch.randint(0, CONFIG.vocab_size, (4, CONFIG.context_length), generator=torch.Generator().manual_seed(1))
 
 
-def _llama(model):
-    """The same weights in transformers' Llama, whose RoPE pairs component i with i + K/2."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    c = model.config
-    llama = LlamaForCausalLM(LlamaConfig(
-        vocab_size=c.vocab_size, hidden_size=c.d_model, intermediate_size=c.d_ff, num_hidden_layers=c.num_layers,
-        num_attention_heads=c.num_heads, max_position_embeddings=c.context_length, rms_norm_eps=1e-5,
-        tie_word_embeddings=False, rope_theta=c.rope_theta))
-    names = {"token_embeddings": "model.embed_tokens", "layers": "model.layers", "attn": "self_attn",
-             "output_proj": "o_proj", "ln1": "input_layernorm", "ln2": "post_attention_layernorm", "ffn": "mlp",
-             "w1": "gate_proj", "w2": "down_proj", "w3": "up_proj", "ln_final": "model.norm"}
-    state = {}
-    for name, weight in model.state_dict().items():
-        if ".q_proj" in name or ".k_proj" in name:
-            pairs = weight.view(c.num_heads, c.head_dim // 2, 2, c.d_model)
-            weight = pairs.transpose(1, 2).reshape(c.d_model, c.d_model)
-        state[".".join(names.get(part, part) for part in name.split("."))] = weight
-    llama.load_state_dict(state)
-    return llama
-
-
 def test_transformer_lm_equals_llama(model, ids):
-    llama = _llama(model)
+    llama = llama_of(model)
     torch.testing.assert_close(model(ids), llama(ids).logits, rtol=1e-5, atol=1e-5)
 
 
 def test_transformer_lm_learns_like_llama(model, ids):
-    llama = _llama(model)
+    llama = llama_of(model)
     inputs, targets = ids[:, :-1], ids[:, 1:]
     loss = linear_cross_entropy(model.hidden(inputs), model.lm_head.weight, targets)
     theirs = torch.nn.functional.cross_entropy(llama(inputs).logits.flatten(0, 1), targets.flatten())

@@ -1,0 +1,156 @@
+"""The short form of `python -m tests.benchmarks.training`: every kind of figure comes out, with tiny models.
+
+litgpt is not among the tests' requirements, so the figures that need it do not come out here.
+"""
+
+import json
+
+import pytest
+
+from tests.benchmarks import training, training_figures, training_parity, training_peers
+from tests.benchmarks.measure import Run, run_alone
+from tests.benchmarks.training_figures import fastest_in_turn, plans
+from tests.benchmarks.training_jobs import OURS, SHAPES, WARM_UP, Draws, matmul_seconds, train
+
+TINY = ["--shape", "tiny", "--small", "tiny", "--quick", "tiny", "--batch-size", "4", "--memory-batch-size", "8",
+        "--steps", "1", "--runs", "1", "--parity-tokens", "640", "--parity-seeds", "1"]
+FIT = ("--data.toy_stories=300 --data.vocab_size=300 --data.context_length=32 --data.batch_size=4 --data.num_workers=1 "
+       "--model.d_model=16 --model.num_layers=1 --model.num_heads=2 --model.d_ff=32")
+KEYS = ["name", "ours", "peer", "peer_name", "ratio", "target", "holds", "runs"]
+
+
+def in_this_process(function, **arguments):
+    """Do what `run_alone` does without another import of torch."""
+    return Run(json.loads(json.dumps(function(**json.loads(json.dumps(arguments, default=str))))), 0.0, 0)
+
+
+def figures_of(output):
+    return {figure["name"]: figure for figure in map(json.loads, output.splitlines())}
+
+
+def test_figures_without_other_libraries_come_out_as_json_lines(tmp_path, capsys):
+    names = ["lightning_cost_with_bar", "first_step"]
+    arguments = [*TINY, "--steps", "2", "--fit-options", FIT, "--workdir", str(tmp_path), "--only", *names]
+    assert training.main(arguments) == 0
+    output, errors = capsys.readouterr()
+    figures = figures_of(output)
+    assert list(figures) == names
+    for figure in figures.values():
+        assert list(figure)[: len(KEYS)] == KEYS
+        assert figure["form"] == "eager"
+        assert figure["holds"] is (figure["ours"] <= float(figure["target"].split()[2]))
+        assert figure["name"] in errors
+    cost = figures["lightning_cost_with_bar"]
+    assert cost["bare_ms"] > 0
+    assert cost["runs"] == 3
+    first = figures["first_step"]
+    assert first["ours"] == pytest.approx(first["command_s"] - first["import_s"])
+    assert first["import_s"] > 0.1
+    assert [path.name for path in tmp_path.iterdir()] == ["prepared"]
+
+
+def test_throughput_and_losses_beside_transformers(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training_figures, "OUR_FORMS", ("eager",))  # compiling belongs to the benchmark itself
+    monkeypatch.setattr(training_peers, "FORMS", ("eager",))
+    monkeypatch.setattr(training_figures, "run_alone", in_this_process)
+    monkeypatch.setattr(training_parity, "run_alone", in_this_process)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # put back at the end
+    names = ["tokens_vs_transformers", "matmul_share", "loss_parity_fp32", "loss_parity_bf16"]
+    assert training.main([*TINY, "--markdown", "--workdir", str(tmp_path), "--only", *names]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    figures = figures_of("\n".join(lines[: len(names)]))
+    assert list(figures) == names
+    assert lines[len(names)].startswith("| figure |")
+    for name in names[:2]:
+        assert figures[name]["ratio"] == figures[name]["ours"] / figures[name]["peer"] > 0
+        assert figures[name]["form"] == "eager"
+    assert figures["tokens_vs_transformers"]["peer_name"] == "transformers, eager"
+    fp32, bf16 = figures["loss_parity_fp32"], figures["loss_parity_bf16"]
+    assert fp32["ours"] == pytest.approx(abs(fp32["ours_loss"] - fp32["peer_loss"]))
+    assert fp32["ours"] < 1e-3
+    assert fp32["ours_loss"] != bf16["ours_loss"]
+    assert fp32["peer_loss"] == bf16["peer_loss"]
+    (pair,) = fp32["losses"]
+    assert len(pair["ours"]["train"]) == len(pair["peer"]["train"]) == 10
+    assert pair["ours"]["train"][0] == pytest.approx(pair["peer"]["train"][0], abs=1e-5)
+
+
+def test_a_training_runs_in_a_process_of_its_own(tmp_path):
+    run = run_alone(train, side=OURS, form="eager", shape="tiny", batch_size=2, steps=1, seed=0, compiled=tmp_path)
+    assert len(run.result["seconds"]) == 1 + WARM_UP
+    assert 50e6 < run.result["peak_bytes"] < 2e9
+
+
+def test_figures_of_missing_libraries_are_left_out_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None)
+    assert training.main(["--only", "tokens", "memory", "--workdir", str(tmp_path)]) == 0
+    output, errors = capsys.readouterr()
+    assert output == ""
+    line = errors.splitlines()[0]
+    for word in ("litgpt", "transformers", *(plan.name for plan in plans()[:2]), "memory_eager", "memory_compiled"):
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--only", "speed"], ["no figure is called speed", "tokens_vs_litgpt"]),
+        (["--runs", "0"], ["--runs", "above 0"]),
+        (["--parity-text", "missing.txt"], ["missing.txt", "--parity-text"]),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments, words, tmp_path, capsys):
+    assert training.main([*arguments, "--workdir", str(tmp_path / "work")]) == 2
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert len(errors.splitlines()) == 1
+    assert all(word in errors for word in words)
+
+
+def test_a_figure_that_fails_is_named(tmp_path, capsys):
+    arguments = [*TINY, "--fit-options=--data.batch_size=0", "--only", "first_step"]
+    assert training.main([*arguments, "--workdir", str(tmp_path)]) == 1
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert "first_step was not measured" in errors
+    assert "data.batch_size is 0" in errors
+
+
+def test_the_fastest_form_of_each_side_goes_on_in_turn():
+    calls = []
+
+    def form(name, values):
+        return lambda: calls.append(name) or values.pop()
+
+    def broken():
+        raise ChildProcessError("no compiler")
+
+    said = []
+    ours = {"slow": form("slow", [1]), "fast": form("fast", [5, 9, 4])}
+    sides = [ours, {"only": form("only", [3, 1, 2]), "x": broken}]
+    assert fastest_in_turn(sides, 3, said.append) == [
+        ("fast", 5, {"slow": 1, "fast": 4}), ("only", 2, {"only": 2}),
+    ]
+    assert calls == ["slow", "fast", "only", "fast", "only", "fast", "only"]
+    assert said == ["x is left out: no compiler"]
+    with pytest.raises(ChildProcessError, match="no compiler"):
+        fastest_in_turn([{"x": broken}], 1, said.append)
+
+
+def test_the_matmuls_of_a_step_take_time():
+    assert matmul_seconds("tiny", batch_size=2, passes=1) > 0
+
+
+def test_the_clock_in_the_data_stops_at_each_draw():
+    draws = Draws(iter("ab"))
+    assert list(draws) == ["a", "b"]
+    assert draws.times == sorted(draws.times)
+    assert len(draws.times) == 2
+
+
+def test_the_shapes_have_the_sizes_that_they_are_said_to_have():
+    from tslm.model import TransformerConfig, TransformerLM
+
+    sizes = {name: TransformerLM(TransformerConfig(**shape)).num_parameters() for name, shape in SHAPES.items()}
+    assert round(sizes["course"] / 1e6, 1) == 22.7
+    assert round(sizes["small"] / 1e6, 1) == 3.3

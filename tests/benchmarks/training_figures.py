@@ -1,0 +1,203 @@
+"""The figures of training: what to measure comes in, a `Figure` for each name goes out.
+
+A side may have several forms, eager and compiled. All forms of all sides run once, in turn; then the fastest form of
+each side goes on, in turn, until it has run as often as was asked for.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tests.benchmarks import training_jobs, training_parity, training_peers
+from tests.benchmarks.measure import Figure, Plan, Target, in_turn, run_alone
+from tests.benchmarks.training_jobs import OUR_FORMS, OURS, SHAPES, WARM_UP
+from tests.benchmarks.training_start import FirstStep
+
+Side = dict[str, Callable[[], float]]  # the forms of a side, each measured by a call; the larger, the better
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the figures are measured on.
+
+    Attributes:
+        shape: of the model, one of `SHAPES`; of memory, compilation and throughput.
+        small: the shape of the model whose losses are compared.
+        quick: the shape of the model with the short step.
+        batch_size: windows in a step.
+        memory_batch_size: windows in a step whose memory is measured.
+        steps: whose time is taken, in one process.
+        runs: on each side.
+        seed: of weights and windows.
+        parity_text: a UTF-8 text; None takes the embedded corpus.
+        parity_tokens: that each side is trained on.
+        parity_seeds: how many; the first is `seed`.
+        fit_options: of the command whose first step is awaited.
+        workdir: where compiled code and prepared data are kept.
+        scratch: a folder that is removed at the end.
+        say: tells the user what is going on.
+    """
+
+    shape: str
+    small: str
+    quick: str
+    batch_size: int
+    memory_batch_size: int
+    steps: int
+    runs: int
+    seed: int
+    parity_text: Path | None
+    parity_tokens: int
+    parity_seeds: int
+    fit_options: list[str]
+    workdir: Path
+    scratch: Path
+    say: Callable[[str], None]
+
+    def train(self, side: str, form: str, **changes: object) -> dict[str, Any]:
+        """Take steps in a process of its own; see `training_jobs.train`."""
+        options = {"shape": self.shape, "batch_size": self.batch_size, "steps": self.steps, "seed": self.seed,
+                   "compiled": self.workdir / "compiled"} | changes
+        result: dict[str, Any] = run_alone(training_jobs.train, side=side, form=form, **options).result
+        return result
+
+    def tokens(self, batch_size: int) -> int:
+        """Tokens in a step."""
+        return batch_size * SHAPES[self.shape]["context_length"]
+
+
+def plans() -> list[Plan]:
+    """Return all figures in the order in which they are measured."""
+    return [
+        Plan("tokens_vs_litgpt", "litgpt", partial(_tokens, peer="litgpt")),
+        Plan("tokens_vs_transformers", "transformers", partial(_tokens, peer="transformers")),
+        Plan("matmul_share", None, _matmul_share),
+        Plan("memory_eager", "litgpt", partial(_memory, form="eager")),
+        Plan("memory_compiled", "litgpt", partial(_memory, form="compiled")),
+        Plan("compile_time", "litgpt", _compile_time),
+        Plan("lightning_cost", None, partial(_lightning_cost, progress=False)),
+        Plan("lightning_cost_with_bar", None, partial(_lightning_cost, progress=True)),
+        Plan("first_step", None, _first_step),
+        Plan("loss_parity_fp32", "transformers", partial(_loss_parity, precision="fp32")),
+        Plan("loss_parity_bf16", "transformers", partial(_loss_parity, precision="bf16")),
+    ]
+
+
+def fastest_in_turn(
+    sides: list[Side], runs: int, say: Callable[[str], None]
+) -> list[tuple[str, float, dict[str, float]]]:
+    """Find the fastest form of each side and measure it `runs` times, the sides in turn.
+
+    Returns:
+        For each side the fastest form, the median of its runs, and what each form reached in the first round.
+
+    Raises:
+        ChildProcessError: no form of a side works.
+    """
+    first = [_first_round(side, say) for side in sides]
+    chosen = [max(reached, key=lambda form: reached[form]) for reached in first]
+    values = [[reached[form]] for form, reached in zip(chosen, first, strict=True)]
+    for _ in range(runs - 1):
+        for form, side, so_far in zip(chosen, sides, values, strict=True):
+            so_far.append(side[form]())
+    return [(form, median(each), reached) for form, each, reached in zip(chosen, values, first, strict=True)]
+
+
+def _first_round(side: Side, say: Callable[[str], None]) -> dict[str, float]:
+    """Measure each form once; one that does not work here, such as compiled without a compiler, is named and left out.
+
+    Raises:
+        ChildProcessError: none works.
+    """
+    reached, reasons = {}, []
+    for form, measure in side.items():
+        try:
+            reached[form] = measure()
+        except ChildProcessError as error:
+            reasons.append(f"{form} is left out: {error}")
+            say(reasons[-1])
+    if not reached:
+        raise ChildProcessError("; ".join(reasons))
+    return reached
+
+
+def _throughput(training: Training, side: str, forms: tuple[str, ...]) -> Side:
+    """Return the tokens per second of each form of a side, from the median of its steps."""
+
+    def tokens_per_second(form: str) -> float:
+        seconds = training.train(side, form)["seconds"]
+        return training.tokens(training.batch_size) / median(seconds[WARM_UP:])
+
+    return {form: partial(tokens_per_second, form) for form in forms}
+
+
+def _tokens(training: Training, name: str, *, peer: str) -> Figure:
+    sides = [_throughput(training, OURS, OUR_FORMS), _throughput(training, peer, training_peers.FORMS)]
+    (form, ours, our_forms), (peer_form, theirs, peer_forms) = fastest_in_turn(sides, training.runs, training.say)
+    return Figure(name, "tokens/s", ours, theirs, f"{peer}, {peer_form}", Target("ratio", ">=", 1.5), training.runs,
+                  form, {"our_forms": our_forms, "peer_forms": peer_forms})
+
+
+def _matmul_share(training: Training, name: str) -> Figure:
+    def ceiling() -> float:
+        job = partial(run_alone, training_jobs.matmul_seconds, shape=training.shape, batch_size=training.batch_size)
+        return training.tokens(training.batch_size) / job(passes=training.steps).result
+
+    sides = [_throughput(training, OURS, OUR_FORMS), {"bf16": ceiling}]
+    (form, ours, our_forms), (_, theirs, _) = fastest_in_turn(sides, training.runs, training.say)
+    return Figure(name, "tokens/s", ours, theirs, "matmuls alone", Target("ratio", ">=", 0.75), training.runs, form,
+                  {"our_forms": our_forms})
+
+
+def _memory(training: Training, name: str, *, form: str) -> Figure:
+    def megabytes(side: str) -> float:
+        peak: int = training.train(side, form, batch_size=training.memory_batch_size, steps=1)["peak_bytes"]
+        return peak / 1e6
+
+    values = in_turn(lambda: megabytes(OURS), lambda: megabytes("litgpt"), 1)
+    return Figure(name, "MB", *values, f"litgpt, {form}", Target("ratio", "<=", 0.5), 1, form)
+
+
+def _compile_time(training: Training, name: str) -> Figure:
+    """What the first step takes longer than the later ones, with nothing compiled before; no target, but a fact."""
+
+    def seconds(side: str) -> float:
+        times = training.train(side, "compiled", compiled=training.scratch / f"compiled-{side}")["seconds"]
+        return float(times[0] - median(times[WARM_UP:]))
+
+    values = in_turn(lambda: seconds(OURS), lambda: seconds("litgpt"), 1)
+    return Figure(name, "s", *values, "litgpt, compiled", None, 1, "compiled")
+
+
+def _lightning_cost(training: Training, name: str, *, progress: bool) -> Figure:
+    """Milliseconds a step that a Trainer with loggers takes longer than the bare loop; the median over pairs."""
+    parts = run_alone(
+        training_jobs.lightning_cost, progress=progress, steps=20 * training.steps, rounds=3 * training.runs,
+        seed=training.seed, folder=training.scratch, shape=training.quick,
+    ).result
+    costs = [lightning - bare for bare, lightning in zip(parts["bare"], parts["lightning"], strict=True)]
+    details = {f"{side}_ms": median(parts[side]) for side in parts}
+    return Figure(name, "ms", median(costs), None, None, Target("ours", "<=", 0.5), len(costs), "eager", details)
+
+
+def _first_step(training: Training, name: str) -> Figure:
+    """Seconds from the command to the end of the first step, beyond those of importing lightning."""
+    start = FirstStep(training.fit_options, training.workdir / "prepared", training.scratch)
+    start.prepare()
+    command, imported = in_turn(start.seconds, start.seconds_of_import, training.runs)
+    return Figure(name, "s", command - imported, None, None, Target("ours", "<=", 2), training.runs, "eager",
+                  {"command_s": command, "import_s": imported})
+
+
+def _loss_parity(training: Training, name: str, *, precision: str) -> Figure:
+    """Our validation loss beside that of transformers' Llama in fp32 with torch's AdamW."""
+    ids = training_parity.token_ids(
+        training.parity_text, SHAPES[training.small]["vocab_size"], training.scratch, training.seed
+    )
+    return training_parity.figure(
+        name, precision, range(training.seed, training.seed + training.parity_seeds), ids=ids, shape=training.small,
+        batch_size=training.batch_size, tokens=training.parity_tokens,
+    )
