@@ -51,6 +51,7 @@ def record(folder, data, **options):
     return events
 
 
+@pytest.mark.filterwarnings("ignore:You have overridden .* in `LightningModule`")  # as is meant here
 def test_whoever_has_every_hook_hears_all_that_lightning_calls_in_its_order(tmp_path, data):
     direct = record(tmp_path / "direct", data)
     lightnings = record(tmp_path / "lightnings", data, profiler=SimpleProfiler(dirpath=tmp_path, filename="profile"))
@@ -107,7 +108,8 @@ def test_lightnings_own_calls_are_back_however_training_ended(tmp_path, data):
 
 def test_a_second_trainer_keeps_lightnings_way(tmp_path, data):
     first = make_trainer(tmp_path, 2, callbacks=[Late()], logger=False)
-    second = pl.Trainer(callbacks=[Late()], logger=False, accelerator="cpu", enable_checkpointing=False)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    second = pl.Trainer(callbacks=[Late()], accelerator="cpu", **quiet)
     for trainer in (first, second):
         trainer.strategy.connect(make_module())
     with direct_hooks(first):

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from tests.loops.test_lightning import data, fit, make_module, weights  # noqa: F401 (data is a fixture)
+from tests.loops.conftest import data  # noqa: F401 (a fixture)
+from tests.loops.test_lightning import fit, make_module, weights
 from tslm.training import cuda_step, module
 from tslm.training.cuda_step import CudaStep, applies, record_cuda_graph
 

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from tests.loops.test_lightning import data, fit, make_module, weights  # noqa: F401 (data is a fixture)
+from tests.loops.conftest import data  # noqa: F401 (a fixture)
+from tests.loops.test_lightning import fit, make_module, weights
 from tslm.loops.lightning import StepCallback
 from tslm.training import OptimizerSettings
 from tslm.training.skipped import SkippedSteps, SkipReport, with_telling_gradient
