@@ -109,14 +109,14 @@ def matmul_seconds(shape: str, batch_size: int, passes: int) -> float:
     sizes = SHAPES[shape]
     context, width, inner, layers = (sizes[name] for name in ("context_length", "d_model", "d_ff", "num_layers"))
     rows, heads = batch_size * context, sizes["num_heads"]
-    weights = {(3 * width, width): layers, (width, width): layers, (2 * inner, width): layers, (width, inner): layers,
-               (sizes["vocab_size"], width): 1}
+    weights = [(3 * width, width, layers), (width, width, layers), (2 * inner, width, layers), (width, inner, layers),
+               (sizes["vocab_size"], width, 1)]
 
     def filled(*size: int) -> Tensor:
         return torch.randn(size, dtype=torch.bfloat16)
 
     total = 0.0
-    for (d_out, d_in), count in weights.items():
+    for d_out, d_in, count in weights:
         x, weight, grad = filled(rows, d_in), filled(d_out, d_in), filled(rows, d_out)
         for left, right in ((x, weight.T), (grad, weight), (grad.T, x)):
             total += count * _median_seconds(lambda a=left, b=right: a @ b, passes)
