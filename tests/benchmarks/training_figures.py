@@ -175,7 +175,7 @@ def _compile_time(training: Training, name: str) -> Figure:
 def _lightning_cost(training: Training, name: str, *, progress: bool) -> Figure:
     """Milliseconds a step that a Trainer with loggers takes longer than the bare loop; the median over pairs."""
     parts = run_alone(
-        training_jobs.lightning_cost, progress=progress, steps=20 * training.steps, rounds=3 * training.runs,
+        training_jobs.lightning_cost, progress=progress, steps=20 * training.steps, rounds=5 * training.runs,
         seed=training.seed, folder=training.scratch, shape=training.quick,
     ).result
     costs = [lightning - bare for bare, lightning in zip(parts["bare"], parts["lightning"], strict=True)]

@@ -29,7 +29,7 @@ SHAPES: dict[str, Shape] = {
     # 3.3M parameters: what `loss_parity` trains.
     "small": {"vocab_size": 4096, "context_length": 256, "d_model": 192, "num_layers": 4, "num_heads": 6, "d_ff": 512},
     # A step of about 10 ms at a batch of 8, for what a loop costs around it.
-    "quick": {"vocab_size": 1024, "context_length": 64, "d_model": 96, "num_layers": 3, "num_heads": 3, "d_ff": 256},
+    "quick": {"vocab_size": 512, "context_length": 64, "d_model": 64, "num_layers": 2, "num_heads": 2, "d_ff": 176},
     # For trying the benchmark itself.
     "tiny": {"vocab_size": 300, "context_length": 16, "d_model": 32, "num_layers": 1, "num_heads": 2, "d_ff": 32},
 }
@@ -109,14 +109,14 @@ def matmul_seconds(shape: str, batch_size: int, passes: int) -> float:
     sizes = SHAPES[shape]
     context, width, inner, layers = (sizes[name] for name in ("context_length", "d_model", "d_ff", "num_layers"))
     rows, heads = batch_size * context, sizes["num_heads"]
-    weights = {(3 * width, width): layers, (width, width): layers, (2 * inner, width): layers, (width, inner): layers,
-               (sizes["vocab_size"], width): 1}
+    weights = [(3 * width, width, layers), (width, width, layers), (2 * inner, width, layers), (width, inner, layers),
+               (sizes["vocab_size"], width, 1)]
 
     def filled(*size: int) -> Tensor:
         return torch.randn(size, dtype=torch.bfloat16)
 
     total = 0.0
-    for (d_out, d_in), count in weights.items():
+    for d_out, d_in, count in weights:
         x, weight, grad = filled(rows, d_in), filled(d_out, d_in), filled(rows, d_out)
         for left, right in ((x, weight.T), (grad, weight), (grad.T, x)):
             total += count * _median_seconds(lambda a=left, b=right: a @ b, passes)
