@@ -11,21 +11,10 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.trainer import call
 
-from tslm.data import TextDataModule
 from tslm.loops.bare import BareDriver, train
 from tslm.loops.lightning import StepCallback
 from tslm.loops.step import Cadence
 from tslm.training import GenerationSettings, LanguageModule, OptimizerSettings, StepTrainer
-
-
-@pytest.fixture
-def data(story_file, cache_dir):
-    def make():
-        return TextDataModule(
-            train_files=[str(story_file)], cache_dir=str(cache_dir), vocab_size=300, context_length=32, batch_size=4,
-            num_workers=1,
-        )
-    return make
 
 
 def make_module():
@@ -60,13 +49,17 @@ def test_lightning_still_has_every_protected_attribute_that_the_step_loop_uses()
     assert isinstance(loop.epoch_loop, _TrainingEpochLoop)
     for name in (
         "run", "reset", "on_run_start", "advance", "on_iteration_done", "_should_accumulate", "_should_check_val_fx",
-        "global_step", "max_steps", "val_loop", "_batches_that_stepped", "batch_progress", "automatic_optimization",
+        "_build_kwargs", "global_step", "max_steps", "val_loop", "_batches_that_stepped", "batch_progress",
+        "automatic_optimization",
     ):
         assert hasattr(loop.epoch_loop, name), name
     assert list(inspect.signature(_TrainingEpochLoop.run).parameters) == ["self", "data_fetcher"]
     assert list(inspect.signature(_TrainingEpochLoop.advance).parameters) == ["self", "data_fetcher"]
     assert hasattr(loop.trainer._logger_connector, "_first_loop_iter")
-    assert callable(call._call_lightning_module_hook)
+    assert "_current_fx_name" in vars(pl.LightningModule())
+    for name in ("callback_hooks", "lightning_module_hook", "strategy_hook"):
+        parameters = inspect.signature(getattr(call, f"_call_{name}")).parameters
+        assert list(parameters)[:3] == ["trainer", "hook_name", "args"]
     source = inspect.getsource(_FitLoop.advance)
     assert "self.epoch_loop.run(self._data_fetcher)" in source
 

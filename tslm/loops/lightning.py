@@ -9,6 +9,9 @@ replaces its `run` by a `StepLoop` whose steps are made of Lightning's `advance`
 from __future__ import annotations
 
 import signal
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
@@ -16,6 +19,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -41,6 +45,7 @@ class StepEpochLoop(_TrainingEpochLoop):
         super().__init__(trainer)
         self.cadence = cadence
         self._fetcher: _DataFetcher | None = None
+        self._arguments: list[str] = []  # of training_step
         self._sigterm = False  # of this process or any other
 
     def set_budget(self, budget: Budget) -> None:
@@ -51,10 +56,11 @@ class StepEpochLoop(_TrainingEpochLoop):
         """Run a `StepLoop` from the restored position to the end of the budget."""
         self.reset()
         self.on_run_start(data_fetcher)
-        self._fetcher = data_fetcher
+        self._fetcher, self._arguments = data_fetcher, []
         loop = StepLoop(self, Budget(self.max_steps), self.cadence)
         loop.load_state_dict({"step": self.global_step})
-        loop.run()
+        with direct_hooks(self.trainer):
+            loop.run()
         self._fetcher = None
         if loop.stopped and self._sigterm:
             if self.trainer.is_global_zero:
@@ -114,8 +120,83 @@ class StepEpochLoop(_TrainingEpochLoop):
     def _should_check_val_fx(self, data_fetcher: _DataFetcher) -> bool:
         return False  # validation is the StepLoop's business, also behind a restart
 
+    def _build_kwargs(self, kwargs: OrderedDict[str, Any], batch: Any, batch_idx: int) -> OrderedDict[str, Any]:
+        """Choose the arguments of training_step; Lightning would read its signature again for every batch."""
+        self._arguments = self._arguments or list(super()._build_kwargs(OrderedDict(), batch, batch_idx))
+        values = {"batch": batch, "batch_idx": batch_idx}
+        return OrderedDict((name, values[name]) for name in self._arguments)
+
     def _broadcast_sigterm_tensor(self) -> None:
         """Do nothing: Lightning would stop between two micro-batches, without a save; `stop_requested` does it."""
+
+
+class NoProfiler(PassThroughProfiler):
+    """What Lightning takes where no profiler is asked for, but without a generator around each action of a step."""
+
+    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
+        """Measure nothing."""
+        return _NOTHING
+
+
+_NOTHING = nullcontext()
+
+
+@contextmanager
+def direct_hooks(trainer: pl.Trainer) -> Iterator[None]:
+    """Inside, a trainer's hooks are called where somebody implements them, with nothing around each call.
+
+    In every step Lightning offers six hooks to each callback, most of which have none of them, and calls seventeen of
+    the module and the strategy, each behind a debug message, in a profiler's context, between two assignments to an
+    attribute of an nn.Module, which are slow. Here each hook's listeners are found once; order, arguments, results and
+    the name by which `self.log` knows where it stands are Lightning's. A trainer with a profiler keeps Lightning's way.
+    """
+    if not isinstance(trainer.profiler, NoProfiler):  # type: ignore[attr-defined]
+        yield
+        return
+    known: list[pl.Callback] = []
+    listeners: dict[str, list[pl.Callback]] = {}
+    module, attributes = trainer.lightning_module, trainer.lightning_module.__dict__
+
+    def call_callbacks(of: pl.Trainer, hook: str, *arguments: Any, **named: Any) -> None:
+        if of is not trainer:
+            lightnings["_call_callback_hooks"](of, hook, *arguments, **named)
+            return
+        if known != of.callbacks:  # type: ignore[attr-defined]
+            known[:] = of.callbacks  # type: ignore[attr-defined]
+            listeners.clear()
+        if hook not in listeners:
+            listeners[hook] = [callback for callback in known if _implements(callback, hook)]
+        before, attributes["_current_fx_name"] = attributes["_current_fx_name"], hook
+        for callback in listeners[hook]:
+            getattr(callback, hook)(of, module, *arguments, **named)
+        attributes["_current_fx_name"] = before
+
+    def calls_of(owner: object, name: str) -> Callable[..., Any]:
+        def call_hook(of: pl.Trainer, hook: str, *arguments: Any, **named: Any) -> Any:
+            if of is not trainer:
+                return lightnings[name](of, hook, *arguments, **named)
+            before, attributes["_current_fx_name"] = attributes["_current_fx_name"], hook
+            result = getattr(owner, hook)(*arguments, **named)
+            attributes["_current_fx_name"] = before
+            return result
+
+        return call_hook
+
+    ours: dict[str, Callable[..., Any]] = {"_call_callback_hooks": call_callbacks}
+    for owner, name in ((module, "_call_lightning_module_hook"), (trainer.strategy, "_call_strategy_hook")):
+        ours[name] = calls_of(owner, name)
+    lightnings = {name: getattr(call, name) for name in ours}
+    vars(call).update(ours)
+    try:
+        yield
+    finally:
+        vars(call).update(lightnings)
+
+
+def _implements(callback: pl.Callback, hook: str) -> bool:
+    """Whether a callback's hook, in its class or set on the object, is another than the empty one of the base class."""
+    function = getattr(callback, hook)
+    return callable(function) and getattr(function, "__func__", function) is not getattr(pl.Callback, hook, None)
 
 
 class InterruptAtBoundary(pl.Callback):
@@ -154,4 +235,6 @@ def install_step_loop(trainer: pl.Trainer, cadence: Cadence) -> StepEpochLoop:
     loop = StepEpochLoop(trainer, cadence)
     trainer.fit_loop.epoch_loop = loop
     trainer.fit_loop.max_epochs = -1
+    if type(trainer.profiler) is PassThroughProfiler:  # type: ignore[attr-defined]
+        trainer.profiler = NoProfiler()  # type: ignore[attr-defined]
     return loop

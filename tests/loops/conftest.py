@@ -1,0 +1,15 @@
+"""What the tests of the loops share: windows of a small text."""
+
+import pytest
+
+from tslm.data import TextDataModule
+
+
+@pytest.fixture
+def data(story_file, cache_dir):
+    def make():
+        return TextDataModule(
+            train_files=[str(story_file)], cache_dir=str(cache_dir), vocab_size=300, context_length=32, batch_size=4,
+            num_workers=1,
+        )
+    return make
