@@ -73,16 +73,25 @@ def _our_step(form: str, shape: Shape, batches: Iterator[Any], seed: int) -> Cal
 
     from tslm.loops.bare import BareDriver
     from tslm.training import LanguageModule
+    from tslm.training.memory import keep_freed_memory
 
     torch.manual_seed(seed)
     module = LanguageModule(**shape)
     if form == "compiled":
         module.compile_step()
+    keep_freed_memory()  # as `fit` does
     made = module.make_optimizer(max_steps=1000)
-    return BareDriver(
+    driver = BareDriver(
         module, made["optimizer"], made["lr_scheduler"]["scheduler"], batches, max_norm=training_peers.MAX_NORM,
         autocast=lambda: torch.autocast("cpu", torch.bfloat16),
-    ).train_step
+    )
+
+    def step() -> None:
+        driver.train_step()
+        if module.compiled != (form == "compiled"):
+            raise RuntimeError(f"the step did not run {form}")
+
+    return step
 
 
 def _batches(shape: Shape, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -106,6 +115,9 @@ def matmul_seconds(shape: str, batch_size: int, passes: int) -> float:
     """
     import torch
 
+    from tslm.training.memory import keep_freed_memory
+
+    keep_freed_memory()  # or page faults of the results would count as multiplication
     sizes = SHAPES[shape]
     context, width, inner, layers = (sizes[name] for name in ("context_length", "d_model", "d_ff", "num_layers"))
     rows, heads = batch_size * context, sizes["num_heads"]

@@ -25,7 +25,8 @@ class FirstStep:
     """
 
     def __init__(self, options: list[str], prepared: Path, scratch: Path) -> None:
-        self.options = [*options, f"--data.cache_dir={prepared.absolute()}", "--trainer.log_every_n_steps=1"]
+        self.options = [*options, f"--data.cache_dir={prepared.absolute()}", "--trainer.log_every_n_steps=1",
+                        "--trainer.compile=false"]
         self.scratch = scratch.absolute()
         self.number = 0
 

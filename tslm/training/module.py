@@ -127,6 +127,11 @@ class LanguageModule(pl.LightningModule):
         """Compile what training computes when the next batch comes, whose shape all later ones should have."""
         self._compile_now = True
 
+    @property
+    def compiled(self) -> bool:
+        """Whether training computes by compiled parts: not before its first batch, nor where that could not be done."""
+        return self._compiled_loss is not None
+
     def use_compiled(self, on: bool) -> None:
         """Compute the gradients by compiled blocks and a compiled loss, or take that back; `compile_step` calls it."""
         self.model.compile_layers(on)
