@@ -1,5 +1,6 @@
 """The C kernel against the model itself: logits, choices, what it refuses, and what it does not disturb."""
 
+import shutil
 import signal
 
 import pytest
@@ -11,6 +12,7 @@ from tslm.generation.sampling import SamplingRule
 from tslm.model import TransformerConfig, TransformerLM
 from tslm.model.functional import cpu_multiplies_bfloat16
 
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="without a C compiler there is no kernel")
 CONFIG = TransformerConfig(vocab_size=61, context_length=16, d_model=32, num_layers=2, num_heads=4, d_ff=48)
 # Sizes that fill no panel, an odd d_ff, and heads wider than those of the course.
 UNEVEN = TransformerConfig(vocab_size=131, context_length=70, d_model=84, num_layers=1, num_heads=2, d_ff=67)
