@@ -3,13 +3,19 @@
 import pytest
 import torch
 
-from tslm.generation import generate, stream
+from tslm.generation import decoding, generate, stream
 from tslm.generation.cache import KeyValueCache
 from tslm.model import TransformerConfig, TransformerLM
 
 CONFIG = TransformerConfig(vocab_size=61, context_length=16, d_model=32, num_layers=2, num_heads=4, d_ff=48)
 PROMPTS = [[1, 2, 3], [4], list(range(10)), [7] * 16]
 SEEDED = {"plain": {}, "top_p": {"top_p": 0.8}, "top_k": {"top_k": 5, "temperature": 0.7}}
+
+
+@pytest.fixture(autouse=True, params=["kernel", "torch"])
+def _engine(request, monkeypatch):
+    if request.param == "torch":
+        monkeypatch.setattr(decoding, "native_model", lambda *_, **__: None)
 
 
 @pytest.fixture

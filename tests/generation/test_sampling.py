@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tslm.generation.sampling import SamplingRule, draw
+from tslm.generation.sampling import SamplingRule, draw, ranked_mask, top_k_mask, top_p_mask
+from tslm.model import softmax
 
 PROBABILITIES = [0.1, 0.5, 0.05, 0.3, 0.05]
 LOGITS = torch.tensor([PROBABILITIES]).log()
@@ -77,6 +78,28 @@ def test_every_rule_keeps_a_distribution_over_a_smallest_set(logits, top_p, top_
         assert (before_top_p[~kept] <= least).all()
         assert share >= top_p - 1e-5  # the set reaches p,
         assert share - least < top_p + 1e-5  # and without its least probable member it does not
+
+
+# Logits of a vocabulary larger than the first few that are ranked: a trained model's few favourites, an untrained one's
+# indifference, and many equals.
+WIDE = {"peaked": 4.0, "flat": 0.3, "equal": 0.0}
+
+
+@pytest.mark.parametrize("spread", WIDE.values(), ids=WIDE.keys())
+@pytest.mark.parametrize("share", [1e-9, 0.1, 0.5, 0.9, 0.999, 1 - 1e-9])
+def test_top_p_without_a_sort_keeps_exactly_what_the_definition_keeps(spread, share):
+    logits = torch.randn(8, 3000, generator=torch.Generator().manual_seed(1)) * spread
+    probabilities = softmax(logits.round(decimals=2), -1)
+    expected = ranked_mask(probabilities, lambda rank, before: before < share)
+    assert torch.equal(top_p_mask(probabilities, share), expected)
+    assert expected.any(-1).all()
+
+
+@pytest.mark.parametrize("spread", WIDE.values(), ids=WIDE.keys())
+@pytest.mark.parametrize("k", [1, 2, 50, 2999, 3000])
+def test_top_k_without_a_sort_keeps_exactly_what_the_definition_keeps(spread, k):
+    logits = (torch.randn(8, 3000, generator=torch.Generator().manual_seed(2)) * spread).round(decimals=2)
+    assert torch.equal(top_k_mask(logits, k), ranked_mask(logits, lambda rank, before: rank < k))
 
 
 def test_draw_inverts_the_distribution_function():

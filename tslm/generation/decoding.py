@@ -1,7 +1,7 @@
 """The decoding loop: prompts of token ids in, new token ids out, one per sequence and step.
 
-`generate` collects what `stream` yields. Both run on a `NextLogits`: with a key-value cache, or without one, which
-computes everything anew at each step and is the reference for the other.
+`generate` collects what `stream` yields. Both run on a `NextLogits`: with a key-value cache, by the C kernel or by
+torch, or without one, which computes everything anew at each step and is the reference for the others.
 
 Shapes: B sequences, T positions, D d_model, V vocab_size.
 """
@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 
 from tslm.generation.cache import KeyValueCache
+from tslm.generation.native import native_model
 from tslm.generation.sampling import SamplingRule
 from tslm.model import TransformerLM
 from tslm.model.functional import matmul_dtype
 
 # Logits (B, V) for the next token of each sequence that is still growing, given {row: all its tokens so far}.
 NextLogits = Callable[[dict[int, list[int]]], Tensor]
+# A token for each row of logits (B, V), given the rule and a random number per row; -1 for logits that are not finite.
+Choose = Callable[[SamplingRule, Tensor, Tensor | None], list[int]]
 
 
 def generate(
@@ -59,6 +62,10 @@ def stream(
     its window slides, and the keys of all its tokens change with their positions. So the cache serves a sequence up to
     context_length tokens; beyond, each step computes the whole window.
 
+    On a CPU the C kernel does the steps where it can be compiled (native.py), and multiplies a model of millions of
+    weights in bfloat16 if the processor does; elsewhere torch does them. The same seed gives the same tokens on the
+    same of these ways. The kernel takes the weights as they are at the first step.
+
     Args:
         model: a TransformerLM; it runs in eval mode and without gradients, and gets its mode back.
         prompt_ids: one prompt or several of any lengths, each a list of token ids.
@@ -70,7 +77,8 @@ def stream(
         generator: source of the random numbers, torch's global one by default. Each step takes one number per prompt,
             whether it still grows or not, so the end of one sequence does not change the others.
         vocab_size: only ids below this are chosen; for a tokenizer with fewer entries than the model has rows.
-        use_cache: False computes every step from the tokens alone: slow, and the same result.
+        use_cache: False computes every step from the tokens alone, by torch and in the model's own dtype: slow, and the
+            same result but for rounding.
 
     Raises:
         ValueError: an option is out of range, a prompt is empty or holds an id outside the vocabulary, or the model
@@ -98,35 +106,33 @@ def stream(
         warnings.warn(f"a prompt of {longest} tokens is longer than the model's context of {context}; only its last "
                       f"{context} tokens are used", stacklevel=2)
     sequences = [prompt[-context:] for prompt in prompts]
-    next_logits: NextLogits
-    if use_cache:
-        next_logits = CachedLogits(model, max_length=min(context, max(map(len, sequences), default=0) + max_new_tokens))
-    else:
-        next_logits = partial(uncached_logits, model)
-    return _steps(model, sequences, max_new_tokens, rule, stop_token, generator, vocab_size, next_logits)
+    return _steps(model, sequences, max_new_tokens, rule, stop_token, generator, vocab_size, use_cache)
 
 
 @torch.inference_mode()
 def _steps(model: TransformerLM, sequences: list[list[int]], max_new_tokens: int, rule: SamplingRule,
-           stop_token: int | None, generator: torch.Generator | None, vocab_size: int, next_logits: NextLogits,
+           stop_token: int | None, generator: torch.Generator | None, vocab_size: int, use_cache: bool,
            ) -> Iterator[list[int | None]]:
     growing = dict(enumerate(sequences))
     was_training = model.training
     model.eval()
     try:
+        next_logits, choose = _engine(model, sequences, max_new_tokens, use_cache)
         for _ in range(max_new_tokens):
             if not growing:
                 return
             logits = next_logits(growing)[:, :vocab_size]
-            if not torch.isfinite(logits.amax()):
-                raise ValueError("the model's logits are not finite: its training diverged or its file is damaged")
             uniform = None
             if not rule.greedy:
                 device = "cpu" if generator is None else generator.device
                 uniform = torch.rand(len(sequences), dtype=torch.float64, generator=generator, device=device)
-                uniform = uniform[list(growing)].to(logits.device)
+                if len(growing) < len(sequences):
+                    uniform = uniform[list(growing)]
+            chosen = choose(rule, logits, uniform)
+            if min(chosen) < 0:
+                raise ValueError("the model's logits are not finite: its training diverged or its file is damaged")
             tokens: list[int | None] = [None] * len(sequences)
-            for row, token in zip(list(growing), rule.choose(logits, uniform).tolist(), strict=True):
+            for row, token in zip(list(growing), chosen, strict=True):
                 if token == stop_token:
                     del growing[row]
                 else:
@@ -136,6 +142,26 @@ def _steps(model: TransformerLM, sequences: list[list[int]], max_new_tokens: int
                 yield tokens
     finally:
         model.train(was_training)
+
+
+def _engine(model: TransformerLM, sequences: list[list[int]], max_new_tokens: int, use_cache: bool,
+            ) -> tuple[NextLogits, Choose]:
+    """How this run computes logits and chooses from them: by the C kernel where it can, else by torch."""
+    if not use_cache:
+        return partial(uncached_logits, model), choose_by_torch
+    max_length = min(model.config.context_length, max(map(len, sequences), default=0) + max_new_tokens)
+    native = native_model(model, len(sequences), max_length) if sequences else None
+    if native is None:
+        return CachedLogits(model, max_length), choose_by_torch
+    return native.logits, native.choose
+
+
+def choose_by_torch(rule: SamplingRule, logits: Tensor, uniform: Tensor | None) -> list[int]:
+    """`Choose` by `SamplingRule.choose`."""
+    if not torch.isfinite(logits.amax()):
+        return [-1] * len(logits)
+    tokens = rule.choose(logits, None if uniform is None else uniform.to(logits.device))
+    return tokens.tolist()
 
 
 class CachedLogits:

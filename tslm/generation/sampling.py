@@ -9,12 +9,15 @@ Shapes: B sequences, V vocab_size.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tslm.model import softmax
+
+_FIRST_RANKED = 64
 
 
 @dataclass(frozen=True)
@@ -69,17 +72,60 @@ class SamplingRule:
             return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
         # The maximum leaves first, so that a tiny temperature overflows to -inf (probability 0), never to inf.
         logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
-        if self.top_k is None and self.top_p == 1:
-            return softmax(logits, -1)
-        ranked, order = torch.sort(logits, dim=-1, descending=True, stable=True)
-        if self.top_k is not None:
-            ranked = ranked[..., : self.top_k]
-        kept = softmax(ranked, -1)
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            logits = logits.masked_fill(~top_k_mask(logits, self.top_k), -math.inf)
+        kept = softmax(logits, -1)
         if self.top_p < 1:
-            before = kept.double().cumsum(-1) - kept  # the share of all more probable tokens; 0 for the first
-            kept = kept.masked_fill(before >= self.top_p, 0.0)
+            kept = kept.masked_fill(~top_p_mask(kept, self.top_p), 0.0)
             kept = kept / kept.sum(-1, keepdim=True)
-        return torch.zeros_like(logits).scatter_(-1, order[..., : kept.shape[-1]], kept)
+        return kept
+
+
+def top_k_mask(logits: Tensor, k: int) -> Tensor:
+    """Which of (B, V) are among the k largest of their row; among equals the lower ids.
+
+    The plain form is `ranked_mask` with `rank < k`.
+    """
+    count = torch.full((len(logits),), k, device=logits.device)
+    return _largest(logits, logits.topk(k, -1).values[:, -1], count)
+
+
+def top_p_mask(probabilities: Tensor, p: float) -> Tensor:
+    """The nucleus of each row of (B, V): the fewest of the most probable tokens whose sum reaches p, lower ids first.
+
+    A trained model's nucleus is small, so only the largest few probabilities are ranked, and more of them as long as
+    they do not reach p. The plain form is `ranked_mask` with `before < p`.
+    """
+    vocab_size, width = probabilities.shape[-1], _FIRST_RANKED
+    while True:
+        ranked = probabilities.topk(min(width, vocab_size), -1).values
+        before = ranked.double().cumsum(-1) - ranked  # the share of all more probable tokens; 0 for the first
+        if width >= vocab_size or bool((before[:, -1] >= p).all()):
+            break
+        width *= 8
+    count = (before < p).sum(-1)
+    return _largest(probabilities, ranked.gather(-1, count[:, None] - 1).squeeze(-1), count)
+
+
+def ranked_mask(x: Tensor, keep: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Both masks by their definition, from a sort of each row of (B, V): the reference.
+
+    Args:
+        x: logits or probabilities.
+        keep: given (rank, before), the ranks 0, 1, … from the largest on and, for each, the sum of all larger values,
+            says which are kept.
+    """
+    ranked, order = torch.sort(x, dim=-1, descending=True, stable=True)
+    rank = torch.arange(x.shape[-1], device=x.device).expand_as(x)
+    kept = keep(rank, ranked.double().cumsum(-1) - ranked)
+    return torch.zeros_like(x, dtype=torch.bool).scatter_(-1, order, kept)
+
+
+def _largest(x: Tensor, least: Tensor, count: Tensor) -> Tensor:
+    """Mask of the `count` (B) largest of each row of x (B, V), the smallest of which is `least` (B)."""
+    above, equal = x > least[:, None], x == least[:, None]
+    room = count - above.sum(-1)
+    return above | equal & (equal.cumsum(-1) <= room[:, None])
 
 
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:

@@ -87,3 +87,10 @@ def matmul_dtype(x: Tensor) -> torch.dtype:
     if x.dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return x.dtype
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether the processor itself multiplies bfloat16, so that it is the faster dtype."""
+    # The public torch.backends.cpu.get_cpu_capability knows the vector width but not bfloat16.
+    probes = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
+    return any(probe() for probe in probes if probe is not None)

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from tslm.loops.lightning import InterruptAtBoundary, install_step_loop
 from tslm.loops.step import Budget, Cadence
+from tslm.model.functional import cpu_multiplies_bfloat16
 from tslm.training.checkpoint import read_checkpoint
 from tslm.training.compiling import Choice, pays
 from tslm.training.memory import keep_freed_memory
@@ -178,9 +179,7 @@ def auto_precision(accelerator: str) -> Literal["32-true", "bf16-mixed"]:
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         device, fast = torch.cuda.get_device_name(), torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        # The public torch.backends.cpu.get_cpu_capability knows the vector width but not bfloat16.
-        probes = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
-        device, fast = "this processor", any(probe() for probe in probes if probe is not None)
+        device, fast = "this processor", cpu_multiplies_bfloat16()
     precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed" if fast else "32-true"
     print(f"Precision: {precision} ({device} {'computes' if fast else 'does not compute'} in bfloat16)")
     return precision

@@ -1,0 +1,128 @@
+"""`python -m tests.benchmarks.generation`: generation beside transformers' and beside the machine's limits.
+
+Each figure is one JSON line on stdout as soon as it is known, with the keys `name`, `ours`, `peer`, `peer_name`,
+`ratio` (`ours` / `peer`), `target`, `holds` and `runs`; a table follows on stderr. All sides run strictly in turn, and
+the medians count. The model is the course's (vocabulary 10,000, context 256, d_model 512, 4 layers, 16 heads, d_ff
+1344) with random weights, whose nucleus takes in most of the vocabulary. `batch_N_vs_best` is the figure with the
+target; the peer there is the fastest of its forms. `pip install -e '.[bench]'` brings transformers.
+"""
+
+import argparse
+import importlib.util
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from statistics import median
+
+import torch
+
+from tests.benchmarks import generation_forms as forms
+from tests.benchmarks.measure import Figure, Target, machine, markdown, table
+from tslm.generation.native import kernel_dtype
+from tslm.model import TransformerConfig
+
+TARGETS = {1: 2.5, 32: 5.0}  # times the best peer, by batch size
+_LARGE = 2**28  # bytes, many times a processor's cache
+_READS = 5  # per run, of which the fastest counts
+
+
+def main(arguments: Sequence[str] | None = None, config: TransformerConfig = forms.COURSE) -> int:
+    """Measure what the arguments choose, and return the exit code: 2 after a mistake, 130 after Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    try:
+        figures = []
+        for figure in _figures(options, config):
+            print(figure.json_line(), flush=True)
+            figures.append(figure)
+        conditions = machine(["tslm", "torch", "transformers"]) + f", {torch.get_num_threads()} threads"
+        print(f"{table(figures)}\n{conditions}", file=sys.stderr)
+        if options.markdown:
+            print(f"{markdown(figures)}\n\n{conditions}")
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _figures(options: argparse.Namespace, config: TransformerConfig) -> Iterator[Figure]:
+    longest = config.context_length - options.prompt
+    if min(options.runs, options.prompt, *options.batch) < 1 or not 1 <= options.tokens <= longest:
+        raise ValueError(f"--runs, --prompt and --batch take numbers above 0, --tokens 1 to {longest}: prompt and "
+                         f"tokens share a context of {config.context_length}")
+    if importlib.util.find_spec("transformers") is None:
+        raise ValueError("the figures need transformers, not found here; install with `pip install -e '.[bench]'`")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    model = forms.tslm_model(config, options.seed)
+    dtype = kernel_dtype(model) or torch.float32
+    sides = {"tslm": forms.tslm_form(model, options.seed)}
+    for form in [*forms.FORMS, *(forms.COMPILED if options.compiled else [])]:
+        sides[form.name] = forms.transformers_form(config, form, options.seed)
+    for batch in options.batch:
+        yield from _batch(options, config, batch, sides, dtype)
+
+
+def _batch(options: argparse.Namespace, config: TransformerConfig, batch: int, sides: dict[str, forms.Generate],
+           dtype: torch.dtype) -> Iterator[Figure]:
+    """Speeds with one batch size, then the nearer limit: reading the weights for one row, multiplying for many."""
+    draw = random.Random(options.seed)
+    prompts = [[draw.randrange(config.vocab_size) for _ in range(options.prompt)] for _ in range(batch)]
+    size = forms.weight_bytes(config, dtype.itemsize)
+    product, flops = forms.multiply(config, dtype)
+    limits: dict[str, tuple[float, Callable[[], object]]] = {
+        "memory": (_LARGE / 1e9, forms.read(_LARGE)), "weights": (size / 1e9, forms.read(size)),
+        "matmul": (flops / 1e9, product)}
+    speeds: dict[str, list[float]] = {name: [] for name in [*sides, *limits]}
+    for generate in sides.values():  # once for what happens once; a static cache is compiled for its length
+        generate(prompts, options.tokens if options.compiled else 1)
+    for _ in range(options.runs):
+        for name, generate in sides.items():
+            speeds[name].append(batch * options.tokens / _seconds(partial(generate, prompts, options.tokens)))
+        for name, (amount, work) in limits.items():
+            speeds[name].append(amount / min(_seconds(work) for _ in range(_READS)))
+    found = {name: median(values) for name, values in speeds.items()}
+    ours = found["tslm"]
+    peers = {name: found[name] for name in sides if name != "tslm"}
+    for name, peer in peers.items():
+        yield Figure(f"batch_{batch}_vs_{name}", "tokens/s", ours, peer, "transformers", None, options.runs)
+    best = max(peers, key=peers.__getitem__)
+    target = Target("ratio", ">=", TARGETS[batch]) if batch in TARGETS else None
+    yield Figure(f"batch_{batch}_vs_best", "tokens/s", ours, peers[best], f"transformers, {best}", target, options.runs)
+    if batch == 1:
+        for name, what in (("memory", "reading 256 MB"), ("weights", "reading as many bytes as the weights have")):
+            yield Figure(f"batch_1_of_{name}", "GB/s", ours * size / 1e9, found[name], what, None, options.runs)
+    else:
+        multiplied = ours * 2 * size / dtype.itemsize / 1e9
+        yield Figure(f"batch_{batch}_of_matmul", "GFLOP/s", multiplied, found["matmul"], "torch's matmul, 1,024 rows",
+                     None, options.runs)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.generation", description=(__doc__ or "").partition("\n\n")[2]
+    )
+    add = parser.add_argument
+    add("--batch", type=int, nargs="+", default=[1, 32], help="sequences that run together (default: 1 32)")
+    add("--tokens", type=int, default=200, help="new ones, for each sequence (default: 200)")
+    add("--prompt", type=int, default=8, help="tokens of each prompt (default: 8)")
+    add("--runs", type=int, default=3, help="on each side (default: 3)")
+    add("--seed", type=int, default=0, help="of weights, prompts and draws (default: 0)")
+    add("--threads", type=int, help="of every side (default: torch's choice)")
+    add("--compiled", action="store_true", help="transformers also through torch.compile, which takes minutes")
+    add("--markdown", action="store_true", help="print the figures as a Markdown table, too, at the end")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

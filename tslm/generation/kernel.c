@@ -1,0 +1,289 @@
+/* The forward pass of tslm/model/transformer.py for generation: tokens in, logits for the next token of each sequence
+ * out.
+ *
+ * One call takes N tokens, each with the sequence it belongs to and its position there. In a decoding step these are
+ * the newest tokens of all sequences; a prompt is a call with all its tokens. Keys and values go into a static cache,
+ * and a token attends to the slots of its sequence up to its own position. The torch code is the reference: per layer
+ *
+ *     n = RMSNorm(x),   x += W_o attention(RoPE(W_q n), RoPE(W_k n), W_v n)
+ *     n = RMSNorm(x),   x += W_2 (SiLU(W_1 n) ∘ W_3 n)
+ *
+ * With one sequence the time is that of reading every weight once, so the weights lie in the order in which they are
+ * read. With many it is that of multiplying, so a weight in a register serves up to BLOCK tokens. Residual stream, sums
+ * and softmax are float32. A token's result depends on neither its neighbours nor the number of threads, because each
+ * sum runs over the same numbers in the same order.
+ *
+ * Shapes: N tokens, D d_model, H heads, K head dimension, F d_ff, V vocab_size, C slots of the cache.
+ * A panel is PANEL columns of a matrix product, words (depth, PANEL); depth counts words along the summed dimension.
+ */
+#include <math.h>
+#include "kernel.h"
+#ifdef BFLOAT16
+#include <immintrin.h>
+#endif
+
+enum { LANES = 16, PANEL = 64, HEAD_COLUMNS = 32, BLOCK = 6 };  /* BLOCK · PANEL / LANES = 24 sums fit the registers */
+
+typedef float lanes __attribute__((vector_size(4 * LANES)));
+
+struct layer {                                   /* native.py has the same two structures */
+    const float *ln1, *ln2;                      /* gains (D) */
+    const word *qkv, *output, *gate_up, *down;   /* panels of (3D, D), (D, D), (2F, D), (D, F) */
+};
+
+struct model {
+    int32_t d_model, num_layers, num_heads, d_ff, vocab_size, batch, capacity, threads;  /* capacity: C, whole panels */
+    float eps;
+    const float *embeddings, *rotation, *ln_final;  /* (V, D), cosines and sines (context, K/2, 2), (D) */
+    const word *head;                               /* panels of (V, D) */
+    const struct layer *layers;
+    word *keys;            /* (layers, batch, H, C / LANES, K / PER_WORD, LANES): LANES slots of a head lie together */
+    word *values;          /* (layers, batch, H, C / PER_WORD, K padded) */
+    float *x, *wide;       /* room for N tokens: residual stream (N, D padded), results (N, max(3D, 2F) padded) */
+    word *input;           /* what is multiplied next: (N, words of max(D, F)) */
+};
+
+static inline int padded(int size, int to) { return (size + to - 1) / to * to; }
+static inline int words(int size) { return (size + PER_WORD - 1) / PER_WORD; }
+
+#ifdef BFLOAT16
+static inline uint32_t rounded(float x)          /* to the nearest bfloat16, ties to even */
+{
+    uint32_t bits = bits_of(x);
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+static inline void put(word *to, int part, float x)
+{
+    uint16_t half = (uint16_t)rounded(x);
+    memcpy((char *)to + 2 * part, &half, 2);
+}
+
+static inline lanes multiply_add(lanes sum, const word *weights, word x)
+{
+    __m512bh left = (__m512bh)_mm512_loadu_si512(weights), right = (__m512bh)_mm512_set1_epi32((int)x);
+    return (lanes)_mm512_dpbf16_ps((__m512)sum, left, right);
+}
+#else
+static inline void put(word *to, int part, float x) { (void)part; *to = bits_of(x); }
+
+static inline lanes multiply_add(lanes sum, const word *weights, word x)
+{
+    lanes left;
+    memcpy(&left, weights, sizeof left);
+    return sum + left * float_of(x);
+}
+#endif
+
+static void to_words(const float *from, int size, word *to)
+{
+#ifdef BFLOAT16
+    for (int i = 0; i < size / 2; i++) to[i] = rounded(from[2 * i]) | rounded(from[2 * i + 1]) << 16;
+    if (size % 2) to[size / 2] = rounded(from[size - 1]);
+#else
+    memcpy(to, from, sizeof(float) * size);
+#endif
+}
+
+/* y (rows, vectors · LANES) = or += x (rows, depth) · panel (depth, vectors · LANES). `rows` and `vectors` are
+ * constants at every call, so that the sums stay in registers. */
+static inline __attribute__((always_inline)) void
+multiply(int rows, int vectors, const word *panel, size_t depth_stride, size_t vector_stride, int depth,
+         const word *x, size_t x_stride, float *y, size_t y_stride, int add)
+{
+    lanes sums[BLOCK][PANEL / LANES];
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++) sums[r][v] = (lanes){0};
+    for (int d = 0; d < depth; d++, panel += depth_stride)
+        for (int r = 0; r < rows; r++)
+            for (int v = 0; v < vectors; v++)
+                sums[r][v] = multiply_add(sums[r][v], panel + vector_stride * v, x[r * x_stride + d]);
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++) {
+            float *to = y + r * y_stride + LANES * v;
+            lanes before = {0};
+            if (add) memcpy(&before, to, sizeof before);
+            before += sums[r][v];
+            memcpy(to, &before, sizeof before);
+        }
+}
+
+/* y (N, columns) = or += x (N, depth) · Wᵀ, a panel at a time; shared: like all functions below that say so, it is
+ * called by every thread, does a part, and returns when all parts are done. */
+static void linear(const word *x, int depth, int tokens, const word *weight, int columns, float *y, int add)
+{
+    size_t stride = padded(columns, PANEL);
+#pragma omp for schedule(static)
+    for (int column = 0; column < columns; column += PANEL)
+        for (int row = 0; row < tokens; row += BLOCK) {
+            const word *panel = weight + (size_t)column * depth, *from = x + (size_t)row * depth;
+            float *to = y + row * stride + column;
+            switch (tokens - row) {
+#define ROWS(n) multiply(n, PANEL / LANES, panel, PANEL, LANES, depth, from, depth, to, stride, add)
+            case 1: ROWS(1); break;
+            case 2: ROWS(2); break;
+            case 3: ROWS(3); break;
+            case 4: ROWS(4); break;
+            case 5: ROWS(5); break;
+            default: ROWS(BLOCK);
+#undef ROWS
+            }
+        }
+}
+
+/* input = RMSNorm(x) = x / √(mean(x²) + eps) ∘ gain for the given rows of x, or the first N without a list; shared. */
+static void normalise(const struct model *m, const float *gain, int tokens, const int32_t *rows)
+{
+    int size = m->d_model;
+#pragma omp for schedule(static)
+    for (int row = 0; row < tokens; row++) {
+        const float *x = m->x + (size_t)(rows ? rows[row] : row) * padded(size, PANEL);
+        float squares = 0, normal[size];
+#pragma omp simd reduction(+ : squares)
+        for (int i = 0; i < size; i++) squares += x[i] * x[i];
+        float rate = 1 / sqrtf(squares / size + m->eps);
+        for (int i = 0; i < size; i++) normal[i] = x[i] * rate * gain[i];
+        to_words(normal, size, m->input + (size_t)row * words(size));
+    }
+}
+
+/* Turns each pair of a head's K numbers by the angle of the position (tslm/model/rope.py). */
+static void rotate(const float *from, const float *rotation, int size, float *to)
+{
+    for (int i = 0; i < size; i += 2) {
+        float a = from[i], b = from[i + 1], cosine = rotation[i], sine = rotation[i + 1];
+        to[i] = a * cosine - b * sine;
+        to[i + 1] = a * sine + b * cosine;
+    }
+}
+
+/* Asks for `size` words of memory ahead of their use, into the second-level cache. */
+static inline void fetch(const word *from, size_t size)
+{
+    for (size_t i = 0; i < size; i += LANES) __builtin_prefetch(from + i, 0, 2);
+}
+
+/* out = softmax(q Kᵀ / √K) V over the first `slots` slots of one head, as words. The scores of PANEL slots are one
+ * product, with their keys as its panel; the weighted sum of their values is another, with these as its panel.
+ * Meanwhile what the next head needs is fetched; the cache of many sequences is larger than the processor's. */
+static void attend(const word *keys, const word *next_keys, const word *values, const word *next_values, int capacity,
+                   int slots, const float *query, int size, word *out)
+{
+    int columns = padded(size, HEAD_COLUMNS);
+    float scores[capacity], sums[columns], largest = -INFINITY, total = 0, scale = 1 / sqrtf((float)size);
+    word q[size], weights[capacity];
+    to_words(query, size, q);
+    size_t together = (size_t)LANES * words(size), rows = PANEL / PER_WORD;  /* words of LANES keys, rows of values */
+    for (int slot = 0; slot < slots; slot += PANEL, keys += PANEL / LANES * together) {
+        fetch(next_keys + (size_t)slot * words(size), PANEL / LANES * together);
+        multiply(1, PANEL / LANES, keys, LANES, together, words(size), q, 0, scores + slot, 0, 0);
+    }
+#pragma omp simd reduction(max : largest)
+    for (int slot = 0; slot < slots; slot++) largest = scores[slot] > largest ? scores[slot] : largest;
+#pragma omp simd reduction(+ : total)
+    for (int slot = 0; slot < slots; slot++) total += scores[slot] = exponential((scores[slot] - largest) * scale);
+    to_words(scores, slots, weights);
+    for (int slot = 0; slot < slots; slot += PANEL, values += rows * columns, next_values += rows * columns) {
+        int depth = words(slots - slot < PANEL ? slots - slot : PANEL);
+        fetch(next_values, rows * columns);
+        for (int column = 0; column < columns; column += HEAD_COLUMNS)
+            multiply(1, HEAD_COLUMNS / LANES, values + column, columns, LANES, depth, weights + slot / PER_WORD, 0,
+                     sums + column, 0, slot > 0);
+    }
+    for (int i = 0; i < size; i++) sums[i] /= total;
+    to_words(sums, size, out);
+}
+
+/* input = attention of N tokens whose queries, keys and values stand in `wide`; the cache takes the new keys and
+ * values, all of them before anything attends; shared. */
+static void attention(const struct model *m, int layer, int tokens, const int32_t *sequences, const int32_t *positions)
+{
+    int heads = m->num_heads, size = m->d_model / heads, columns = padded(size, HEAD_COLUMNS), capacity = m->capacity;
+    size_t stride = padded(3 * m->d_model, PANEL), first = (size_t)layer * m->batch * heads;
+    size_t key_words = (size_t)words(size) * capacity, value_words = (size_t)capacity / PER_WORD * columns;
+#pragma omp for schedule(static) collapse(2)
+    for (int row = 0; row < tokens; row++)
+        for (int head = 0; head < heads; head++) {
+            int slot = positions[row];
+            size_t part = first + (size_t)sequences[row] * heads + head;
+            word *keys = m->keys + part * key_words + (size_t)(slot / LANES) * LANES * words(size) + slot % LANES;
+            word *values = m->values + part * value_words + (size_t)(slot / PER_WORD) * columns;
+            const float *key = m->wide + row * stride + m->d_model + head * size, *value = key + m->d_model;
+            float turned[size];
+            rotate(key, m->rotation + (size_t)slot * size, size, turned);
+            for (int i = 0; i < size; i++) put(keys + i / PER_WORD * LANES, i % PER_WORD, turned[i]);
+            for (int i = 0; i < size; i++) put(values + i, slot % PER_WORD, value[i]);
+        }
+#pragma omp for schedule(static) collapse(2)
+    for (int row = 0; row < tokens; row++)
+        for (int head = 0; head < heads; head++) {
+            size_t part = first + (size_t)sequences[row] * heads + head;
+            const word *keys = m->keys + part * key_words, *values = m->values + part * value_words;
+            float query[size];
+            rotate(m->wide + row * stride + head * size, m->rotation + (size_t)positions[row] * size, size, query);
+            attend(keys, keys + key_words, values, values + value_words, capacity, positions[row] + 1, query, size,
+                   m->input + ((size_t)row * heads + head) * words(size));
+        }
+}
+
+/* input = SiLU(gate) ∘ up with SiLU(g) = g / (1 + e^-g), gate and up (N, F) side by side in `wide`; shared. */
+static void activate(const struct model *m, int tokens)
+{
+    int size = m->d_ff;
+    size_t stride = padded(2 * size, PANEL);
+#pragma omp for schedule(static) collapse(2)
+    for (int row = 0; row < tokens; row++)
+        for (int start = 0; start < size; start += PANEL) {
+            const float *gate = m->wide + row * stride + start, *up = gate + size;
+            int count = size - start < PANEL ? size - start : PANEL;
+            float product[PANEL];
+            for (int i = 0; i < count; i++) product[i] = gate[i] / (1 + exponential(-gate[i])) * up[i];
+            to_words(product, count, m->input + (size_t)row * words(size) + start / PER_WORD);
+        }
+}
+
+/* Logits (outputs, V padded) after the tokens whose rows stand in `last`. */
+void forward(const struct model *m, int tokens, const int32_t *ids, const int32_t *sequences, const int32_t *positions,
+             int outputs, const int32_t *last, float *logits)
+{
+    int size = m->d_model;
+#pragma omp parallel num_threads(m->threads)
+    {
+#pragma omp for schedule(static)
+        for (int row = 0; row < tokens; row++)
+            memcpy(m->x + (size_t)row * padded(size, PANEL), m->embeddings + (size_t)ids[row] * size,
+                   sizeof(float) * size);
+        for (int i = 0; i < m->num_layers; i++) {
+            const struct layer *layer = m->layers + i;
+            normalise(m, layer->ln1, tokens, 0);
+            linear(m->input, words(size), tokens, layer->qkv, 3 * size, m->wide, 0);
+            attention(m, i, tokens, sequences, positions);
+            linear(m->input, words(size), tokens, layer->output, size, m->x, 1);
+            normalise(m, layer->ln2, tokens, 0);
+            linear(m->input, words(size), tokens, layer->gate_up, 2 * m->d_ff, m->wide, 0);
+            activate(m, tokens);
+            linear(m->input, words(m->d_ff), tokens, layer->down, size, m->x, 1);
+        }
+        normalise(m, m->ln_final, outputs, last);
+        linear(m->input, words(size), outputs, m->head, m->vocab_size, logits, 0);
+    }
+}
+
+/* Writes a weight (rows, size) as the columns from `first` on of a matrix product's panels, in small pieces, whose
+ * places are near each other on both sides. */
+void pack(const float *weight, int rows, int size, int first, word *panels, int threads)
+{
+    enum { PIECE = 16 };
+    int depth = words(size);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int panel = first / PANEL; panel <= (first + rows - 1) / PANEL; panel++)
+        for (int start = 0; start < depth; start += PIECE)
+            for (int lane = 0; lane < PANEL; lane++) {
+                int row = panel * PANEL + lane - first, count = depth - start < PIECE ? depth - start : PIECE;
+                if (row < 0 || row >= rows) continue;
+                int numbers = size - start * PER_WORD < count * PER_WORD ? size - start * PER_WORD : count * PER_WORD;
+                word piece[PIECE], *to = panels + ((size_t)panel * depth + start) * PANEL + lane;
+                to_words(weight + (size_t)row * size + start * PER_WORD, numbers, piece);
+                for (int d = 0; d < count; d++) to[(size_t)d * PANEL] = piece[d];
+            }
+}
