@@ -107,7 +107,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total = exps.sum(-1, keepdim=True)
             loss += (total.log() - picked).sum()
             if with_grad:
-                grad = exps.div_(total).scatter_add_(-1, target, torch.full_like(picked, -1.0)).to(dtype)
+                grad = _minus_onehot(exps.div_(total), target).to(dtype)
                 grad_hidden[start : start + chunk_size] = grad @ weight
                 grad_weight += grad.T @ part
         if with_grad:
@@ -122,6 +122,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         scale = scale / ctx.count
         hidden_dtype, weight_dtype = ctx.dtypes
         return (grad_hidden * scale).to(hidden_dtype), (grad_weight * scale).to(weight_dtype), None, None, None, None
+
+
+def _minus_onehot(probabilities: Tensor, target: Tensor) -> Tensor:
+    """P - onehot(target) for (N, V) and (N, 1), in place; the compiler gets it entry by entry, to join it to the rest.
+
+    Adding at one place a row would make it write P down before, at four bytes an entry.
+    """
+    if torch.compiler.is_compiling():
+        column = torch.arange(probabilities.shape[-1], device=probabilities.device)
+        return torch.where(column == target, probabilities - 1, probabilities)
+    return probabilities.scatter_add_(-1, target, torch.full_like(target, -1.0, dtype=probabilities.dtype))
 
 
 @overload

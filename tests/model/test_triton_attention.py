@@ -93,9 +93,9 @@ def test_the_kernels_compile_for_a_gpu_and_fit_its_shared_memory(monkeypatch, tm
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernel = getattr(triton_attention, kernel)
     _, sizes = triton_attention.launch(torch.empty(2, 256, width, dtype=dtype))
-    constants = dict(zip(("WIDTH", "PADDED", "BLOCK"), sizes[2:], strict=True))
+    constants = dict(zip(("SCALE", "WIDTH", "PADDED", "BLOCK"), sizes[1:], strict=True))
     number = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}[dtype]
-    types = {"length": "i32", "scale": "fp32", "log_sums_ptr": "*fp32", "delta_ptr": "*fp32"}
+    types = {"length": "i32", "log_sums_ptr": "*fp32", "delta_ptr": "*fp32"}
     signature = {name: "constexpr" if name in constants else types.get(name, number) for name in kernel.arg_names}
     # An A100, whose kind of matmul all later ones know; the smallest GPUs since then have 99 KB for a program.
     compiled = compile(ASTSource(kernel, signature, constants), GPUTarget("cuda", 80, 32))

@@ -2,13 +2,16 @@
 
 import copy
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from tests.optim.test_adamw import make_parameters, set_gradients
 from tslm.optim import AdamW, adamw
-from tslm.optim.adamw_device import _one_minus_power, counter_on
+from tslm.optim.adamw_device import _kernel, _one_minus_power, counter_on
 
 SETTINGS = {"lr": 1e-2, "weight_decay": 0.1}
 
@@ -121,3 +124,71 @@ def test_one_minus_a_power_is_exact_to_rounding(beta):
     t = torch.tensor([1.0, 2.0, 1000.0])
     expected = torch.tensor([1 - beta**n for n in (1, 2, 1000)], dtype=torch.float64)
     torch.testing.assert_close(_one_minus_power(beta, t).double(), expected, rtol=2e-7, atol=0)
+
+
+CHILD = """
+import sys, torch
+from unittest import mock
+from tests.optim import test_adamw_device as here
+from tslm.optim import adamw, adamw_device, triton_adamw
+results = {}
+for name, (settings, bad) in here.KERNEL_RUNS.items():
+    parameters, optimizer = here.with_optimizer(**settings)
+    optimizer.skip = torch.tensor(False)
+    with (mock.patch.object(adamw, "_is_on_cpu", lambda tensor: False),
+          mock.patch.object(adamw_device, "_kernel", lambda *sides: triton_adamw.update)):
+        here.train(parameters, optimizer, range(8), bad)
+    results[name] = [parameter.detach() for parameter in parameters], optimizer.state_dict()
+torch.save(results, sys.argv[1])
+"""
+KERNEL_RUNS = {"usual": ({}, []), "betas": ({"betas": (0.0, 0.999)}, []), "skipping": ({}, [0, 4, 5])}
+
+
+@pytest.fixture(scope="module")
+def by_the_kernel(tmp_path_factory):
+    """What the Triton kernel makes of the same runs, in its interpreter, which must be chosen before the import."""
+    pytest.importorskip("triton", reason="Triton has no wheels for this system")
+    path = tmp_path_factory.mktemp("triton") / "results.pt"
+    environment = os.environ | {"TRITON_INTERPRET": "1", "TRITON_CACHE_DIR": str(path.parent)}
+    child = subprocess.run([sys.executable, "-c", CHILD, str(path)], env=environment, capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("name", KERNEL_RUNS)
+def test_the_triton_kernel_equals_the_plain_form(by_the_kernel, name):
+    settings, bad = KERNEL_RUNS[name]
+    parameters, optimizer = train(*with_optimizer(**settings), [step for step in range(8) if step not in bad])
+    others, state = by_the_kernel[name]
+    for one, two in zip(parameters, others, strict=True):
+        torch.testing.assert_close(one.detach(), two, rtol=2e-6, atol=2e-6)
+    for number, one in optimizer.state_dict()["state"].items():
+        two = state["state"][number]
+        assert two["step"] == one["step"] == 8 - len(bad)
+        for moment in ("exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(one[moment], two[moment], rtol=1e-6, atol=1e-9)
+
+
+def test_only_float32_on_a_gpu_goes_to_the_kernel(monkeypatch):
+    class Cuda(torch.Tensor):
+        is_cuda = True
+
+    cuda = torch.ones(2, 3).as_subclass(Cuda)
+    assert _kernel([cuda], [cuda]) is not None
+    for other in (torch.ones(2, 3), cuda.double(), cuda.bfloat16(), cuda.T):
+        assert _kernel([cuda], [other]) is None
+    monkeypatch.setitem(sys.modules, "tslm.optim.triton_adamw", None)  # as if importing it failed
+    assert _kernel([cuda]) is None
+
+
+def test_the_kernel_compiles_for_a_gpu(monkeypatch, tmp_path):
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    from tslm.optim import triton_adamw
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel = triton_adamw._update
+    types = {"skip_ptr": "*i1", "count": "i32", "BLOCK": "constexpr"}
+    signature = {name: types.get(name, "*fp32" if name.endswith("_ptr") else "fp32") for name in kernel.arg_names}
+    compile(ASTSource(kernel, signature, {"BLOCK": triton_adamw.BLOCK}), GPUTarget("cuda", 80, 32))

@@ -83,9 +83,8 @@ def matmul_dtype(x: Tensor) -> torch.dtype:
     A layer that ends in an elementwise pass and only feeds matmuls writes its result in this dtype at once, which
     saves the pass that autocast would spend on the cast.
     """
-    device = x.device.type
-    if x.dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
+    if x.dtype != torch.float64 and not x.is_meta and torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
     return x.dtype
 
 

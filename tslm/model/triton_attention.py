@@ -96,8 +96,8 @@ def launch(q: Tensor) -> tuple[tuple[int], tuple[int, float, int, int, int]]:
 
 
 @triton.jit
-def _forward(q_ptr, k_ptr, v_ptr, out_ptr, log_sums_ptr, length, scale,
-             WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
+def _forward(q_ptr, k_ptr, v_ptr, out_ptr, log_sums_ptr, length,
+             SCALE: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
     first, row, matrix = _place(length, WIDTH, BLOCK)
     queries = first + tl.arange(0, BLOCK)
     q = _load(q_ptr + matrix, queries, length, WIDTH, PADDED)
@@ -108,7 +108,7 @@ def _forward(q_ptr, k_ptr, v_ptr, out_ptr, log_sums_ptr, length, scale,
         keys = start + tl.arange(0, BLOCK)
         k = _load(k_ptr + matrix, keys, length, WIDTH, PADDED)
         v = _load(v_ptr + matrix, keys, length, WIDTH, PADDED)
-        scores = _dot(q, tl.trans(k)) * (scale * LOG2_E)
+        scores = _dot(q, tl.trans(k)) * (SCALE * LOG2_E)
         # Keys behind the last one come behind every query, so this masks them too.
         scores = tl.where(queries[:, None] >= keys[None, :], scores, float("-inf"))
         larger = tl.maximum(largest, tl.max(scores, 1))
@@ -122,8 +122,8 @@ def _forward(q_ptr, k_ptr, v_ptr, out_ptr, log_sums_ptr, length, scale,
 
 
 @triton.jit
-def _backward_keys(q_ptr, k_ptr, v_ptr, grad_out_ptr, log_sums_ptr, delta_ptr, grad_k_ptr, grad_v_ptr, length, scale,
-                   WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
+def _backward_keys(q_ptr, k_ptr, v_ptr, grad_out_ptr, log_sums_ptr, delta_ptr, grad_k_ptr, grad_v_ptr, length,
+                   SCALE: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
     first, row, matrix = _place(length, WIDTH, BLOCK)
     keys = first + tl.arange(0, BLOCK)
     k = _load(k_ptr + matrix, keys, length, WIDTH, PADDED)
@@ -135,16 +135,16 @@ def _backward_keys(q_ptr, k_ptr, v_ptr, grad_out_ptr, log_sums_ptr, delta_ptr, g
         q = _load(q_ptr + matrix, queries, length, WIDTH, PADDED)
         grad_out = _load(grad_out_ptr + matrix, queries, length, WIDTH, PADDED)
         weights, grad_scores = _gradients_of_scores(
-            q, k, v, grad_out, queries, keys, log_sums_ptr + row, delta_ptr + row, length, scale)
+            q, k, v, grad_out, queries, keys, log_sums_ptr + row, delta_ptr + row, length, SCALE)
         grad_v += _dot(tl.trans(weights.to(v.dtype)), grad_out)
         grad_k += _dot(tl.trans(grad_scores.to(q.dtype)), q)
-    _store(grad_k_ptr + matrix, keys, grad_k * scale, length, WIDTH, PADDED)
+    _store(grad_k_ptr + matrix, keys, grad_k * SCALE, length, WIDTH, PADDED)
     _store(grad_v_ptr + matrix, keys, grad_v, length, WIDTH, PADDED)
 
 
 @triton.jit
-def _backward_queries(q_ptr, k_ptr, v_ptr, grad_out_ptr, log_sums_ptr, delta_ptr, grad_q_ptr, length, scale,
-                      WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
+def _backward_queries(q_ptr, k_ptr, v_ptr, grad_out_ptr, log_sums_ptr, delta_ptr, grad_q_ptr, length,
+                      SCALE: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
     first, row, matrix = _place(length, WIDTH, BLOCK)
     queries = first + tl.arange(0, BLOCK)
     q = _load(q_ptr + matrix, queries, length, WIDTH, PADDED)
@@ -155,17 +155,17 @@ def _backward_queries(q_ptr, k_ptr, v_ptr, grad_out_ptr, log_sums_ptr, delta_ptr
         k = _load(k_ptr + matrix, keys, length, WIDTH, PADDED)
         v = _load(v_ptr + matrix, keys, length, WIDTH, PADDED)
         _, grad_scores = _gradients_of_scores(
-            q, k, v, grad_out, queries, keys, log_sums_ptr + row, delta_ptr + row, length, scale)
+            q, k, v, grad_out, queries, keys, log_sums_ptr + row, delta_ptr + row, length, SCALE)
         grad_q += _dot(grad_scores.to(k.dtype), k)
-    _store(grad_q_ptr + matrix, queries, grad_q * scale, length, WIDTH, PADDED)
+    _store(grad_q_ptr + matrix, queries, grad_q * SCALE, length, WIDTH, PADDED)
 
 
 @triton.jit
-def _gradients_of_scores(q, k, v, grad_out, queries, keys, log_sums_ptr, delta_ptr, length, scale):
+def _gradients_of_scores(q, k, v, grad_out, queries, keys, log_sums_ptr, delta_ptr, length, SCALE: tl.constexpr):
     """P and dS of a block. Queries behind the last one read zeros, so that their dO and Δ, and so their dS, are 0."""
     log_sums = tl.load(log_sums_ptr + queries, mask=queries < length, other=0.0)
     delta = tl.load(delta_ptr + queries, mask=queries < length, other=0.0)
-    scores = _dot(q, tl.trans(k)) * (scale * LOG2_E)
+    scores = _dot(q, tl.trans(k)) * (SCALE * LOG2_E)
     weights = tl.where(queries[:, None] >= keys[None, :], tl.exp2(scores - log_sums[:, None]), 0.0)
     grad_weights = _dot(grad_out, tl.trans(v))
     return weights, weights * (grad_weights - delta[:, None])

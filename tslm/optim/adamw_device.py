@@ -1,12 +1,14 @@
 """AdamW for parameters that are not on a CPU: each number that changes from step to step is a tensor beside them.
 
 So the processor never waits, a step can be skipped by a flag that it does not know, and a CUDA graph could replay it.
-The plain form is `adamw.adamw_step`; tested against it on a CPU, not yet measured on a GPU.
+The plain form is `adamw.adamw_step`; tested against it on a CPU. In float32 on a CUDA GPU the arithmetic is one kernel
+(triton_adamw.py), elsewhere that of operators over all parameters at once.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,8 +21,7 @@ def device_adamw_step(
 ) -> None:
     """Apply the equations of `AdamW` to many parameters at once, in place, unless `skip` is true.
 
-    A skipped step is one with g = 0, β₁ = β₂ = 1, α = λ = 0 and ε = 1: it leaves every θ, m, v and t as they were,
-    whatever the gradients hold, and zeros in the gradients.
+    A skipped step leaves every θ, m, v and t as they were, whatever the gradients hold.
 
     Args:
         parameters: θ, all on one device and of one dtype, which is also that of g, m and v.
@@ -34,18 +35,30 @@ def device_adamw_step(
         weight_decay: λ.
     """
     steps, means, squares = ([state[name] for state in states] for name in ("step", "exp_avg", "exp_avg_sq"))
-    half = parameters[0].dtype in (torch.float16, torch.bfloat16)
-    dtype = torch.float32 if half else parameters[0].dtype
-
-    def unless_skipped(value: float, otherwise: float) -> Tensor:
-        return torch.full((), value, dtype=dtype, device=skip.device).masked_fill_(skip, otherwise)
-
-    for gradient in gradients:
-        gradient.masked_fill_(skip, 0)
+    dtype = torch.float32 if _half(parameters[0]) else parameters[0].dtype
     torch._foreach_add_(steps, torch.where(skip, 0.0, 1.0))
     t = torch.stack(steps).to(dtype)
     # α_t, where 1 - βᵗ would lose digits in float32. A skipped first step has 0/0 here, which is not taken.
     rates = torch.where(skip, 0.0, lr * torch.sqrt(_one_minus_power(beta2, t)) / _one_minus_power(beta1, t))
+    update = _kernel(parameters, gradients, means, squares) or foreach_update
+    update(parameters, gradients, means, squares, rates, skip, beta1, beta2, eps, 1 - lr * weight_decay)
+
+
+def foreach_update(
+    parameters: list[Tensor], gradients: list[Tensor], means: list[Tensor], squares: list[Tensor], rates: Tensor,
+    skip: Tensor, beta1: float, beta2: float, eps: float, decay: float,
+) -> None:
+    """Do what `triton_adamw.update` does by operators that each go through all parameters, of any one dtype.
+
+    A skipped step is one with g = 0, β₁ = β₂ = 1, α = λ = 0 and ε = 1, and leaves zeros in the gradients.
+    """
+    half = _half(parameters[0])
+
+    def unless_skipped(value: float, otherwise: float) -> Tensor:
+        return torch.full((), value, dtype=rates.dtype, device=skip.device).masked_fill_(skip, otherwise)
+
+    for gradient in gradients:
+        gradient.masked_fill_(skip, 0)
     # A scalar tensor counts in the dtype of the others, in which 1 - αλ would be 1: half precision is widened.
     sides = parameters, gradients, means, squares
     thetas, slopes, firsts, seconds = ([each.float() for each in side] if half else side for side in sides)
@@ -58,10 +71,26 @@ def device_adamw_step(
     moves = torch._foreach_div(firsts, denominators)
     torch._foreach_mul_(moves, list(rates.unbind()))
     torch._foreach_sub_(thetas, moves)
-    torch._foreach_mul_(thetas, unless_skipped(1 - lr * weight_decay, 1.0))
+    torch._foreach_mul_(thetas, unless_skipped(decay, 1.0))
     if half:
         for narrow, wide in zip((parameters, means, squares), (thetas, firsts, seconds), strict=True):
             torch._foreach_copy_(narrow, wide)
+
+
+def _half(tensor: Tensor) -> bool:
+    return tensor.dtype in (torch.float16, torch.bfloat16)
+
+
+def _kernel(*sides: list[Tensor]) -> Callable[..., None] | None:
+    """The Triton kernel, for what it takes; a CPU never imports it."""
+    if not all(tensor.is_cuda and tensor.dtype == torch.float32 and tensor.is_contiguous()
+               for side in sides for tensor in side):
+        return None
+    try:
+        from tslm.optim.triton_adamw import update
+    except ImportError:  # Triton has no wheels for this system
+        return None
+    return update
 
 
 def counter_on(device: torch.device, step: int | Tensor) -> Tensor:
