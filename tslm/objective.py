@@ -10,6 +10,7 @@ Shapes: N tokens, D d_model, V vocab_size; `...` any leading dimensions.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, overload
 
 import torch
@@ -98,16 +99,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=wide, device=hidden.device)
         if with_grad:
             grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=wide)
+        of_logits = _kernel(hidden, len(weight)) or _losses_and_gradient
         for start in range(0, len(hidden), chunk_size):
-            part, target = hidden[start : start + chunk_size], targets[start : start + chunk_size, None]
-            logits = (part @ weight.T).to(wide)  # (chunk, V)
-            logits.sub_(logits.amax(-1, keepdim=True))
-            picked = logits.gather(-1, target)
-            exps = logits.exp_()
-            total = exps.sum(-1, keepdim=True)
-            loss += (total.log() - picked).sum()
-            if with_grad:
-                grad = _minus_onehot(exps.div_(total), target).to(dtype)
+            part, target = hidden[start : start + chunk_size], targets[start : start + chunk_size]
+            summed, grad = of_logits(part @ weight.T, target, with_grad)
+            loss += summed
+            if grad is not None:
                 grad_hidden[start : start + chunk_size] = grad @ weight
                 grad_weight += grad.T @ part
         if with_grad:
@@ -124,15 +121,35 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (grad_hidden * scale).to(hidden_dtype), (grad_weight * scale).to(weight_dtype), None, None, None, None
 
 
-def _minus_onehot(probabilities: Tensor, target: Tensor) -> Tensor:
-    """P - onehot(target) for (N, V) and (N, 1), in place; the compiler gets it entry by entry, to join it to the rest.
-
-    Adding at one place a row would make it write P down before, at four bytes an entry.
-    """
+def _losses_and_gradient(logits: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor, Tensor | None]:
+    """Return the sum of -log softmax(logits)[target], and softmax(logits) - onehot(targets) in the logits' dtype."""
+    dtype, targets = logits.dtype, targets.unsqueeze(-1)
+    logits = logits.to(torch.promote_types(dtype, torch.float32))
+    logits.sub_(logits.amax(-1, keepdim=True))
+    picked = logits.gather(-1, targets)
+    exps = logits.exp_()
+    total = exps.sum(-1, keepdim=True)
+    loss = (total.log() - picked).sum()
+    if not with_grad:
+        return loss, None
+    probabilities = exps.div_(total)
     if torch.compiler.is_compiling():
-        column = torch.arange(probabilities.shape[-1], device=probabilities.device)
-        return torch.where(column == target, probabilities - 1, probabilities)
-    return probabilities.scatter_add_(-1, target, torch.full_like(target, -1.0, dtype=probabilities.dtype))
+        # Entry by entry, to be joined to the rest: adding at one place a row would make the compiler write the
+        # probabilities down before, at four bytes an entry.
+        column = torch.arange(logits.shape[-1], device=logits.device)
+        return loss, torch.where(column == targets, probabilities - 1, probabilities).to(dtype)
+    return loss, probabilities.scatter_add_(-1, targets, torch.full_like(picked, -1.0)).to(dtype)
+
+
+def _kernel(hidden: Tensor, vocab_size: int) -> Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor | None]] | None:
+    """`_losses_and_gradient` by the Triton kernel, for what it takes; a CPU never imports it."""
+    if not hidden.is_cuda:
+        return None
+    try:
+        from tslm import triton_objective
+    except ImportError:  # Triton has no wheels for this system
+        return None
+    return triton_objective.losses_and_gradient if triton_objective.takes(hidden.dtype, vocab_size) else None
 
 
 @overload

@@ -2,13 +2,12 @@
 
 import copy
 import math
-import os
-import subprocess
 import sys
 
 import pytest
 import torch
 
+from tests.interpreted import compile_for_gpu, interpreted
 from tests.optim.test_adamw import make_parameters, set_gradients
 from tslm.optim import AdamW, adamw
 from tslm.optim.adamw_device import _kernel, _one_minus_power, counter_on
@@ -127,11 +126,10 @@ def test_one_minus_a_power_is_exact_to_rounding(beta):
 
 
 CHILD = """
-import sys, torch
 from unittest import mock
 from tests.optim import test_adamw_device as here
 from tslm.optim import adamw, adamw_device, triton_adamw
-results = {}
+triton_adamw.BLOCK = 16  # so that a parameter takes several programs
 for name, (settings, bad) in here.KERNEL_RUNS.items():
     parameters, optimizer = here.with_optimizer(**settings)
     optimizer.skip = torch.tensor(False)
@@ -139,20 +137,13 @@ for name, (settings, bad) in here.KERNEL_RUNS.items():
           mock.patch.object(adamw_device, "_kernel", lambda *sides: triton_adamw.update)):
         here.train(parameters, optimizer, range(8), bad)
     results[name] = [parameter.detach() for parameter in parameters], optimizer.state_dict()
-torch.save(results, sys.argv[1])
 """
 KERNEL_RUNS = {"usual": ({}, []), "betas": ({"betas": (0.0, 0.999)}, []), "skipping": ({}, [0, 4, 5])}
 
 
 @pytest.fixture(scope="module")
 def by_the_kernel(tmp_path_factory):
-    """What the Triton kernel makes of the same runs, in its interpreter, which must be chosen before the import."""
-    pytest.importorskip("triton", reason="Triton has no wheels for this system")
-    path = tmp_path_factory.mktemp("triton") / "results.pt"
-    environment = os.environ | {"TRITON_INTERPRET": "1", "TRITON_CACHE_DIR": str(path.parent)}
-    child = subprocess.run([sys.executable, "-c", CHILD, str(path)], env=environment, capture_output=True, text=True)
-    assert child.returncode == 0, child.stderr
-    return torch.load(path, weights_only=True)
+    return interpreted(tmp_path_factory.mktemp("triton"), CHILD)
 
 
 @pytest.mark.parametrize("name", KERNEL_RUNS)
@@ -182,13 +173,9 @@ def test_only_float32_on_a_gpu_goes_to_the_kernel(monkeypatch):
 
 
 def test_the_kernel_compiles_for_a_gpu(monkeypatch, tmp_path):
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, compile
-
+    pytest.importorskip("triton", reason="Triton has no wheels for this system")
     from tslm.optim import triton_adamw
 
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    kernel = triton_adamw._update
-    types = {"skip_ptr": "*i1", "count": "i32", "BLOCK": "constexpr"}
-    signature = {name: types.get(name, "*fp32" if name.endswith("_ptr") else "fp32") for name in kernel.arg_names}
-    compile(ASTSource(kernel, signature, {"BLOCK": triton_adamw.BLOCK}), GPUTarget("cuda", 80, 32))
+    tables = dict.fromkeys(("addresses_ptr", "sizes_ptr", "owners_ptr", "blocks_ptr"), "*i64")
+    types = tables | {"skip_ptr": "*i1", "count": "i32"}
+    compile_for_gpu(monkeypatch, tmp_path, triton_adamw._update, types, {"BLOCK": triton_adamw.BLOCK})

@@ -16,6 +16,7 @@ from torch import Tensor
 from tslm.data.windows import GOLDEN, MIX, TokenIds, WindowStream
 
 DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # of those widths, what torch can gather
+AHEAD = 64  # batches whose starts are found together, by some thirty launches
 COPIED_AT_ONCE = 2**25  # ids: the ids may be a memory map of something larger than the memory
 
 
@@ -34,18 +35,30 @@ class DeviceWindows:
         self.origin = int(stream.origin.view(np.int64)[0])
         self.ids = copy_ids(stream.dataset, device)
         self._bits = 2 ** (8 * min(self.ids.element_size(), 7)) - 1  # of an id; they take the copied sign away again
+        self._group = (-1, 0, 0, 0)  # whose starts are known: the number of the group, and what else they depend on
+        self._starts = torch.empty(0)
         self._window = torch.arange(self.context_length + 1, device=device)
 
     def starts(self, indices: Tensor) -> Tensor:
-        """Return where the windows of these indices (k,), int64 and each 0 or more, begin in the data set: (k,)."""
+        """Return where the windows of these indices, int64 and each 0 or more, begin in the data set; in any shape."""
         return _scale(_mix((indices + 1) * _signed(GOLDEN) + self.origin), self.number_of_starts)
 
     def batch(self, step: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> tuple[Tensor, Tensor]:
         """Return what `WindowStream.batch` returns, on the device."""
-        first = (step * world_size + rank) * batch_size
-        starts = self.starts(torch.arange(first, first + batch_size, device=self.ids.device))
+        starts = self._starts_of(step, batch_size, rank, world_size)
         tokens = self.ids[starts[:, None] + self._window].long().bitwise_and_(self._bits)  # (B, T + 1)
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+
+    def _starts_of(self, step: int, batch_size: int, rank: int, world_size: int) -> Tensor:
+        """Where the windows of a batch begin: (batch_size,)."""
+        group = step // AHEAD, batch_size, rank, world_size
+        if group != self._group:
+            steps = torch.arange(step // AHEAD * AHEAD, (step // AHEAD + 1) * AHEAD, device=self.ids.device)
+            first = (steps * world_size + rank) * batch_size
+            self._group = group
+            self._starts = self.starts(first[:, None] + torch.arange(batch_size, device=self.ids.device))
+        return self._starts[step % AHEAD]
 
 
 def copy_ids(ids: TokenIds, device: torch.device) -> Tensor:

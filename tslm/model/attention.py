@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from tslm.model.functional import scaled_dot_product_attention
-from tslm.model.fused import causal_attention
+from tslm.model.fused import causal_attention, self_attention
 from tslm.model.layers import Linear, linear_together
 from tslm.model.rope import rotate
 
@@ -63,11 +63,15 @@ class MultiHeadSelfAttention(Module):
             (..., T, D).
         """
         qkv = linear_together(x, self.q_proj, self.k_proj, self.v_proj).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = (part.transpose(-3, -2) for part in qkv.unbind(-3))  # each (..., H, T, K)
-        if rotation is not None:
-            rotation = rotation.unsqueeze(-4) if rotation.ndim > 3 else rotation  # the same for every head
-            q, k = rotate(q, rotation), rotate(k, rotation)
-        if cache is not None:
-            k, v = cache.update(k, v, positions)
-        heads = causal_attention(q, k, v) if mask is None else scaled_dot_product_attention(q, k, v, mask.unsqueeze(-3))
-        return self.output_proj(heads.transpose(-3, -2).flatten(-2))  # type: ignore[no-any-return]
+        if cache is None and mask is None and (rotation is None or rotation.ndim == 3):
+            heads = self_attention(qkv, rotation)
+        else:
+            q, k, v = (part.transpose(-3, -2) for part in qkv.unbind(-3))  # each (..., H, T, K)
+            if rotation is not None:
+                rotation = rotation.unsqueeze(-4) if rotation.ndim > 3 else rotation  # the same for every head
+                q, k = rotate(q, rotation), rotate(k, rotation)
+            if cache is not None:
+                k, v = cache.update(k, v, positions)
+            heads = (causal_attention(q, k, v) if mask is None
+                     else scaled_dot_product_attention(q, k, v, mask.unsqueeze(-3))).transpose(-3, -2)
+        return self.output_proj(heads.flatten(-2))  # type: ignore[no-any-return]

@@ -10,7 +10,7 @@ Shapes: N rows or (batch · heads), T positions, K head dimension, D d_model, F 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from tslm.model import functional
 from tslm.model.functional import matmul_dtype
+from tslm.model.rope import rotate
 
 QUERY_BLOCK = 64  # queries per block; 32 to 128 measured alike at 128 to 256 positions, larger is slower
 
@@ -37,9 +38,25 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (..., T, width of v), in the dtype of `functional.matmul_dtype(q)`; the softmax is float32.
     """
     flat = (x.reshape(-1, *x.shape[-2:]).to(matmul_dtype(x)) for x in (q, k, v))
-    if q.is_cuda and (kernels := _attention_kernels(matmul_dtype(q), q.shape[-1], v.shape[-1])):
-        return kernels(*flat).view(q.shape)
     return _CausalAttention.apply(*flat).view(*q.shape[:-1], v.shape[-1])  # type: ignore[no-any-return]
+
+
+def self_attention(qkv: Tensor, rotation: Tensor | None) -> Tensor:
+    """`causal_attention` among the positions 0 … T-1 of each head, with queries and keys turned by `rope.rotate`.
+
+    Args:
+        qkv: queries, keys and values side by side, (..., T, 3, H, K).
+        rotation: rows of `RotaryEmbedding.at` for the T positions, (T, K/2, 2); None for no RoPE.
+
+    Returns:
+        (..., T, H, K).
+    """
+    if qkv.is_cuda and (kernels := _triton_attention()) and kernels.takes(qkv):
+        return kernels.self_attention(qkv.reshape(-1, *qkv.shape[-4:]), rotation).view(*qkv.shape[:-3], *qkv.shape[-2:])  # type: ignore[no-any-return]
+    q, k, v = (part.transpose(-3, -2) for part in qkv.unbind(-3))  # each (..., H, T, K)
+    if rotation is not None:
+        q, k = rotate(q, rotation), rotate(k, rotation)
+    return causal_attention(q, k, v).transpose(-3, -2)
 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
@@ -57,18 +74,28 @@ def swiglu_together(gate_up: Tensor) -> Tensor:
 
     Shapes: (..., 2F) to (..., F), in the dtype of `gate_up`.
     """
+    if gate_up.is_cuda and (kernels := _triton_swiglu()) and kernels.takes(gate_up):
+        return kernels.swiglu(gate_up)  # type: ignore[no-any-return]
     if torch.compiler.is_compiling():
         return functional.swiglu(*gate_up.chunk(2, -1))  # of which the compiler makes one pass each way by itself
     return _SwiGLU.apply(gate_up)  # type: ignore[no-any-return]
 
 
-def _attention_kernels(dtype: torch.dtype, width: int, value_width: int) -> Callable[..., Tensor] | None:
-    """The Triton kernels, for what they take; a CPU never imports them."""
+def _triton_attention() -> ModuleType | None:
+    """The file of Triton kernels, which a CPU never imports; None where there is no Triton, which has no wheels."""
     try:
-        from tslm.model.triton_attention import DTYPES, LARGEST_WIDTH, causal_attention
-    except ImportError:  # Triton has no wheels for this system
+        from tslm.model import triton_attention
+    except ImportError:
         return None
-    return causal_attention if dtype in DTYPES and width == value_width <= LARGEST_WIDTH else None
+    return triton_attention
+
+
+def _triton_swiglu() -> ModuleType | None:
+    try:
+        from tslm.model import triton_swiglu
+    except ImportError:
+        return None
+    return triton_swiglu
 
 
 class _CausalAttention(torch.autograd.Function):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from tslm.model import fused
+from tslm.model.functional import matmul_dtype
 from tslm.model.init import init_embedding_, init_gain_, init_linear_
 
 
@@ -29,7 +30,7 @@ class Linear(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the map to the last dimension."""
-        return x @ self.weight.T
+        return x @ _cast(self.weight, x).T
 
 
 def linear_together(x: Tensor, *layers: Linear) -> Tensor:
@@ -41,7 +42,12 @@ def linear_together(x: Tensor, *layers: Linear) -> Tensor:
     """
     if x.numel() < layers[0].weight.numel():
         return torch.cat([layer(x) for layer in layers], -1)
-    return x @ torch.cat([layer.weight for layer in layers]).T
+    return x @ torch.cat([_cast(layer.weight, x) for layer in layers]).T
+
+
+def _cast(weight: Tensor, x: Tensor) -> Tensor:
+    """The weight in the dtype of a matmul with x; autocast's own cast, behind the transpose, transposes gradients."""
+    return weight.to(matmul_dtype(x))
 
 
 class Embedding(Module):

@@ -1,24 +1,23 @@
-"""Causal attention on a GPU as three Triton kernels of our own, in which the T × T weights never reach memory.
+"""Causal self-attention on a GPU as four Triton kernels of our own, in which the T × T weights never reach memory.
 
-`fused.causal_attention` comes here with CUDA tensors where Triton can be imported; nothing else imports this file, so
-that a CPU needs no Triton. Tested under Triton's interpreter against `functional.scaled_dot_product_attention`, and
-compiled for GPUs; not yet run or measured on one.
+Queries, keys and values come side by side, as the projection writes them; one kernel turns them by their positions, and
+the others take them from where they lie. `fused.self_attention` comes here with CUDA tensors where Triton can be
+imported; nothing else imports this file, so that a CPU needs no Triton. Tested under Triton's interpreter against
+`functional.scaled_dot_product_attention`.
 
-Shapes: N (batch · heads), T positions, K head dimension.
+Shapes: B batch, T positions, H heads, K head dimension.
 """
 
-# ruff: noqa: ANN001, ANN202, ANN401 - a kernel's arguments are Triton's own; a context takes any attribute
-# mypy: disable-error-code="no-untyped-def, untyped-decorator, import-untyped"
-# No `from __future__ import annotations`: Triton reads the annotations of a kernel.
+# ruff: noqa: ANN001, ANN202 - a kernel's arguments are Triton's own
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, import-untyped, no-untyped-call, no-any-return"
+# No `from __future__ import annotations`: Triton reads the annotations of a kernel, and torch those of an operator.
 import math
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 BLOCK_BYTES = 8192  # of the queries or keys in a block, so that all a kernel needs fits into 99 KB of shared memory
 LARGEST_WIDTH = 128  # a wider head would leave room for fewer than 16 of them, the smallest side of a matmul
@@ -27,87 +26,143 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 LOG2_E = tl.constexpr(1.4426950408889634)  # GPUs have 2ˣ in hardware: eˣ = 2^(x · log₂ e)
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ / √K + mask) v, in which position i attends to positions 0 … i, for one of `DTYPES`.
-
-    Args:
-        q: queries (N, T, K), K at most `LARGEST_WIDTH`.
-        k: keys (N, T, K).
-        v: values (N, T, K).
-
-    Returns:
-        (N, T, K), in the dtype of q; the softmax is float32, and the matmuls of float32 inputs are too, not TF32.
-    """
-    return _CausalAttention.apply(q.contiguous(), k.contiguous(), v.contiguous())  # type: ignore[no-any-return]
+def takes(qkv: Tensor) -> bool:
+    """Whether the kernels are made for this dtype and head dimension."""
+    return qkv.dtype in DTYPES and qkv.shape[-1] <= LARGEST_WIDTH and qkv.shape[-1] % 2 == 0
 
 
-class _CausalAttention(torch.autograd.Function):
-    """FlashAttention-2 (Dao 2023, algorithms 1 and 2), with blocks above the diagonal left out.
+def self_attention(qkv: Tensor, rotation: Tensor | None) -> Tensor:
+    """softmax(q kᵀ / √K + mask) v of each head, in which position i attends to positions 0 … i.
 
-    Forward, for a block of queries over the blocks j of keys, S = q kⱼᵀ / √K masked, from m = -∞, l = 0, O = 0 on:
+    FlashAttention-2 (Dao 2023, algorithms 1 and 2), with blocks above the diagonal left out. Forward, for a block of
+    queries over the blocks j of keys, S = q kⱼᵀ / √K masked, from m = -∞, l = 0, O = 0 on:
 
         m' = max(m, rowmax S);  P = exp(S - m');  l ← l exp(m - m') + rowsum P;  O ← O exp(m - m') + P vⱼ;  m ← m'
 
     and at the end O ← O / l. What is kept for the backward is one number per query, L = m + log l, the log-sum-exp.
-
-    Backward, with P = exp(S - L), and Δ = rowsum(dO ∘ O) made beforehand:
+    Backward, with P = exp(S - L) and Δ = rowsum(dO ∘ O):
 
         dv = Pᵀ dO;  dP = dO vᵀ;  dS = P ∘ (dP - Δ);  dq = dS k / √K;  dk = dSᵀ q / √K
 
-    One kernel takes a block of keys and sums dk and dv over the queries, another takes a block of queries and sums dq
-    over the keys: each makes P anew, and neither adds into what the other writes, so that the result is the same bits
-    every time.
+    One kernel takes a block of queries and sums dq over the keys, another takes a block of keys and sums dk and dv over
+    the queries: each makes P anew, and neither adds into what the other writes, so that the result is the same bits
+    every time. Before they write dq and dk, they turn them back.
+
+    Args:
+        qkv: queries, keys and values (B, T, 3, H, K), of which `takes` is true.
+        rotation: cosine and sine of each pair's angle, float32 (T, K/2, 2); see `rope.rotate`. None turns nothing.
+
+    Returns:
+        (B, T, H, K), in the dtype of qkv; the softmax is float32, and the matmuls of float32 inputs are too, not TF32.
     """
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out, log_sums = torch.empty_like(q), torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-        grid, sizes = launch(q)
-        with _on_device_of(q):
-            _forward[grid](q, k, v, out, log_sums, *sizes)
-        ctx.save_for_backward(q, k, v, out, log_sums)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v, out, log_sums = ctx.saved_tensors
-        grad_out = grad_out.contiguous()
-        delta = (grad_out.float() * out.float()).sum(-1)
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        grid, sizes = launch(q)
-        with _on_device_of(q):
-            _backward_keys[grid](q, k, v, grad_out, log_sums, delta, grad_k, grad_v, *sizes)
-            _backward_queries[grid](q, k, v, grad_out, log_sums, delta, grad_q, *sizes)
-        return grad_q, grad_k, grad_v
+    return _attend(qkv.contiguous(), None if rotation is None else rotation.contiguous())[0]
 
 
-def _on_device_of(q: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device. The compiler's own code sees to that, and cannot look into this."""
-    return nullcontext() if torch.compiler.is_compiling() else torch.cuda.device_of(q)
+class Launch(NamedTuple):
+    """A grid of one program a block of a sequence, and the arguments with which every kernel ends."""
+
+    grid: tuple[int]
+    length: int
+    scale: float
+    heads: int
+    width: int
+    padded: int  # width to a power of two
+    block: int
+
+    @classmethod
+    def of(cls, qkv: Tensor) -> "Launch":
+        """Choose them for queries, keys and values (B, T, 3, H, K)."""
+        batch, length, _, heads, width = qkv.shape
+        padded = max(16, triton.next_power_of_2(width))
+        block = min(64, BLOCK_BYTES // (padded * qkv.element_size()))
+        return cls((batch * heads * triton.cdiv(length, block),), length, 1 / math.sqrt(width), heads, width, padded,
+                   block)
 
 
-def launch(q: Tensor) -> tuple[tuple[int], tuple[int, float, int, int, int]]:
-    """Return the kernels' grid for q (N, T, K), one program a block of a sequence, and their last arguments."""
-    number, length, width = q.shape
-    padded = max(16, triton.next_power_of_2(width))
-    block = min(64, BLOCK_BYTES // (padded * q.element_size()))
-    return (number * triton.cdiv(length, block),), (length, 1 / math.sqrt(width), width, padded, block)
+# Operators that the compiler takes as they are, instead of copying what a kernel writes into, as it does by itself.
+@torch.library.custom_op("tslm::self_attention", mutates_args=())
+def _attend(qkv: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the attention, the turned qkv and L (B, H, T)."""
+    (grid, *rest), (batch, length, _, heads, width) = Launch.of(qkv), qkv.shape
+    out = qkv.new_empty(batch, length, heads, width)
+    log_sums = qkv.new_empty(batch, heads, length, dtype=torch.float32)
+    turned = qkv.clone() if rotation is None else torch.empty_like(qkv)
+    with torch.cuda.device_of(qkv):
+        if rotation is not None:
+            space = triton.next_power_of_2(heads * width)
+            _turn[(batch * length * 3,)](qkv, rotation, turned, length, heads * width, width, space)
+        _forward[grid](turned, out, log_sums, *rest)
+    return out, turned, log_sums
+
+
+@torch.library.custom_op("tslm::self_attention_backward", mutates_args=())
+def _attend_backward(turned: Tensor, rotation: Tensor | None, out: Tensor, log_sums: Tensor,
+                     grad_out: Tensor) -> Tensor:
+    """Return the gradient of qkv."""
+    grid, *rest = Launch.of(turned)
+    grad, delta = torch.empty_like(turned), torch.empty_like(log_sums)
+    table, is_turned = (turned, False) if rotation is None else (rotation, True)
+    with torch.cuda.device_of(turned):
+        _backward_queries[grid](turned, table, out, grad_out.contiguous(), log_sums, delta, grad, *rest, is_turned)
+        _backward_keys[grid](turned, table, grad_out.contiguous(), log_sums, delta, grad, *rest, is_turned,
+                             num_stages=2)
+    return grad
+
+
+@_attend.register_fake
+def _attend_shapes(qkv: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    batch, length, _, heads, width = qkv.shape
+    log_sums = qkv.new_empty(batch, heads, length, dtype=torch.float32)
+    return qkv.new_empty(batch, length, heads, width), torch.empty_like(qkv), log_sums
+
+
+@_attend_backward.register_fake
+def _attend_backward_shapes(turned: Tensor, *others: Tensor | None) -> Tensor:
+    return torch.empty_like(turned)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor | None], output: tuple[Tensor, Tensor, Tensor]) -> None:  # noqa: ANN401
+    out, turned, log_sums = output
+    ctx.save_for_backward(turned, inputs[1], out, log_sums)
+
+
+def _backward(ctx: Any, grad_out: Tensor, *unused: Tensor | None) -> tuple[Tensor, None]:  # noqa: ANN401
+    return _attend_backward(*ctx.saved_tensors, grad_out), None
+
+
+_attend.register_autograd(_backward, setup_context=_save)
 
 
 @triton.jit
-def _forward(q_ptr, k_ptr, v_ptr, out_ptr, log_sums_ptr, length,
-             SCALE: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
-    first, row, matrix = _place(length, WIDTH, BLOCK)
+def _turn(qkv_ptr, rotation_ptr, turned_ptr, length, size, WIDTH: tl.constexpr, SPACE: tl.constexpr):
+    """One program turns the queries, keys or values of all heads at one position; values by no angle."""
+    program = tl.program_id(0).to(tl.int64)
+    places = tl.arange(0, SPACE)
+    pairs = tl.load(qkv_ptr + program * size + places, mask=places < size, other=0.0).to(tl.float32)
+    a, b = tl.split(tl.reshape(pairs, [SPACE // 2, 2]))
+    is_value = program % 3 == 2
+    angles = rotation_ptr + program // 3 % length * WIDTH + tl.arange(0, SPACE // 2) % (WIDTH // 2) * 2
+    cosine = tl.where(is_value, 1.0, tl.load(angles))
+    sine = tl.where(is_value, 0.0, tl.load(angles + 1))
+    pairs = tl.reshape(tl.join(a * cosine - b * sine, a * sine + b * cosine), [SPACE])
+    tl.store(turned_ptr + program * size + places, pairs.to(turned_ptr.dtype.element_ty), mask=places < size)
+
+
+@triton.jit
+def _forward(qkv_ptr, out_ptr, log_sums_ptr, length, SCALE: tl.constexpr,
+             HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
+    first, sequence, head, rows = _place(length, HEADS, BLOCK)
+    q_ptr = qkv_ptr + _in_qkv(sequence, head, length, HEADS, WIDTH)
+    k_ptr, v_ptr = q_ptr + HEADS * WIDTH, q_ptr + 2 * HEADS * WIDTH
     queries = first + tl.arange(0, BLOCK)
-    q = _load(q_ptr + matrix, queries, length, WIDTH, PADDED)
+    q = _load(q_ptr, queries, length, 3 * HEADS, WIDTH, PADDED)
     largest = tl.full([BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     out = tl.zeros([BLOCK, PADDED], tl.float32)
     for start in range(0, first + BLOCK, BLOCK):
         keys = start + tl.arange(0, BLOCK)
-        k = _load(k_ptr + matrix, keys, length, WIDTH, PADDED)
-        v = _load(v_ptr + matrix, keys, length, WIDTH, PADDED)
+        k = _load(k_ptr, keys, length, 3 * HEADS, WIDTH, PADDED)
+        v = _load(v_ptr, keys, length, 3 * HEADS, WIDTH, PADDED)
         scores = _dot(q, tl.trans(k)) * (SCALE * LOG2_E)
         # Keys behind the last one come behind every query, so this masks them too.
         scores = tl.where(queries[:, None] >= keys[None, :], scores, float("-inf"))
@@ -117,58 +172,89 @@ def _forward(q_ptr, k_ptr, v_ptr, out_ptr, log_sums_ptr, length,
         total = total * shrink + tl.sum(weights, 1)
         out = out * shrink[:, None] + _dot(weights.to(v.dtype), v)
         largest = larger
-    _store(out_ptr + matrix, queries, out / total[:, None], length, WIDTH, PADDED)
-    tl.store(log_sums_ptr + row + queries, largest + tl.log2(total), mask=queries < length)
+    out_ptr += (sequence * length * HEADS + head) * WIDTH
+    _store(out_ptr, queries, out / total[:, None], length, HEADS, WIDTH, PADDED)
+    tl.store(log_sums_ptr + rows + queries, largest + tl.log2(total), mask=queries < length)
 
 
 @triton.jit
-def _backward_keys(q_ptr, k_ptr, v_ptr, grad_out_ptr, log_sums_ptr, delta_ptr, grad_k_ptr, grad_v_ptr, length,
-                   SCALE: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
-    first, row, matrix = _place(length, WIDTH, BLOCK)
+def _backward_queries(qkv_ptr, rotation_ptr, out_ptr, grad_out_ptr, log_sums_ptr, delta_ptr, grad_ptr, length,
+                      SCALE: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+                      BLOCK: tl.constexpr, TURNED: tl.constexpr):
+    """Sums dq; writes Δ as well, which the other kernel reads."""
+    first, sequence, head, rows = _place(length, HEADS, BLOCK)
+    q_ptr = qkv_ptr + _in_qkv(sequence, head, length, HEADS, WIDTH)
+    k_ptr, v_ptr = q_ptr + HEADS * WIDTH, q_ptr + 2 * HEADS * WIDTH
+    queries = first + tl.arange(0, BLOCK)
+    q = _load(q_ptr, queries, length, 3 * HEADS, WIDTH, PADDED)
+    of_head = (sequence * length * HEADS + head) * WIDTH
+    grad_out = _load(grad_out_ptr + of_head, queries, length, HEADS, WIDTH, PADDED)
+    out = _load(out_ptr + of_head, queries, length, HEADS, WIDTH, PADDED)
+    delta = tl.sum(out.to(tl.float32) * grad_out.to(tl.float32), 1)
+    tl.store(delta_ptr + rows + queries, delta, mask=queries < length)
+    log_sums = tl.load(log_sums_ptr + rows + queries, mask=queries < length, other=0.0)
+    grad_q = tl.zeros([BLOCK, PADDED], tl.float32)
+    for start in range(0, first + BLOCK, BLOCK):
+        keys = start + tl.arange(0, BLOCK)
+        k = _load(k_ptr, keys, length, 3 * HEADS, WIDTH, PADDED)
+        v = _load(v_ptr, keys, length, 3 * HEADS, WIDTH, PADDED)
+        _weights, grad_scores = _gradients_of_scores(q, k, v, grad_out, queries, keys, log_sums, delta, SCALE)
+        grad_q += _dot(grad_scores.to(k.dtype), k)
+    grad_q = _turn_back(grad_q * SCALE, rotation_ptr, queries, length, WIDTH, PADDED, BLOCK, TURNED)
+    to_q = grad_ptr + _in_qkv(sequence, head, length, HEADS, WIDTH)
+    _store(to_q, queries, grad_q, length, 3 * HEADS, WIDTH, PADDED)
+
+
+@triton.jit
+def _backward_keys(qkv_ptr, rotation_ptr, grad_out_ptr, log_sums_ptr, delta_ptr, grad_ptr, length,
+                   SCALE: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+                   BLOCK: tl.constexpr, TURNED: tl.constexpr):
+    """Sums dk and dv. Queries behind the last one read zeros, so that their dO and Δ, and so their dS, are 0."""
+    first, sequence, head, rows = _place(length, HEADS, BLOCK)
+    q_ptr = qkv_ptr + _in_qkv(sequence, head, length, HEADS, WIDTH)
+    k_ptr, v_ptr = q_ptr + HEADS * WIDTH, q_ptr + 2 * HEADS * WIDTH
     keys = first + tl.arange(0, BLOCK)
-    k = _load(k_ptr + matrix, keys, length, WIDTH, PADDED)
-    v = _load(v_ptr + matrix, keys, length, WIDTH, PADDED)
+    k = _load(k_ptr, keys, length, 3 * HEADS, WIDTH, PADDED)
+    v = _load(v_ptr, keys, length, 3 * HEADS, WIDTH, PADDED)
+    grad_out_ptr += (sequence * length * HEADS + head) * WIDTH
     grad_k = tl.zeros([BLOCK, PADDED], tl.float32)
     grad_v = tl.zeros([BLOCK, PADDED], tl.float32)
     for start in range(first, length, BLOCK):
         queries = start + tl.arange(0, BLOCK)
-        q = _load(q_ptr + matrix, queries, length, WIDTH, PADDED)
-        grad_out = _load(grad_out_ptr + matrix, queries, length, WIDTH, PADDED)
-        weights, grad_scores = _gradients_of_scores(
-            q, k, v, grad_out, queries, keys, log_sums_ptr + row, delta_ptr + row, length, SCALE)
+        q = _load(q_ptr, queries, length, 3 * HEADS, WIDTH, PADDED)
+        grad_out = _load(grad_out_ptr, queries, length, HEADS, WIDTH, PADDED)
+        log_sums = tl.load(log_sums_ptr + rows + queries, mask=queries < length, other=0.0)
+        delta = tl.load(delta_ptr + rows + queries, mask=queries < length, other=0.0)
+        weights, grad_scores = _gradients_of_scores(q, k, v, grad_out, queries, keys, log_sums, delta, SCALE)
         grad_v += _dot(tl.trans(weights.to(v.dtype)), grad_out)
         grad_k += _dot(tl.trans(grad_scores.to(q.dtype)), q)
-    _store(grad_k_ptr + matrix, keys, grad_k * SCALE, length, WIDTH, PADDED)
-    _store(grad_v_ptr + matrix, keys, grad_v, length, WIDTH, PADDED)
+    grad_k = _turn_back(grad_k * SCALE, rotation_ptr, keys, length, WIDTH, PADDED, BLOCK, TURNED)
+    to_q = grad_ptr + _in_qkv(sequence, head, length, HEADS, WIDTH)
+    _store(to_q + HEADS * WIDTH, keys, grad_k, length, 3 * HEADS, WIDTH, PADDED)
+    _store(to_q + 2 * HEADS * WIDTH, keys, grad_v, length, 3 * HEADS, WIDTH, PADDED)
 
 
 @triton.jit
-def _backward_queries(q_ptr, k_ptr, v_ptr, grad_out_ptr, log_sums_ptr, delta_ptr, grad_q_ptr, length,
-                      SCALE: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
-    first, row, matrix = _place(length, WIDTH, BLOCK)
-    queries = first + tl.arange(0, BLOCK)
-    q = _load(q_ptr + matrix, queries, length, WIDTH, PADDED)
-    grad_out = _load(grad_out_ptr + matrix, queries, length, WIDTH, PADDED)
-    grad_q = tl.zeros([BLOCK, PADDED], tl.float32)
-    for start in range(0, first + BLOCK, BLOCK):
-        keys = start + tl.arange(0, BLOCK)
-        k = _load(k_ptr + matrix, keys, length, WIDTH, PADDED)
-        v = _load(v_ptr + matrix, keys, length, WIDTH, PADDED)
-        _, grad_scores = _gradients_of_scores(
-            q, k, v, grad_out, queries, keys, log_sums_ptr + row, delta_ptr + row, length, SCALE)
-        grad_q += _dot(grad_scores.to(k.dtype), k)
-    _store(grad_q_ptr + matrix, queries, grad_q * SCALE, length, WIDTH, PADDED)
-
-
-@triton.jit
-def _gradients_of_scores(q, k, v, grad_out, queries, keys, log_sums_ptr, delta_ptr, length, SCALE: tl.constexpr):
-    """P and dS of a block. Queries behind the last one read zeros, so that their dO and Δ, and so their dS, are 0."""
-    log_sums = tl.load(log_sums_ptr + queries, mask=queries < length, other=0.0)
-    delta = tl.load(delta_ptr + queries, mask=queries < length, other=0.0)
+def _gradients_of_scores(q, k, v, grad_out, queries, keys, log_sums, delta, SCALE: tl.constexpr):
+    """P and dS of a block."""
     scores = _dot(q, tl.trans(k)) * (SCALE * LOG2_E)
     weights = tl.where(queries[:, None] >= keys[None, :], tl.exp2(scores - log_sums[:, None]), 0.0)
     grad_weights = _dot(grad_out, tl.trans(v))
     return weights, weights * (grad_weights - delta[:, None])
+
+
+@triton.jit
+def _turn_back(x, rotation_ptr, rows, length, WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
+               TURNED: tl.constexpr):
+    """Turn the pairs of x (rows, PADDED) by the opposite of their angle: the gradient of turning them."""
+    if TURNED:
+        a, b = tl.split(tl.reshape(x, [BLOCK, PADDED // 2, 2]))
+        pairs = tl.arange(0, PADDED // 2)
+        angles = rotation_ptr + rows[:, None] * WIDTH + pairs[None, :] * 2
+        inside = (rows[:, None] < length) & (pairs[None, :] < WIDTH // 2)
+        cosine, sine = tl.load(angles, mask=inside, other=0.0), tl.load(angles + 1, mask=inside, other=0.0)
+        x = tl.reshape(tl.join(a * cosine + b * sine, b * cosine - a * sine), [BLOCK, PADDED])
+    return x
 
 
 @triton.jit
@@ -180,24 +266,31 @@ def _dot(a, b):
 
 
 @triton.jit
-def _place(length, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """The first position of this program's block, and where its sequence begins in (N, T) and in (N, T, K)."""
+def _place(length, HEADS: tl.constexpr, BLOCK: tl.constexpr):
+    """The first position of this program's block, its sequence and head, and where these begin in (B, H, T)."""
     blocks = tl.cdiv(length, BLOCK)
-    row = (tl.program_id(0) // blocks).to(tl.int64) * length  # a batch may have more entries than an int32 counts
-    return tl.program_id(0) % blocks * BLOCK, row, row * WIDTH
+    row = (tl.program_id(0) // blocks).to(tl.int64)  # a batch may have more entries than an int32 counts
+    return tl.program_id(0) % blocks * BLOCK, row // HEADS, row % HEADS, row * length
 
 
 @triton.jit
-def _load(matrix_ptr, rows, length, WIDTH: tl.constexpr, PADDED: tl.constexpr):
-    """Rows of a (T, K) matrix, filled up with zeros to `PADDED` columns and behind row T - 1."""
+def _in_qkv(sequence, head, length, HEADS: tl.constexpr, WIDTH: tl.constexpr):
+    """Where the queries of a head begin in (B, T, 3, H, K); keys and values are H · K further, each."""
+    return (sequence * length * 3 * HEADS + head) * WIDTH
+
+
+@triton.jit
+def _load(matrix_ptr, rows, length, STEP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    """Rows of a (T, K) matrix, which are STEP rows apart, with zeros up to `PADDED` columns and behind row T - 1."""
     columns = tl.arange(0, PADDED)
     inside = (rows[:, None] < length) & (columns[None, :] < WIDTH)
-    return tl.load(matrix_ptr + rows[:, None] * WIDTH + columns[None, :], mask=inside, other=0.0)
+    return tl.load(matrix_ptr + rows[:, None] * (STEP * WIDTH) + columns[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
-def _store(matrix_ptr, rows, values, length, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+def _store(matrix_ptr, rows, values, length, STEP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr):
     """Write what `_load` would read, in the dtype of the matrix."""
     columns = tl.arange(0, PADDED)
     inside = (rows[:, None] < length) & (columns[None, :] < WIDTH)
-    tl.store(matrix_ptr + rows[:, None] * WIDTH + columns[None, :], values.to(matrix_ptr.dtype.element_ty), mask=inside)
+    to = matrix_ptr + rows[:, None] * (STEP * WIDTH) + columns[None, :]
+    tl.store(to, values.to(matrix_ptr.dtype.element_ty), mask=inside)

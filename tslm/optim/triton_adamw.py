@@ -13,17 +13,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 1024  # entries of a program
+BLOCK = 2048  # entries of a program
+_tables: dict[tuple[int, ...], tuple[Tensor, ...]] = {}  # the last one; the same as long as the gradients stay in place
 
 
 def update(
     parameters: list[Tensor], gradients: list[Tensor], means: list[Tensor], squares: list[Tensor], rates: Tensor,
     skip: Tensor, beta1: float, beta2: float, eps: float, decay: float,
 ) -> None:
-    """Apply the equations of `AdamW` to each parameter, in place, unless `skip` is true.
+    """Apply the equations of `AdamW` to all parameters, in place, unless `skip` is true.
 
     Args:
-        parameters: θ, contiguous and float32 like everything else.
+        parameters: θ, contiguous, float32 and on one device like everything else.
         gradients: g.
         means: m.
         squares: v.
@@ -34,24 +35,55 @@ def update(
         eps: ε.
         decay: 1 - αλ.
     """
+    sides = parameters, gradients, means, squares
+    addresses = tuple(tensor.data_ptr() for side in sides for tensor in side)
+    sizes = tuple(tensor.numel() for tensor in parameters)
+    key = addresses + sizes
+    if key not in _tables:
+        _tables.clear()
+        _tables[key] = tables(sizes, addresses, skip.device)
     numbers = beta1, 1 - beta1, beta2, 1 - beta2, eps, decay
     with torch.cuda.device_of(skip):
-        for tensors in zip(parameters, gradients, means, squares, rates.unbind(), strict=True):
-            count = tensors[0].numel()
-            _update[(triton.cdiv(count, BLOCK),)](*tensors, skip, count, *numbers, BLOCK)
+        _update[(len(_tables[key][-1]),)](*_tables[key], rates, skip, len(parameters), *numbers, BLOCK)
+
+
+def tables(sizes: tuple[int, ...], addresses: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """Return what a program needs to find its entries: addresses, sizes, and its parameter and block in that.
+
+    Args:
+        sizes: entries of each of P parameters.
+        addresses: of every θ, then of every g, m and v, one after the other: 4 P.
+        device: where the tables go.
+
+    Returns:
+        `addresses` and `sizes` (P), then the parameter and the block of each program, all integers.
+    """
+    blocks = [triton.cdiv(size, BLOCK) for size in sizes]
+    owners = [number for number, count in enumerate(blocks) for _ in range(count)]
+    within = [block for count in blocks for block in range(count)]
+    return tuple(torch.tensor(table, device=device) for table in (addresses, sizes, owners, within))
 
 
 @triton.jit
-def _update(theta_ptr, gradient_ptr, mean_ptr, square_ptr, rate_ptr, skip_ptr, count, beta1, of_gradient, beta2,
+def _update(addresses_ptr, sizes_ptr, owners_ptr, blocks_ptr, rates_ptr, skip_ptr, count, beta1, of_gradient, beta2,
             of_square, eps, decay, BLOCK: tl.constexpr):
     if tl.load(skip_ptr) == 0:
-        places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        inside = places < count
+        owner = tl.load(owners_ptr + tl.program_id(0))
+        places = tl.load(blocks_ptr + tl.program_id(0)) * BLOCK + tl.arange(0, BLOCK)
+        inside = places < tl.load(sizes_ptr + owner)
+        theta_ptr, gradient_ptr = _of(addresses_ptr + owner), _of(addresses_ptr + count + owner)
+        mean_ptr, square_ptr = _of(addresses_ptr + 2 * count + owner), _of(addresses_ptr + 3 * count + owner)
         gradient = tl.load(gradient_ptr + places, mask=inside, other=0.0)
         mean = tl.load(mean_ptr + places, mask=inside, other=0.0) * beta1 + of_gradient * gradient
         square = tl.load(square_ptr + places, mask=inside, other=0.0) * beta2 + of_square * gradient * gradient
         theta = tl.load(theta_ptr + places, mask=inside, other=0.0)
-        theta = (theta - tl.load(rate_ptr) * mean / (tl.sqrt_rn(square) + eps)) * decay
+        theta = (theta - tl.load(rates_ptr + owner) * mean / (tl.sqrt_rn(square) + eps)) * decay
         tl.store(mean_ptr + places, mean, mask=inside)
         tl.store(square_ptr + places, square, mask=inside)
         tl.store(theta_ptr + places, theta, mask=inside)
+
+
+@triton.jit
+def _of(address_ptr):
+    """The memory of a tensor, which begins at a multiple of 16 bytes, as all memory that torch reserves does."""
+    return tl.multiple_of(tl.load(address_ptr).to(tl.pointer_type(tl.float32)), 16)

@@ -89,8 +89,10 @@ class LanguageModule(pl.LightningModule):
     def mean_loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy in nats of windows (..., T) against their next tokens (..., T)."""
         hidden = self.model.hidden(inputs)
-        weight, compiled = self.model.lm_head.weight, self._compiled_loss if torch.is_grad_enabled() else None
-        loss_of = compiled or linear_cross_entropy
+        weight, loss_of = self.model.lm_head.weight, linear_cross_entropy
+        # On a GPU a kernel of our own does all of the loss but its matmuls.
+        if self._compiled_loss is not None and torch.is_grad_enabled() and not hidden.is_cuda:
+            loss_of = self._compiled_loss
         return loss_of(hidden.flatten(0, -2), weight, targets.flatten(), self.loss_chunk_size)
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:

@@ -1,0 +1,56 @@
+"""The passes of cross-entropy over the logits on a GPU as one Triton kernel: logits come in, their gradient goes out.
+
+A row of logits is read once, kept in registers, and written once, so that `objective.linear_cross_entropy`, which comes
+here with CUDA tensors where Triton can be imported, is left with its matmuls. Nothing else imports this file. The plain
+form is `objective.cross_entropy`.
+
+Shapes: N tokens, V vocab_size.
+"""
+
+# ruff: noqa: ANN001, ANN202 - a kernel's arguments are Triton's own
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, import-untyped"
+# No `from __future__ import annotations`: Triton reads the annotations of a kernel.
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LARGEST_VOCABULARY = 2**16  # of which a program keeps a row in its registers
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def takes(logits_dtype: torch.dtype, vocab_size: int) -> bool:
+    """Whether the kernel is made for such logits."""
+    return logits_dtype in DTYPES and vocab_size <= LARGEST_VOCABULARY
+
+
+def losses_and_gradient(logits: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor, Tensor]:
+    """Return the sum of -log softmax(logits)[target], and softmax(logits) - onehot(targets), which overwrites `logits`.
+
+    Args:
+        logits: contiguous (N, V), of which `takes` is true; computed with in float32.
+        targets: contiguous (N), integers in 0 … V-1.
+        with_grad: no effect; the gradient costs little more than the loss.
+    """
+    number, vocab_size = logits.shape
+    losses = torch.empty(number, dtype=torch.float32, device=logits.device)
+    space = triton.next_power_of_2(vocab_size)
+    with torch.cuda.device_of(logits):
+        _losses_and_gradient[(number,)](logits, targets, losses, vocab_size, space,
+                                        num_warps=min(32, max(4, space // 1024)))
+    return losses.sum(), logits
+
+
+@triton.jit
+def _losses_and_gradient(logits_ptr, targets_ptr, losses_ptr, vocab_size, SPACE: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, SPACE)
+    places = logits_ptr + row * vocab_size + columns
+    logits = tl.load(places, mask=columns < vocab_size, other=float("-inf")).to(tl.float32)
+    is_target = columns == tl.load(targets_ptr + row)
+    logits -= tl.max(logits, 0)
+    exponentials = tl.exp(logits)
+    total = tl.sum(exponentials, 0)
+    gradient = exponentials / total - tl.where(is_target, 1.0, 0.0)
+    tl.store(places, gradient.to(logits_ptr.dtype.element_ty), mask=columns < vocab_size)
+    tl.store(losses_ptr + row, tl.log(total) - tl.sum(tl.where(is_target, logits, 0.0), 0))
