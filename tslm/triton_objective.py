@@ -17,6 +17,7 @@ from torch import Tensor
 
 LARGEST_VOCABULARY = 2**16  # of which a program keeps a row in its registers
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LOG2_E = tl.constexpr(1.4426950408889634)  # GPUs have 2ˣ in hardware: eˣ = 2^(x · log₂ e)
 
 
 def takes(logits_dtype: torch.dtype, vocab_size: int) -> bool:
@@ -37,7 +38,7 @@ def losses_and_gradient(logits: Tensor, targets: Tensor, with_grad: bool) -> tup
     space = triton.next_power_of_2(vocab_size)
     with torch.cuda.device_of(logits):
         _losses_and_gradient[(number,)](logits, targets, losses, vocab_size, space,
-                                        num_warps=min(32, max(4, space // 1024)))
+                                        num_warps=min(32, max(4, space // 512)))
     return losses.sum(), logits
 
 
@@ -46,11 +47,12 @@ def _losses_and_gradient(logits_ptr, targets_ptr, losses_ptr, vocab_size, SPACE:
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, SPACE)
     places = logits_ptr + row * vocab_size + columns
+    target = tl.load(targets_ptr + row)
+    picked = tl.load(logits_ptr + row * vocab_size + target).to(tl.float32)
     logits = tl.load(places, mask=columns < vocab_size, other=float("-inf")).to(tl.float32)
-    is_target = columns == tl.load(targets_ptr + row)
-    logits -= tl.max(logits, 0)
-    exponentials = tl.exp(logits)
-    total = tl.sum(exponentials, 0)
-    gradient = exponentials / total - tl.where(is_target, 1.0, 0.0)
+    largest = tl.max(logits, 0)
+    weights = tl.exp2((logits - largest) * LOG2_E)
+    total = tl.sum(weights, 0)
+    gradient = weights * (1 / total) - (columns == target).to(tl.float32)
     tl.store(places, gradient.to(logits_ptr.dtype.element_ty), mask=columns < vocab_size)
-    tl.store(losses_ptr + row, tl.log(total) - tl.sum(tl.where(is_target, logits, 0.0), 0))
+    tl.store(losses_ptr + row, tl.log(total) + (largest - picked))

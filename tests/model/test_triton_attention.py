@@ -91,8 +91,6 @@ def test_the_kernels_compile_for_a_gpu_and_fit_its_shared_memory(monkeypatch, tm
     _, _, *constants = triton_attention.Launch.of(torch.empty(2, 256, 3, 4, width, dtype=dtype))
     kernel = getattr(triton_attention, name)
     constants = dict(zip(("SCALE", "HEADS", "WIDTH", "PADDED", "BLOCK"), constants, strict=True))
-    if "TURNED" in kernel.arg_names:
-        constants["TURNED"] = True
     number = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}[dtype]
     types = dict.fromkeys(("qkv_ptr", "out_ptr", "grad_out_ptr", "grad_ptr"), number) | {"length": "i32"}
     # The smallest GPUs since the A100 have 99 KB for a program.
@@ -103,7 +101,7 @@ def test_turning_compiles_for_a_gpu(monkeypatch, tmp_path):
     pytest.importorskip("triton", reason="Triton has no wheels for this system")
     from tslm.model.triton_attention import _turn
 
-    types = {"qkv_ptr": "*bf16", "turned_ptr": "*bf16", "length": "i32", "size": "i32"}
+    types = {"qkv_ptr": "*bf16", "turned_ptr": "*bf16", "length": "i32", "size": "i32", "parts": "i32"}
     compile_for_gpu(monkeypatch, tmp_path, _turn, types, {"WIDTH": 32, "SPACE": 512})
 
 

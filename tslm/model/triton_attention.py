@@ -46,7 +46,7 @@ def self_attention(qkv: Tensor, rotation: Tensor | None) -> Tensor:
 
     One kernel takes a block of queries and sums dq over the keys, another takes a block of keys and sums dk and dv over
     the queries: each makes P anew, and neither adds into what the other writes, so that the result is the same bits
-    every time. Before they write dq and dk, they turn them back.
+    every time. In the end dq and dk are turned back.
 
     Args:
         qkv: queries, keys and values (B, T, 3, H, K), of which `takes` is true.
@@ -89,8 +89,7 @@ def _attend(qkv: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor, Tenso
     turned = qkv.clone() if rotation is None else torch.empty_like(qkv)
     with torch.cuda.device_of(qkv):
         if rotation is not None:
-            space = triton.next_power_of_2(heads * width)
-            _turn[(batch * length * 3,)](qkv, rotation, turned, length, heads * width, width, space)
+            _launch_turn(qkv, rotation, turned, back=False)
         _forward[grid](turned, out, log_sums, *rest)
     return out, turned, log_sums
 
@@ -100,13 +99,21 @@ def _attend_backward(turned: Tensor, rotation: Tensor | None, out: Tensor, log_s
                      grad_out: Tensor) -> Tensor:
     """Return the gradient of qkv."""
     grid, *rest = Launch.of(turned)
-    grad, delta = torch.empty_like(turned), torch.empty_like(log_sums)
-    table, is_turned = (turned, False) if rotation is None else (rotation, True)
+    grad, delta, grad_out = torch.empty_like(turned), torch.empty_like(log_sums), grad_out.contiguous()
     with torch.cuda.device_of(turned):
-        _backward_queries[grid](turned, table, out, grad_out.contiguous(), log_sums, delta, grad, *rest, is_turned)
-        _backward_keys[grid](turned, table, grad_out.contiguous(), log_sums, delta, grad, *rest, is_turned,
-                             num_stages=2)
+        _backward_queries[grid](turned, out, grad_out, log_sums, delta, grad, *rest)
+        _backward_keys[grid](turned, grad_out, log_sums, delta, grad, *rest, num_stages=2)
+        if rotation is not None:
+            _launch_turn(grad, rotation, grad, back=True)
     return grad
+
+
+def _launch_turn(qkv: Tensor, rotation: Tensor, turned: Tensor, *, back: bool) -> None:
+    """Turn queries and keys by their angles, or back by these, and copy the values unless they are there already."""
+    batch, length, _, heads, width = qkv.shape
+    parts = 2 if qkv is turned else 3
+    _turn[(batch * length * parts,)](qkv, rotation, turned, length, heads * width, parts, -1.0 if back else 1.0, width,
+                                     triton.next_power_of_2(heads * width))
 
 
 @_attend.register_fake
@@ -134,18 +141,19 @@ _attend.register_autograd(_backward, setup_context=_save)
 
 
 @triton.jit
-def _turn(qkv_ptr, rotation_ptr, turned_ptr, length, size, WIDTH: tl.constexpr, SPACE: tl.constexpr):
-    """One program turns the queries, keys or values of all heads at one position; values by no angle."""
-    program = tl.program_id(0).to(tl.int64)
+def _turn(qkv_ptr, rotation_ptr, turned_ptr, length, size, parts, sign, WIDTH: tl.constexpr, SPACE: tl.constexpr):
+    """One program turns the queries or the keys of all heads at one position, or copies the values."""
+    position, part = tl.program_id(0) // parts, tl.program_id(0) % parts
+    start = (position.to(tl.int64) * 3 + part) * size
     places = tl.arange(0, SPACE)
-    pairs = tl.load(qkv_ptr + program * size + places, mask=places < size, other=0.0).to(tl.float32)
-    a, b = tl.split(tl.reshape(pairs, [SPACE // 2, 2]))
-    is_value = program % 3 == 2
-    angles = rotation_ptr + program // 3 % length * WIDTH + tl.arange(0, SPACE // 2) % (WIDTH // 2) * 2
-    cosine = tl.where(is_value, 1.0, tl.load(angles))
-    sine = tl.where(is_value, 0.0, tl.load(angles + 1))
-    pairs = tl.reshape(tl.join(a * cosine - b * sine, a * sine + b * cosine), [SPACE])
-    tl.store(turned_ptr + program * size + places, pairs.to(turned_ptr.dtype.element_ty), mask=places < size)
+    pairs = tl.load(qkv_ptr + start + places, mask=places < size, other=0.0)
+    if part < 2:
+        a, b = tl.split(tl.reshape(pairs.to(tl.float32), [SPACE // 2, 2]))
+        angles = rotation_ptr + position % length * WIDTH + tl.arange(0, SPACE // 2) % (WIDTH // 2) * 2
+        cosine, sine = tl.load(angles), sign * tl.load(angles + 1)
+        turned = tl.reshape(tl.join(a * cosine - b * sine, a * sine + b * cosine), [SPACE])
+        pairs = turned.to(qkv_ptr.dtype.element_ty)
+    tl.store(turned_ptr + start + places, pairs, mask=places < size)
 
 
 @triton.jit
@@ -178,9 +186,8 @@ def _forward(qkv_ptr, out_ptr, log_sums_ptr, length, SCALE: tl.constexpr,
 
 
 @triton.jit
-def _backward_queries(qkv_ptr, rotation_ptr, out_ptr, grad_out_ptr, log_sums_ptr, delta_ptr, grad_ptr, length,
-                      SCALE: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
-                      BLOCK: tl.constexpr, TURNED: tl.constexpr):
+def _backward_queries(qkv_ptr, out_ptr, grad_out_ptr, log_sums_ptr, delta_ptr, grad_ptr, length, SCALE: tl.constexpr,
+                      HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
     """Sums dq; writes Δ as well, which the other kernel reads."""
     first, sequence, head, rows = _place(length, HEADS, BLOCK)
     q_ptr = qkv_ptr + _in_qkv(sequence, head, length, HEADS, WIDTH)
@@ -200,15 +207,13 @@ def _backward_queries(qkv_ptr, rotation_ptr, out_ptr, grad_out_ptr, log_sums_ptr
         v = _load(v_ptr, keys, length, 3 * HEADS, WIDTH, PADDED)
         _weights, grad_scores = _gradients_of_scores(q, k, v, grad_out, queries, keys, log_sums, delta, SCALE)
         grad_q += _dot(grad_scores.to(k.dtype), k)
-    grad_q = _turn_back(grad_q * SCALE, rotation_ptr, queries, length, WIDTH, PADDED, BLOCK, TURNED)
     to_q = grad_ptr + _in_qkv(sequence, head, length, HEADS, WIDTH)
-    _store(to_q, queries, grad_q, length, 3 * HEADS, WIDTH, PADDED)
+    _store(to_q, queries, grad_q * SCALE, length, 3 * HEADS, WIDTH, PADDED)
 
 
 @triton.jit
-def _backward_keys(qkv_ptr, rotation_ptr, grad_out_ptr, log_sums_ptr, delta_ptr, grad_ptr, length,
-                   SCALE: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
-                   BLOCK: tl.constexpr, TURNED: tl.constexpr):
+def _backward_keys(qkv_ptr, grad_out_ptr, log_sums_ptr, delta_ptr, grad_ptr, length, SCALE: tl.constexpr,
+                   HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
     """Sums dk and dv. Queries behind the last one read zeros, so that their dO and Δ, and so their dS, are 0."""
     first, sequence, head, rows = _place(length, HEADS, BLOCK)
     q_ptr = qkv_ptr + _in_qkv(sequence, head, length, HEADS, WIDTH)
@@ -228,9 +233,8 @@ def _backward_keys(qkv_ptr, rotation_ptr, grad_out_ptr, log_sums_ptr, delta_ptr,
         weights, grad_scores = _gradients_of_scores(q, k, v, grad_out, queries, keys, log_sums, delta, SCALE)
         grad_v += _dot(tl.trans(weights.to(v.dtype)), grad_out)
         grad_k += _dot(tl.trans(grad_scores.to(q.dtype)), q)
-    grad_k = _turn_back(grad_k * SCALE, rotation_ptr, keys, length, WIDTH, PADDED, BLOCK, TURNED)
     to_q = grad_ptr + _in_qkv(sequence, head, length, HEADS, WIDTH)
-    _store(to_q + HEADS * WIDTH, keys, grad_k, length, 3 * HEADS, WIDTH, PADDED)
+    _store(to_q + HEADS * WIDTH, keys, grad_k * SCALE, length, 3 * HEADS, WIDTH, PADDED)
     _store(to_q + 2 * HEADS * WIDTH, keys, grad_v, length, 3 * HEADS, WIDTH, PADDED)
 
 
@@ -241,20 +245,6 @@ def _gradients_of_scores(q, k, v, grad_out, queries, keys, log_sums, delta, SCAL
     weights = tl.where(queries[:, None] >= keys[None, :], tl.exp2(scores - log_sums[:, None]), 0.0)
     grad_weights = _dot(grad_out, tl.trans(v))
     return weights, weights * (grad_weights - delta[:, None])
-
-
-@triton.jit
-def _turn_back(x, rotation_ptr, rows, length, WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
-               TURNED: tl.constexpr):
-    """Turn the pairs of x (rows, PADDED) by the opposite of their angle: the gradient of turning them."""
-    if TURNED:
-        a, b = tl.split(tl.reshape(x, [BLOCK, PADDED // 2, 2]))
-        pairs = tl.arange(0, PADDED // 2)
-        angles = rotation_ptr + rows[:, None] * WIDTH + pairs[None, :] * 2
-        inside = (rows[:, None] < length) & (pairs[None, :] < WIDTH // 2)
-        cosine, sine = tl.load(angles, mask=inside, other=0.0), tl.load(angles + 1, mask=inside, other=0.0)
-        x = tl.reshape(tl.join(a * cosine + b * sine, b * cosine - a * sine), [BLOCK, PADDED])
-    return x
 
 
 @triton.jit

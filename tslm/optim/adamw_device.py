@@ -99,7 +99,7 @@ def counter_on(device: torch.device, step: int | Tensor) -> Tensor:
     Such are the counters of torch's own AdamW, too, where it keeps them on the device.
     """
     if isinstance(step, Tensor):
-        return step.to(device, torch.float32)
+        return step if step.dtype == torch.float32 and step.device == device else step.to(device, torch.float32)
     return torch.full((), float(step), dtype=torch.float32, device=device)
 
 
