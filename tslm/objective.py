@@ -104,7 +104,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             part, target = hidden[start : start + chunk_size], targets[start : start + chunk_size]
             summed, grad = of_logits(part @ weight.T, target, with_grad)
             loss += summed
-            if grad is not None:
+            if with_grad and grad is not None:
                 grad_hidden[start : start + chunk_size] = grad @ weight
                 grad_weight += grad.T @ part
         if with_grad:

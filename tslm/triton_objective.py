@@ -38,7 +38,7 @@ def losses_and_gradient(logits: Tensor, targets: Tensor, with_grad: bool) -> tup
     space = triton.next_power_of_2(vocab_size)
     with torch.cuda.device_of(logits):
         _losses_and_gradient[(number,)](logits, targets, losses, vocab_size, space,
-                                        num_warps=min(32, max(4, space // 512)))
+                                        num_warps=min(32, max(4, space // 2048)))
     return losses.sum(), logits
 
 

@@ -6,6 +6,7 @@ litgpt is not among the tests' requirements, so the figures that need it do not 
 import json
 
 import pytest
+import torch
 
 from tests.benchmarks import training, training_figures, training_parity, training_peers
 from tests.benchmarks.measure import Run, run_alone
@@ -76,7 +77,8 @@ def test_throughput_and_losses_beside_transformers(tmp_path, monkeypatch, capsys
 
 
 def test_a_training_runs_in_a_process_of_its_own(tmp_path):
-    run = run_alone(train, side=OURS, form="eager", shape="tiny", batch_size=2, steps=1, seed=0, compiled=tmp_path)
+    run = run_alone(train, side=OURS, form="eager", shape="tiny", batch_size=2, steps=1, seed=0, compiled=tmp_path,
+                    device="cpu")
     assert len(run.result["seconds"]) == 1 + WARM_UP
     assert 50e6 < run.result["peak_bytes"] < 2e9
 
@@ -97,9 +99,11 @@ def test_figures_of_missing_libraries_are_left_out_in_one_line(tmp_path, monkeyp
         (["--only", "speed"], ["no figure is called speed", "tokens_vs_litgpt"]),
         (["--runs", "0"], ["--runs", "above 0"]),
         (["--parity-text", "missing.txt"], ["missing.txt", "--parity-text"]),
+        (["--device", "cuda"], ["--device cuda", "no CUDA GPU"]),
     ],
 )
-def test_a_mistake_is_one_sentence(arguments, words, tmp_path, capsys):
+def test_a_mistake_is_one_sentence(arguments, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert training.main([*arguments, "--workdir", str(tmp_path / "work")]) == 2
     output, errors = capsys.readouterr()
     assert output == ""
@@ -138,7 +142,7 @@ def test_the_fastest_form_of_each_side_goes_on_in_turn():
 
 
 def test_the_matmuls_of_a_step_take_time():
-    assert matmul_seconds("tiny", batch_size=2, passes=1) > 0
+    assert matmul_seconds("tiny", batch_size=2, passes=1, device="cpu") > 0
 
 
 def test_the_clock_in_the_data_stops_at_each_draw():

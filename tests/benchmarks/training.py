@@ -43,6 +43,11 @@ def _measure(options: argparse.Namespace) -> int:
         raise ValueError(", ".join(f"--{name.replace('_', '-')}" for name in numbers) + " take numbers above 0")
     if options.parity_text is not None and not options.parity_text.is_file():
         raise FileNotFoundError(f"{options.parity_text} does not exist or is no file; --parity-text takes a UTF-8 text")
+    if options.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError("--device cuda, but torch finds no CUDA GPU here; leave it out to measure on the CPU")
     chosen = _installed(choose(plans(), options.only))
     options.workdir.mkdir(parents=True, exist_ok=True)
     figures: list[Figure] = []
@@ -50,6 +55,7 @@ def _measure(options: argparse.Namespace) -> int:
         training = Training(
             shape=options.shape, small=options.small, quick=options.quick, batch_size=options.batch_size,
             memory_batch_size=options.memory_batch_size, steps=options.steps, runs=options.runs, seed=options.seed,
+            device=options.device,
             parity_text=options.parity_text, parity_tokens=options.parity_tokens, parity_seeds=options.parity_seeds,
             fit_options=shlex.split(options.fit_options), workdir=options.workdir, scratch=Path(scratch), say=_say,
         )
@@ -62,6 +68,8 @@ def _measure(options: argparse.Namespace) -> int:
             else:
                 print(figures[-1].json_line(), flush=True)
     conditions = machine(dict.fromkeys(["tslm", "torch", "lightning", *(plan.peer for plan in chosen if plan.peer)]))
+    if options.device == "cuda":
+        conditions = f"{torch.cuda.get_device_name()}, {conditions}"
     print(f"{table(figures)}\n{conditions}", file=sys.stderr)
     if options.markdown:
         print(f"{markdown(figures)}\n\n{conditions}")
@@ -91,6 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--runs", type=int, default=3, help="on each side (default: 3); of memory and compile time one")
     add("--steps", type=int, default=5, help="whose time counts, in one run (default: 5)")
     add("--seed", type=int, default=0, help="of weights and windows (default: 0)")
+    add("--device", choices=["cpu", "cuda"], default="cpu",
+        help="where the steps of tokens_vs_…, matmul_share, memory_… and compile_time are taken (default: cpu)")
     add("--shape", choices=SHAPES, default="course", help="the model of most figures (default: course)")
     add("--small", choices=SHAPES, default="small", help="the model of loss_parity (default: small)")
     add("--quick", choices=SHAPES, default="quick", help="the model of lightning_cost (default: quick)")

@@ -5,7 +5,7 @@ each side goes on, in turn, until it has run as often as was asked for.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.benchmarks import training_jobs, training_parity, training_peers
 from tests.benchmarks.measure import Figure, Plan, Target, in_turn, run_alone
-from tests.benchmarks.training_jobs import OUR_FORMS, OURS, SHAPES, WARM_UP
+from tests.benchmarks.training_jobs import GROUP, OUR_FORMS, OURS, SHAPES, WARM_UP
 from tests.benchmarks.training_start import FirstStep
 
 Side = dict[str, Callable[[], float]]  # the forms of a side, each measured by a call; the larger, the better
@@ -32,6 +32,7 @@ class Training:
         steps: whose time is taken, in one process.
         runs: on each side.
         seed: of weights and windows.
+        device: where the steps are taken whose speed or memory is measured, "cpu" or "cuda".
         parity_text: a UTF-8 text; None takes the embedded corpus.
         parity_tokens: that each side is trained on.
         parity_seeds: how many; the first is `seed`.
@@ -39,6 +40,7 @@ class Training:
         workdir: where compiled code and prepared data are kept.
         scratch: a folder that is removed at the end.
         say: tells the user what is going on.
+        fastest: the form of each side that was found to be the fastest, so far.
     """
 
     shape: str
@@ -49,6 +51,7 @@ class Training:
     steps: int
     runs: int
     seed: int
+    device: str
     parity_text: Path | None
     parity_tokens: int
     parity_seeds: int
@@ -56,11 +59,12 @@ class Training:
     workdir: Path
     scratch: Path
     say: Callable[[str], None]
+    fastest: dict[str, str] = field(default_factory=dict)
 
     def train(self, side: str, form: str, **changes: object) -> dict[str, Any]:
         """Take steps in a process of its own; see `training_jobs.train`."""
         options = {"shape": self.shape, "batch_size": self.batch_size, "steps": self.steps, "seed": self.seed,
-                   "compiled": self.workdir / "compiled"} | changes
+                   "device": self.device, "compiled": self.workdir / "compiled"} | changes
         result: dict[str, Any] = run_alone(training_jobs.train, side=side, form=form, **options).result
         return result
 
@@ -125,7 +129,8 @@ def _first_round(side: Side, say: Callable[[str], None]) -> dict[str, float]:
 
 
 def _throughput(training: Training, side: str, forms: tuple[str, ...]) -> Side:
-    """Return the tokens per second of each form of a side, from the median of its steps."""
+    """Return the tokens per second of each form of a side, from the median of its steps; of the fastest if known."""
+    forms = (training.fastest[side],) if side in training.fastest else forms
 
     def tokens_per_second(form: str) -> float:
         seconds = training.train(side, form)["seconds"]
@@ -137,6 +142,7 @@ def _throughput(training: Training, side: str, forms: tuple[str, ...]) -> Side:
 def _tokens(training: Training, name: str, *, peer: str) -> Figure:
     sides = [_throughput(training, OURS, OUR_FORMS), _throughput(training, peer, training_peers.FORMS)]
     (form, ours, our_forms), (peer_form, theirs, peer_forms) = fastest_in_turn(sides, training.runs, training.say)
+    training.fastest.update({OURS: form, peer: peer_form})
     return Figure(name, "tokens/s", ours, theirs, f"{peer}, {peer_form}", Target("ratio", ">=", 1.5), training.runs,
                   form, {"our_forms": our_forms, "peer_forms": peer_forms})
 
@@ -144,7 +150,7 @@ def _tokens(training: Training, name: str, *, peer: str) -> Figure:
 def _matmul_share(training: Training, name: str) -> Figure:
     def ceiling() -> float:
         job = partial(run_alone, training_jobs.matmul_seconds, shape=training.shape, batch_size=training.batch_size)
-        return training.tokens(training.batch_size) / job(passes=training.steps).result
+        return training.tokens(training.batch_size) / job(passes=training.steps, device=training.device).result
 
     sides = [_throughput(training, OURS, OUR_FORMS), {"bf16": ceiling}]
     (form, ours, our_forms), (_, theirs, _) = fastest_in_turn(sides, training.runs, training.say)
@@ -166,7 +172,7 @@ def _compile_time(training: Training, name: str) -> Figure:
 
     def seconds(side: str) -> float:
         times = training.train(side, "compiled", compiled=training.scratch / f"compiled-{side}")["seconds"]
-        return float(times[0] - median(times[WARM_UP:]))
+        return float(times[0] - median(times[WARM_UP:])) * (GROUP if training.device == "cuda" else 1)
 
     values = in_turn(lambda: seconds(OURS), lambda: seconds("litgpt"), 1)
     return Figure(name, "s", *values, "litgpt, compiled", None, 1, "compiled")

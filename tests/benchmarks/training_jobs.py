@@ -36,13 +36,16 @@ SHAPES: dict[str, Shape] = {
 OURS = "tslm"
 OUR_FORMS = ("eager", "compiled")
 WARM_UP = 2  # steps that do not count: the first one compiles, and the optimizer makes its state
+GROUP = 20  # steps on a GPU between two looks at the clock: waiting for each would show the processor's part
 _TOKENS = 1_000_000  # of the random text that the windows are drawn from
 _QUICK_BATCH = 8
 _FIRST_STEPS = 10  # of a Trainer's fit, not counted: files are opened
 
 
-def train(side: str, form: str, shape: str, batch_size: int, steps: int, seed: int, compiled: str) -> dict[str, Any]:
-    """Take `WARM_UP` + `steps` optimizer steps in bf16 and time each.
+def train(
+    side: str, form: str, shape: str, batch_size: int, steps: int, seed: int, compiled: str, device: str
+) -> dict[str, Any]:
+    """Take `WARM_UP` + `steps` optimizer steps in bf16 and time each; on a GPU, each `GROUP` of steps.
 
     Args:
         side: `OURS` or one of `training_peers.PACKAGES`.
@@ -52,23 +55,34 @@ def train(side: str, form: str, shape: str, batch_size: int, steps: int, seed: i
         steps: that count.
         seed: of windows and weights.
         compiled: the folder where compiled code is kept from one process to the next.
+        device: "cpu" or "cuda".
 
     Returns:
-        `seconds` of each step, and the process's `peak_bytes`: its largest resident set, libraries included.
+        `seconds` of each step, and `peak_bytes`: the process's largest resident set, libraries included, or what torch
+        has reserved on the GPU at most.
     """
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled  # before torch is imported
     make_step = _our_step if side == OURS else _peer_step(side)
-    step = make_step(form, SHAPES[shape], _batches(SHAPES[shape], batch_size, seed), seed)
-    seconds = [_seconds(step) for _ in range(WARM_UP + steps)]
-    return {"seconds": seconds, "peak_bytes": _peak_bytes()}
+    step = make_step(form, SHAPES[shape], _batches(SHAPES[shape], batch_size, seed, device), seed, device)
+    if device == "cpu":
+        return {"seconds": [_seconds(step) for _ in range(WARM_UP + steps)], "peak_bytes": _peak_bytes()}
+    import torch
+
+    def group() -> None:
+        for _ in range(GROUP):
+            step()
+        torch.cuda.synchronize()
+
+    seconds = [_seconds(group) / GROUP for _ in range(WARM_UP + steps)]
+    return {"seconds": seconds, "peak_bytes": torch.cuda.max_memory_reserved()}
 
 
-def _peer_step(peer: str) -> Callable[[str, Shape, Iterator[Any], int], Callable[[], None]]:
-    return lambda form, shape, batches, seed: training_peers.step_of(peer, form, shape, batches, seed)
+def _peer_step(peer: str) -> Callable[[str, Shape, Iterator[Any], int, str], Callable[[], None]]:
+    return lambda form, shape, batches, seed, device: training_peers.step_of(peer, form, shape, batches, seed, device)
 
 
-def _our_step(form: str, shape: Shape, batches: Iterator[Any], seed: int) -> Callable[[], None]:
-    """Return the step of the bare loop over the very module that `fit` trains."""
+def _our_step(form: str, shape: Shape, batches: Iterator[Any], seed: int, device: str) -> Callable[[], None]:
+    """Return the step of the bare loop over the very module that `fit` trains, on a GPU by its CUDA graph."""
     import torch
 
     from tslm.loops.bare import BareDriver
@@ -76,14 +90,17 @@ def _our_step(form: str, shape: Shape, batches: Iterator[Any], seed: int) -> Cal
     from tslm.training.memory import keep_freed_memory
 
     torch.manual_seed(seed)
-    module = LanguageModule(**shape)
+    module = LanguageModule(**shape).to(device)
     if form == "compiled":
         module.compile_step()
-    keep_freed_memory()  # as `fit` does
+    if device == "cpu":
+        keep_freed_memory()  # as `fit` does
+    else:
+        module.use_cuda_graph(True)
     made = module.make_optimizer(max_steps=1000)
     driver = BareDriver(
         module, made["optimizer"], made["lr_scheduler"]["scheduler"], batches, max_norm=training_peers.MAX_NORM,
-        autocast=lambda: torch.autocast("cpu", torch.bfloat16),
+        autocast=lambda: torch.autocast(device, torch.bfloat16),
     )
 
     def step() -> None:
@@ -94,18 +111,22 @@ def _our_step(form: str, shape: Shape, batches: Iterator[Any], seed: int) -> Cal
     return step
 
 
-def _batches(shape: Shape, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(shape: Shape, batch_size: int, seed: int, device: str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
     """Draw windows without end out of random tokens, the same on all sides; no step is faster for what they say."""
     import numpy as np
+    import torch
 
     from tslm.data.batches import TrainBatches
+    from tslm.data.device_windows import DeviceWindows
     from tslm.data.windows import WindowStream
 
     ids = np.random.default_rng(seed).integers(0, shape["vocab_size"], _TOKENS, dtype=np.uint16)
-    return iter(TrainBatches(WindowStream(ids, shape["context_length"], seed), batch_size, 0, 0, 1))
+    stream = WindowStream(ids, shape["context_length"], seed)
+    windows = stream if device == "cpu" else DeviceWindows(stream, torch.device(device))
+    return iter(TrainBatches(windows, batch_size, 0, 0, 1))
 
 
-def matmul_seconds(shape: str, batch_size: int, passes: int) -> float:
+def matmul_seconds(shape: str, batch_size: int, passes: int, device: str) -> float:
     """Return the seconds that all matmuls of one step take in bf16: the least that a step can take.
 
     Each at the shape that the model has: for a weight (out, in) the product of the forward pass and the two of the
@@ -117,7 +138,8 @@ def matmul_seconds(shape: str, batch_size: int, passes: int) -> float:
 
     from tslm.training.memory import keep_freed_memory
 
-    keep_freed_memory()  # or page faults of the results would count as multiplication
+    if device == "cpu":
+        keep_freed_memory()  # or page faults of the results would count as multiplication
     sizes = SHAPES[shape]
     context, width, inner, layers = (sizes[name] for name in ("context_length", "d_model", "d_ff", "num_layers"))
     rows, heads = batch_size * context, sizes["num_heads"]
@@ -125,16 +147,27 @@ def matmul_seconds(shape: str, batch_size: int, passes: int) -> float:
                (sizes["vocab_size"], width, 1)]
 
     def filled(*size: int) -> Tensor:
-        return torch.randn(size, dtype=torch.bfloat16)
+        return torch.randn(size, dtype=torch.bfloat16, device=device)
+
+    def seconds(left: Tensor, right: Tensor) -> float:
+        if device == "cpu":
+            return _median_seconds(lambda: left @ right, passes)
+
+        def group() -> None:
+            for _ in range(GROUP):
+                left @ right
+            torch.cuda.synchronize()
+
+        return _median_seconds(group, passes) / GROUP
 
     total = 0.0
     for d_out, d_in, count in weights:
         x, weight, grad = filled(rows, d_in), filled(d_out, d_in), filled(rows, d_out)
         for left, right in ((x, weight.T), (grad, weight), (grad.T, x)):
-            total += count * _median_seconds(lambda a=left, b=right: a @ b, passes)
+            total += count * seconds(left, right)
     q, p = filled(batch_size * heads, context, width // heads), filled(batch_size * heads, context, context)
     for left, right, count in ((q, q.mT, 2), (p, q, 2), (p.mT, q, 2)):  # q kᵀ, dO vᵀ; P v, dS k; Pᵀ dO, dSᵀ q
-        total += count * layers * _median_seconds(lambda a=left, b=right: a @ b, passes) / 2
+        total += count * layers * seconds(left, right) / 2
     return total
 
 

@@ -28,7 +28,7 @@ MAX_NORM = 1.0
 
 
 def step_of(
-    peer: str, form: str, shape: Shape, batches: Iterator[tuple[Tensor, Tensor]], seed: int
+    peer: str, form: str, shape: Shape, batches: Iterator[tuple[Tensor, Tensor]], seed: int, device: str
 ) -> Callable[[], None]:
     """Return a function that takes one optimizer step under bf16 autocast: draw, forward, backward, clip, update.
 
@@ -38,11 +38,13 @@ def step_of(
         shape: of the model.
         batches: inputs and targets, without end.
         seed: of the initial weights.
+        device: "cpu" or "cuda".
     """
     import torch
 
     torch.manual_seed(seed)
     model, blocks, logits_of = _litgpt(shape) if peer == "litgpt" else _transformers(shape)
+    model.to(device)
     loss_of: Callable[[Tensor, Tensor], Tensor] = partial(_loss, logits_of)
     if form == "compiled":
         loss_of = torch.compile(loss_of)
@@ -54,7 +56,7 @@ def step_of(
 
     def step() -> None:
         inputs, targets = next(batches)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16):
             loss = loss_of(inputs, targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, MAX_NORM)
@@ -81,6 +83,8 @@ def _faster_adamw(parameters: list[Tensor]) -> torch.optim.AdamW:
         for _ in range(4):
             start = time.perf_counter()
             optimizer.step()
+            if parameters[0].is_cuda:
+                torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
         return min(times)
 

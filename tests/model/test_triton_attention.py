@@ -101,8 +101,8 @@ def test_turning_compiles_for_a_gpu(monkeypatch, tmp_path):
     pytest.importorskip("triton", reason="Triton has no wheels for this system")
     from tslm.model.triton_attention import _turn
 
-    types = {"qkv_ptr": "*bf16", "turned_ptr": "*bf16", "length": "i32", "size": "i32", "parts": "i32"}
-    compile_for_gpu(monkeypatch, tmp_path, _turn, types, {"WIDTH": 32, "SPACE": 512})
+    types = {"qkv_ptr": "*bf16", "turned_ptr": "*bf16", "length": "i32", "size": "i32"}
+    compile_for_gpu(monkeypatch, tmp_path, _turn, types, {"COPIES": True, "WIDTH": 32, "SPACE": 512})
 
 
 def test_the_kernels_take_what_fits():

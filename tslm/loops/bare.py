@@ -23,6 +23,9 @@ class TrainableModule(Protocol):
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Return the mean loss of a batch."""
 
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of a loss that `training_step` returned."""
+
     def validation_step(self, batch: Batch, batch_idx: int) -> Any:
         """Add a batch to the validation loss."""
 
@@ -74,7 +77,7 @@ class BareDriver:
         for _ in range(self.accumulate):
             with self.autocast():
                 loss = self.module.training_step(next(self.batches), self.micro_batches) / self.accumulate
-            loss.backward()
+            self.module.backward(loss)
             self.loss = self.loss + loss.detach()
             self.micro_batches += 1
         self.module.clip(self.max_norm)

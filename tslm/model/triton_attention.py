@@ -111,9 +111,9 @@ def _attend_backward(turned: Tensor, rotation: Tensor | None, out: Tensor, log_s
 def _launch_turn(qkv: Tensor, rotation: Tensor, turned: Tensor, *, back: bool) -> None:
     """Turn queries and keys by their angles, or back by these, and copy the values unless they are there already."""
     batch, length, _, heads, width = qkv.shape
-    parts = 2 if qkv is turned else 3
-    _turn[(batch * length * parts,)](qkv, rotation, turned, length, heads * width, parts, -1.0 if back else 1.0, width,
-                                     triton.next_power_of_2(heads * width))
+    size, copies = heads * width, qkv is not turned
+    _turn[(batch * length,)](qkv, rotation, turned, length, size, -1.0 if back else 1.0, copies, width,
+                             triton.next_power_of_2(size))
 
 
 @_attend.register_fake
@@ -141,19 +141,23 @@ _attend.register_autograd(_backward, setup_context=_save)
 
 
 @triton.jit
-def _turn(qkv_ptr, rotation_ptr, turned_ptr, length, size, parts, sign, WIDTH: tl.constexpr, SPACE: tl.constexpr):
-    """One program turns the queries or the keys of all heads at one position, or copies the values."""
-    position, part = tl.program_id(0) // parts, tl.program_id(0) % parts
-    start = (position.to(tl.int64) * 3 + part) * size
+def _turn(qkv_ptr, rotation_ptr, turned_ptr, length, size, sign, COPIES: tl.constexpr, WIDTH: tl.constexpr,
+          SPACE: tl.constexpr):
+    """One program turns the queries and keys of all heads at one position, and copies the values if `COPIES`."""
+    position = tl.program_id(0)
+    angles = rotation_ptr + position % length * WIDTH + tl.arange(0, SPACE // 2) % (WIDTH // 2) * 2
+    cosine, sine = tl.load(angles), sign * tl.load(angles + 1)
     places = tl.arange(0, SPACE)
-    pairs = tl.load(qkv_ptr + start + places, mask=places < size, other=0.0)
-    if part < 2:
-        a, b = tl.split(tl.reshape(pairs.to(tl.float32), [SPACE // 2, 2]))
-        angles = rotation_ptr + position % length * WIDTH + tl.arange(0, SPACE // 2) % (WIDTH // 2) * 2
-        cosine, sine = tl.load(angles), sign * tl.load(angles + 1)
-        turned = tl.reshape(tl.join(a * cosine - b * sine, a * sine + b * cosine), [SPACE])
-        pairs = turned.to(qkv_ptr.dtype.element_ty)
-    tl.store(turned_ptr + start + places, pairs, mask=places < size)
+    inside = places < size
+    start = position.to(tl.int64) * 3 * size
+    for part in tl.static_range(2):
+        pairs = tl.load(qkv_ptr + start + part * size + places, mask=inside, other=0.0).to(tl.float32)
+        a, b = tl.split(tl.reshape(pairs, [SPACE // 2, 2]))
+        pairs = tl.reshape(tl.join(a * cosine - b * sine, a * sine + b * cosine), [SPACE])
+        tl.store(turned_ptr + start + part * size + places, pairs.to(turned_ptr.dtype.element_ty), mask=inside)
+    if COPIES:
+        values = tl.load(qkv_ptr + start + 2 * size + places, mask=inside, other=0.0)
+        tl.store(turned_ptr + start + 2 * size + places, values, mask=inside)
 
 
 @triton.jit

@@ -116,7 +116,11 @@ class LanguageModule(pl.LightningModule):
         trainer, scaled = self.trainer, self.trainer.scaler is not None
         alone = trainer.world_size == 1 and trainer.model is self
         graph = applies(trainer.strategy.root_device, alone, trainer.accumulate_grad_batches, scaled)
-        self._cuda_step = CudaStep(self.watched_loss, self.parameters()) if graph else None
+        self.use_cuda_graph(graph)
+
+    def use_cuda_graph(self, on: bool) -> None:
+        """Compute the gradients by a CUDA graph, which the next batch records, or take that back."""
+        self._cuda_step = CudaStep(self.watched_loss, self.parameters()) if on else None
 
     def on_train_end(self) -> None:
         """Let the graph's memory go."""
