@@ -1,6 +1,7 @@
 """AdamW for parameters that are not on a CPU: each number that changes from step to step is a tensor beside them.
 
 So the processor never waits, a step can be skipped by a flag that it does not know, and a CUDA graph could replay it.
+(It would wait for numbers that an operator wants as tensors, as torch.where does, since these are sent to the device.)
 The plain form is `adamw.adamw_step`; tested against it on a CPU. In float32 on a CUDA GPU the arithmetic is one kernel
 (triton_adamw.py), elsewhere that of operators over all parameters at once.
 """
@@ -36,10 +37,10 @@ def device_adamw_step(
     """
     steps, means, squares = ([state[name] for state in states] for name in ("step", "exp_avg", "exp_avg_sq"))
     dtype = torch.float32 if _half(parameters[0]) else parameters[0].dtype
-    torch._foreach_add_(steps, torch.where(skip, 0.0, 1.0))
+    torch._foreach_add_(steps, skip.logical_not().float())
     t = torch.stack(steps).to(dtype)
     # α_t, where 1 - βᵗ would lose digits in float32. A skipped first step has 0/0 here, which is not taken.
-    rates = torch.where(skip, 0.0, lr * torch.sqrt(_one_minus_power(beta2, t)) / _one_minus_power(beta1, t))
+    rates = (lr * torch.sqrt(_one_minus_power(beta2, t)) / _one_minus_power(beta1, t)).masked_fill_(skip, 0.0)
     update = _kernel(parameters, gradients, means, squares) or foreach_update
     update(parameters, gradients, means, squares, rates, skip, beta1, beta2, eps, 1 - lr * weight_decay)
 

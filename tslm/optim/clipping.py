@@ -41,7 +41,7 @@ def clip_gradients(parameters: Iterable[Tensor] | Tensor, max_norm: float, eps: 
     norms = torch._foreach_norm(gradients, 2, dtype=dtype)
     norm = torch.stack([each.to(norms[0].device) for each in norms]).square().sum().sqrt()
     # Multiplying by exactly 1 leaves every bit as it is, and costs less than asking the device whether it is needed.
-    scale = torch.where(norm >= max_norm, max_norm / (norm + eps), 1.0)
+    scale = (max_norm / (norm + eps)).masked_fill_((norm >= max_norm).logical_not_(), 1.0)
     for device in {gradient.device for gradient in gradients}:
         torch._foreach_mul_([each for each in gradients if each.device == device], scale.to(device))
     return norm

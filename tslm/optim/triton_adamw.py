@@ -1,4 +1,4 @@
-"""AdamW's update of a parameter as one Triton kernel: four tensors are read once, three of them written once.
+"""AdamW's update of all parameters as one Triton kernel: four tensors are read once, three of them written once.
 
 The operators of `adamw_device` go through memory some 25 times for the same numbers. `adamw_device.device_adamw_step`
 comes here with float32 tensors on a CUDA GPU where Triton can be imported; nothing else imports this file. Tested under
@@ -8,13 +8,14 @@ Triton's interpreter against `adamw.adamw_step`.
 # ruff: noqa: ANN001, ANN202 - a kernel's arguments are Triton's own
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, import-untyped"
 # No `from __future__ import annotations`: Triton reads the annotations of a kernel.
+import functools
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 BLOCK = 2048  # entries of a program
-_tables: dict[tuple[int, ...], tuple[Tensor, ...]] = {}  # the last one; the same as long as the gradients stay in place
 
 
 def update(
@@ -36,32 +37,27 @@ def update(
         decay: 1 - αλ.
     """
     sides = parameters, gradients, means, squares
-    addresses = tuple(tensor.data_ptr() for side in sides for tensor in side)
-    sizes = tuple(tensor.numel() for tensor in parameters)
-    key = addresses + sizes
-    if key not in _tables:
-        _tables.clear()
-        _tables[key] = tables(sizes, addresses, skip.device)
+    addresses = _sent(tuple(tensor.data_ptr() for side in sides for tensor in side), skip.device)
+    sizes, owners, blocks = tables(tuple(parameter.numel() for parameter in parameters), skip.device)
     numbers = beta1, 1 - beta1, beta2, 1 - beta2, eps, decay
     with torch.cuda.device_of(skip):
-        _update[(len(_tables[key][-1]),)](*_tables[key], rates, skip, len(parameters), *numbers, BLOCK)
+        _update[(len(owners),)](addresses, sizes, owners, blocks, rates, skip, len(parameters), *numbers, BLOCK)
 
 
-def tables(sizes: tuple[int, ...], addresses: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
-    """Return what a program needs to find its entries: addresses, sizes, and its parameter and block in that.
-
-    Args:
-        sizes: entries of each of P parameters.
-        addresses: of every θ, then of every g, m and v, one after the other: 4 P.
-        device: where the tables go.
-
-    Returns:
-        `addresses` and `sizes` (P), then the parameter and the block of each program, all integers.
-    """
+@functools.lru_cache(maxsize=8)
+def tables(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the parameters' sizes, and for each program its parameter and its block in that."""
     blocks = [triton.cdiv(size, BLOCK) for size in sizes]
-    owners = [number for number, count in enumerate(blocks) for _ in range(count)]
-    within = [block for count in blocks for block in range(count)]
-    return tuple(torch.tensor(table, device=device) for table in (addresses, sizes, owners, within))
+    owners = tuple(number for number, count in enumerate(blocks) for _ in range(count))
+    within = tuple(block for count in blocks for block in range(count))
+    return _sent(sizes, device), _sent(owners, device), _sent(within, device)
+
+
+@functools.lru_cache(maxsize=8)  # the addresses of the gradients stay the same in a CUDA graph, else often
+def _sent(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """The numbers as a tensor there; from pinned memory, so that the processor does not wait for the device."""
+    table = torch.tensor(numbers, dtype=torch.int64)
+    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
 
 
 @triton.jit

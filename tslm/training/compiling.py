@@ -21,8 +21,8 @@ import torch
 
 Choice = bool | Literal["auto"]
 
-# Floating-point operations of a whole run from which on compiling saves more time than it takes: on two cores those of a
-# minute or two, of which it saves a fifth to a third; on an H200 those of 40 seconds, of which it saves a third.
+# Floating-point operations of a whole run from which on compiling saves more time than it takes: on two cores those of
+# a minute or two, of which it saves a fifth to a third; on an H200 those of 40 seconds, of which it saves a third.
 WORTH_FLOPS = {"cpu": 2e13, "cuda": 8e15}
 
 

@@ -61,7 +61,7 @@ class StepMetrics(StepCallback):
     ) -> None:
         """Add a micro-batch; its loss arrives already divided by their number."""
         finite = outputs["loss"].isfinite()
-        self._loss_sum += torch.where(finite, outputs["loss"], 0.0)
+        self._loss_sum += outputs["loss"].masked_fill(~finite, 0.0)
         self._finite += finite
         tokens = batch[0].numel() * trainer.world_size
         self.tokens_seen += tokens

@@ -40,7 +40,7 @@ class SkippedSteps:
         self._total.add_(self.skip)
         self._in_a_row.add_(1).mul_(self.skip)
         torch.maximum(self._longest, self._in_a_row, out=self._longest)
-        self._last_step.copy_(torch.where(self.skip, step, self._last_step))
+        self._last_step.masked_fill_(self.skip, step)
         self._last_norm.copy_(torch.where(self.skip, norm, self._last_norm))
 
     def report(self) -> SkipReport:
