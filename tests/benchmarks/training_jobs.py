@@ -35,6 +35,7 @@ SHAPES: dict[str, Shape] = {
 }
 OURS = "tslm"
 OUR_FORMS = ("eager", "compiled")
+RECOMPUTED = "recomputed"  # eager, with less memory
 WARM_UP = 2  # steps that do not count: the first one compiles, and the optimizer makes its state
 GROUP = 20  # steps on a GPU between two looks at the clock: waiting for each would show the processor's part
 _TOKENS = 1_000_000  # of the random text that the windows are drawn from
@@ -90,7 +91,7 @@ def _our_step(form: str, shape: Shape, batches: Iterator[Any], seed: int, device
     from tslm.training.memory import keep_freed_memory
 
     torch.manual_seed(seed)
-    module = LanguageModule(**shape).to(device)
+    module = LanguageModule(**shape, recompute=form == RECOMPUTED).to(device)
     if form == "compiled":
         module.compile_step()
     if device == "cpu":

@@ -139,3 +139,27 @@ def test_config_refuses_impossible_sizes(change, message):
     sizes = {"vocab_size": 97, "context_length": 24, "d_model": 48, "num_layers": 3, "num_heads": 4, "d_ff": 80}
     with pytest.raises(ValueError, match=message):
         TransformerConfig(**sizes | change)
+
+
+def test_recomputing_gives_the_same_gradients_and_keeps_less(model, ids):
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    def gradients():
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = linear_cross_entropy(model.hidden(ids), model.lm_head.weight, ids)
+            before = sum(kept)
+            return before, torch.autograd.grad(loss, list(model.parameters()))
+
+    usual, expected = gradients()
+    model.recompute = True
+    less, ours = gradients()
+    assert all(torch.equal(one, other) for one, other in zip(ours, expected, strict=True))
+    assert less < usual / 3
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(model(ids), model(ids))

@@ -1,7 +1,7 @@
 """The windows of a `WindowStream` on a GPU: the token ids lie there, and so does the drawing.
 
 A batch then costs the processor a few launches, and nothing crosses the bus while training. The plain form is
-`windows.WindowStream`, whose numbers these are, bit for bit; tested on a CPU, not yet measured on a GPU.
+`windows.WindowStream`, whose numbers these are, bit for bit; tested on a CPU, run on an H200.
 
 Torch has no arithmetic on uint64, but sums and products modulo 2⁶⁴ have the same bits in int64; only a shift to the
 right must be kept from copying the sign.

@@ -8,11 +8,13 @@ Shapes: B batch (any leading dimensions), T positions, S cached positions, D d_m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import Module, ModuleList
+from torch.utils.checkpoint import checkpoint
 
 from tslm.model.attention import LayerCacheLike, MultiHeadSelfAttention
 from tslm.model.config import TransformerConfig
@@ -37,6 +39,10 @@ class KeyValueCacheLike(Protocol):
 class TransformerLM(Module):
     """A pre-norm decoder-only Transformer with RMSNorm, RoPE and SwiGLU, no bias and an untied head.
 
+    Attributes:
+        recompute: whether a block keeps only its input for the backward pass, which computes the rest of it again
+            (Chen et al. 2016, "sublinear memory cost").
+
     State-dict names: token_embeddings.weight, layers.{i}.attn.{q,k,v,output}_proj.weight, layers.{i}.ln1.weight,
     layers.{i}.ln2.weight, layers.{i}.ffn.{w1,w2,w3}.weight, ln_final.weight, lm_head.weight.
 
@@ -56,6 +62,7 @@ class TransformerLM(Module):
             TransformerBlock(config.d_model, config.num_heads, config.d_ff) for _ in range(config.num_layers))
         self.ln_final = RMSNorm(config.d_model)
         self.lm_head = Linear(config.d_model, config.vocab_size)
+        self.recompute = False
         self._run_compiled: Callable[..., Tensor] | None = None
 
     def forward(self, token_ids: Tensor, positions: Tensor | None = None,
@@ -89,8 +96,10 @@ class TransformerLM(Module):
         x = self.token_embeddings(token_ids)
         training = cache is None and torch.is_grad_enabled()
         run = self._run_compiled if self._run_compiled is not None and training else _run
+        run_block = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False) if (
+            self.recompute and training) else run
         for i, block in enumerate(self.layers):
-            x = run(block, x, rotation, None if cache is None else cache.layers[i], positions, mask)
+            x = run_block(block, x, rotation, None if cache is None else cache.layers[i], positions, mask)
         return run(self.ln_final, x)
 
     def compile_layers(self, on: bool = True) -> None:

@@ -2,7 +2,7 @@
 
 A step of a small model is a thousand short kernels, and Python needs longer to launch them than a GPU to run them. A
 graph replays the same kernels on the same addresses, so batches are copied to where the first one lay, and loss and
-gradients always appear in the same place. Tested with recorders that work on a CPU; not yet measured on a GPU.
+gradients always appear in the same place. Tested with recorders that work on a CPU; run on an H200.
 """
 
 from __future__ import annotations

@@ -44,6 +44,8 @@ class LanguageModule(pl.LightningModule):
         loss_chunk_size: Tokens whose logits exist at a time, so peak memory grows by loss_chunk_size · vocab_size
             numbers; a smaller one needs less memory and makes more, smaller matmuls. Unless given, 1,024 on a CPU,
             whose caches hold little, and 16,384 on a GPU.
+        recompute: Whether the backward pass computes the inside of each block again instead of keeping it from the
+            forward pass: half of the memory for a quarter more time.
         optimizer: AdamW and its schedule.
         generation: How `predict` draws stories.
 
@@ -61,6 +63,7 @@ class LanguageModule(pl.LightningModule):
         d_ff: int = 1344,
         rope_theta: float = 10_000.0,
         loss_chunk_size: int | None = None,
+        recompute: bool = False,
         optimizer: OptimizerSettings | None = None,
         generation: GenerationSettings | None = None,
     ) -> None:
@@ -73,7 +76,7 @@ class LanguageModule(pl.LightningModule):
         self._ddp_params_and_buffers_to_ignore = ["model.rope.table"]
         if loss_chunk_size is not None and loss_chunk_size < 1:
             raise ValueError(f"model.loss_chunk_size is {loss_chunk_size}: give --model.loss_chunk_size at least 1")
-        self.loss_chunk_size = loss_chunk_size
+        self.loss_chunk_size, self.model.recompute = loss_chunk_size, recompute
         self.optimizer_settings = optimizer or OptimizerSettings()
         self.generation_settings = generation or GenerationSettings()
         self.optimizer_settings.check()
