@@ -146,10 +146,10 @@ def _kernel(hidden: Tensor, vocab_size: int) -> Callable[[Tensor, Tensor, bool],
     if not hidden.is_cuda:
         return None
     try:
-        from tslm import triton_objective
+        from tslm.model import triton_cross_entropy as kernel
     except ImportError:  # Triton has no wheels for this system
         return None
-    return triton_objective.losses_and_gradient if triton_objective.takes(hidden.dtype, vocab_size) else None
+    return kernel.losses_and_gradient if kernel.takes(hidden.dtype, vocab_size) else None
 
 
 @overload

@@ -8,13 +8,14 @@ from tslm import objective
 
 SIZES = [(5, 3), (4, 64), (3, 300)]
 CHILD = f"""
-from tests.test_triton_objective import inputs, joined
-from tslm import objective, triton_objective
+from tests.model.test_triton_cross_entropy import inputs, joined
+from tslm import objective
+from tslm.model import triton_cross_entropy
 for number, vocab_size in {SIZES}:
     for dtype in (torch.float32, torch.bfloat16):
         logits, targets = inputs(number, vocab_size, dtype)
-        results[vocab_size, str(dtype)] = triton_objective.losses_and_gradient(logits, targets, True)
-objective._kernel = lambda hidden, vocab_size: triton_objective.losses_and_gradient
+        results[vocab_size, str(dtype)] = triton_cross_entropy.losses_and_gradient(logits, targets, True)
+objective._kernel = lambda hidden, vocab_size: triton_cross_entropy.losses_and_gradient
 results["joined"] = joined()
 """
 
@@ -63,7 +64,7 @@ def test_the_loss_with_the_kernel_is_the_loss_without(results):
 
 def test_the_kernel_compiles_for_a_gpu(monkeypatch, tmp_path):
     pytest.importorskip("triton", reason="Triton has no wheels for this system")
-    from tslm.triton_objective import _losses_and_gradient, takes
+    from tslm.model.triton_cross_entropy import _losses_and_gradient, takes
 
     types = {"logits_ptr": "*bf16", "targets_ptr": "*i64", "vocab_size": "i32"}
     compile_for_gpu(monkeypatch, tmp_path, _losses_and_gradient, types, {"SPACE": 2**14})
