@@ -10,14 +10,13 @@ Shapes: N tokens, D d_model, V vocab_size; `...` any leading dimensions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tslm.model.functional import matmul_dtype
+from tslm.model.functional import TRITON, matmul_dtype
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -99,12 +98,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=wide, device=hidden.device)
         if with_grad:
             grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=wide)
-        of_logits = _kernel(hidden, len(weight)) or _losses_and_gradient
         for start in range(0, len(hidden), chunk_size):
             part, target = hidden[start : start + chunk_size], targets[start : start + chunk_size]
-            summed, grad = of_logits(part @ weight.T, target, with_grad)
+            summed, grad = _losses_and_gradient(part @ weight.T, target, with_grad)
             loss += summed
-            if with_grad and grad is not None:
+            if grad is not None:
                 grad_hidden[start : start + chunk_size] = grad @ weight
                 grad_weight += grad.T @ part
         if with_grad:
@@ -122,7 +120,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _losses_and_gradient(logits: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor, Tensor | None]:
-    """Return the sum of -log softmax(logits)[target], and softmax(logits) - onehot(targets) in the logits' dtype."""
+    """Return the sum of -log softmax(logits)[target], and softmax(logits) - onehot(targets) in the logits' dtype.
+
+    Overwrites the logits where it can. The compiler is given another form, a GPU a kernel of our own.
+    """
+    if logits.is_cuda and TRITON:
+        from tslm.model import triton_cross_entropy  # a CPU never imports it
+
+        if triton_cross_entropy.takes(logits):
+            return triton_cross_entropy.losses_and_gradient(logits, targets, with_grad)
     dtype, targets = logits.dtype, targets.unsqueeze(-1)
     logits = logits.to(torch.promote_types(dtype, torch.float32))
     logits.sub_(logits.amax(-1, keepdim=True))
@@ -139,17 +145,6 @@ def _losses_and_gradient(logits: Tensor, targets: Tensor, with_grad: bool) -> tu
         column = torch.arange(logits.shape[-1], device=logits.device)
         return loss, torch.where(column == targets, probabilities - 1, probabilities).to(dtype)
     return loss, probabilities.scatter_add_(-1, targets, torch.full_like(picked, -1.0)).to(dtype)
-
-
-def _kernel(hidden: Tensor, vocab_size: int) -> Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor | None]] | None:
-    """`_losses_and_gradient` by the Triton kernel, for what it takes; a CPU never imports it."""
-    if not hidden.is_cuda:
-        return None
-    try:
-        from tslm.model import triton_cross_entropy as kernel
-    except ImportError:  # Triton has no wheels for this system
-        return None
-    return kernel.losses_and_gradient if kernel.takes(hidden.dtype, vocab_size) else None
 
 
 @overload

@@ -19,7 +19,7 @@ from statistics import median
 import torch
 
 from tests.benchmarks import generation_forms as forms
-from tests.benchmarks.measure import Figure, Target, machine, markdown, table
+from tests.benchmarks.measure import Figure, Target, exit_code, machine, markdown, table
 from tslm.generation.native import kernel_dtype
 from tslm.model import TransformerConfig
 
@@ -31,22 +31,18 @@ _READS = 5  # per run, of which the fastest counts
 def main(arguments: Sequence[str] | None = None, config: TransformerConfig = forms.COURSE) -> int:
     """Measure what the arguments choose, and return the exit code: 2 after a mistake, 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
-    try:
-        figures = []
-        for figure in _figures(options, config):
-            print(figure.json_line(), flush=True)
-            figures.append(figure)
-        conditions = machine(["tslm", "torch", "transformers"]) + f", {torch.get_num_threads()} threads"
-        print(f"{table(figures)}\n{conditions}", file=sys.stderr)
-        if options.markdown:
-            print(f"{markdown(figures)}\n\n{conditions}")
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: _measure(options, config))
+
+
+def _measure(options: argparse.Namespace, config: TransformerConfig) -> None:
+    figures = []
+    for figure in _figures(options, config):
+        print(figure.json_line(), flush=True)
+        figures.append(figure)
+    conditions = machine(["tslm", "torch", "transformers"]) + f", {torch.get_num_threads()} threads"
+    print(f"{table(figures)}\n{conditions}", file=sys.stderr)
+    if options.markdown:
+        print(f"{markdown(figures)}\n\n{conditions}")
 
 
 def _figures(options: argparse.Namespace, config: TransformerConfig) -> Iterator[Figure]:

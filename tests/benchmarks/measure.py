@@ -219,6 +219,18 @@ def _own_memory(pid: int) -> int:
     return sum(int(fields[name].split()[0]) for name in ("Pss_Anon", "Pss_Shmem")) * 1024
 
 
+def exit_code(work: Callable[[], int | None]) -> int:
+    """Do what a benchmark's command does; return what it returns or 0, 2 after a mistake, 130 after Ctrl-C."""
+    try:
+        return work() or 0
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
 def machine(packages: Iterable[str]) -> str:
     """Return one line that says what was measured on: processor, cores, Python and the versions of packages."""
     try:

@@ -15,22 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.benchmarks.bench import Bench
-from tests.benchmarks.measure import Plan, choose, machine, markdown, table
+from tests.benchmarks.measure import Plan, choose, exit_code, machine, markdown, table
 from tests.benchmarks.tokenizer_figures import plans
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the figures that the arguments choose, and return the exit code: 2 after a mistake, 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
-    try:
-        _measure(options)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: _measure(options))
 
 
 def _measure(options: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.benchmarks.measure import Figure, Plan, choose, machine, markdown, table
+from tests.benchmarks.measure import Figure, Plan, choose, exit_code, machine, markdown, table
 from tests.benchmarks.training_figures import Training, plans
 from tests.benchmarks.training_jobs import SHAPES
 
@@ -27,14 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     1 if one of them could not be measured, 2 after a mistake, 130 after Ctrl-C.
     """
     options = _parser().parse_args(arguments)
-    try:
-        return _measure(options)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    return exit_code(lambda: _measure(options))
 
 
 def _measure(options: argparse.Namespace) -> int:

@@ -67,7 +67,7 @@ def step_of(
 
 
 def _loss(logits_of: Callable[[Tensor], Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy; both libraries' own losses come down to this call, litgpt's in pieces and more slowly."""
+    """Mean cross-entropy; both libraries' own losses come down to this call, litgpt's in pieces."""
     from torch.nn.functional import cross_entropy
 
     return cross_entropy(logits_of(inputs).flatten(0, 1).float(), targets.flatten())

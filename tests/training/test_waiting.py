@@ -44,7 +44,7 @@ def test_a_step_waits_for_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(StepLoop, "advance", watched)
     monkeypatch.setattr(adamw, "_is_on_cpu", lambda tensor: False)
-    monkeypatch.setattr(adamw_device, "_kernel", lambda *sides: lambda *arguments: None)  # runs on GPUs only
+    monkeypatch.setattr(adamw_device, "_update_for", lambda *sides: lambda *arguments: None)  # runs on GPUs only
     # On a CPU this operator reads its scalar tensor, on a GPU it does not.
     monkeypatch.setattr(torch, "_foreach_add_", lambda tensors, x: [each.add_(x) for each in tensors])
     data = TextDataModule(toy_stories=300, vocab_size=300, context_length=16, batch_size=2, on_device=True,

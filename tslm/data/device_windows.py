@@ -49,7 +49,6 @@ class DeviceWindows:
         tokens = self.ids[starts[:, None] + self._window].long().bitwise_and_(self._bits)  # (B, T + 1)
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
-
     def _starts_of(self, step: int, batch_size: int, rank: int, world_size: int) -> Tensor:
         """Where the windows of a batch begin: (batch_size,)."""
         group = step // AHEAD, batch_size, rank, world_size

@@ -8,10 +8,13 @@ Shapes: T queries, S keys, K head dimension, D d_model; `...` any batch dimensio
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import torch
 from torch import Tensor
+
+TRITON = importlib.util.find_spec("triton") is not None  # whether a GPU's kernels can be had; not every system has it
 
 
 def softmax(x: Tensor, dim: int) -> Tensor:

@@ -10,7 +10,6 @@ Shapes: N rows or (batch · heads), T positions, K head dimension, D d_model, F 
 from __future__ import annotations
 
 import math
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -51,8 +50,12 @@ def self_attention(qkv: Tensor, rotation: Tensor | None) -> Tensor:
     Returns:
         (..., T, H, K).
     """
-    if qkv.is_cuda and (kernels := _triton_attention()) and kernels.takes(qkv):
-        return kernels.self_attention(qkv.reshape(-1, *qkv.shape[-4:]), rotation).view(*qkv.shape[:-3], *qkv.shape[-2:])  # type: ignore[no-any-return]
+    if qkv.is_cuda and functional.TRITON:
+        from tslm.model import triton_attention  # a CPU never imports it
+
+        if triton_attention.takes(qkv):
+            heads = triton_attention.self_attention(qkv.reshape(-1, *qkv.shape[-4:]), rotation)
+            return heads.view(*qkv.shape[:-3], *qkv.shape[-2:])
     q, k, v = (part.transpose(-3, -2) for part in qkv.unbind(-3))  # each (..., H, T, K)
     if rotation is not None:
         q, k = rotate(q, rotation), rotate(k, rotation)
@@ -74,28 +77,14 @@ def swiglu_together(gate_up: Tensor) -> Tensor:
 
     Shapes: (..., 2F) to (..., F), in the dtype of `gate_up`.
     """
-    if gate_up.is_cuda and (kernels := _triton_swiglu()) and kernels.takes(gate_up):
-        return kernels.swiglu(gate_up)  # type: ignore[no-any-return]
+    if gate_up.is_cuda and functional.TRITON:
+        from tslm.model import triton_swiglu
+
+        if triton_swiglu.takes(gate_up):
+            return triton_swiglu.swiglu(gate_up)
     if torch.compiler.is_compiling():
         return functional.swiglu(*gate_up.chunk(2, -1))  # of which the compiler makes one pass each way by itself
     return _SwiGLU.apply(gate_up)  # type: ignore[no-any-return]
-
-
-def _triton_attention() -> ModuleType | None:
-    """The file of Triton kernels, which a CPU never imports; None where there is no Triton, which has no wheels."""
-    try:
-        from tslm.model import triton_attention
-    except ImportError:
-        return None
-    return triton_attention
-
-
-def _triton_swiglu() -> ModuleType | None:
-    try:
-        from tslm.model import triton_swiglu
-    except ImportError:
-        return None
-    return triton_swiglu
 
 
 class _CausalAttention(torch.autograd.Function):

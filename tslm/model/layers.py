@@ -30,7 +30,7 @@ class Linear(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the map to the last dimension."""
-        return x @ _cast(self.weight, x).T
+        return x @ _cast(self.weight).T
 
 
 def linear_together(x: Tensor, *layers: Linear) -> Tensor:
@@ -42,12 +42,12 @@ def linear_together(x: Tensor, *layers: Linear) -> Tensor:
     """
     if x.numel() < layers[0].weight.numel():
         return torch.cat([layer(x) for layer in layers], -1)
-    return x @ torch.cat([_cast(layer.weight, x) for layer in layers]).T
+    return x @ torch.cat([_cast(layer.weight) for layer in layers]).T
 
 
-def _cast(weight: Tensor, x: Tensor) -> Tensor:
-    """The weight in the dtype of a matmul with x; autocast's own cast, behind the transpose, transposes gradients."""
-    return weight.to(matmul_dtype(x))
+def _cast(weight: Tensor) -> Tensor:
+    """What autocast would do to a weight, but before it is transposed, so that its gradient is not transposed twice."""
+    return weight.to(matmul_dtype(weight))
 
 
 class Embedding(Module):

@@ -20,18 +20,18 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LOG2_E = tl.constexpr(1.4426950408889634)  # GPUs have 2ˣ in hardware: eˣ = 2^(x · log₂ e)
 
 
-def takes(logits_dtype: torch.dtype, vocab_size: int) -> bool:
-    """Whether the kernel is made for such logits."""
-    return logits_dtype in DTYPES and vocab_size <= LARGEST_VOCABULARY
+def takes(logits: Tensor) -> bool:
+    """Whether the kernel is made for this dtype and size of vocabulary."""
+    return logits.dtype in DTYPES and logits.shape[-1] <= LARGEST_VOCABULARY
 
 
-def losses_and_gradient(logits: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor, Tensor]:
+def losses_and_gradient(logits: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor, Tensor | None]:
     """Return the sum of -log softmax(logits)[target], and softmax(logits) - onehot(targets), which overwrites `logits`.
 
     Args:
         logits: contiguous (N, V), of which `takes` is true; computed with in float32.
         targets: contiguous (N), integers in 0 … V-1.
-        with_grad: no effect; the gradient costs little more than the loss.
+        with_grad: False returns no gradient; it is made all the same, for it costs little more than the loss.
     """
     number, vocab_size = logits.shape
     losses = torch.empty(number, dtype=torch.float32, device=logits.device)
@@ -39,7 +39,7 @@ def losses_and_gradient(logits: Tensor, targets: Tensor, with_grad: bool) -> tup
     with torch.cuda.device_of(logits):
         _losses_and_gradient[(number,)](logits, targets, losses, vocab_size, space,
                                         num_warps=min(32, max(4, space // 2048)))
-    return losses.sum(), logits
+    return losses.sum(), logits if with_grad else None
 
 
 @triton.jit

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tslm.model.functional import TRITON
+
 
 def device_adamw_step(
     parameters: list[Tensor], gradients: list[Tensor], states: list[dict[str, Any]], skip: Tensor,
@@ -41,7 +43,7 @@ def device_adamw_step(
     t = torch.stack(steps).to(dtype)
     # α_t, where 1 - βᵗ would lose digits in float32. A skipped first step has 0/0 here, which is not taken.
     rates = (lr * torch.sqrt(_one_minus_power(beta2, t)) / _one_minus_power(beta1, t)).masked_fill_(skip, 0.0)
-    update = _kernel(parameters, gradients, means, squares) or foreach_update
+    update = _update_for(parameters, gradients, means, squares)
     update(parameters, gradients, means, squares, rates, skip, beta1, beta2, eps, 1 - lr * weight_decay)
 
 
@@ -82,16 +84,14 @@ def _half(tensor: Tensor) -> bool:
     return tensor.dtype in (torch.float16, torch.bfloat16)
 
 
-def _kernel(*sides: list[Tensor]) -> Callable[..., None] | None:
-    """The Triton kernel, for what it takes; a CPU never imports it."""
-    if not all(tensor.is_cuda and tensor.dtype == torch.float32 and tensor.is_contiguous()
-               for side in sides for tensor in side):
-        return None
-    try:
-        from tslm.optim.triton_adamw import update
-    except ImportError:  # Triton has no wheels for this system
-        return None
-    return update
+def _update_for(*sides: list[Tensor]) -> Callable[..., None]:
+    """The Triton kernel for what it takes, else the operators."""
+    if TRITON and all(tensor.is_cuda and tensor.dtype == torch.float32 and tensor.is_contiguous()
+                      for side in sides for tensor in side):
+        from tslm.optim.triton_adamw import update  # a CPU never imports it
+
+        return update
+    return foreach_update
 
 
 def counter_on(device: torch.device, step: int | Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def counter_on(device: torch.device, step: int | Tensor) -> Tensor:
     Such are the counters of torch's own AdamW, too, where it keeps them on the device.
     """
     if isinstance(step, Tensor):
-        return step if step.dtype == torch.float32 and step.device == device else step.to(device, torch.float32)
+        return step.to(device, torch.float32)
     return torch.full((), float(step), dtype=torch.float32, device=device)
 
 

@@ -81,5 +81,5 @@ def _update(addresses_ptr, sizes_ptr, owners_ptr, blocks_ptr, rates_ptr, skip_pt
 
 @triton.jit
 def _of(address_ptr):
-    """The memory of a tensor, which begins at a multiple of 16 bytes, as all memory that torch reserves does."""
-    return tl.multiple_of(tl.load(address_ptr).to(tl.pointer_type(tl.float32)), 16)
+    """The memory of a tensor; nothing is said of its alignment, as gradients may be parts of a larger buffer."""
+    return tl.load(address_ptr).to(tl.pointer_type(tl.float32))
