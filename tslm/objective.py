@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tslm.model import native
 from tslm.model.functional import TRITON, matmul_dtype
 
 
@@ -129,6 +130,8 @@ def _losses_and_gradient(logits: Tensor, targets: Tensor, with_grad: bool) -> tu
 
         if triton_cross_entropy.takes(logits):
             return triton_cross_entropy.losses_and_gradient(logits, targets, with_grad)
+    if native.takes(logits, logits.dtype):
+        return native.losses_and_gradient(logits, targets, with_grad)
     dtype, targets = logits.dtype, targets.unsqueeze(-1)
     logits = logits.to(torch.promote_types(dtype, torch.float32))
     logits.sub_(logits.amax(-1, keepdim=True))

@@ -6,11 +6,12 @@ import signal
 import pytest
 import torch
 
-from tslm.generation import build, decoding, generate, native
+from tslm.generation import decoding, generate, native
 from tslm.generation.native import BFLOAT16_FROM, NativeModel, kernel_dtype, native_model, relative_error
 from tslm.generation.sampling import SamplingRule
 from tslm.model import TransformerConfig, TransformerLM
 from tslm.model.functional import cpu_multiplies_bfloat16
+from tslm.model.native import build
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="without a C compiler there is no kernel")
 CONFIG = TransformerConfig(vocab_size=61, context_length=16, d_model=32, num_layers=2, num_heads=4, d_ff=48)
@@ -30,7 +31,8 @@ def _model(config):
 
 
 def _native(model, dtype, batch_size=1, max_length=None):
-    return NativeModel(build.load(dtype), model, dtype, batch_size, max_length or model.config.context_length)
+    library = build.load(native.SOURCES, dtype, "text is generated")
+    return NativeModel(library, model, dtype, batch_size, max_length or model.config.context_length)
 
 
 def _sequences(config, lengths):
@@ -201,12 +203,12 @@ def test_without_a_compiler_torch_does_it(monkeypatch, recwarn):
     ("/ size + m->eps", "+ m->eps"), ("layer->down, size, m->x, 1", "layer->down, size, m->x, 0")])
 def test_a_kernel_that_computes_something_else_is_refused(tmp_path, monkeypatch, right, wrong):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    (tmp_path / build.HEADER.name).write_bytes(build.HEADER.read_bytes())
-    copies = [tmp_path / source.name for source in build.SOURCES]
-    for source, copy in zip(build.SOURCES, copies, strict=True):
-        copy.write_text(source.read_text(encoding="utf-8").replace(right, wrong), encoding="utf-8")
+    copies = tuple(tmp_path / source.name for source in native.SOURCES)
+    for source, copy in zip(native.SOURCES, copies, strict=True):
+        text = source.read_text(encoding="utf-8").replace("../model/native/kernel.h", str(build.HEADER))
+        copy.write_text(text.replace(right, wrong), encoding="utf-8")
     assert right not in copies[0].read_text(encoding="utf-8")
-    monkeypatch.setattr(build, "SOURCES", copies)
+    monkeypatch.setattr(native, "SOURCES", copies)
     model = _model(CONFIG)
     with pytest.warns(UserWarning, match="the C kernel's logits are not the model's"):
         assert native_model(model, 1, 16) is None

@@ -4,6 +4,13 @@ import pytest
 import torch
 
 from tslm.model import functional, fused
+from tslm.model.native import functions
+
+
+@pytest.fixture(autouse=True)
+def _no_kernels(monkeypatch):
+    """These are the forms for where there are no kernels in C."""
+    monkeypatch.setattr(functions, "_libraries", {torch.float32: None, torch.bfloat16: None})
 
 
 def _attention_inputs(length, dtype=torch.float32, width=8):

@@ -16,15 +16,9 @@
  * Shapes: N tokens, D d_model, H heads, K head dimension, F d_ff, V vocab_size, C slots of the cache.
  * A panel is PANEL columns of a matrix product, words (depth, PANEL); depth counts words along the summed dimension.
  */
-#include <math.h>
-#include "kernel.h"
-#ifdef BFLOAT16
-#include <immintrin.h>
-#endif
+#include "../model/native/kernel.h"
 
-enum { LANES = 16, PANEL = 64, HEAD_COLUMNS = 32, BLOCK = 6 };  /* BLOCK · PANEL / LANES = 24 sums fit the registers */
-
-typedef float lanes __attribute__((vector_size(4 * LANES)));
+enum { HEAD_COLUMNS = 32, BLOCK = 6 };  /* BLOCK · PANEL / LANES = 24 sums fit the registers */
 
 struct layer {                                   /* native.py has the same two structures */
     const float *ln1, *ln2;                      /* gains (D) */
@@ -43,37 +37,11 @@ struct model {
     word *input;           /* what is multiplied next: (N, words of max(D, F)) */
 };
 
-static inline int padded(int size, int to) { return (size + to - 1) / to * to; }
-static inline int words(int size) { return (size + PER_WORD - 1) / PER_WORD; }
-
-#ifdef BFLOAT16
-static inline uint32_t rounded(float x)          /* to the nearest bfloat16, ties to even */
-{
-    uint32_t bits = bits_of(x);
-    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
-
 static inline void put(word *to, int part, float x)
 {
-    uint16_t half = (uint16_t)rounded(x);
-    memcpy((char *)to + 2 * part, &half, 2);
+    number rounded = set(x);
+    memcpy((char *)to + sizeof rounded * part, &rounded, sizeof rounded);
 }
-
-static inline lanes multiply_add(lanes sum, const word *weights, word x)
-{
-    __m512bh left = (__m512bh)_mm512_loadu_si512(weights), right = (__m512bh)_mm512_set1_epi32((int)x);
-    return (lanes)_mm512_dpbf16_ps((__m512)sum, left, right);
-}
-#else
-static inline void put(word *to, int part, float x) { (void)part; *to = bits_of(x); }
-
-static inline lanes multiply_add(lanes sum, const word *weights, word x)
-{
-    lanes left;
-    memcpy(&left, weights, sizeof left);
-    return sum + left * float_of(x);
-}
-#endif
 
 static void to_words(const float *from, int size, word *to)
 {
@@ -83,29 +51,6 @@ static void to_words(const float *from, int size, word *to)
 #else
     memcpy(to, from, sizeof(float) * size);
 #endif
-}
-
-/* y (rows, vectors · LANES) = or += x (rows, depth) · panel (depth, vectors · LANES). `rows` and `vectors` are
- * constants at every call, so that the sums stay in registers. */
-static inline __attribute__((always_inline)) void
-multiply(int rows, int vectors, const word *panel, size_t depth_stride, size_t vector_stride, int depth,
-         const word *x, size_t x_stride, float *y, size_t y_stride, int add)
-{
-    lanes sums[BLOCK][PANEL / LANES];
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < vectors; v++) sums[r][v] = (lanes){0};
-    for (int d = 0; d < depth; d++, panel += depth_stride)
-        for (int r = 0; r < rows; r++)
-            for (int v = 0; v < vectors; v++)
-                sums[r][v] = multiply_add(sums[r][v], panel + vector_stride * v, x[r * x_stride + d]);
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < vectors; v++) {
-            float *to = y + r * y_stride + LANES * v;
-            lanes before = {0};
-            if (add) memcpy(&before, to, sizeof before);
-            before += sums[r][v];
-            memcpy(to, &before, sizeof before);
-        }
 }
 
 /* y (N, columns) = or += x (N, depth) · Wᵀ, a panel at a time; shared: like all functions below that say so, it is

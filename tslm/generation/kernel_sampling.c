@@ -6,8 +6,7 @@
  *
  * Shapes: B sequences, V vocab_size.
  */
-#include <math.h>
-#include "kernel.h"
+#include "../model/native/kernel.h"
 
 enum { STRETCH = 1024 };  /* numbers summed in float32; the sums of stretches are summed in double */
 

@@ -15,12 +15,12 @@ import math
 import mmap
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import ModuleList
 
-from tslm.generation import build
 from tslm.generation.sampling import SamplingRule
 from tslm.model import (
     Embedding,
@@ -34,8 +34,10 @@ from tslm.model import (
     TransformerLM,
 )
 from tslm.model.functional import cpu_multiplies_bfloat16, matmul_dtype
+from tslm.model.native import build
 
-PANEL, HEAD_COLUMNS = 64, 32  # as in kernel.c
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernel.c", "kernel_sampling.c"))
+PANEL, HEAD_COLUMNS = 64, 32  # as in kernel.h and kernel.c
 CALL = 256  # most tokens of a call: a longer prompt takes several, so that the room for it stays small
 BFLOAT16_FROM = 2**22  # weights; fewer are read from the processor's cache even in float32
 # Root-mean-square error of the logits, in their standard deviations, up to which a kernel is believed. Right ones stay
@@ -69,7 +71,7 @@ def native_model(model: TransformerLM, batch_size: int, max_length: int) -> Nati
     be compiled or does not give the model's logits.
     """
     dtype = kernel_dtype(model)
-    library = None if dtype is None else build.load(dtype)
+    library = None if dtype is None else build.load(SOURCES, dtype, "text is generated")
     if dtype is None or library is None:
         return None
     native = NativeModel(library, model, dtype, batch_size, max_length)

@@ -1,7 +1,7 @@
 """Token ids to logits: the Transformer, its layers, and the formulas that they are made of.
 
 Reading order: functional.py (the formulas), layers.py, rope.py, attention.py, transformer.py; then fused.py, which
-computes the same with fewer passes over memory.
+computes the same with fewer passes over memory, and native/, which does so in C.
 """
 
 from tslm.model.attention import MultiHeadSelfAttention

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tslm.model import functional
+from tslm.model import functional, native
 from tslm.model.functional import matmul_dtype
 from tslm.model.rope import rotate
 
@@ -56,6 +56,9 @@ def self_attention(qkv: Tensor, rotation: Tensor | None) -> Tensor:
         if triton_attention.takes(qkv):
             heads = triton_attention.self_attention(qkv.reshape(-1, *qkv.shape[-4:]), rotation)
             return heads.view(*qkv.shape[:-3], *qkv.shape[-2:])
+    if qkv.shape[-1] % 2 == 0 and native.takes(qkv, qkv.dtype):
+        heads = native.self_attention(qkv.reshape(-1, *qkv.shape[-4:]), rotation)
+        return heads.view(*qkv.shape[:-3], *qkv.shape[-2:])
     q, k, v = (part.transpose(-3, -2) for part in qkv.unbind(-3))  # each (..., H, T, K)
     if rotation is not None:
         q, k = rotate(q, rotation), rotate(k, rotation)
@@ -69,7 +72,10 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
 
     Shapes: x (..., D), gain (D); the result has the shape of x, and the dtype of `functional.matmul_dtype(x)`.
     """
-    return _RMSNorm.apply(x, gain, eps, matmul_dtype(x))  # type: ignore[no-any-return]
+    dtype = matmul_dtype(x)
+    if x.dtype == gain.dtype == torch.float32 and native.takes(x, dtype):
+        return native.rms_norm(x, gain, eps, dtype)
+    return _RMSNorm.apply(x, gain, eps, dtype)  # type: ignore[no-any-return]
 
 
 def swiglu_together(gate_up: Tensor) -> Tensor:
@@ -82,6 +88,8 @@ def swiglu_together(gate_up: Tensor) -> Tensor:
 
         if triton_swiglu.takes(gate_up):
             return triton_swiglu.swiglu(gate_up)
+    if native.takes(gate_up, gate_up.dtype):
+        return native.swiglu(gate_up)
     if torch.compiler.is_compiling():
         return functional.swiglu(*gate_up.chunk(2, -1))  # of which the compiler makes one pass each way by itself
     return _SwiGLU.apply(gate_up)  # type: ignore[no-any-return]

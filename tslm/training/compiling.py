@@ -1,8 +1,8 @@
 """Compiling the training step: when it pays, the first try, and the way back to the step as it is written.
 
-torch.compile makes a few loops of C++ (on a GPU: of Triton) of the passes that lie between two matmuls. The matmuls
+torch.compile makes a few loops of Triton (on a CPU: of C++) of the passes that lie between two matmuls. The matmuls
 themselves, most of a step, stay what they are. It needs a C++ compiler and up to a minute; a second run finds most of
-the work in the compiler's cache.
+the work in the compiler's cache. On a CPU only who asks gets it: the kernels in C (model/native) do more, and at once.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import torch
 
 Choice = bool | Literal["auto"]
 
-# Floating-point operations of a whole run from which on compiling saves more time than it takes: on two cores those of
-# a minute or two, of which it saves a fifth to a third; on an H200 those of 40 seconds, of which it saves a third.
-WORTH_FLOPS = {"cpu": 2e13, "cuda": 8e15}
+# Floating-point operations of a whole run from which on compiling saves more time than it takes: on an H200 those of 40
+# seconds, of which it saves a third.
+WORTH_FLOPS = {"cuda": 8e15}
 
 
 class Compilable(Protocol):

@@ -39,7 +39,7 @@ class StepTrainer(pl.Trainer):
         precision: Lightning's precision, or `auto`: bf16-mixed where the processor or GPU computes in bfloat16, else
             32-true.
         compile: Whether to compile the training step: true, false, or `auto` for where it saves more time than it
-            takes. Without a C++ compiler the step runs as it is written, with a word.
+            takes, which is in long runs on a GPU. Without a C++ compiler the step runs as it is written, with a word.
         gradient_clip_val: Largest global norm of the gradient; None does not clip.
         default_root_dir: Folder that gets `lightning_logs`.
         callbacks: Further callbacks.

@@ -1,0 +1,192 @@
+"""The kernels in C against the formulas: values and gradients, every size of a rest, any number of threads."""
+
+import shutil
+
+import pytest
+import torch
+
+from tslm import TransformerConfig, TransformerLM
+from tslm.model import functional, fused, native
+from tslm.model.functional import cpu_multiplies_bfloat16
+from tslm.model.native import functions
+from tslm.model.rope import RotaryEmbedding, rotate
+from tslm.objective import linear_cross_entropy, token_losses
+
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="without a C compiler there are no kernels")
+# Error over the result, both as root mean squares, against float64. As measured: 4e-7, and 4e-3 (8 bits of mantissa).
+CLOSE = {torch.float32: 2e-6, torch.bfloat16: 6e-3}
+DTYPES = [dtype for dtype in CLOSE if dtype == torch.float32 or cpu_multiplies_bfloat16()]
+
+
+def _draw(*size, dtype=torch.float32, seed=0):
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def _compare(fast, plain, inputs, dtype):
+    """Values and gradients of both, each from the same inputs, the plain one in float64."""
+    exact = [each.double().requires_grad_() for each in inputs]
+    expected = plain(*exact)
+    probe = _draw(*expected.shape, dtype=dtype, seed=1)
+    leaves = [each.detach().requires_grad_() for each in inputs]
+    found = fast(*leaves)
+    pairs = [(found, expected), *zip(torch.autograd.grad(found, leaves, probe.to(found.dtype)),
+                                     torch.autograd.grad(expected, exact, probe.double()), strict=True)]
+    for ours, theirs in pairs:
+        assert ours.shape == theirs.shape
+        assert (ours.double() - theirs).norm() <= CLOSE[dtype] * theirs.norm()
+
+
+def _plain_attention(qkv, rotation):
+    q, k, v = (part.transpose(-3, -2) for part in qkv.unbind(-3))
+    if rotation is not None:
+        q, k = rotate(q, rotation.double()), rotate(k, rotation.double())
+    mask = functional.causal_mask(qkv.shape[-4])
+    return functional.scaled_dot_product_attention(q, k, v, mask).transpose(-3, -2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("length", "width"), [
+    (1, 2), (5, 6), (6, 32), (7, 32), (63, 64), (64, 66), (65, 30), (130, 128), (256, 32), (3, 130)])
+def test_self_attention_equals_the_masked_formula(dtype, length, width):
+    rotation = RotaryEmbedding(width, length).table
+    _compare(lambda qkv: fused.self_attention(qkv, rotation), lambda qkv: _plain_attention(qkv, rotation),
+             [_draw(2, length, 3, 2, width, dtype=dtype)], dtype)
+
+
+def test_self_attention_without_positions_or_with_more_dimensions_in_front():
+    _compare(lambda qkv: fused.self_attention(qkv, None), lambda qkv: _plain_attention(qkv, None),
+             [_draw(2, 3, 9, 3, 1, 4)], torch.float32)
+    _compare(lambda qkv: fused.self_attention(qkv, None), lambda qkv: _plain_attention(qkv, None),
+             [_draw(70, 3, 2, 4)], torch.float32)
+
+
+@pytest.mark.parametrize("width", [3, 4])
+def test_heads_of_an_odd_width_are_left_to_torch_in_bfloat16(width):
+    if cpu_multiplies_bfloat16():
+        qkv = _draw(1, 5, 3, 1, width, dtype=torch.bfloat16).requires_grad_()
+        by_kernel = "_SelfAttention" in _names_behind(fused.self_attention(qkv, None).grad_fn)
+        assert by_kernel == (width == 4)
+
+
+def test_attention_sees_nothing_of_what_comes_later():
+    qkv = _draw(1, 70, 3, 1, 4)
+    changed = qkv.clone()
+    changed[:, 66:] = 1e4
+    before, after = (native.self_attention(each, None) for each in (qkv, changed))
+    assert torch.equal(before[:, :66], after[:, :66])
+    leaf = qkv.requires_grad_()
+    grad, = torch.autograd.grad(native.self_attention(leaf, None)[:, 65].sum(), leaf)
+    assert grad[:, 66:].count_nonzero() == 0
+
+
+def test_attention_survives_scores_of_1e4():
+    qkv = (_draw(1, 9, 3, 2, 8) * torch.tensor([100.0, 100.0, 1.0]).view(3, 1, 1)).requires_grad_()
+    out = native.self_attention(qkv, None)
+    grad, = torch.autograd.grad(out.sum(), qkv)
+    assert out.isfinite().all()
+    assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("what", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so(what):
+    qkv = _draw(1, 70, 3, 1, 4)
+    qkv[0, 67, 1] = what
+    out = native.self_attention(qkv, None)
+    assert out[:, :67].isfinite().all()
+    assert not out[:, 67].isfinite().any()
+    x = _draw(3, 40)
+    x[1, 7] = what
+    assert not native.rms_norm(x, torch.ones(40), 1e-5, torch.float32)[1].isfinite().all()
+    assert not native.swiglu(x)[1].isfinite().all()
+    losses, _ = native.losses_and_gradient(x, torch.zeros(3, dtype=torch.long), with_grad=False)
+    assert not losses.isfinite()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "size"), [(1, 16), (functions.TOGETHER + 1, 40), (130, 16)])
+def test_rms_norm_equals_the_formula(dtype, rows, size):
+    _compare(lambda x, gain: native.rms_norm(x, gain, 1e-5, dtype),
+             lambda x, gain: functional.rms_norm(x, gain, 1e-5), [3 * _draw(rows, size), _draw(size)], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1, 16, 37])
+def test_swiglu_equals_the_formula(dtype, size):
+    _compare(native.swiglu, lambda both: functional.swiglu(*both.chunk(2, -1)),
+             [4 * _draw(3, 5, 2 * size, dtype=dtype)], dtype)
+
+
+def test_swiglu_far_from_zero_is_finite():
+    x = torch.tensor([1e4, -1e4, 2.0, 3.0], requires_grad=True)
+    out = native.swiglu(x)
+    torch.testing.assert_close(out, torch.tensor([2e4, 0]))
+    torch.testing.assert_close(torch.autograd.grad(out.sum(), x)[0], torch.tensor([2.0, 0, 1e4, 0]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1, 2, 1000, 2057])
+def test_cross_entropy_equals_the_formula(dtype, size):
+    logits, targets = 3 * _draw(9, size, dtype=dtype), torch.arange(9) * 7 % size
+    exact = logits.double().requires_grad_()
+    expected = token_losses(exact, targets).sum()
+    gradient, = torch.autograd.grad(expected, exact)
+    assert native.losses_and_gradient(logits.clone(), targets, with_grad=False)[1] is None
+    loss, grad = native.losses_and_gradient(logits, targets, with_grad=True)
+    assert grad is logits
+    torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(grad.double(), gradient, rtol=8e-3 if dtype == torch.bfloat16 else 1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("target", [-1, 5, 2**40])
+def test_a_target_outside_the_vocabulary_is_an_error(target):
+    targets = torch.tensor([0, target, 4])
+    with pytest.raises(IndexError, match=f"target {target} is outside the vocabulary of 5"):
+        linear_cross_entropy(_draw(3, 8), _draw(5, 8), targets)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_number_of_threads_changes_no_bit(dtype):
+    model = TransformerLM(TransformerConfig(vocab_size=50, context_length=70, d_model=36, num_layers=2, num_heads=3,
+                                            d_ff=40))
+    ids = torch.randint(50, (5, 70), generator=torch.Generator().manual_seed(0))
+
+    def results():
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            qkv, x = _draw(5, 70, 3, 3, 12, dtype=dtype).requires_grad_(), _draw(350, 36).requires_grad_()
+            gain, both = _draw(36).requires_grad_(), _draw(350, 80, dtype=dtype).requires_grad_()
+            outs = [fused.self_attention(qkv, model.rope.at(None, 70)), fused.rms_norm(x, gain, 1e-5),
+                    fused.swiglu_together(both)]
+        loss, grad = native.losses_and_gradient(_draw(350, 50, dtype=dtype), ids.flatten(), with_grad=True)
+        return [*outs, loss, grad, *torch.autograd.grad([each.float().square().sum() for each in outs],
+                                                        [qkv, x, gain, both])]
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = results()
+        torch.set_num_threads(3)
+        together = results()
+    finally:
+        torch.set_num_threads(threads)
+    assert all(map(torch.equal, alone, together))
+
+
+def _names_behind(function):
+    """The names of a result's autograd functions, as far as its inputs."""
+    if function is None:
+        return ""
+    return function.name() + " " + " ".join(_names_behind(each) for each, _ in function.next_functions)
+
+
+def test_a_model_computes_by_the_kernels_and_not_where_it_cannot(monkeypatch):
+    model = TransformerLM(TransformerConfig(vocab_size=50, context_length=9, d_model=16, num_layers=1, num_heads=2,
+                                            d_ff=24))
+    ids = torch.zeros(2, 9, dtype=torch.long)
+    kernels = {"_SelfAttentionBackward", "_RMSNormBackward", "_SwiGLUBackward"}
+    assert kernels <= set(_names_behind(model(ids).grad_fn).split())
+    assert "_SelfAttentionBackward" not in _names_behind(model.double()(ids).grad_fn)
+    model.float()
+    with_kernels = model(ids)
+    monkeypatch.setattr(functions, "_libraries", {torch.float32: None, torch.bfloat16: None})
+    assert "_SelfAttentionBackward" not in _names_behind(model(ids).grad_fn)
+    torch.testing.assert_close(model(ids), with_kernels)

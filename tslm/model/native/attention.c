@@ -1,0 +1,268 @@
+/* Causal self-attention for training, forward and backward, in which the T × T weights never reach memory.
+ *
+ * Queries, keys and values come side by side, as the projection writes them; a thread takes a head of a sequence from
+ * its first number to its last, so no two threads add to one number. Forward, for a few queries at a time over all keys
+ * up to theirs:
+ *
+ *     S = q kᵀ / √K,   P = exp(S - rowmax S),   o = P v / rowsum P,   L = rowmax S + log rowsum P
+ *
+ * What is kept for the backward is L, one number a query. It takes PANEL queries at a time, as columns, so that L and
+ * Δ = rowsum(do ∘ o) are numbers of a column, and passes over their keys a few at a time:
+ *
+ *     Pᵀ = exp(k qᵀ / √K - L),   dv += Pᵀ do,   dSᵀ = Pᵀ ∘ (v doᵀ - Δ),   dk += dSᵀ q / √K,   dqᵀ = kᵀ dSᵀ / √K
+ *
+ * The plain form is fused.causal_attention between two rope.rotate. A sum runs over the same numbers in the same order
+ * whatever the number of threads.
+ *
+ * Shapes: B batch, T positions, H heads, K head dimension; a query, key or value is a row of K numbers.
+ */
+#include <omp.h>
+#include "kernel.h"
+
+enum { BLOCK = 6, HEAD_COLUMNS = 32 };  /* rows of a product made at once; a head's columns come in multiples of these */
+
+struct sizes { int length, heads, width; };                              /* T, H, K */
+
+/* y (rows, columns) = or += x (rows, depth) · panel (depth, columns), rows ≤ BLOCK, columns a multiple of HEAD_COLUMNS. */
+static void product(int rows, const word *x, size_t x_stride, const word *panel, int depth, int columns, float *y,
+                    size_t y_stride, int add)
+{
+    for (int column = 0; column < columns;) {
+        int vectors = columns - column >= PANEL ? PANEL / LANES : HEAD_COLUMNS / LANES;
+#define ROWS(n) \
+    vectors == PANEL / LANES \
+        ? multiply(n, PANEL / LANES, panel + column, columns, LANES, depth, x, x_stride, y + column, y_stride, add) \
+        : multiply(n, HEAD_COLUMNS / LANES, panel + column, columns, LANES, depth, x, x_stride, y + column, y_stride, add)
+        switch (rows) {
+        case 1: ROWS(1); break;
+        case 2: ROWS(2); break;
+        case 3: ROWS(3); break;
+        case 4: ROWS(4); break;
+        case 5: ROWS(5); break;
+        default: ROWS(BLOCK);
+        }
+#undef ROWS
+        column += vectors * LANES;
+    }
+}
+
+/* Each pair (a, b) of a row becomes (a cos - b sin, a sin + b cos); with `back` it is turned the other way. */
+static void turn(float *row, const float *rotation, int width, int back)
+{
+    float sign = back ? -1 : 1;
+    for (int i = 0; i < width; i += 2) {
+        float a = row[i], b = row[i + 1], cosine = rotation[i], sine = sign * rotation[i + 1];
+        row[i] = a * cosine - b * sine;
+        row[i + 1] = a * sine + b * cosine;
+    }
+}
+
+/* The T rows of one head, `stride` numbers apart, turned by their positions unless `rotation` is missing, and zeros up
+ * to a whole block. */
+static void load(const number *from, size_t stride, const float *rotation, const struct sizes *s, number *to)
+{
+    int width = s->width;
+    float row[width];
+    for (int t = 0; t < s->length; t++, from += stride, to += width) {
+        if (!rotation) {
+            memcpy(to, from, sizeof *to * width);
+            continue;
+        }
+        for (int i = 0; i < width; i++) row[i] = get(from[i]);
+        turn(row, rotation + (size_t)t * width, width, 0);
+        for (int i = 0; i < width; i++) to[i] = set(row[i]);
+    }
+    memset(to, 0, sizeof *to * width * (padded(s->length, PANEL) - s->length));
+}
+
+/* Writes rows of numbers back to their places, turned back. */
+static void store(float *rows, size_t row_stride, const float *rotation, const struct sizes *s, number *to,
+                  size_t stride)
+{
+    for (int t = 0; t < s->length; t++, rows += row_stride, to += stride) {
+        if (rotation) turn(rows, rotation + (size_t)t * s->width, s->width, 1);
+        for (int i = 0; i < s->width; i++) to[i] = set(rows[i]);
+    }
+}
+
+/* Panels in which each row is a column: (panels, words(K), PANEL). What they are multiplied with has K numbers a row. */
+static void as_columns(const number *rows, int count, int width, word *panels)
+{
+    const word *from = (const word *)rows;
+    int depth = words(width);
+    for (int first = 0; first < count; first += PANEL, panels += depth * PANEL, from += depth * PANEL)
+        for (int lane = 0; lane < PANEL; lane++)
+            for (int d = 0; d < depth; d++) panels[d * PANEL + lane] = from[lane * depth + d];
+}
+
+/* A panel in which each row is a row, to be summed over: (words(rows), columns); two neighbours share a word. */
+static void as_rows(const number *rows, int count, int width, int columns, word *panel)
+{
+    for (int d = 0; d < words(count); d++, panel += columns, rows += PER_WORD * width) {
+#ifdef BFLOAT16
+        for (int i = 0; i < width; i++) panel[i] = rows[i] | (word)rows[width + i] << 16;
+#else
+        memcpy(panel, rows, sizeof *panel * width);
+#endif
+        memset(panel + width, 0, sizeof *panel * (columns - width));
+    }
+}
+
+/* P, not yet divided by its sum, of a query that sees the first `count` keys, and 0 up to `end`; returns L. */
+static float softmax(float *scores, int count, int end, float scale, number *weights, float *sum)
+{
+    float largest = -INFINITY, total = 0;
+    int hidden = (count - 1) / PANEL * PANEL;
+#pragma omp simd
+    for (int i = hidden; i < end; i++) scores[i] = i < count ? scores[i] : -INFINITY;
+#pragma omp simd reduction(max : largest)
+    for (int i = 0; i < end; i++) largest = scores[i] > largest ? scores[i] : largest;
+#pragma omp simd
+    for (int i = 0; i < end; i++) scores[i] = exponential((scores[i] - largest) * scale);
+#pragma omp simd
+    for (int i = hidden; i < end; i++) scores[i] = i < count ? scores[i] : 0;
+#pragma omp simd reduction(+ : total)
+    for (int i = 0; i < end; i++) total += scores[i];
+    for (int i = 0; i < end; i++) weights[i] = set(scores[i]);
+    *sum = total;
+    return largest * scale + logf(total);
+}
+
+/* o and L of one head. `room` is attention_room words. */
+static void forward_head(const number *q, const number *k, const number *v, size_t stride, const float *rotation,
+                         const struct sizes *s, number *out, float *log_sums, word *room)
+{
+    int width = s->width, whole = padded(s->length, PANEL), columns = padded(width, HEAD_COLUMNS), depth = words(width);
+    float scale = 1 / sqrtf((float)width);
+    word *queries = room, *keys = queries + whole * depth, *values = keys + whole * depth;
+    number *rows = (number *)(values + words(whole) * columns), *weights = rows + whole * width;
+    float *scores = (float *)(weights + BLOCK * whole), *sums = scores + BLOCK * whole;
+    load(k, stride, rotation, s, rows);
+    as_columns(rows, whole, width, keys);
+    load(v, stride, 0, s, rows);
+    as_rows(rows, whole, width, columns, values);
+    load(q, stride, rotation, s, (number *)queries);
+    for (int first = 0; first < s->length; first += BLOCK) {
+        int count = s->length - first < BLOCK ? s->length - first : BLOCK;
+        int end = padded(first + count, PANEL);
+        float totals[BLOCK];
+        for (int start = 0; start < end; start += PANEL)
+            product(count, queries + first * depth, depth, keys + start * depth, depth, PANEL, scores + start, whole, 0);
+        for (int r = 0; r < count; r++)
+            log_sums[first + r] = softmax(scores + r * whole, first + r + 1, end, scale, weights + r * whole, totals + r);
+        product(count, (word *)weights, words(whole), values, words(end), columns, sums, columns, 0);
+        for (int r = 0; r < count; r++)
+            for (int i = 0; i < width; i++)
+                out[(size_t)(first + r) * s->heads * width + i] = set(sums[r * columns + i] / totals[r]);
+    }
+}
+
+/* The gradients of one head. `room` is attention_room words. */
+static void backward_head(const number *q, const number *k, const number *v, size_t stride, const float *rotation,
+                          const struct sizes *s, const number *out, const number *grad_out, const float *log_sums,
+                          number *grad_q, number *grad_k, number *grad_v, word *room)
+{
+    int width = s->width, whole = padded(s->length, PANEL), columns = padded(width, HEAD_COLUMNS), depth = words(width);
+    size_t out_stride = (size_t)s->heads * width;
+    float scale = 1 / sqrtf((float)width);
+    word *keys = room, *values = keys + whole * depth;                              /* rows */
+    word *query_columns = values + whole * depth, *grad_columns = query_columns + whole * depth;
+    word *query_rows = grad_columns + whole * depth, *grad_rows = query_rows + words(whole) * columns;
+    word *key_columns = grad_rows + words(whole) * columns;                         /* kᵀ: (K, words(T)) */
+    word *slopes = key_columns + width * words(whole);                              /* dSᵀ as rows of a panel */
+    float *of_keys = (float *)(slopes + words(whole) * PANEL), *of_values = of_keys + whole * columns;
+    float *of_queries = of_values + whole * columns, *deltas = of_queries + whole * columns, *logs = deltas + whole;
+    float *turned = logs + whole;                                                   /* dqᵀ (K, PANEL) */
+    number *rows = (number *)(turned + padded(width, BLOCK) * PANEL);
+    load(q, stride, rotation, s, rows);
+    as_columns(rows, whole, width, query_columns);
+    as_rows(rows, whole, width, columns, query_rows);
+    load(grad_out, out_stride, 0, s, rows);
+    as_columns(rows, whole, width, grad_columns);
+    as_rows(rows, whole, width, columns, grad_rows);
+    for (int t = 0; t < whole; t++) {
+        float delta = 0;
+        if (t < s->length)
+#pragma omp simd reduction(+ : delta)
+            for (int i = 0; i < width; i++) delta += get(rows[t * width + i]) * get(out[t * out_stride + i]);
+        deltas[t] = delta;
+        logs[t] = t < s->length ? log_sums[t] : 0;  /* a query that is none has zeros for q and do, so P = 1 adds 0 */
+    }
+    load(v, stride, 0, s, (number *)values);
+    load(k, stride, rotation, s, (number *)keys);
+    as_rows((number *)keys, whole, width, width, slopes);
+    for (int i = 0; i < width; i++)
+        for (int d = 0; d < words(whole); d++) key_columns[i * words(whole) + d] = slopes[d * width + i];
+    memset(of_keys, 0, sizeof *of_keys * 2 * whole * columns);
+    for (int first = 0; first < whole; first += PANEL) {
+        int end = first + PANEL;
+        for (int key = 0; key < end; key += BLOCK) {
+            int count = end - key < BLOCK ? end - key : BLOCK;  /* even: two neighbours share a word */
+            ALIGNED float scores[BLOCK * PANEL], grads[BLOCK * PANEL];
+            ALIGNED number weights[BLOCK * PANEL], slope[BLOCK * PANEL];
+            product(count, keys + key * depth, depth, query_columns + first * depth, depth, PANEL, scores, PANEL, 0);
+            product(count, values + key * depth, depth, grad_columns + first * depth, depth, PANEL, grads, PANEL, 0);
+            for (int r = 0; r < count; r++)
+#pragma omp simd
+                for (int i = 0; i < PANEL; i++) {
+                    float p = exponential(scores[r * PANEL + i] * scale - logs[first + i]);
+                    p = key + r <= first + i ? p : 0;
+                    weights[r * PANEL + i] = set(p);
+                    slope[r * PANEL + i] = set(p * (grads[r * PANEL + i] - deltas[first + i]) * scale);
+                }
+            product(count, (word *)weights, words(PANEL), grad_rows + words(first) * columns, words(PANEL), columns,
+                    of_values + key * columns, columns, 1);
+            product(count, (word *)slope, words(PANEL), query_rows + words(first) * columns, words(PANEL), columns,
+                    of_keys + key * columns, columns, 1);
+            as_rows(slope, count, PANEL, PANEL, slopes + words(key) * PANEL);
+        }
+        for (int i = 0; i < width; i += BLOCK)
+            product(width - i < BLOCK ? width - i : BLOCK, key_columns + i * words(whole), words(whole), slopes,
+                    words(end), PANEL, turned + i * PANEL, PANEL, 0);
+        for (int t = 0; t < PANEL; t++)
+            for (int i = 0; i < width; i++) of_queries[(first + t) * columns + i] = turned[i * PANEL + t];
+    }
+    store(of_queries, columns, rotation, s, grad_q, stride);
+    store(of_keys, columns, rotation, s, grad_k, stride);
+    store(of_values, columns, 0, s, grad_v, stride);
+}
+
+/* Words of room that a thread needs: of the two functions above, what stands between their first array and their last. */
+size_t attention_room(int length, int width)
+{
+    size_t whole = padded(length, PANEL), columns = padded(width, HEAD_COLUMNS);
+    return whole * (6 * width + 6 * columns + PANEL + 2) + padded(width, BLOCK) * PANEL;
+}
+
+/* out (B, T, H, K) and L (B, H, T) of qkv (B, T, 3, H, K); rotation (T, K / 2, 2), or none. */
+void attention_forward(int batch, int length, int heads, int width, const number *qkv, const float *rotation,
+                       number *out, float *log_sums, word *room, int threads)
+{
+    struct sizes s = {length, heads, width};
+    size_t row = (size_t)heads * width;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int head = 0; head < batch * heads; head++) {
+        size_t sequence = (size_t)(head / heads) * length * row, place = (size_t)(head % heads) * width;
+        const number *q = qkv + 3 * sequence + place;
+        forward_head(q, q + row, q + 2 * row, 3 * row, rotation, &s, out + sequence + place,
+                     log_sums + (size_t)head * length, room + omp_get_thread_num() * attention_room(length, width));
+    }
+}
+
+/* The gradient of qkv, of its shape, from that of out. */
+void attention_backward(int batch, int length, int heads, int width, const number *qkv, const float *rotation,
+                        const number *out, const float *log_sums, const number *grad_out, number *grad, word *room,
+                        int threads)
+{
+    struct sizes s = {length, heads, width};
+    size_t row = (size_t)heads * width;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int head = 0; head < batch * heads; head++) {
+        size_t sequence = (size_t)(head / heads) * length * row, place = (size_t)(head % heads) * width;
+        const number *q = qkv + 3 * sequence + place;
+        number *to = grad + 3 * sequence + place;
+        backward_head(q, q + row, q + 2 * row, 3 * row, rotation, &s, out + sequence + place, grad_out + sequence + place,
+                      log_sums + (size_t)head * length, to, to + row, to + 2 * row,
+                      room + omp_get_thread_num() * attention_room(length, width));
+    }
+}
