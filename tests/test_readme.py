@@ -61,7 +61,7 @@ def test_the_files_that_the_readme_names_exist():
         if indent == 2 and name.endswith("/"):
             folder = ROOT / "tslm" / name
             assert folder.is_dir(), name
-        for file in re.findall(r"\b\w+\.py\b", line) if indent else []:
+        for file in re.findall(r"\b[\w/]+\.py\b", line) if indent else []:
             assert any((place / file).is_file() for place in (folder, ROOT / "tslm")), file
     for config in re.findall(r"configs/([\w-]+\.yaml)", README):
         assert (ROOT / "configs" / config).is_file()
