@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 
+from tslm import TransformerConfig, TransformerLM
 from tslm.model.functional import cpu_multiplies_bfloat16
 from tslm.model.native import build, functions
 from tslm.model.native.check import wrong_kernels
@@ -29,6 +30,15 @@ def test_the_kernels_are_believed_also_in_inference_and_under_autocast(dtype):
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert wrong_kernels(dtype) == []
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_the_first_use_may_lie_in_a_block_that_is_computed_again(monkeypatch):
+    model = TransformerLM(TransformerConfig(vocab_size=20, context_length=8, d_model=16, num_layers=2, num_heads=2,
+                                            d_ff=24))
+    model.recompute = True
+    monkeypatch.setattr(functions, "_libraries", {})
+    model(torch.zeros(2, 8, dtype=torch.long)).sum().backward()
+    assert functions._libraries[torch.float32] is not None
 
 
 @pytest.mark.usefixtures("_forgetful")
