@@ -123,7 +123,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _losses_and_gradient(logits: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor, Tensor | None]:
     """Return the sum of -log softmax(logits)[target], and softmax(logits) - onehot(targets) in the logits' dtype.
 
-    Overwrites the logits where it can. The compiler is given another form, a GPU a kernel of our own.
+    Overwrites the logits where it can. The compiler is given another form; a CPU and a GPU have kernels of our own.
     """
     if logits.is_cuda and TRITON:
         from tslm.model import triton_cross_entropy  # a CPU never imports it

@@ -18,8 +18,6 @@
  */
 #include "../model/native/kernel.h"
 
-enum { HEAD_COLUMNS = 32, BLOCK = 6 };  /* BLOCK · PANEL / LANES = 24 sums fit the registers */
-
 struct layer {                                   /* native.py has the same two structures */
     const float *ln1, *ln2;                      /* gains (D) */
     const word *qkv, *output, *gate_up, *down;   /* panels of (3D, D), (D, D), (2F, D), (D, F) */
@@ -60,20 +58,9 @@ static void linear(const word *x, int depth, int tokens, const word *weight, int
     size_t stride = padded(columns, PANEL);
 #pragma omp for schedule(static)
     for (int column = 0; column < columns; column += PANEL)
-        for (int row = 0; row < tokens; row += BLOCK) {
-            const word *panel = weight + (size_t)column * depth, *from = x + (size_t)row * depth;
-            float *to = y + row * stride + column;
-            switch (tokens - row) {
-#define ROWS(n) multiply(n, PANEL / LANES, panel, PANEL, LANES, depth, from, depth, to, stride, add)
-            case 1: ROWS(1); break;
-            case 2: ROWS(2); break;
-            case 3: ROWS(3); break;
-            case 4: ROWS(4); break;
-            case 5: ROWS(5); break;
-            default: ROWS(BLOCK);
-#undef ROWS
-            }
-        }
+        for (int row = 0; row < tokens; row += BLOCK)
+            multiply_rows(tokens - row, PANEL / LANES, weight + (size_t)column * depth, PANEL, LANES, depth,
+                          x + (size_t)row * depth, depth, y + row * stride + column, stride, add);
 }
 
 /* input = RMSNorm(x) = x / √(mean(x²) + eps) ∘ gain for the given rows of x, or the first N without a list; shared. */

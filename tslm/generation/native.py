@@ -37,7 +37,7 @@ from tslm.model.functional import cpu_multiplies_bfloat16, matmul_dtype
 from tslm.model.native import build
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernel.c", "kernel_sampling.c"))
-PANEL, HEAD_COLUMNS = 64, 32  # as in kernel.h and kernel.c
+PANEL, HEAD_COLUMNS = 64, 32  # as in kernel.h
 CALL = 256  # most tokens of a call: a longer prompt takes several, so that the room for it stays small
 BFLOAT16_FROM = 2**22  # weights; fewer are read from the processor's cache even in float32
 # Root-mean-square error of the logits, in their standard deviations, up to which a kernel is believed. Right ones stay

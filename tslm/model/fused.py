@@ -2,6 +2,7 @@
 
 Training spends its time either in matmuls or in moving activations through memory; these forms cut the second part.
 Each is tested against its plain counterpart, forward and gradient. The derivatives are written out in the docstrings.
+A CPU goes on from here to kernels in C (native/), a GPU to Triton's; what is written here is for where there are none.
 
 Shapes: N rows or (batch · heads), T positions, K head dimension, D d_model, F d_ff.
 """

@@ -19,31 +19,18 @@
 #include <omp.h>
 #include "kernel.h"
 
-enum { BLOCK = 6, HEAD_COLUMNS = 32 };  /* rows of a product made at once; a head's columns come in multiples of these */
-
 struct sizes { int length, heads, width; };                              /* T, H, K */
 
 /* y (rows, columns) = or += x (rows, depth) · panel (depth, columns), rows ≤ BLOCK, columns a multiple of HEAD_COLUMNS. */
 static void product(int rows, const word *x, size_t x_stride, const word *panel, int depth, int columns, float *y,
                     size_t y_stride, int add)
 {
-    for (int column = 0; column < columns;) {
-        int vectors = columns - column >= PANEL ? PANEL / LANES : HEAD_COLUMNS / LANES;
-#define ROWS(n) \
-    vectors == PANEL / LANES \
-        ? multiply(n, PANEL / LANES, panel + column, columns, LANES, depth, x, x_stride, y + column, y_stride, add) \
-        : multiply(n, HEAD_COLUMNS / LANES, panel + column, columns, LANES, depth, x, x_stride, y + column, y_stride, add)
-        switch (rows) {
-        case 1: ROWS(1); break;
-        case 2: ROWS(2); break;
-        case 3: ROWS(3); break;
-        case 4: ROWS(4); break;
-        case 5: ROWS(5); break;
-        default: ROWS(BLOCK);
-        }
-#undef ROWS
-        column += vectors * LANES;
-    }
+    int column = 0;
+    for (; columns - column >= PANEL; column += PANEL)
+        multiply_rows(rows, PANEL / LANES, panel + column, columns, LANES, depth, x, x_stride, y + column, y_stride, add);
+    if (column < columns)
+        multiply_rows(rows, HEAD_COLUMNS / LANES, panel + column, columns, LANES, depth, x, x_stride, y + column, y_stride,
+                      add);
 }
 
 /* Each pair (a, b) of a row becomes (a cos - b sin, a sin + b cos); with `back` it is turned the other way. */

@@ -76,7 +76,9 @@ def _open(path: Path) -> ctypes.CDLL:
     """Load a library so that its threads, waiting for each other, soon sleep instead of spinning.
 
     They wait some 40 times a step. With GNU's default, milliseconds of spinning, a step takes up to 30 times as long
-    when another program is busy on the same cores, and with this one twice as long. It is read while loading.
+    when another program is busy on the same cores, and with this one twice as long. It is read while GNU's OpenMP
+    library is loaded: where torch has brought that along under its usual name, the kernels share torch's threads, and
+    this changes nothing.
     """
     before = os.environ.get("GOMP_SPINCOUNT")
     os.environ["GOMP_SPINCOUNT"] = before or _SPINS

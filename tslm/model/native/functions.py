@@ -54,7 +54,7 @@ def self_attention(qkv: Tensor, rotation: Tensor | None) -> Tensor:
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """`fused.rms_norm` of x (..., D) in float32 to (..., D) in `dtype`."""
-    return _RMSNorm.apply(x.contiguous(), gain, eps, dtype)  # type: ignore[no-any-return]
+    return _RMSNorm.apply(x.contiguous(), gain.contiguous(), eps, dtype)  # type: ignore[no-any-return]
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 def losses_and_gradient(logits: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor, Tensor | None]:
     """Return the sum of -log softmax(logits)[target], and softmax(logits) - onehot(targets) in the logits' place.
 
-    Shapes: logits (N, V), targets (N).
+    Shapes: logits (N, V), contiguous; targets (N).
 
     Raises:
         IndexError: a target is outside 0 … V-1.

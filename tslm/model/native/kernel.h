@@ -16,7 +16,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define ALIGNED __attribute__((aligned(64)))
 
-typedef uint32_t word;
+typedef uint32_t __attribute__((may_alias)) word;  /* numbers are looked at as words: C has to be told */
 
 /* Columns of a product are laid out in panels of PANEL and counted in LANES, of which the processor adds up PART at a time
  * in one of its registers; SUMS registers can be spared for that. */
@@ -28,6 +28,7 @@ enum { PART = 8, SUMS = 12 };
 enum { PART = 4, SUMS = 24 };
 #endif
 enum { LANES = 16, PANEL = 64, PARTS = LANES / PART };
+enum { BLOCK = 6, HEAD_COLUMNS = 32 };  /* most rows of a product made at once; a head's columns come in multiples */
 
 typedef float part __attribute__((vector_size(4 * PART)));
 
@@ -87,8 +88,7 @@ static inline int words(int size) { return (size + PER_WORD - 1) / PER_WORD; }
 INLINE void multiply_at_once(int rows, int vectors, const word *panel, size_t depth_stride, size_t vector_stride,
                              int depth, const word *x, size_t x_stride, float *y, size_t y_stride, int add)
 {
-    enum { ROWS = 6, VECTORS = PANEL / LANES };  /* at most */
-    part sums[ROWS][VECTORS * PARTS];
+    part sums[BLOCK][PANEL / LANES * PARTS];
     for (int r = 0; r < rows; r++)
         for (int p = 0; p < vectors * PARTS; p++) sums[r][p] = (part){0};
     for (int d = 0; d < depth; d++, panel += depth_stride)
@@ -118,6 +118,22 @@ INLINE void multiply(int rows, int vectors, const word *panel, size_t depth_stri
         return;
     }
     multiply_at_once(rows, vectors, panel, depth_stride, vector_stride, depth, x, x_stride, y, y_stride, add);
+}
+
+/* The same for 1 to BLOCK rows, a number that need not be a constant. */
+INLINE void multiply_rows(int rows, int vectors, const word *panel, size_t depth_stride, size_t vector_stride, int depth,
+                          const word *x, size_t x_stride, float *y, size_t y_stride, int add)
+{
+    switch (rows) {
+#define ROWS(n) multiply(n, vectors, panel, depth_stride, vector_stride, depth, x, x_stride, y, y_stride, add)
+    case 1: ROWS(1); break;
+    case 2: ROWS(2); break;
+    case 3: ROWS(3); break;
+    case 4: ROWS(4); break;
+    case 5: ROWS(5); break;
+    default: ROWS(BLOCK);
+#undef ROWS
+    }
 }
 
 #endif
