@@ -1,6 +1,8 @@
 """The way of C kernels into memory: compiled once, by whoever comes first, and done without where that fails."""
 
+import os
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -69,6 +71,19 @@ def test_without_a_compiler_there_is_one_warning_and_no_kernel(monkeypatch, recw
         assert build.load(SOURCES, torch.float32, WHAT) is None
     assert build.load(SOURCES, torch.float32, WHAT) is None
     assert len(recwarn) == 0
+
+
+@needs_compiler
+def test_ctrl_c_in_the_terminal_does_not_reach_the_compiler(tmp_path, monkeypatch):
+    script = tmp_path / "cc"
+    tell = f"{sys.executable} -c 'import os; print(os.getpgrp())' >> {tmp_path}/groups"
+    script.write_text(f'#!/bin/sh\n{tell}\nexec cc "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CC", str(script))
+    assert build.build(SOURCES, torch.float32).exists()
+    groups = (tmp_path / "groups").read_text().split()
+    assert len(groups) == 2  # it is asked for its version, and compiles
+    assert str(os.getpgrp()) not in groups
 
 
 @needs_compiler
