@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from tslm.data.device_windows import DeviceWindows
+from tslm.data.documents import Places, TokenIds, document_windows
 from tslm.data.windows import WindowStream, sequential_windows
 
 Item = TypeVar("Item")
 Batch = tuple[torch.Tensor, torch.Tensor]
-TokenIds = npt.NDArray[np.integer[Any]]
 
 
 class TrainBatches:
@@ -47,7 +47,7 @@ class Batches(Generic[Item]):
 
 
 class ValidBatches:
-    """Sequential windows in batches; the last window may be shorter and is a batch of its own."""
+    """Windows in batches, those of a batch all of one length."""
 
     def __init__(self, ids: TokenIds, groups: list[list[tuple[int, int]]]) -> None:
         self.ids, self.groups = ids, groups
@@ -63,13 +63,27 @@ class ValidBatches:
 
 
 def valid_batches(
-    ids: TokenIds, context_length: int, batch_size: int, rank: int = 0, world_size: int = 1
+    ids: TokenIds, context_length: int, batch_size: int, rank: int = 0, world_size: int = 1,
+    documents: Places | None = None,
 ) -> ValidBatches:
-    """Group one process's share of the sequential windows into batches of one length each."""
-    windows = [(int(start), int(length)) for start, length in sequential_windows(ids, context_length)]
-    full = [window for window in windows if window[1] == context_length][rank::world_size]
-    short = [window for window in windows if window[1] != context_length]
-    groups = [full[i : i + batch_size] for i in range(0, len(full), batch_size)]
-    if short and rank == world_size - 1:
-        groups.append(short)
-    return ValidBatches(ids, groups)
+    """Group one process's share of the sequential windows into batches of one length each.
+
+    A batch stands where its last window does in the text, and those that never filled stand at the end; so what comes
+    first, if not all of it is looked at, is no choice by length.
+
+    Args:
+        ids: the text's tokens.
+        context_length: tokens in a window.
+        batch_size: windows in a batch, at most.
+        rank: number of this process.
+        world_size: number of processes.
+        documents: where documents begin, for windows that begin there; None for windows one behind the other.
+    """
+    windows = (sequential_windows(ids, context_length) if documents is None
+               else document_windows(ids, context_length, documents))
+    groups, filling = [], defaultdict[int, list[tuple[int, int]]](list)
+    for start, length in windows[rank::world_size].tolist():
+        filling[length].append((start, length))
+        if len(filling[length]) == batch_size:
+            groups.append(filling.pop(length))
+    return ValidBatches(ids, groups + list(filling.values()))

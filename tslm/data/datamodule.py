@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 
 from tslm.data.batches import Batches, TrainBatches, ValidBatches, valid_batches
 from tslm.data.device_windows import DeviceWindows
+from tslm.data.documents import Places, document_starts
 from tslm.data.prepare import (
     TOY_VALID_SEED,
     TOY_VALID_STORIES,
@@ -40,6 +41,8 @@ class TextDataModule(pl.LightningDataModule):
         context_length: Tokens in a window; also the model's.
         batch_size: Windows in a batch of one process.
         seed: Decides which windows are drawn, and in which order.
+        align_documents: Whether windows, the validation's too, begin where documents do, as what the model is asked to
+            continue later does, instead of anywhere; documents longer than a window are still seen to their ends.
         on_device: Whether the token ids are copied to the device once, and the windows, which are the same either way,
             drawn there; unless given, on a CUDA GPU.
         special_tokens: Strings that are one token each; the first one separates documents.
@@ -61,6 +64,7 @@ class TextDataModule(pl.LightningDataModule):
         context_length: int = 256,
         batch_size: int = 32,
         seed: int = 0,
+        align_documents: bool = False,
         on_device: bool | None = None,
         special_tokens: list[str] = [END_OF_TEXT],  # noqa: B006 (never changed, and a list is what the options want)
         tokenizer: str | None = None,
@@ -73,6 +77,9 @@ class TextDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         check_sizes(vocab_size, len(special_tokens), context_length, batch_size)
+        if align_documents and not special_tokens:
+            raise ValueError("data.align_documents is on, but data.special_tokens names none to tell documents apart: "
+                             f"give --data.special_tokens '[\"{END_OF_TEXT}\"]', or leave --data.align_documents out")
         self.corpus = corpus or ("files" if train_files else "toy")
         if self.corpus != "files" and (train_files or valid_files):
             raise ValueError(
@@ -82,6 +89,7 @@ class TextDataModule(pl.LightningDataModule):
         self.train_files, self.valid_files = train_files, valid_files
         self.vocab_size, self.context_length, self.batch_size = vocab_size, context_length, batch_size
         self.seed, self.on_device, self.special_tokens = seed, on_device, list(special_tokens)
+        self.align_documents = align_documents
         self.tokenizer = Tokenizer.from_dir(tokenizer) if tokenizer is not None else None
         self.cache = Cache(cache_dir)
         self.num_workers, self.toy_stories, self.toy_seed = num_workers, toy_stories, toy_seed
@@ -132,7 +140,25 @@ class TextDataModule(pl.LightningDataModule):
             raise ValueError("the validation text has fewer than 2 tokens, so it has nothing to predict: give more")
         if train is not None:
             self.train_tokens = TokenFile.open(train)
-            self.windows = WindowStream(self.train_tokens.ids, self.context_length, self.seed)
+            documents = self._documents(self.train_tokens)
+            self.windows = WindowStream(self.train_tokens.ids, self.context_length, self.seed, documents)
+
+    def _documents(self, tokens: TokenFile) -> Places | None:
+        """Where windows are to begin; None for anywhere.
+
+        Raises:
+            ValueError: the tokenizer has no token that stands between documents.
+        """
+        if not self.align_documents:
+            return None
+        assert self.tokenizer is not None
+        separator = self.special_tokens[0]
+        if separator not in self.tokenizer.special_ids:
+            raise ValueError(
+                f"data.align_documents is on, but the tokenizer has no token {separator!r} that stands between "
+                "documents: leave --data.align_documents out, or name its own with --data.special_tokens"
+            )
+        return document_starts(tokens.ids, self.tokenizer.special_ids[separator])
 
     def _find_corpus(self) -> Texts:
         if self.corpus == "toy":
@@ -189,7 +215,8 @@ class TextDataModule(pl.LightningDataModule):
         assert self.valid_tokens is not None
         assert self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        return valid_batches(self.valid_tokens.ids, self.context_length, self.batch_size, rank, world_size)
+        return valid_batches(self.valid_tokens.ids, self.context_length, self.batch_size, rank, world_size,
+                             self._documents(self.valid_tokens))
 
     def test_dataloader(self) -> ValidBatches:
         """Serve the validation text: TinyStories and the toy corpus have no third part."""

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tslm.data.windows import GOLDEN, MIX, TokenIds, WindowStream
+from tslm.data.documents import TokenIds
+from tslm.data.windows import GOLDEN, MIX, WindowStream
 
 DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # of those widths, what torch can gather
 AHEAD = 64  # batches whose starts are found together, by some thirty launches
@@ -34,6 +35,7 @@ class DeviceWindows:
         self.context_length, self.number_of_starts = stream.context_length, stream.number_of_starts
         self.origin = int(stream.origin.view(np.int64)[0])
         self.ids = copy_ids(stream.dataset, device)
+        self.documents = None if stream.documents is None else torch.from_numpy(stream.documents).to(device)
         self._bits = 2 ** (8 * min(self.ids.element_size(), 7)) - 1  # of an id; they take the copied sign away again
         self._group = (-1, 0, 0, 0)  # whose starts are known: the number of the group, and what else they depend on
         self._starts = torch.empty(0)
@@ -41,7 +43,11 @@ class DeviceWindows:
 
     def starts(self, indices: Tensor) -> Tensor:
         """Return where the windows of these indices, int64 and each 0 or more, begin in the data set; in any shape."""
-        return _scale(_mix((indices + 1) * _signed(GOLDEN) + self.origin), self.number_of_starts)
+        starts = _scale(_mix((indices + 1) * _signed(GOLDEN) + self.origin), self.number_of_starts)
+        if self.documents is None:
+            return starts
+        begins = self.documents[torch.searchsorted(self.documents, starts, right=True) - 1]
+        return torch.where(starts - begins < self.context_length, begins, starts)  # `documents.back_to_documents`
 
     def batch(self, step: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> tuple[Tensor, Tensor]:
         """Return what `WindowStream.batch` returns, on the device."""

@@ -1,0 +1,118 @@
+"""Windows that begin where documents do, against hand examples and the rules by themselves."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tslm.data import TextDataModule, documents
+from tslm.data.batches import valid_batches
+from tslm.data.device_windows import DeviceWindows
+from tslm.data.documents import back_to_documents, document_starts, document_windows
+from tslm.data.windows import WindowStream
+from tslm.tokenizer import Tokenizer
+
+IDS = st.lists(st.integers(0, 3), min_size=2, max_size=200).map(lambda ids: np.array(ids, dtype=np.uint16))
+
+
+def test_documents_begin_at_the_first_token_and_at_each_separator():
+    assert document_starts(np.array([5, 6, 0, 7, 0, 8]), 0).tolist() == [0, 2, 4]
+    assert document_starts(np.array([0, 6, 0, 0, 8]), 0).tolist() == [0, 2, 3]
+    assert document_starts(np.array([5, 6]), 0).tolist() == [0]
+
+
+@given(ids=IDS)
+def test_documents_are_found_piece_by_piece(ids):
+    whole = document_starts(ids, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "_AT_ONCE", 7)
+        pieces = document_starts(ids, 0)
+    assert pieces.tolist() == whole.tolist() == sorted({0, *np.flatnonzero(ids == 0).tolist()})
+
+
+def test_starts_move_back_unless_the_beginning_is_out_of_reach():
+    starts = np.array([0, 2, 3, 5, 9, 10, 12])
+    assert back_to_documents(starts, np.array([0, 3, 5, 11]), 5).tolist() == [0, 0, 3, 5, 5, 10, 11]
+
+
+@given(ids=IDS, context_length=st.integers(1, 40))
+def test_a_stream_draws_documents_or_what_lies_too_far_behind(ids, context_length):
+    if len(ids) <= context_length:
+        return
+    begins = document_starts(ids, 0)
+    plain, ours = (WindowStream(ids, context_length, 3, given) for given in (None, begins))
+    drawn = plain.starts(np.arange(300))
+    for before, after in zip(drawn.tolist(), ours.starts(np.arange(300)).tolist(), strict=True):
+        document = max(begin for begin in begins.tolist() if begin <= before)
+        assert after == (document if before - document < context_length else before)
+
+
+@given(ids=IDS, context_length=st.integers(1, 40))
+def test_windows_on_a_device_are_those_of_the_stream(ids, context_length):
+    if len(ids) <= context_length:
+        return
+    stream = WindowStream(ids, context_length, 3, document_starts(ids, 0))
+    for step in (0, 70):
+        ours = DeviceWindows(stream, torch.device("cpu")).batch(step, 5)
+        assert all(map(torch.equal, ours, stream.batch(step, 5)))
+
+
+def test_windows_hold_as_many_documents_as_fit():
+    ids = np.arange(1, 10)
+    assert document_windows(ids, 6, np.array([0, 3, 5])).tolist() == [[0, 5], [5, 3]]
+    assert document_windows(ids, 2, np.array([0, 3, 5])).tolist() == [[0, 2], [2, 1], [3, 2], [5, 2], [7, 1]]
+    assert document_windows(ids[:1], 2, np.array([0])).tolist() == []
+
+
+@given(ids=IDS, context_length=st.integers(1, 40))
+def test_windows_of_documents_make_each_token_but_the_first_a_target_once(ids, context_length):
+    begins = document_starts(ids, 0)
+    end = 0
+    for start, length in document_windows(ids, context_length, begins).tolist():
+        assert start == end
+        assert 1 <= length <= context_length
+        end = start + length
+        cut = end < len(ids) - 1 and end not in begins  # only a document that is longer than what was left
+        assert not cut or (length == context_length and not any(start < begin <= end for begin in begins))
+    assert end == len(ids) - 1
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@given(ids=IDS, context_length=st.integers(1, 40))
+def test_validation_shows_each_target_once(world_size, ids, context_length):
+    places, begins = np.arange(len(ids)), document_starts(ids, 0)
+    seen = []
+    for rank in range(world_size):
+        batches = valid_batches(places, context_length, 3, rank, world_size, begins)
+        assert len(list(batches)) == len(batches)
+        for inputs, targets in batches:
+            assert len(inputs) <= 3
+            assert torch.equal(inputs + 1, targets)
+            seen += targets.flatten().tolist()
+    assert sorted(seen) == list(range(1, len(ids)))
+
+
+def test_the_data_module_aligns_training_and_validation(tmp_path):
+    (tmp_path / "text.txt").write_text("".join(f"The story of cat {i}.\n<|endoftext|>\n" for i in range(200)))
+    data = TextDataModule(train_files=[str(tmp_path / "text.txt")], vocab_size=300, context_length=32, batch_size=4,
+                          align_documents=True, cache_dir=str(tmp_path / "cache"), num_workers=1)
+    data.load()
+    separator = data.tokenizer.special_ids["<|endoftext|>"]
+    inputs, _ = data.windows.batch(0, 100)
+    begins = inputs[:, 0] == separator
+    assert begins.float().mean() > 0.9  # all but those of the very first document
+    data.trainer = type("Trainer", (), {"global_rank": 0, "world_size": 1})()
+    first = torch.cat([inputs[:, 0] for inputs, _ in data.val_dataloader()])
+    assert (first == separator).sum() >= len(first) - 1
+
+
+def test_a_separator_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"data.special_tokens names none to tell documents apart"):
+        TextDataModule(special_tokens=[], align_documents=True)
+    (tmp_path / "text.txt").write_text("A story.\n" * 200)
+    Tokenizer({i: bytes([i]) for i in range(256)}, []).save(tmp_path / "tokenizer")
+    data = TextDataModule(train_files=[str(tmp_path / "text.txt")], context_length=32, align_documents=True,
+                          tokenizer=str(tmp_path / "tokenizer"), cache_dir=str(tmp_path / "cache"), num_workers=1)
+    with pytest.raises(ValueError, match=r"the tokenizer has no token '<\|endoftext\|>'"):
+        data.load()
