@@ -1,15 +1,17 @@
 """Windows that begin where documents do, against hand examples and the rules by themselves."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tslm.data import TextDataModule, documents
 from tslm.data.batches import valid_batches
 from tslm.data.device_windows import DeviceWindows
-from tslm.data.documents import back_to_documents, document_starts, document_windows
+from tslm.data.documents import DocumentStream, document_starts, document_windows
 from tslm.data.windows import WindowStream
 from tslm.tokenizer import Tokenizer
 
@@ -31,31 +33,63 @@ def test_documents_are_found_piece_by_piece(ids):
     assert pieces.tolist() == whole.tolist() == sorted({0, *np.flatnonzero(ids == 0).tolist()})
 
 
-def test_starts_move_back_unless_the_beginning_is_out_of_reach():
-    starts = np.array([0, 2, 3, 5, 9, 10, 12])
-    assert back_to_documents(starts, np.array([0, 3, 5, 11]), 5).tolist() == [0, 0, 3, 5, 5, 10, 11]
+def stream_of(ids, context_length, seed=3):
+    return DocumentStream(ids, context_length, seed, document_starts(ids, 0))
+
+
+def shapes(ids, context_length):
+    assume(len(ids) > context_length)
+    return stream_of(ids, context_length)
 
 
 @given(ids=IDS, context_length=st.integers(1, 40))
-def test_a_stream_draws_documents_or_what_lies_too_far_behind(ids, context_length):
-    if len(ids) <= context_length:
-        return
-    begins = document_starts(ids, 0)
-    plain, ours = (WindowStream(ids, context_length, 3, given) for given in (None, begins))
-    drawn = plain.starts(np.arange(300))
-    for before, after in zip(drawn.tolist(), ours.starts(np.arange(300)).tolist(), strict=True):
-        document = max(begin for begin in begins.tolist() if begin <= before)
-        assert after == (document if before - document < context_length else before)
+def test_an_epoch_has_each_window_once(ids, context_length):
+    stream = shapes(ids, context_length)
+    begins = document_windows(ids, context_length, document_starts(ids, 0))[:, 0]
+    expected = sorted(min(begin, len(ids) - context_length - 1) for begin in begins.tolist())
+    for epoch in (0, 1, 10**9):
+        starts = stream.starts(np.arange(epoch * len(begins), (epoch + 1) * len(begins)))
+        assert starts.dtype == np.int64
+        assert sorted(starts.tolist()) == expected
+
+
+@given(ids=IDS, context_length=st.integers(1, 40), indices=st.lists(st.integers(0, 10**6), min_size=1))
+def test_a_window_is_a_function_of_seed_and_index(ids, context_length, indices):
+    stream = shapes(ids, context_length)
+    alone = [stream_of(ids, context_length).starts([index]).item() for index in indices]
+    assert stream.starts(indices).tolist() == alone
+
+
+def test_an_epoch_comes_in_the_order_of_its_random_numbers():
+    ids = np.zeros(50, dtype=np.uint16)  # 49 documents, and 7 of them in a window
+    stream = stream_of(ids, 7)
+    keys = WindowStream(ids, 7, 3).random(np.arange(7, 14))
+    expected = [7 * place for place in sorted(range(7), key=lambda place: keys[place])]
+    assert stream.starts(np.arange(7, 14)).tolist() == [min(start, 42) for start in expected]
+
+
+def test_every_order_of_an_epoch_is_equally_likely():
+    stream = stream_of(np.zeros(4, dtype=np.uint16), 1)
+    orders, counts = np.unique(stream.starts(np.arange(18_000)).reshape(-1, 3), axis=0, return_counts=True)
+    assert len(orders) == 6
+    assert ((counts - 1000) ** 2 / 1000).sum() < 30  # chi-square with 5 degrees of freedom: one in 70,000
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    ids = np.zeros(1001, dtype=np.uint16)
+    first, second = stream_of(ids, 1).starts(np.arange(2000)).reshape(2, 1000)
+    other = stream_of(ids, 1, seed=4).starts(np.arange(1000))
+    for one, two in ((first, second), (first, other)):
+        assert abs(np.corrcoef(one, two)[0, 1]) < 0.15
 
 
 @given(ids=IDS, context_length=st.integers(1, 40))
 def test_windows_on_a_device_are_those_of_the_stream(ids, context_length):
-    if len(ids) <= context_length:
-        return
-    stream = WindowStream(ids, context_length, 3, document_starts(ids, 0))
-    for step in (0, 70):
-        ours = DeviceWindows(stream, torch.device("cpu")).batch(step, 5)
-        assert all(map(torch.equal, ours, stream.batch(step, 5)))
+    stream = shapes(ids, context_length)
+    on_device = DeviceWindows(stream, torch.device("cpu"))
+    for step, (rank, world_size) in product((0, 70), ((0, 1), (1, 2))):
+        ours = on_device.batch(step, 5, rank=rank, world_size=world_size)
+        assert all(map(torch.equal, ours, stream.batch(step, 5, rank=rank, world_size=world_size)))
 
 
 def test_windows_hold_as_many_documents_as_fit():
@@ -75,6 +109,7 @@ def test_windows_of_documents_make_each_token_but_the_first_a_target_once(ids, c
         end = start + length
         cut = end < len(ids) - 1 and end not in begins  # only a document that is longer than what was left
         assert not cut or (length == context_length and not any(start < begin <= end for begin in begins))
+        assert not any(end < begin <= start + context_length for begin in begins)  # the next one does not fit
     assert end == len(ids) - 1
 
 
@@ -101,7 +136,7 @@ def test_the_data_module_aligns_training_and_validation(tmp_path):
     separator = data.tokenizer.special_ids["<|endoftext|>"]
     inputs, _ = data.windows.batch(0, 100)
     begins = inputs[:, 0] == separator
-    assert begins.float().mean() > 0.9  # all but those of the very first document
+    assert begins.float().mean() > 0.9  # all but the very first document and the last windows
     data.trainer = type("Trainer", (), {"global_rank": 0, "world_size": 1})()
     first = torch.cat([inputs[:, 0] for inputs, _ in data.val_dataloader()])
     assert (first == separator).sum() >= len(first) - 1

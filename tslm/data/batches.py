@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from tslm.data.device_windows import DeviceWindows
-from tslm.data.documents import Places, TokenIds, document_windows
-from tslm.data.windows import WindowStream, sequential_windows
+from tslm.data.documents import Places, document_windows
+from tslm.data.windows import TokenIds, WindowStream, sequential_windows
 
 Item = TypeVar("Item")
 Batch = tuple[torch.Tensor, torch.Tensor]

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 
 from tslm.data.batches import Batches, TrainBatches, ValidBatches, valid_batches
 from tslm.data.device_windows import DeviceWindows
-from tslm.data.documents import Places, document_starts
+from tslm.data.documents import DocumentStream, Places, document_starts
 from tslm.data.prepare import (
     TOY_VALID_SEED,
     TOY_VALID_STORIES,
@@ -42,7 +42,7 @@ class TextDataModule(pl.LightningDataModule):
         batch_size: Windows in a batch of one process.
         seed: Decides which windows are drawn, and in which order.
         align_documents: Whether windows, the validation's too, begin where documents do, as what the model is asked to
-            continue later does, instead of anywhere; documents longer than a window are still seen to their ends.
+            continue later does, and come in epochs, each window once in each; otherwise they are drawn from anywhere.
         on_device: Whether the token ids are copied to the device once, and the windows, which are the same either way,
             drawn there; unless given, on a CUDA GPU.
         special_tokens: Strings that are one token each; the first one separates documents.
@@ -141,7 +141,8 @@ class TextDataModule(pl.LightningDataModule):
         if train is not None:
             self.train_tokens = TokenFile.open(train)
             documents = self._documents(self.train_tokens)
-            self.windows = WindowStream(self.train_tokens.ids, self.context_length, self.seed, documents)
+            given = self.train_tokens.ids, self.context_length, self.seed
+            self.windows = WindowStream(*given) if documents is None else DocumentStream(*given, documents)
 
     def _documents(self, tokens: TokenFile) -> Places | None:
         """Where windows are to begin; None for anywhere.

@@ -1,4 +1,4 @@
-"""Where documents begin in an array of token ids, and windows that begin where documents do.
+"""Windows that begin where documents do, and where that is in an array of token ids.
 
 A window cut anywhere begins as a rule in the middle of a document, and the model has to guess at what it is not shown.
 Where a model will only ever be asked about documents from their beginnings, to continue them or to score them, its
@@ -9,15 +9,56 @@ A document begins at the separator before it (`<|endoftext|>`), which is a model
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
-TokenIds = npt.NDArray[np.integer[Any]]
+from tslm.data.windows import TokenIds, WindowStream
+
 Places = npt.NDArray[np.int64]
 
 _AT_ONCE = 2**24  # ids: they may be a memory map of something larger than the memory
+
+
+class DocumentStream(WindowStream):
+    """A stream of windows that begin where those of `document_windows` do, each of them once in an epoch.
+
+    As in a `WindowStream` window i is a function of (seed, i): an epoch's windows come in the order of its random
+    numbers, as many as there are windows, and i says which epoch and which place in it. All are context_length tokens
+    long, so behind its whole documents a window has the beginning of the next.
+
+    Args:
+        dataset: token ids, a one-dimensional array of integers, memory map or not.
+        context_length: tokens in a window, T.
+        seed: any integer.
+        documents: where documents begin, as `document_starts` returns it.
+
+    Raises:
+        ValueError: the data set is shorter than one window and its last target.
+    """
+
+    def __init__(self, dataset: TokenIds, context_length: int, seed: int, documents: Places) -> None:
+        super().__init__(dataset, context_length, seed)
+        begins = document_windows(dataset, context_length, documents)[:, 0]
+        self.begins = np.minimum(begins, self.number_of_starts - 1)  # the last ones end with the data set
+        self._orders: dict[int, Places] = {}
+
+    def starts(self, indices: npt.ArrayLike) -> Places:
+        """Return where the windows of these indices (k,), each 0 or more, begin in the data set: (k,), int64."""
+        epochs, places = np.divmod(np.atleast_1d(indices).astype(np.int64), len(self.begins))
+        found = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            of_epoch = epochs == epoch
+            found[of_epoch] = self.begins[self._order(epoch)[places[of_epoch]]]
+        return found
+
+    def _order(self, epoch: int) -> Places:
+        """Return a random permutation of an epoch's windows, the last two of which are kept: batches meet no more."""
+        if epoch not in self._orders:
+            number = len(self.begins)
+            order = np.argsort(self.random(np.arange(epoch * number, (epoch + 1) * number)), kind="stable")
+            kept = list(self._orders.items())[-1:]
+            self._orders = dict([*kept, (epoch, order)])
+        return self._orders[epoch]
 
 
 def document_starts(dataset: TokenIds, separator: int) -> Places:
@@ -34,21 +75,6 @@ def document_starts(dataset: TokenIds, separator: int) -> Places:
     return places[1:] if len(places) > 1 and places[1] == 0 else places
 
 
-def back_to_documents(starts: Places, documents: Places, context_length: int) -> Places:
-    """Move starts of windows back to where their documents begin, so far as a window from there still reaches them.
-
-    A start that is context_length tokens or more behind its document's beginning stays where it is, so that the ends of
-    long documents are seen as well. Of starts that are equally likely, a document gets as many as it has tokens.
-
-    Args:
-        starts: where windows would begin, in any shape.
-        documents: as `document_starts` returns them.
-        context_length: tokens in a window, T.
-    """
-    begins = documents[np.searchsorted(documents, starts, side="right") - 1]
-    return np.where(starts - begins < context_length, begins, starts)
-
-
 def document_windows(dataset: TokenIds, context_length: int, documents: Places) -> Places:
     """Cut a data set into windows of whole documents, in which every token but the first is a target exactly once.
 
@@ -59,12 +85,14 @@ def document_windows(dataset: TokenIds, context_length: int, documents: Places) 
     Returns:
         (number of windows, 2): start and length, as of `windows.sequential_windows`.
     """
-    windows, start, last = [], 0, len(dataset) - 1
-    while start < last:
-        end = min(start + context_length, last)
-        if end < last:
-            begin = int(documents[np.searchsorted(documents, end, side="right") - 1])
-            end = begin if begin > start else end
-        windows.append((start, end - start))
-        start = end
-    return np.array(windows, dtype=np.int64).reshape(-1, 2)
+    last = len(dataset) - 1
+    parts = np.maximum(-(-np.diff(documents, append=last) // context_length), 1)  # of each document
+    numbers = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)  # 0, 1, … within each document
+    bounds = np.repeat(documents, parts) + numbers * context_length
+    bounds = np.append(bounds[bounds < last], last)
+    farthest = (np.searchsorted(bounds, bounds + context_length, side="right") - 1).tolist()
+    chosen = [0]
+    while chosen[-1] < len(bounds) - 1:
+        chosen.append(farthest[chosen[-1]])
+    starts = bounds[chosen]
+    return np.stack([starts[:-1], np.diff(starts)], axis=1)

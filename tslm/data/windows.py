@@ -6,12 +6,14 @@ a number, so that training can stop and go on anywhere; `sequential_windows` wal
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tslm.data.documents import Places, TokenIds, back_to_documents
+TokenIds = npt.NDArray[np.integer[Any]]
 
 
 def get_batch(
@@ -59,25 +61,26 @@ class WindowStream:
         dataset: token ids, a one-dimensional array of integers, memory map or not.
         context_length: tokens in a window, T.
         seed: any integer.
-        documents: where documents begin (`documents.document_starts`), for windows that begin there too; None for
-            windows that begin anywhere.
 
     Raises:
         ValueError: the data set is shorter than one window and its last target.
     """
 
-    def __init__(self, dataset: TokenIds, context_length: int, seed: int, documents: Places | None = None) -> None:
-        self.dataset, self.documents = dataset, documents
+    def __init__(self, dataset: TokenIds, context_length: int, seed: int) -> None:
+        self.dataset = dataset
         self.context_length = context_length
         self.number_of_starts = _number_of_starts(dataset, context_length)
         # Mixed once, or the stream of seed + 0x9E37… would be this one shifted by a window.
         self.origin = _mix(np.array([seed % 2**64], dtype=np.uint64))
 
+    def random(self, indices: npt.ArrayLike) -> npt.NDArray[np.uint64]:
+        """Return the random numbers of these indices (k,), each 0 or more: (k,), 0 … 2⁶⁴-1."""
+        counters = np.atleast_1d(indices).astype(np.uint64) + np.uint64(1)
+        return _mix(self.origin + counters * GOLDEN)
+
     def starts(self, indices: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Return where the windows of these indices (k,), each 0 or more, begin in the data set: (k,), int64."""
-        counters = np.atleast_1d(indices).astype(np.uint64) + np.uint64(1)
-        starts = _scale(_mix(self.origin + counters * GOLDEN), self.number_of_starts).astype(np.int64)
-        return starts if self.documents is None else back_to_documents(starts, self.documents, self.context_length)
+        return _scale(self.random(indices), self.number_of_starts).astype(np.int64)
 
     def batch(self, step: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> tuple[Tensor, Tensor]:
         """Return the batch that process `rank` of `world_size` reads at a step, counted from 0.
