@@ -52,19 +52,25 @@ class KneserNey:
         tokens = _checked(ids, vocab_size)
         if not 1 <= order <= len(tokens):
             raise ValueError(f"order must lie between 1 and the number of tokens ({len(tokens)}), not {order}")
-        # numbers[n][i] is the number of the n-gram that starts at token i.
-        numbers = [np.zeros(len(tokens) + 1, np.int64)]  # one empty n-gram before every token and after the last
+        # N-grams are numbered in the order of a dictionary: by their first token, then by the number of the others. So
+        # the places in the order of their n-grams are the places of those others, in theirs, moved by one and sorted by
+        # one more token; and tokens are small numbers, which numpy sorts by radix.
+        small = tokens.astype(np.min_scalar_type(vocab_size - 1))
+        numbers = np.zeros(len(tokens) + 1, np.int64)  # of the n-gram at each place; at first of empty ones
+        places = np.arange(len(tokens) + 1)  # in the order of those numbers
         keys, counts = list[IntArray](), list[IntArray]()
         shorter = list[IntArray]()  # for every n-gram, the number of its last n-1 tokens
         for n in range(1, order + 1):
-            types, first, inverse, count = np.unique(
-                numbers[-1][:-1] * vocab_size + tokens[n - 1 :],
-                return_index=True, return_inverse=True, return_counts=True,
-            )
-            keys.append(types)
-            counts.append(count)
-            shorter.append(numbers[-1][1:][first])
-            numbers.append(inverse)
+            places = places[places > 0] - 1
+            places = places[np.argsort(small[places], kind="stable")]
+            begin, rest = small[places], numbers[places + 1]
+            new = np.concatenate(([True], (begin[1:] != begin[:-1]) | (rest[1:] != rest[:-1])))
+            first = places[new]
+            keys.append(numbers[first] * vocab_size + tokens[first + n - 1])
+            counts.append(np.diff(np.flatnonzero(new), append=len(new)))
+            shorter.append(rest[new])
+            numbers = np.empty(len(places), np.int64)
+            numbers[places] = np.cumsum(new) - 1
         levels = list[_Level]()
         lower = np.array([1 / vocab_size])
         for n in range(order):
