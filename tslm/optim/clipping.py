@@ -16,7 +16,7 @@ def clip_gradients(parameters: Iterable[Tensor] | Tensor, max_norm: float, eps: 
         n = √(Σ gᵢ²)  over all entries of all gradients;   n ≥ max_norm:  g ← g · max_norm / (n + eps)
 
     Below max_norm no bit of any gradient changes. The direction of the step stays what it was (Pascanu et al. 2013).
-    Nothing is read back from a GPU: the decision is made there, so that it does not wait for Python.
+    Nothing is read back from the device: the decision is made there, so that a GPU does not wait for Python.
 
     Args:
         parameters: parameters in any iterable; those without a gradient are skipped.
@@ -40,8 +40,6 @@ def clip_gradients(parameters: Iterable[Tensor] | Tensor, max_norm: float, eps: 
     dtype = functools.reduce(torch.promote_types, {gradient.dtype for gradient in gradients}, torch.float32)
     norms = torch._foreach_norm(gradients, 2, dtype=dtype)
     norm = torch.stack([each.to(norms[0].device) for each in norms]).square().sum().sqrt()
-    if norm.device.type == "cpu" and not norm >= max_norm:
-        return norm  # the answer is here already, and multiplying would move all gradients through memory
     # Multiplying by exactly 1 leaves every bit as it is, and costs less than asking the device whether it is needed.
     scale = (max_norm / (norm + eps)).masked_fill_((norm >= max_norm).logical_not_(), 1.0)
     for device in {gradient.device for gradient in gradients}:
