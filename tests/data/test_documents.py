@@ -37,14 +37,14 @@ def stream_of(ids, context_length, seed=3):
     return DocumentStream(ids, context_length, seed, document_starts(ids, 0))
 
 
-def shapes(ids, context_length):
+def possible_stream(ids, context_length):
     assume(len(ids) > context_length)
     return stream_of(ids, context_length)
 
 
 @given(ids=IDS, context_length=st.integers(1, 40))
 def test_an_epoch_has_each_window_once(ids, context_length):
-    stream = shapes(ids, context_length)
+    stream = possible_stream(ids, context_length)
     begins = document_windows(ids, context_length, document_starts(ids, 0))[:, 0]
     expected = sorted(min(begin, len(ids) - context_length - 1) for begin in begins.tolist())
     for epoch in (0, 1, 10**9):
@@ -55,7 +55,7 @@ def test_an_epoch_has_each_window_once(ids, context_length):
 
 @given(ids=IDS, context_length=st.integers(1, 40), indices=st.lists(st.integers(0, 10**6), min_size=1))
 def test_a_window_is_a_function_of_seed_and_index(ids, context_length, indices):
-    stream = shapes(ids, context_length)
+    stream = possible_stream(ids, context_length)
     alone = [stream_of(ids, context_length).starts([index]).item() for index in indices]
     assert stream.starts(indices).tolist() == alone
 
@@ -85,7 +85,7 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 
 @given(ids=IDS, context_length=st.integers(1, 40))
 def test_windows_on_a_device_are_those_of_the_stream(ids, context_length):
-    stream = shapes(ids, context_length)
+    stream = possible_stream(ids, context_length)
     on_device = DeviceWindows(stream, torch.device("cpu"))
     for step, (rank, world_size) in product((0, 70), ((0, 1), (1, 2))):
         ours = on_device.batch(step, 5, rank=rank, world_size=world_size)

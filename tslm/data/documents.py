@@ -22,9 +22,9 @@ _AT_ONCE = 2**24  # ids: they may be a memory map of something larger than the m
 class DocumentStream(WindowStream):
     """A stream of windows that begin where those of `document_windows` do, each of them once in an epoch.
 
-    As in a `WindowStream` window i is a function of (seed, i): an epoch's windows come in the order of its random
-    numbers, as many as there are windows, and i says which epoch and which place in it. All are context_length tokens
-    long, so behind its whole documents a window has the beginning of the next.
+    As in a `WindowStream`, window i is a function of (seed, i). With n windows, those of epoch e are sorted by the
+    random numbers e n … e n + n - 1, and window i is the one in place i mod n of epoch ⌊i / n⌋. All are context_length
+    tokens long, so behind its whole documents a window has the beginning of the next one.
 
     Args:
         dataset: token ids, a one-dimensional array of integers, memory map or not.

@@ -125,6 +125,7 @@ class _Compiler:
         self.fingerprint = hashlib.sha256("\0".join((words, plots, code)).encode()).hexdigest()
 
     def compile(self) -> Grammar:
+        """Fill the rules, and return the grammar that they make."""
         for name, lines in self.lines.items():
             self._fill(self.rules[name], [self._parts(line) for line in lines], zipf(len(lines), RULE_SHIFT))
         return Grammar(self.rules["story"], self.rules, len(self.slots), self.fingerprint)
