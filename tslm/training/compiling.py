@@ -2,7 +2,7 @@
 
 torch.compile makes a few loops of Triton (on a CPU: of C++) of the passes that lie between two matmuls. The matmuls
 themselves, most of a step, stay what they are. It needs a C++ compiler and up to a minute; a second run finds most of
-the work in the compiler's cache. On a CPU only who asks gets it: the kernels in C (model/native) do more, and at once.
+the work in the compiler's cache. On a CPU only who asks gets it: the kernels in C (model/native) do as much, at once.
 """
 
 from __future__ import annotations
