@@ -51,8 +51,7 @@ def test_figures_without_other_libraries_come_out_as_json_lines(tmp_path, capsys
 
 
 def test_throughput_and_losses_beside_transformers(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(training_figures, "OUR_FORMS", ("eager",))  # compiling belongs to the benchmark itself
-    monkeypatch.setattr(training_peers, "FORMS", ("eager",))
+    monkeypatch.setattr(training_peers, "FORMS", ("eager",))  # compiling belongs to the benchmark itself
     monkeypatch.setattr(training_figures, "run_alone", in_this_process)
     monkeypatch.setattr(training_parity, "run_alone", in_this_process)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # put back at the end

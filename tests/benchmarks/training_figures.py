@@ -1,11 +1,11 @@
 """The figures of training: what to measure comes in, a `Figure` for each name goes out.
 
-A side may have several forms, eager and compiled. All forms of all sides run once, in turn; then the fastest form of
-each side goes on, in turn, until it has run as often as was asked for.
+Ours is measured as `fit` runs it. A peer may have several forms, eager and compiled: all of them run once, in turn;
+then ours and the fastest form of the peer go on, in turn, until they have run as often as was asked for.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.benchmarks import training_jobs, training_parity, training_peers
 from tests.benchmarks.measure import Figure, Plan, Target, in_turn, run_alone
-from tests.benchmarks.training_jobs import GROUP, OUR_FORMS, OURS, RECOMPUTED, SHAPES, WARM_UP
+from tests.benchmarks.training_jobs import GROUP, OUR_FORM, OURS, RECOMPUTED, SHAPES, WARM_UP
 from tests.benchmarks.training_start import FirstStep
 
 Side = dict[str, Callable[[], float]]  # the forms of a side, each measured by a call; the larger, the better
@@ -40,7 +40,6 @@ class Training:
         workdir: where compiled code and prepared data are kept.
         scratch: a folder that is removed at the end.
         say: tells the user what is going on.
-        fastest: the form of each side that was found to be the fastest, so far.
     """
 
     shape: str
@@ -59,7 +58,6 @@ class Training:
     workdir: Path
     scratch: Path
     say: Callable[[str], None]
-    fastest: dict[str, str] = field(default_factory=dict)
 
     def train(self, side: str, form: str, **changes: object) -> dict[str, Any]:
         """Take steps in a process of its own; see `training_jobs.train`."""
@@ -130,9 +128,7 @@ def _first_round(side: Side, say: Callable[[str], None]) -> dict[str, float]:
 
 
 def _throughput(training: Training, side: str, forms: tuple[str, ...]) -> Side:
-    """Return the tokens per second of each form of a side, from the median of its steps; of the fastest if known."""
-    forms = (training.fastest[side],) if side in training.fastest else forms
-
+    """Return the tokens per second of each form of a side, from the median of its steps."""
     def tokens_per_second(form: str) -> float:
         seconds = training.train(side, form)["seconds"]
         return training.tokens(training.batch_size) / median(seconds[WARM_UP:])
@@ -141,11 +137,11 @@ def _throughput(training: Training, side: str, forms: tuple[str, ...]) -> Side:
 
 
 def _tokens(training: Training, name: str, *, peer: str) -> Figure:
-    sides = [_throughput(training, OURS, OUR_FORMS), _throughput(training, peer, training_peers.FORMS)]
-    (form, ours, our_forms), (peer_form, theirs, peer_forms) = fastest_in_turn(sides, training.runs, training.say)
-    training.fastest.update({OURS: form, peer: peer_form})
+    sides = [_throughput(training, OURS, (OUR_FORM[training.device],)),
+             _throughput(training, peer, training_peers.FORMS)]
+    (form, ours, _), (peer_form, theirs, peer_forms) = fastest_in_turn(sides, training.runs, training.say)
     return Figure(name, "tokens/s", ours, theirs, f"{peer}, {peer_form}", Target("ratio", ">=", 1.5), training.runs,
-                  form, {"our_forms": our_forms, "peer_forms": peer_forms})
+                  form, {"peer_forms": peer_forms})
 
 
 def _matmul_share(training: Training, name: str) -> Figure:
@@ -153,10 +149,9 @@ def _matmul_share(training: Training, name: str) -> Figure:
         job = partial(run_alone, training_jobs.matmul_seconds, shape=training.shape, batch_size=training.batch_size)
         return training.tokens(training.batch_size) / job(passes=training.steps, device=training.device).result
 
-    sides = [_throughput(training, OURS, OUR_FORMS), {"bf16": ceiling}]
-    (form, ours, our_forms), (_, theirs, _) = fastest_in_turn(sides, training.runs, training.say)
-    return Figure(name, "tokens/s", ours, theirs, "matmuls alone", Target("ratio", ">=", 0.75), training.runs, form,
-                  {"our_forms": our_forms})
+    sides = [_throughput(training, OURS, (OUR_FORM[training.device],)), {"bf16": ceiling}]
+    (form, ours, _), (_, theirs, _) = fastest_in_turn(sides, training.runs, training.say)
+    return Figure(name, "tokens/s", ours, theirs, "matmuls alone", Target("ratio", ">=", 0.75), training.runs, form)
 
 
 def _memory(training: Training, name: str, *, form: str, peer_form: str | None = None) -> Figure:

@@ -34,7 +34,7 @@ SHAPES: dict[str, Shape] = {
     "tiny": {"vocab_size": 300, "context_length": 16, "d_model": 32, "num_layers": 1, "num_heads": 2, "d_ff": 32},
 }
 OURS = "tslm"
-OUR_FORMS = ("eager", "compiled")
+OUR_FORM = {"cpu": "eager", "cuda": "compiled"}  # of `fit` on a device, unless it is told otherwise
 RECOMPUTED = "recomputed"  # eager, with less memory
 WARM_UP = 2  # steps that do not count: the first one compiles, and the optimizer makes its state
 GROUP = 20  # steps on a GPU between two looks at the clock: waiting for each would show the processor's part
@@ -50,7 +50,7 @@ def train(
 
     Args:
         side: `OURS` or one of `training_peers.PACKAGES`.
-        form: one of `OUR_FORMS`, or of `training_peers.FORMS`.
+        form: "eager", "compiled" or `RECOMPUTED`, or one of `training_peers.FORMS`.
         shape: of `SHAPES`.
         batch_size: windows in a step.
         steps: that count.
