@@ -1,5 +1,6 @@
 """Windows that begin where documents do, against hand examples and the rules by themselves."""
 
+import types
 from itertools import product
 
 import numpy as np
@@ -14,6 +15,7 @@ from tslm.data.device_windows import DeviceWindows
 from tslm.data.documents import DocumentStream, document_starts, document_windows
 from tslm.data.windows import WindowStream
 from tslm.tokenizer import Tokenizer
+from tslm.training import LanguageModule
 
 IDS = st.lists(st.integers(0, 3), min_size=2, max_size=200).map(lambda ids: np.array(ids, dtype=np.uint16))
 
@@ -137,9 +139,24 @@ def test_the_data_module_aligns_training_and_validation(tmp_path):
     inputs, _ = data.windows.batch(0, 100)
     begins = inputs[:, 0] == separator
     assert begins.float().mean() > 0.9  # all but the very first document and the last windows
-    data.trainer = type("Trainer", (), {"global_rank": 0, "world_size": 1})()
+    module = types.SimpleNamespace()
+    data.trainer = types.SimpleNamespace(global_rank=0, world_size=1, lightning_module=module)
+    data.setup("fit")
+    assert module.separator == separator
     first = torch.cat([inputs[:, 0] for inputs, _ in data.val_dataloader()])
     assert (first == separator).sum() >= len(first) - 1
+
+
+def test_a_document_costs_the_same_alone_and_in_company():
+    module = LanguageModule(vocab_size=9, context_length=16, d_model=16, num_layers=2, num_heads=2, d_ff=32)
+    ids = torch.tensor([[0, 3, 4, 1, 0, 2, 3, 8, 5, 0, 4, 4, 0]])
+    inputs, targets = ids[:, :-1], ids[:, 1:]
+    alone = sum(module.mean_loss(inputs[:, start:end], targets[:, start:end]) * (end - start)
+                for start, end in ((0, 4), (4, 9), (9, 12)))
+    in_company = module.mean_loss(inputs, targets) * 12
+    module.separator = 0
+    torch.testing.assert_close(module.mean_loss(inputs, targets) * 12, alone)
+    assert not torch.isclose(in_company, alone)
 
 
 def test_a_separator_that_is_not_there_is_an_error(tmp_path):

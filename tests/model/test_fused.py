@@ -5,6 +5,7 @@ import torch
 
 from tslm.model import functional, fused
 from tslm.model.native import functions
+from tslm.model.rope import RotaryEmbedding
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +33,13 @@ def test_causal_attention_equals_the_masked_formula(length):
     probe = torch.randn_like(plain)
     for ours, theirs in zip(_grads(fast, (q, k, v), probe), _grads(plain, (q, k, v), probe), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_self_attention_keeps_documents_apart():
+    qkv, documents = torch.randn(3, 2, 9, 3, 4, 8), torch.tensor([0, 0, 0, 3, 4, 4, 4, 4, 4]).expand(3, 2, 9)
+    rotation = RotaryEmbedding(8, 9).table
+    parts = [fused.self_attention(qkv[:, :, start:end], rotation[start:end]) for start, end in ((0, 3), (3, 4), (4, 9))]
+    torch.testing.assert_close(fused.self_attention(qkv, rotation, documents), torch.cat(parts, 2))
 
 
 def test_causal_attention_passes_gradcheck(monkeypatch):

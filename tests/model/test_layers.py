@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from tslm.model import Embedding, Linear, RMSNorm, RotaryEmbedding, SwiGLU, scaled_dot_product_attention, silu, softmax
-from tslm.model.functional import causal_mask
+from tslm.model.functional import causal_mask, document_begins, document_mask
 from tslm.model.layers import linear_together
 from tslm.model.rope import rotate_pairs
 
@@ -189,3 +189,10 @@ def test_scaled_dot_product_attention_with_a_causal_mask():
     q, k, v = (torch.randn(2, 7, 4) for _ in range(3))
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     torch.testing.assert_close(scaled_dot_product_attention(q, k, v, causal_mask(7)), expected)
+
+
+def test_documents_begin_at_separators_and_nothing_is_seen_before():
+    begins = document_begins(torch.tensor([[5, 6, 0, 7, 0, 8], [0, 0, 1, 1, 1, 0]]), 0)
+    assert begins.tolist() == [[0, 0, 2, 2, 4, 4], [0, 1, 1, 1, 1, 5]]
+    assert document_mask(torch.tensor([0, 0, 2, 2])).int().tolist() == [
+        [1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]

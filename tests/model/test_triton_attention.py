@@ -16,11 +16,15 @@ from tslm.model.transformer import TransformerBlock
 
 WIDTHS, LENGTHS = [32, 24], [1, 7, 64, 200, 256]
 CHILD = f"""
-from tests.model.test_triton_attention import inputs
+from tests.model.test_triton_attention import documents, inputs
 from tslm.model.triton_attention import self_attention
-def run(key, qkv, rotation, probe):
-    out = self_attention(qkv, rotation)
+def run(key, qkv, rotation, probe, documents=None):
+    out = self_attention(qkv, rotation, documents)
     results[key] = [out.detach(), *torch.autograd.grad(out, qkv, probe)]
+for length in {LENGTHS}:
+    run(("documents", length), *inputs(length, 24, torch.float32), documents(length))
+qkv, rotation, probe = inputs(200, 32, torch.float32)
+run("whole", qkv, rotation, probe, torch.zeros(2, 200, dtype=torch.int64))
 for width in {WIDTHS}:
     for length in {LENGTHS}:
         for dtype in (torch.float32, torch.bfloat16):
@@ -40,18 +44,26 @@ def inputs(length, width, dtype):
     return qkv, RotaryEmbedding(width, length).table, torch.randn(2, length, 2, width).to(dtype)
 
 
+def documents(length):
+    """Where documents begin: in one sequence of 2 and 3 tokens and all the rest, in the other of 71 and the rest."""
+    places = torch.arange(length)
+    first = torch.where(places < 2, 0, torch.where(places < 5, 2, 5))
+    return torch.stack([first, torch.where(places < 71, 0, 71)])
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     return interpreted(tmp_path_factory.mktemp("triton"), CHILD)
 
 
-def plain(qkv, rotation, probe):
+def plain(qkv, rotation, probe, begins=None):
     """Output and gradient of the formula on the same numbers, computed in float32."""
     qkv = qkv.detach().float().requires_grad_()
     q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
     if rotation is not None:
         q, k = rotate_pairs(q, rotation), rotate_pairs(k, rotation)
-    out = functional.scaled_dot_product_attention(q, k, v, functional.causal_mask(q.shape[-2])).transpose(1, 2)
+    begins = torch.zeros(2, q.shape[-2]) if begins is None else begins
+    out = functional.scaled_dot_product_attention(q, k, v, functional.document_mask(begins)[:, None]).transpose(1, 2)
     return [out.detach(), *torch.autograd.grad(out, qkv, probe.float())]
 
 
@@ -66,6 +78,17 @@ def test_the_kernels_equal_the_masked_formula_without_angles(results):
     qkv, _, probe = inputs(70, 80, torch.float32)
     for ours, theirs in zip(results["unturned"], plain(qkv, None, probe), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_the_kernels_keep_documents_apart(results, length):
+    expected = plain(*inputs(length, 24, torch.float32), documents(length))
+    for ours, theirs in zip(results["documents", length], expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_one_document_is_no_document(results):
+    assert all(map(torch.equal, results["whole"], results[32, 200, "torch.float32"]))
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -84,15 +107,19 @@ def test_the_kernels_survive_scores_of_1e4(results):
 
 @pytest.mark.parametrize(("dtype", "width"), [(torch.bfloat16, 32), (torch.float32, 128)])
 @pytest.mark.parametrize("name", ["_forward", "_backward_keys", "_backward_queries"])
-def test_the_kernels_compile_for_a_gpu_and_fit_its_shared_memory(monkeypatch, tmp_path, name, dtype, width):
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_kernels_compile_for_a_gpu_and_fit_its_shared_memory(monkeypatch, tmp_path, name, dtype, width, apart):
     pytest.importorskip("triton", reason="Triton has no wheels for this system")
     from tslm.model import triton_attention
 
     _, _, *constants = triton_attention.Launch.of(torch.empty(2, 256, 3, 4, width, dtype=dtype))
     kernel = getattr(triton_attention, name)
     constants = dict(zip(("SCALE", "HEADS", "WIDTH", "PADDED", "BLOCK"), constants, strict=True))
+    if not apart:
+        constants["documents_ptr"] = None
     number = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}[dtype]
-    types = dict.fromkeys(("qkv_ptr", "out_ptr", "grad_out_ptr", "grad_ptr"), number) | {"length": "i32"}
+    types = dict.fromkeys(("qkv_ptr", "out_ptr", "grad_out_ptr", "grad_ptr"), number)
+    types |= {"length": "i32", "documents_ptr": "*i64"}
     # The smallest GPUs since the A100 have 99 KB for a program.
     assert compile_for_gpu(monkeypatch, tmp_path, kernel, types, constants) <= 99 * 1024
 
@@ -124,9 +151,9 @@ def test_cuda_tensors_go_to_the_kernels_where_they_fit_and_are(monkeypatch, widt
     class Cuda(torch.Tensor):
         is_cuda = True
 
-    def attend(qkv, rotation):
+    def attend(qkv, rotation, documents):
         shapes.append(tuple(qkv.shape))
-        return fused.self_attention(qkv.as_subclass(torch.Tensor), rotation)
+        return fused.self_attention(qkv.as_subclass(torch.Tensor), rotation, documents)
 
     qkv = torch.randn(2, 3, 9, 3, 5, width)
     expected = fused.self_attention(qkv, None)

@@ -11,9 +11,11 @@ from tslm.training.module import LanguageModule
 SIZES = {"vocab_size": 64, "context_length": 12, "d_model": 32, "num_layers": 2, "num_heads": 2, "d_ff": 64}
 
 
-def _module():
+def _module(separator=None):
     torch.manual_seed(0)
-    return LanguageModule(**SIZES)
+    module = LanguageModule(**SIZES)
+    module.separator = separator
+    return module
 
 
 def _batch():
@@ -28,12 +30,13 @@ def _step(module, dtype):
     return loss.detach(), torch.cat([each.grad.flatten() for each in module.parameters()])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_compiled_step_equals_the_step_as_written(dtype, monkeypatch, capsys):
+@pytest.mark.parametrize(("dtype", "separator"), [(torch.float32, None), (torch.float32, 5), (torch.bfloat16, None)])
+def test_the_compiled_step_equals_the_step_as_written(dtype, separator, monkeypatch, capsys):
     monkeypatch.setattr(fused, "QUERY_BLOCK", 5)  # three blocks, the last one shorter
     torch.compiler.reset()
-    plain_loss, plain_gradient = _step(_module(), dtype)
-    compiled = _module()
+    assert separator is None or (_batch()[0] == separator).any()
+    plain_loss, plain_gradient = _step(_module(separator), dtype)
+    compiled = _module(separator)
     compiled.compile_step()
     loss, gradient = _step(compiled, dtype)
     assert "Compiled the training step in" in capsys.readouterr().out

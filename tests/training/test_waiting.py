@@ -32,7 +32,8 @@ def test_what_waits_is_found(operation):
     assert waits.calls
 
 
-def test_a_step_waits_for_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("align_documents", [False, True])
+def test_a_step_waits_for_nothing(tmp_path, monkeypatch, align_documents):
     waits, advance = Waits(), StepLoop.advance
 
     def watched(loop):
@@ -48,7 +49,7 @@ def test_a_step_waits_for_nothing(tmp_path, monkeypatch):
     # On a CPU this operator reads its scalar tensor, on a GPU it does not.
     monkeypatch.setattr(torch, "_foreach_add_", lambda tensors, x: [each.add_(x) for each in tensors])
     data = TextDataModule(toy_stories=300, vocab_size=300, context_length=16, batch_size=2, on_device=True,
-                          cache_dir=str(tmp_path / "cache"), num_workers=1)
+                          align_documents=align_documents, cache_dir=str(tmp_path / "cache"), num_workers=1)
     trainer = StepTrainer(max_steps=6, log_every_n_steps=5, precision="bf16-mixed", accelerator="cpu",
                           default_root_dir=str(tmp_path), limit_val_batches=1)
     module = LanguageModule(vocab_size=300, context_length=16, d_model=16, num_layers=1, num_heads=2, d_ff=32)

@@ -41,8 +41,9 @@ class TextDataModule(pl.LightningDataModule):
         context_length: Tokens in a window; also the model's.
         batch_size: Windows in a batch of one process.
         seed: Decides which windows are drawn, and in which order.
-        align_documents: Whether windows, the validation's too, begin where documents do, as what the model is asked to
-            continue later does, and come in epochs, each window once in each; otherwise they are drawn from anywhere.
+        align_documents: Whether documents are seen as the model will see them later, from their beginnings and each by
+            itself: windows, the validation's too, begin where documents do, no token attends to another document than
+            its own, and each window comes once in an epoch; otherwise they are drawn from anywhere.
         on_device: Whether the token ids are copied to the device once, and the windows, which are the same either way,
             drawn there; unless given, on a CUDA GPU.
         special_tokens: Strings that are one token each; the first one separates documents.
@@ -145,21 +146,27 @@ class TextDataModule(pl.LightningDataModule):
             self.windows = WindowStream(*given) if documents is None else DocumentStream(*given, documents)
 
     def _documents(self, tokens: TokenFile) -> Places | None:
-        """Where windows are to begin; None for anywhere.
+        """Where windows are to begin; None for anywhere."""
+        separator = self.separator
+        return None if separator is None else document_starts(tokens.ids, separator)
+
+    @property
+    def separator(self) -> int | None:
+        """The token that stands between documents, where windows are to keep to these; else None.
 
         Raises:
-            ValueError: the tokenizer has no token that stands between documents.
+            ValueError: the tokenizer has no such token.
         """
         if not self.align_documents:
             return None
         assert self.tokenizer is not None
-        separator = self.special_tokens[0]
-        if separator not in self.tokenizer.special_ids:
+        name = self.special_tokens[0]
+        if name not in self.tokenizer.special_ids:
             raise ValueError(
-                f"data.align_documents is on, but the tokenizer has no token {separator!r} that stands between "
+                f"data.align_documents is on, but the tokenizer has no token {name!r} that stands between "
                 "documents: leave --data.align_documents out, or name its own with --data.special_tokens"
             )
-        return document_starts(tokens.ids, self.tokenizer.special_ids[separator])
+        return self.tokenizer.special_ids[name]
 
     def _find_corpus(self) -> Texts:
         if self.corpus == "toy":
@@ -179,14 +186,14 @@ class TextDataModule(pl.LightningDataModule):
         return self.trainer.state.fn if self.trainer is not None else None
 
     def setup(self, stage: str) -> None:
-        """Open the token files in this process, and give the module its tokenizer."""
+        """Open the token files in this process, and give the module its tokenizer and what stands between documents."""
         if stage == "predict":
             return
         if self.valid_tokens is None:
             self.load()
         module = getattr(self.trainer, "lightning_module", None)
         if module is not None:
-            module.tokenizer = self.tokenizer
+            module.tokenizer, module.separator = self.tokenizer, self.separator
 
     @property
     def valid_bytes_per_token(self) -> float:

@@ -49,7 +49,8 @@ class MultiHeadSelfAttention(Module):
         self.output_proj = Linear(d_model, d_model)
 
     def forward(self, x: Tensor, rotation: Tensor | None = None, cache: LayerCacheLike | None = None,
-                positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+                positions: Tensor | None = None, mask: Tensor | None = None,
+                documents: Tensor | None = None) -> Tensor:
         """Let every position attend to itself and what came before it.
 
         Args:
@@ -58,13 +59,15 @@ class MultiHeadSelfAttention(Module):
             cache: keys and values of earlier positions; those of x are stored into it.
             positions: (B, T), where in the cache x belongs; None: at its start.
             mask: boolean (..., T, S) over the cached positions, needed with `positions`; None: causal.
+            documents: (..., T), where each position's document begins (`functional.document_begins`), before which it
+                attends to nothing; without a cache and a mask. None: each sequence is one document.
 
         Returns:
             (..., T, D).
         """
         qkv = linear_together(x, self.q_proj, self.k_proj, self.v_proj).unflatten(-1, (3, self.num_heads, -1))
         if cache is None and mask is None and (rotation is None or rotation.ndim == 3):
-            heads = self_attention(qkv, rotation)
+            heads = self_attention(qkv, rotation, documents)
         else:
             q, k, v = (part.transpose(-3, -2) for part in qkv.unbind(-3))  # each (..., H, T, K)
             if rotation is not None:

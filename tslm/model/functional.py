@@ -80,6 +80,29 @@ def causal_mask(length: int, device: torch.device | None = None) -> Tensor:
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()
 
 
+def document_begins(token_ids: Tensor, separator: int) -> Tensor:
+    """Where in its sequence each token's document begins: at the last `separator` up to the token, or else at 0.
+
+    Example: with the separator 0, the ids 5 6 0 7 0 8 give 0 0 2 2 4 4.
+
+    Shapes: (..., T) to (..., T), int64.
+    """
+    places = torch.arange(token_ids.shape[-1], device=token_ids.device)
+    return (places * (token_ids == separator)).cummax(-1).values
+
+
+def document_mask(documents: Tensor) -> Tensor:
+    """Boolean (..., T, T) mask that lets position i attend to its own document's positions up to i.
+
+    Llama Team 2024, "The Llama 3 Herd of Models", section 3.2.
+
+    Args:
+        documents: (..., T), where each position's document begins, as `document_begins` tells.
+    """
+    length, device = documents.shape[-1], documents.device
+    return causal_mask(length, device) & (torch.arange(length, device=device) >= documents.unsqueeze(-1))
+
+
 def matmul_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which a matmul of `x` runs: autocast's where it is on, else that of `x`.
 

@@ -11,6 +11,7 @@ Shapes: N rows or (batch · heads), T positions, K head dimension, D d_model, F 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,29 +42,40 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _CausalAttention.apply(*flat).view(*q.shape[:-1], v.shape[-1])  # type: ignore[no-any-return]
 
 
-def self_attention(qkv: Tensor, rotation: Tensor | None) -> Tensor:
+def self_attention(qkv: Tensor, rotation: Tensor | None, documents: Tensor | None = None) -> Tensor:
     """`causal_attention` among the positions 0 … T-1 of each head, with queries and keys turned by `rope.rotate`.
 
     Args:
         qkv: queries, keys and values side by side, (..., T, 3, H, K).
         rotation: rows of `RotaryEmbedding.at` for the T positions, (T, K/2, 2); None for no RoPE.
+        documents: where each position's document begins, int64 (..., T): a position attends to nothing before that, as
+            with `functional.document_mask`. None where each sequence is one document.
 
     Returns:
         (..., T, H, K).
     """
-    if qkv.is_cuda and functional.TRITON:
-        from tslm.model import triton_attention  # a CPU never imports it
-
-        if triton_attention.takes(qkv):
-            heads = triton_attention.self_attention(qkv.reshape(-1, *qkv.shape[-4:]), rotation)
-            return heads.view(*qkv.shape[:-3], *qkv.shape[-2:])
-    if qkv.shape[-1] % 2 == 0 and native.takes(qkv, qkv.dtype):
-        heads = native.self_attention(qkv.reshape(-1, *qkv.shape[-4:]), rotation)
+    kernels = _kernels_of_attention(qkv)
+    if kernels is not None:
+        flat = None if documents is None else documents.reshape(-1, documents.shape[-1])
+        heads = kernels(qkv.reshape(-1, *qkv.shape[-4:]), rotation, flat)
         return heads.view(*qkv.shape[:-3], *qkv.shape[-2:])
     q, k, v = (part.transpose(-3, -2) for part in qkv.unbind(-3))  # each (..., H, T, K)
     if rotation is not None:
         q, k = rotate(q, rotation), rotate(k, rotation)
-    return causal_attention(q, k, v).transpose(-3, -2)
+    if documents is None:
+        return causal_attention(q, k, v).transpose(-3, -2)
+    mask = functional.document_mask(documents).unsqueeze(-3)  # the same for every head
+    return functional.scaled_dot_product_attention(q, k, v, mask).transpose(-3, -2)
+
+
+def _kernels_of_attention(qkv: Tensor) -> Callable[[Tensor, Tensor | None, Tensor | None], Tensor] | None:
+    """What attends in one piece, on this tensor's device and with its numbers; None where torch's operators do it."""
+    if qkv.is_cuda and functional.TRITON:
+        from tslm.model import triton_attention  # a CPU never imports it
+
+        if triton_attention.takes(qkv):
+            return triton_attention.self_attention
+    return native.self_attention if qkv.shape[-1] % 2 == 0 and native.takes(qkv, qkv.dtype) else None
 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:

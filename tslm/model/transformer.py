@@ -70,8 +70,8 @@ class TransformerLM(Module):
         """Logits (..., T, V) for the token after each of `token_ids` (..., T); arguments as in `hidden`."""
         return self.lm_head(self.hidden(token_ids, positions, cache))  # type: ignore[no-any-return]
 
-    def hidden(self, token_ids: Tensor, positions: Tensor | None = None,
-               cache: KeyValueCacheLike | None = None) -> Tensor:
+    def hidden(self, token_ids: Tensor, positions: Tensor | None = None, cache: KeyValueCacheLike | None = None,
+               documents: Tensor | None = None) -> Tensor:
         """The last layer's normalised vectors (..., T, D), which the head turns into logits.
 
         Training takes these, since `objective.linear_cross_entropy` joins the head with the loss.
@@ -81,6 +81,8 @@ class TransformerLM(Module):
             positions: (B, T), each token's place in its sequence, for tokens that continue what is in the cache; None
                 for 0 … T-1.
             cache: keys and values of earlier tokens, which this call extends.
+            documents: (..., T), where each token's document begins (`functional.document_begins`), of which alone it
+                sees anything; neither with positions nor with a cache. None where each sequence is one document.
 
         Raises:
             ValueError: T exceeds context_length.
@@ -89,6 +91,7 @@ class TransformerLM(Module):
         if length > self.config.context_length:
             raise ValueError(f"a sequence of {length} tokens is longer than context_length = "
                              f"{self.config.context_length}; pass at most the last {self.config.context_length} tokens")
+        assert documents is None or (positions is None and cache is None)
         rotation = self.rope.at(positions, length)
         mask = None
         if cache is not None and positions is not None:
@@ -99,7 +102,7 @@ class TransformerLM(Module):
         run_block = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False) if (
             self.recompute and training) else run
         for i, block in enumerate(self.layers):
-            x = run_block(block, x, rotation, None if cache is None else cache.layers[i], positions, mask)
+            x = run_block(block, x, rotation, None if cache is None else cache.layers[i], positions, mask, documents)
         return run(self.ln_final, x)
 
     def compile_layers(self, on: bool = True) -> None:
@@ -137,9 +140,10 @@ class TransformerBlock(Module):
         self.ffn = SwiGLU(d_model, d_ff)
 
     def forward(self, x: Tensor, rotation: Tensor | None = None, cache: LayerCacheLike | None = None,
-                positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+                positions: Tensor | None = None, mask: Tensor | None = None,
+                documents: Tensor | None = None) -> Tensor:
         """(..., T, D) to (..., T, D); the further arguments are those of the attention."""
-        x = x + self.attn(self.ln1(x), rotation, cache, positions, mask)
+        x = x + self.attn(self.ln1(x), rotation, cache, positions, mask, documents)
         return x + self.ffn(self.ln2(x))  # type: ignore[no-any-return]
 
 

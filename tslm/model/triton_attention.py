@@ -24,6 +24,9 @@ LARGEST_WIDTH = 128  # a wider head would leave room for fewer than 16 of them, 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 LOG2_E = tl.constexpr(1.4426950408889634)  # GPUs have 2ˣ in hardware: eˣ = 2^(x · log₂ e)
+# The score of a key that is not seen. Were it -∞, a query that sees none of its first keys would come to ∞ - ∞; so it
+# counts them, but the first key that it does see shrinks what it has by 2^HIDDEN, to 0.
+HIDDEN = tl.constexpr(-1e30)
 
 
 def takes(qkv: Tensor) -> bool:
@@ -31,10 +34,11 @@ def takes(qkv: Tensor) -> bool:
     return qkv.dtype in DTYPES and qkv.shape[-1] <= LARGEST_WIDTH and qkv.shape[-1] % 2 == 0
 
 
-def self_attention(qkv: Tensor, rotation: Tensor | None) -> Tensor:
-    """softmax(q kᵀ / √K + mask) v of each head, in which position i attends to positions 0 … i.
+def self_attention(qkv: Tensor, rotation: Tensor | None, documents: Tensor | None = None) -> Tensor:
+    """softmax(q kᵀ / √K + mask) v of each head, in which position i attends to positions 0 … i of its document.
 
-    FlashAttention-2 (Dao 2023, algorithms 1 and 2), with blocks above the diagonal left out. Forward, for a block of
+    FlashAttention-2 (Dao 2023, algorithms 1 and 2), with blocks above the diagonal left out, as are those before the
+    document of a block's first query. Forward, for a block of
     queries over the blocks j of keys, S = q kⱼᵀ / √K masked, from m = -∞, l = 0, O = 0 on:
 
         m' = max(m, rowmax S);  P = exp(S - m');  l ← l exp(m - m') + rowsum P;  O ← O exp(m - m') + P vⱼ;  m ← m'
@@ -51,11 +55,13 @@ def self_attention(qkv: Tensor, rotation: Tensor | None) -> Tensor:
     Args:
         qkv: queries, keys and values (B, T, 3, H, K), of which `takes` is true.
         rotation: cosine and sine of each pair's angle, float32 (T, K/2, 2); see `rope.rotate`. None turns nothing.
+        documents: where each position's document begins, int64 (B, T); None where each sequence is one.
 
     Returns:
         (B, T, H, K), in the dtype of qkv; the softmax is float32, and the matmuls of float32 inputs are too, not TF32.
     """
-    return _attend(qkv.contiguous(), None if rotation is None else rotation.contiguous())[0]
+    rotation = None if rotation is None else rotation.contiguous()
+    return _attend(qkv.contiguous(), rotation, None if documents is None else documents.contiguous())[0]
 
 
 class Launch(NamedTuple):
@@ -81,7 +87,7 @@ class Launch(NamedTuple):
 
 # Operators that the compiler takes as they are, instead of copying what a kernel writes into, as it does by itself.
 @torch.library.custom_op("tslm::self_attention", mutates_args=())
-def _attend(qkv: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _attend(qkv: Tensor, rotation: Tensor | None, documents: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return the attention, the turned qkv and L (B, H, T)."""
     (grid, *rest), (batch, length, _, heads, width) = Launch.of(qkv), qkv.shape
     out = qkv.new_empty(batch, length, heads, width)
@@ -90,19 +96,19 @@ def _attend(qkv: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor, Tenso
     with torch.cuda.device_of(qkv):
         if rotation is not None:
             _launch_turn(qkv, rotation, turned, back=False)
-        _forward[grid](turned, out, log_sums, *rest)
+        _forward[grid](turned, documents, out, log_sums, *rest)
     return out, turned, log_sums
 
 
 @torch.library.custom_op("tslm::self_attention_backward", mutates_args=())
-def _attend_backward(turned: Tensor, rotation: Tensor | None, out: Tensor, log_sums: Tensor,
+def _attend_backward(turned: Tensor, rotation: Tensor | None, documents: Tensor | None, out: Tensor, log_sums: Tensor,
                      grad_out: Tensor) -> Tensor:
     """Return the gradient of qkv."""
     grid, *rest = Launch.of(turned)
     grad, delta, grad_out = torch.empty_like(turned), torch.empty_like(log_sums), grad_out.contiguous()
     with torch.cuda.device_of(turned):
-        _backward_queries[grid](turned, out, grad_out, log_sums, delta, grad, *rest)
-        _backward_keys[grid](turned, grad_out, log_sums, delta, grad, *rest, num_stages=2)
+        _backward_queries[grid](turned, documents, out, grad_out, log_sums, delta, grad, *rest)
+        _backward_keys[grid](turned, documents, grad_out, log_sums, delta, grad, *rest, num_stages=2)
         if rotation is not None:
             _launch_turn(grad, rotation, grad, back=True)
     return grad
@@ -117,7 +123,7 @@ def _launch_turn(qkv: Tensor, rotation: Tensor, turned: Tensor, *, back: bool) -
 
 
 @_attend.register_fake
-def _attend_shapes(qkv: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _attend_shapes(qkv: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, _, heads, width = qkv.shape
     log_sums = qkv.new_empty(batch, heads, length, dtype=torch.float32)
     return qkv.new_empty(batch, length, heads, width), torch.empty_like(qkv), log_sums
@@ -128,13 +134,13 @@ def _attend_backward_shapes(turned: Tensor, *others: Tensor | None) -> Tensor:
     return torch.empty_like(turned)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor | None], output: tuple[Tensor, Tensor, Tensor]) -> None:  # noqa: ANN401
+def _save(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:  # noqa: ANN401
     out, turned, log_sums = output
-    ctx.save_for_backward(turned, inputs[1], out, log_sums)
+    ctx.save_for_backward(turned, *inputs[1:], out, log_sums)
 
 
-def _backward(ctx: Any, grad_out: Tensor, *unused: Tensor | None) -> tuple[Tensor, None]:  # noqa: ANN401
-    return _attend_backward(*ctx.saved_tensors, grad_out), None
+def _backward(ctx: Any, grad_out: Tensor, *unused: Tensor | None) -> tuple[Tensor, None, None]:  # noqa: ANN401
+    return _attend_backward(*ctx.saved_tensors, grad_out), None, None
 
 
 _attend.register_autograd(_backward, setup_context=_save)
@@ -161,23 +167,23 @@ def _turn(qkv_ptr, rotation_ptr, turned_ptr, length, size, sign, COPIES: tl.cons
 
 
 @triton.jit
-def _forward(qkv_ptr, out_ptr, log_sums_ptr, length, SCALE: tl.constexpr,
+def _forward(qkv_ptr, documents_ptr, out_ptr, log_sums_ptr, length, SCALE: tl.constexpr,
              HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
     first, sequence, head, rows = _place(length, HEADS, BLOCK)
     q_ptr = qkv_ptr + _in_qkv(sequence, head, length, HEADS, WIDTH)
     k_ptr, v_ptr = q_ptr + HEADS * WIDTH, q_ptr + 2 * HEADS * WIDTH
     queries = first + tl.arange(0, BLOCK)
     q = _load(q_ptr, queries, length, 3 * HEADS, WIDTH, PADDED)
+    begins = _begins(documents_ptr, sequence, queries, length)
     largest = tl.full([BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     out = tl.zeros([BLOCK, PADDED], tl.float32)
-    for start in range(0, first + BLOCK, BLOCK):
+    for start in range(_first_key(documents_ptr, begins, BLOCK), first + BLOCK, BLOCK):
         keys = start + tl.arange(0, BLOCK)
         k = _load(k_ptr, keys, length, 3 * HEADS, WIDTH, PADDED)
         v = _load(v_ptr, keys, length, 3 * HEADS, WIDTH, PADDED)
         scores = _dot(q, tl.trans(k)) * (SCALE * LOG2_E)
-        # Keys behind the last one come behind every query, so this masks them too.
-        scores = tl.where(queries[:, None] >= keys[None, :], scores, float("-inf"))
+        scores = tl.where(_seen(documents_ptr, queries, keys, begins), scores, HIDDEN)
         larger = tl.maximum(largest, tl.max(scores, 1))
         weights = tl.exp2(scores - larger[:, None])
         shrink = tl.exp2(largest - larger)
@@ -190,8 +196,9 @@ def _forward(qkv_ptr, out_ptr, log_sums_ptr, length, SCALE: tl.constexpr,
 
 
 @triton.jit
-def _backward_queries(qkv_ptr, out_ptr, grad_out_ptr, log_sums_ptr, delta_ptr, grad_ptr, length, SCALE: tl.constexpr,
-                      HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
+def _backward_queries(qkv_ptr, documents_ptr, out_ptr, grad_out_ptr, log_sums_ptr, delta_ptr, grad_ptr, length,
+                      SCALE: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+                      BLOCK: tl.constexpr):
     """Sums dq; writes Δ as well, which the other kernel reads."""
     first, sequence, head, rows = _place(length, HEADS, BLOCK)
     q_ptr = qkv_ptr + _in_qkv(sequence, head, length, HEADS, WIDTH)
@@ -204,20 +211,23 @@ def _backward_queries(qkv_ptr, out_ptr, grad_out_ptr, log_sums_ptr, delta_ptr, g
     delta = tl.sum(out.to(tl.float32) * grad_out.to(tl.float32), 1)
     tl.store(delta_ptr + rows + queries, delta, mask=queries < length)
     log_sums = tl.load(log_sums_ptr + rows + queries, mask=queries < length, other=0.0)
+    begins = _begins(documents_ptr, sequence, queries, length)
     grad_q = tl.zeros([BLOCK, PADDED], tl.float32)
-    for start in range(0, first + BLOCK, BLOCK):
+    for start in range(_first_key(documents_ptr, begins, BLOCK), first + BLOCK, BLOCK):
         keys = start + tl.arange(0, BLOCK)
         k = _load(k_ptr, keys, length, 3 * HEADS, WIDTH, PADDED)
         v = _load(v_ptr, keys, length, 3 * HEADS, WIDTH, PADDED)
-        _weights, grad_scores = _gradients_of_scores(q, k, v, grad_out, queries, keys, log_sums, delta, SCALE)
+        seen = _seen(documents_ptr, queries, keys, begins)
+        _weights, grad_scores = _gradients_of_scores(q, k, v, grad_out, seen, log_sums, delta, SCALE)
         grad_q += _dot(grad_scores.to(k.dtype), k)
     to_q = grad_ptr + _in_qkv(sequence, head, length, HEADS, WIDTH)
     _store(to_q, queries, grad_q * SCALE, length, 3 * HEADS, WIDTH, PADDED)
 
 
 @triton.jit
-def _backward_keys(qkv_ptr, grad_out_ptr, log_sums_ptr, delta_ptr, grad_ptr, length, SCALE: tl.constexpr,
-                   HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
+def _backward_keys(qkv_ptr, documents_ptr, grad_out_ptr, log_sums_ptr, delta_ptr, grad_ptr, length,
+                   SCALE: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+                   BLOCK: tl.constexpr):
     """Sums dk and dv. Queries behind the last one read zeros, so that their dO and Δ, and so their dS, are 0."""
     first, sequence, head, rows = _place(length, HEADS, BLOCK)
     q_ptr = qkv_ptr + _in_qkv(sequence, head, length, HEADS, WIDTH)
@@ -234,7 +244,8 @@ def _backward_keys(qkv_ptr, grad_out_ptr, log_sums_ptr, delta_ptr, grad_ptr, len
         grad_out = _load(grad_out_ptr, queries, length, HEADS, WIDTH, PADDED)
         log_sums = tl.load(log_sums_ptr + rows + queries, mask=queries < length, other=0.0)
         delta = tl.load(delta_ptr + rows + queries, mask=queries < length, other=0.0)
-        weights, grad_scores = _gradients_of_scores(q, k, v, grad_out, queries, keys, log_sums, delta, SCALE)
+        seen = _seen(documents_ptr, queries, keys, _begins(documents_ptr, sequence, queries, length))
+        weights, grad_scores = _gradients_of_scores(q, k, v, grad_out, seen, log_sums, delta, SCALE)
         grad_v += _dot(tl.trans(weights.to(v.dtype)), grad_out)
         grad_k += _dot(tl.trans(grad_scores.to(q.dtype)), q)
     to_q = grad_ptr + _in_qkv(sequence, head, length, HEADS, WIDTH)
@@ -243,12 +254,36 @@ def _backward_keys(qkv_ptr, grad_out_ptr, log_sums_ptr, delta_ptr, grad_ptr, len
 
 
 @triton.jit
-def _gradients_of_scores(q, k, v, grad_out, queries, keys, log_sums, delta, SCALE: tl.constexpr):
+def _gradients_of_scores(q, k, v, grad_out, seen, log_sums, delta, SCALE: tl.constexpr):
     """P and dS of a block."""
     scores = _dot(q, tl.trans(k)) * (SCALE * LOG2_E)
-    weights = tl.where(queries[:, None] >= keys[None, :], tl.exp2(scores - log_sums[:, None]), 0.0)
+    weights = tl.where(seen, tl.exp2(scores - log_sums[:, None]), 0.0)
     grad_weights = _dot(grad_out, tl.trans(v))
     return weights, weights * (grad_weights - delta[:, None])
+
+
+@triton.jit
+def _begins(documents_ptr, sequence, queries, length):
+    """Where the documents of a block's queries begin; of those behind the last query, where they are themselves."""
+    if documents_ptr is None:
+        begins = queries * 0
+    else:
+        places = documents_ptr + sequence * length + queries
+        begins = tl.where(queries < length, tl.load(places, mask=queries < length, other=0).to(tl.int32), queries)
+    return begins
+
+
+@triton.jit
+def _first_key(documents_ptr, begins, BLOCK: tl.constexpr):
+    """Where the first block of keys begins of which a block's queries see any."""
+    return 0 if documents_ptr is None else tl.min(begins) // BLOCK * BLOCK
+
+
+@triton.jit
+def _seen(documents_ptr, queries, keys, begins):
+    """Which keys a query attends to; keys behind the last one come behind every query, so they are not among them."""
+    seen = queries[:, None] >= keys[None, :]
+    return seen if documents_ptr is None else seen & (keys[None, :] >= begins[:, None])
 
 
 @triton.jit

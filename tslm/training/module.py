@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from tslm.generation import Completion, complete
 from tslm.model import TransformerConfig, TransformerLM
+from tslm.model.functional import document_begins
 from tslm.objective import linear_cross_entropy
 from tslm.optim import AdamW, clip_gradients
 from tslm.tokenizer import Tokenizer
@@ -82,6 +83,7 @@ class LanguageModule(pl.LightningModule):
         self.optimizer_settings.check()
         self.generation_settings.check()
         self.tokenizer: Tokenizer | None = None
+        self.separator: int | None = None  # a token behind which nothing before it is seen; the data module gives it
         self.run_config: dict[str, Any] = {}  # the whole command line, for whoever resumes without repeating it
         self.gradient_norm = torch.zeros(())
         self.skipped = SkippedSteps(self.device)
@@ -94,7 +96,8 @@ class LanguageModule(pl.LightningModule):
 
     def mean_loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy in nats of windows (..., T) against their next tokens (..., T)."""
-        hidden = self.model.hidden(inputs)
+        documents = None if self.separator is None else document_begins(inputs, self.separator)
+        hidden = self.model.hidden(inputs, documents=documents)
         weight, loss_of = self.model.lm_head.weight, linear_cross_entropy
         # On a GPU a kernel of our own does all of the loss but its matmuls.
         if self._compiled_loss is not None and torch.is_grad_enabled() and not hidden.is_cuda:

@@ -36,11 +36,13 @@ def _compare(fast, plain, inputs, dtype):
         assert (ours.double() - theirs).norm() <= CLOSE[dtype] * theirs.norm()
 
 
-def _plain_attention(qkv, rotation):
+def _plain_attention(qkv, rotation, documents=None):
     q, k, v = (part.transpose(-3, -2) for part in qkv.unbind(-3))
     if rotation is not None:
         q, k = rotate(q, rotation.double()), rotate(k, rotation.double())
     mask = functional.causal_mask(qkv.shape[-4])
+    if documents is not None:
+        mask = functional.document_mask(documents).unsqueeze(-3)
     return functional.scaled_dot_product_attention(q, k, v, mask).transpose(-3, -2)
 
 
@@ -58,6 +60,24 @@ def test_self_attention_without_positions_or_with_more_dimensions_in_front():
              [_draw(2, 3, 9, 3, 1, 4)], torch.float32)
     _compare(lambda qkv: fused.self_attention(qkv, None), lambda qkv: _plain_attention(qkv, None),
              [_draw(70, 3, 2, 4)], torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("begins", [[0, 1, 2, 130], [0, 64, 128], [0, 63, 65, 199], [0]])
+def test_self_attention_keeps_documents_apart(dtype, begins):
+    ids = torch.ones(2, 200, dtype=torch.int64)
+    ids[0, begins], ids[1, [7, 100]] = 0, 0
+    documents, rotation = functional.document_begins(ids, 0), RotaryEmbedding(8, 200).table
+    _compare(lambda qkv: fused.self_attention(qkv, rotation, documents),
+             lambda qkv: _plain_attention(qkv, rotation, documents), [_draw(2, 200, 3, 3, 8, dtype=dtype)], dtype)
+
+
+def test_a_document_is_attended_as_if_it_were_alone():
+    qkv = _draw(1, 150, 3, 2, 8)
+    documents = torch.where(torch.arange(150) < 67, 0, 67).unsqueeze(0)
+    apart = torch.cat([native.self_attention(part, None) for part in (qkv[:, :67], qkv[:, 67:])], 1)
+    assert torch.equal(native.self_attention(qkv, None, documents), apart)
+    assert torch.equal(native.self_attention(qkv, None, documents.int()), apart)
 
 
 @pytest.mark.parametrize("width", [3, 4])

@@ -1,8 +1,8 @@
 /* Causal self-attention for training, forward and backward, in which the T × T weights never reach memory.
  *
  * Queries, keys and values come side by side, as the projection writes them; a thread takes a head of a sequence from
- * its first number to its last, so no two threads add to one number. Forward, for a few queries at a time over all keys
- * up to theirs:
+ * its first number to its last, so no two threads add to one number. Where a sequence holds several documents, each of
+ * them is taken as a sequence of its own. Forward, for a few queries at a time over all keys up to theirs:
  *
  *     S = q kᵀ / √K,   P = exp(S - rowmax S),   o = P v / rowsum P,   L = rowmax S + log rowsum P
  *
@@ -11,7 +11,7 @@
  *
  *     Pᵀ = exp(k qᵀ / √K - L),   dv += Pᵀ do,   dSᵀ = Pᵀ ∘ (v doᵀ - Δ),   dk += dSᵀ q / √K,   dqᵀ = kᵀ dSᵀ / √K
  *
- * The plain form is fused.causal_attention between two rope.rotate. A sum runs over the same numbers in the same order
+ * The plain form is functional.scaled_dot_product_attention with document_mask, behind rope.rotate. A sum runs over the same numbers in the same order
  * whatever the number of threads.
  *
  * Shapes: B batch, T positions, H heads, K head dimension; a query, key or value is a row of K numbers.
@@ -221,35 +221,39 @@ size_t attention_room(int length, int width)
     return whole * (6 * width + 6 * columns + PANEL + 2) + padded(width, BLOCK) * PANEL;
 }
 
-/* out (B, T, H, K) and L (B, H, T) of qkv (B, T, 3, H, K); rotation (T, K / 2, 2), or none. */
-void attention_forward(int batch, int length, int heads, int width, const number *qkv, const float *rotation,
-                       number *out, float *log_sums, word *room, int threads)
+/* Where the document that begins at `first` ends: where the next one begins, or with the sequence. */
+static int end_of_document(const int64_t *begins, int first, int length)
 {
-    struct sizes s = {length, heads, width};
-    size_t row = (size_t)heads * width;
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int head = 0; head < batch * heads; head++) {
-        size_t sequence = (size_t)(head / heads) * length * row, place = (size_t)(head % heads) * width;
-        const number *q = qkv + 3 * sequence + place;
-        forward_head(q, q + row, q + 2 * row, 3 * row, rotation, &s, out + sequence + place,
-                     log_sums + (size_t)head * length, room + omp_get_thread_num() * attention_room(length, width));
-    }
+    int end = first + 1;
+    while (end < length && (!begins || begins[end] <= first)) end++;
+    return end;
 }
 
-/* The gradient of qkv, of its shape, from that of out. */
-void attention_backward(int batch, int length, int heads, int width, const number *qkv, const float *rotation,
-                        const number *out, const float *log_sums, const number *grad_out, number *grad, word *room,
-                        int threads)
+/* Writes out (B, T, H, K) and L (B, H, T) of qkv (B, T, 3, H, K); given grad_out, reads them and writes the gradient of
+ * qkv, of its shape. rotation is (T, K / 2, 2), or none; documents (B, T) says where each token's begins, or none. */
+void attention(int batch, int length, int heads, int width, const number *qkv, const float *rotation,
+               const int64_t *documents, number *out, float *log_sums, const number *grad_out, number *grad, word *room,
+               int threads)
 {
-    struct sizes s = {length, heads, width};
     size_t row = (size_t)heads * width;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int head = 0; head < batch * heads; head++) {
-        size_t sequence = (size_t)(head / heads) * length * row, place = (size_t)(head % heads) * width;
-        const number *q = qkv + 3 * sequence + place;
-        number *to = grad + 3 * sequence + place;
-        backward_head(q, q + row, q + 2 * row, 3 * row, rotation, &s, out + sequence + place, grad_out + sequence + place,
-                      log_sums + (size_t)head * length, to, to + row, to + 2 * row,
-                      room + omp_get_thread_num() * attention_room(length, width));
+        size_t sequence = (size_t)(head / heads) * length, column = (size_t)(head % heads) * width;
+        word *own = room + omp_get_thread_num() * attention_room(length, width);
+        for (int first = 0, end; first < length; first = end) {
+            end = end_of_document(documents ? documents + sequence : 0, first, length);
+            struct sizes s = {end - first, heads, width};
+            const float *turns = rotation ? rotation + (size_t)first * width : 0;
+            const number *q = qkv + 3 * (sequence + first) * row + column;
+            size_t place = (sequence + first) * row + column;
+            float *logs = log_sums + (size_t)head * length + first;
+            if (grad_out) {
+                number *to = grad + 3 * (sequence + first) * row + column;
+                backward_head(q, q + row, q + 2 * row, 3 * row, turns, &s, out + place, grad_out + place, logs, to,
+                              to + row, to + 2 * row, own);
+            } else {
+                forward_head(q, q + row, q + 2 * row, 3 * row, turns, &s, out + place, logs, own);
+            }
+        }
     }
 }

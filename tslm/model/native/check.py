@@ -40,9 +40,11 @@ def _results(dtype: torch.dtype) -> Iterator[tuple[str, list[Tensor], list[Tenso
         return torch.randn(size, generator=generator).to(dtype)
 
     rotation = RotaryEmbedding(_WIDTH, _LENGTH).table
+    documents = torch.zeros(2, _LENGTH, dtype=torch.int64)
+    documents[1, 3:] = 3  # the second sequence holds two documents
     cases: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor]]] = {
-        "self_attention": (lambda qkv: functions.self_attention(qkv, rotation), lambda qkv: _attention(qkv, rotation),
-                           [drawn(2, _LENGTH, 3, _HEADS, _WIDTH)]),
+        "self_attention": (lambda qkv: functions.self_attention(qkv, rotation, documents),
+                           lambda qkv: _attention(qkv, rotation, documents), [drawn(2, _LENGTH, 3, _HEADS, _WIDTH)]),
         "rms_norm": (lambda x, gain: functions.rms_norm(x, gain, 0.1, dtype),
                      lambda x, gain: functional.rms_norm(x, gain, 0.1),
                      [3 * drawn(_ROWS, _SIZE).float(), drawn(_SIZE).float()]),
@@ -58,9 +60,9 @@ def _results(dtype: torch.dtype) -> Iterator[tuple[str, list[Tensor], list[Tenso
     yield "losses_and_gradient", [found, logits], [loss, gradient]
 
 
-def _attention(qkv: Tensor, rotation: Tensor) -> Tensor:
+def _attention(qkv: Tensor, rotation: Tensor, documents: Tensor) -> Tensor:
     q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
-    mask = functional.causal_mask(qkv.shape[1])
+    mask = functional.document_mask(documents).unsqueeze(1)
     heads = functional.scaled_dot_product_attention(rotate(q, rotation), rotate(k, rotation), v, mask)
     return heads.transpose(1, 2)
 

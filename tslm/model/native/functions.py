@@ -47,9 +47,11 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
     return _libraries[dtype]
 
 
-def self_attention(qkv: Tensor, rotation: Tensor | None) -> Tensor:
+def self_attention(qkv: Tensor, rotation: Tensor | None, documents: Tensor | None = None) -> Tensor:
     """`fused.self_attention` of queries, keys and values (B, T, 3, H, K), K even, to (B, T, H, K)."""
-    return _SelfAttention.apply(qkv.contiguous(), None if rotation is None else rotation.contiguous())  # type: ignore[no-any-return]
+    rotation = None if rotation is None else rotation.contiguous()
+    documents = None if documents is None else documents.to(torch.int64).contiguous()
+    return _SelfAttention.apply(qkv.contiguous(), rotation, documents)  # type: ignore[no-any-return]
 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
@@ -83,30 +85,29 @@ class _SelfAttention(torch.autograd.Function):
     """attention.c has the formulas; what is kept is the input, the output and L, the log-sum-exp of the scores."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, rotation: Tensor | None) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, rotation: Tensor | None, documents: Tensor | None) -> Tensor:
         batch, length, _, heads, width = qkv.shape
         out, log_sums = qkv.new_empty(batch, length, heads, width), torch.empty(batch, heads, length)
-        _call("attention_forward", qkv.dtype, batch, length, heads, width, qkv, rotation, out, log_sums,
-              _attention_room(qkv))
-        ctx.save_for_backward(qkv, rotation, out, log_sums)
+        _attention(qkv, rotation, documents, out, log_sums, None, None)
+        ctx.save_for_backward(qkv, rotation, documents, out, log_sums)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None]:
-        qkv, rotation, out, log_sums = ctx.saved_tensors
-        batch, length, _, heads, width = qkv.shape
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None, None]:
+        qkv, rotation, documents, out, log_sums = ctx.saved_tensors
         grad = torch.empty_like(qkv)
-        _call("attention_backward", qkv.dtype, batch, length, heads, width, qkv, rotation, out, log_sums,
-              grad_out.contiguous(), grad, _attention_room(qkv))
-        return grad, None
+        _attention(qkv, rotation, documents, out, log_sums, grad_out.contiguous(), grad)
+        return grad, None, None
 
 
-def _attention_room(qkv: Tensor) -> Tensor:
-    """Memory for the kernels of attention, a part for each thread."""
+def _attention(qkv: Tensor, *others: Tensor | None) -> None:
+    """Call the kernel with memory to work in, a part for each thread."""
+    batch, length, _, heads, width = qkv.shape
     words = _function("attention_room", qkv.dtype)
     words.restype = ctypes.c_size_t
-    return torch.empty(torch.get_num_threads(), words(qkv.shape[1], qkv.shape[4]))
+    room = torch.empty(torch.get_num_threads(), words(length, width))
+    _call("attention", qkv.dtype, batch, length, heads, width, qkv, *others, room)
 
 
 class _RMSNorm(torch.autograd.Function):
