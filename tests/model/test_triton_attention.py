@@ -106,14 +106,14 @@ def test_the_kernels_survive_scores_of_1e4(results):
 
 
 @pytest.mark.parametrize(("dtype", "width"), [(torch.bfloat16, 32), (torch.float32, 128)])
-@pytest.mark.parametrize("name", ["_forward", "_backward_keys", "_backward_queries"])
+@pytest.mark.parametrize("name", ["forward", "backward_keys", "backward_queries"])
 @pytest.mark.parametrize("apart", [False, True])
 def test_the_kernels_compile_for_a_gpu_and_fit_its_shared_memory(monkeypatch, tmp_path, name, dtype, width, apart):
     pytest.importorskip("triton", reason="Triton has no wheels for this system")
-    from tslm.model import triton_attention
+    from tslm.model import triton_attention, triton_attention_kernels
 
     _, _, *constants = triton_attention.Launch.of(torch.empty(2, 256, 3, 4, width, dtype=dtype))
-    kernel = getattr(triton_attention, name)
+    kernel = getattr(triton_attention_kernels, name)
     constants = dict(zip(("SCALE", "HEADS", "WIDTH", "PADDED", "BLOCK"), constants, strict=True))
     if not apart:
         constants["documents_ptr"] = None
@@ -126,10 +126,10 @@ def test_the_kernels_compile_for_a_gpu_and_fit_its_shared_memory(monkeypatch, tm
 
 def test_turning_compiles_for_a_gpu(monkeypatch, tmp_path):
     pytest.importorskip("triton", reason="Triton has no wheels for this system")
-    from tslm.model.triton_attention import _turn
+    from tslm.model.triton_attention_kernels import turn
 
     types = {"qkv_ptr": "*bf16", "turned_ptr": "*bf16", "length": "i32", "size": "i32"}
-    compile_for_gpu(monkeypatch, tmp_path, _turn, types, {"COPIES": True, "WIDTH": 32, "SPACE": 512})
+    compile_for_gpu(monkeypatch, tmp_path, turn, types, {"COPIES": True, "WIDTH": 32, "SPACE": 512})
 
 
 def test_the_kernels_take_what_fits():

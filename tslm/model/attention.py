@@ -60,7 +60,7 @@ class MultiHeadSelfAttention(Module):
             positions: (B, T), where in the cache x belongs; None: at its start.
             mask: boolean (..., T, S) over the cached positions, needed with `positions`; None: causal.
             documents: (..., T), where each position's document begins (`functional.document_begins`), before which it
-                attends to nothing; without a cache and a mask. None: each sequence is one document.
+                attends to nothing; without a cache, a mask or positions. None: each sequence is one document.
 
         Returns:
             (..., T, D).
@@ -69,6 +69,7 @@ class MultiHeadSelfAttention(Module):
         if cache is None and mask is None and (rotation is None or rotation.ndim == 3):
             heads = self_attention(qkv, rotation, documents)
         else:
+            assert documents is None
             q, k, v = (part.transpose(-3, -2) for part in qkv.unbind(-3))  # each (..., H, T, K)
             if rotation is not None:
                 rotation = rotation.unsqueeze(-4) if rotation.ndim > 3 else rotation  # the same for every head

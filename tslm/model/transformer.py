@@ -91,7 +91,6 @@ class TransformerLM(Module):
         if length > self.config.context_length:
             raise ValueError(f"a sequence of {length} tokens is longer than context_length = "
                              f"{self.config.context_length}; pass at most the last {self.config.context_length} tokens")
-        assert documents is None or (positions is None and cache is None)
         rotation = self.rope.at(positions, length)
         mask = None
         if cache is not None and positions is not None:

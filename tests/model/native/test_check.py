@@ -44,6 +44,7 @@ def test_the_first_use_may_lie_in_a_block_that_is_computed_again(monkeypatch):
 @pytest.mark.usefixtures("_forgetful")
 @pytest.mark.parametrize(("right", "wrong", "name"), [
     ("key + r <= first + i ? p : 0", "key + r < first + i ? p : 0", "self_attention"),
+    ("begins[end] <= first", "begins[end] >= 0", "self_attention"),
     ("a * cosine - b * sine", "a * cosine + b * sine", "self_attention"),
     ("sqrtf(squares / size + eps)", "sqrtf(squares + eps)", "rms_norm"),
     ("from[i] * rate * mean", "from[i] * mean", "rms_norm"),

@@ -11,8 +11,8 @@
  *
  *     Pᵀ = exp(k qᵀ / √K - L),   dv += Pᵀ do,   dSᵀ = Pᵀ ∘ (v doᵀ - Δ),   dk += dSᵀ q / √K,   dqᵀ = kᵀ dSᵀ / √K
  *
- * The plain form is functional.scaled_dot_product_attention with document_mask, behind rope.rotate. A sum runs over the same numbers in the same order
- * whatever the number of threads.
+ * The plain form is functional.scaled_dot_product_attention with document_mask, behind rope.rotate. A sum runs over the
+ * same numbers in the same order whatever the number of threads.
  *
  * Shapes: B batch, T positions, H heads, K head dimension; a query, key or value is a row of K numbers.
  */
