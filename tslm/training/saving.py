@@ -89,6 +89,8 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
             self.best_loss, self.best_step = self._fresh_loss, step
         self._fresh_loss = None
         path = self.folder / f"step-{step:08d}.ckpt"
+        for logger in trainer.loggers:
+            logger.save()  # a run that goes on from here does not report again what came before
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             if self.dirpath:
