@@ -91,6 +91,16 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     return _RMSNorm.apply(x, gain, eps, dtype)  # type: ignore[no-any-return]
 
 
+def swiglu_linear(gate_up: Tensor, weight: Tensor) -> Tensor:
+    """`swiglu_together`, and a linear map of it: (SiLU(gate) · up) Wᵀ.
+
+    Shapes: gate_up (..., 2F), W (D, F); the result (..., D).
+    """
+    if gate_up.dtype == weight.dtype and native.takes(gate_up, gate_up.dtype):
+        return native.swiglu_linear(gate_up, weight)
+    return swiglu_together(gate_up) @ weight.T
+
+
 def swiglu_together(gate_up: Tensor) -> Tensor:
     """SiLU(gate) · up for gate and up side by side in one tensor; the plain form is `functional.swiglu`.
 
@@ -101,8 +111,6 @@ def swiglu_together(gate_up: Tensor) -> Tensor:
 
         if triton_swiglu.takes(gate_up):
             return triton_swiglu.swiglu(gate_up)
-    if native.takes(gate_up, gate_up.dtype):
-        return native.swiglu(gate_up)
     if torch.compiler.is_compiling():
         return functional.swiglu(*gate_up.chunk(2, -1))  # of which the compiler makes one pass each way by itself
     return _SwiGLU.apply(gate_up)  # type: ignore[no-any-return]

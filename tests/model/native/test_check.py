@@ -48,7 +48,8 @@ def test_the_first_use_may_lie_in_a_block_that_is_computed_again(monkeypatch):
     ("a * cosine - b * sine", "a * cosine + b * sine", "self_attention"),
     ("sqrtf(squares / size + eps)", "sqrtf(squares + eps)", "rms_norm"),
     ("from[i] * rate * mean", "from[i] * mean", "rms_norm"),
-    ("sigmoid + activated * (1 - sigmoid)", "sigmoid", "swiglu"),
+    ("sigmoid + activated * (1 - sigmoid)", "sigmoid", "swiglu_linear"),
+    ("both[i] = set(activated * u)", "both[i] = set(activated)", "swiglu_linear"),
     ("exps[target] -= total", "exps[target] -= 1", "losses_and_gradient")])
 def test_a_kernel_that_computes_something_else_is_refused(tmp_path, monkeypatch, recwarn, right, wrong, name):
     copies = tuple(tmp_path / source.name for source in functions.SOURCES)

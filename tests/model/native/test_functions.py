@@ -117,7 +117,7 @@ def test_what_is_not_finite_stays_so(what):
     x = _draw(3, 40)
     x[1, 7] = what
     assert not native.rms_norm(x, torch.ones(40), 1e-5, torch.float32)[1].isfinite().all()
-    assert not native.swiglu(x)[1].isfinite().all()
+    assert not native.swiglu_linear(x, torch.ones(1, 20))[1].isfinite().all()
     losses, _ = native.losses_and_gradient(x, torch.zeros(3, dtype=torch.long), with_grad=False)
     assert not losses.isfinite()
 
@@ -131,16 +131,35 @@ def test_rms_norm_equals_the_formula(dtype, rows, size):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [1, 16, 37])
-def test_swiglu_equals_the_formula(dtype, size):
-    _compare(native.swiglu, lambda both: functional.swiglu(*both.chunk(2, -1)),
-             [4 * _draw(3, 5, 2 * size, dtype=dtype)], dtype)
+def test_swiglu_linear_equals_the_formula(dtype, size):
+    _compare(native.swiglu_linear, lambda both, weight: functional.swiglu(*both.chunk(2, -1)) @ weight.T,
+             [4 * _draw(3, 5, 2 * size, dtype=dtype), _draw(7, size, dtype=dtype)], dtype)
 
 
 def test_swiglu_far_from_zero_is_finite():
-    x = torch.tensor([1e4, -1e4, 2.0, 3.0], requires_grad=True)
-    out = native.swiglu(x)
-    torch.testing.assert_close(out, torch.tensor([2e4, 0]))
-    torch.testing.assert_close(torch.autograd.grad(out.sum(), x)[0], torch.tensor([2.0, 0, 1e4, 0]))
+    x, weight = torch.tensor([[1e4, -1e4, 2.0, 3.0]], requires_grad=True), torch.eye(2, requires_grad=True)
+    out = native.swiglu_linear(x, weight)
+    torch.testing.assert_close(out, torch.tensor([[2e4, 0]]))
+    grad, grad_weight = torch.autograd.grad(out.sum(), (x, weight))
+    torch.testing.assert_close(grad, torch.tensor([[2.0, 0, 1e4, 0]]))
+    torch.testing.assert_close(grad_weight, torch.tensor([[2e4, 0], [2e4, 0]]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_backward_makes_the_same_product_of_gate_and_up_as_the_forward(dtype):
+    both = 4 * _draw(33, 2 * 45, dtype=dtype)
+    forward = native.swiglu_linear(both, torch.eye(45, dtype=dtype))
+    weight = torch.zeros(33, 45, dtype=dtype, requires_grad=True)
+    out = native.swiglu_linear(both, weight)
+    gradient, = torch.autograd.grad(out, weight, torch.eye(33, dtype=dtype))  # of W: each row of y by itself
+    assert torch.equal(gradient, forward)
+
+
+def test_a_swiglu_keeps_nothing_but_what_comes_in():
+    both, weight, kept = _draw(3, 8), _draw(5, 4), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.data_ptr()) or x, lambda x: x):
+        native.swiglu_linear(both.requires_grad_(), weight.requires_grad_())
+    assert kept == [both.data_ptr(), weight.data_ptr()]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -174,8 +193,9 @@ def test_the_number_of_threads_changes_no_bit(dtype):
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             qkv, x = _draw(5, 70, 3, 3, 12, dtype=dtype).requires_grad_(), _draw(350, 36).requires_grad_()
             gain, both = _draw(36).requires_grad_(), _draw(350, 80, dtype=dtype).requires_grad_()
+            weight = torch.eye(40, dtype=dtype)  # or torch's matmul would add in an order of its own
             outs = [fused.self_attention(qkv, model.rope.at(None, 70)), fused.rms_norm(x, gain, 1e-5),
-                    fused.swiglu_together(both)]
+                    fused.swiglu_linear(both, weight)]
         loss, grad = native.losses_and_gradient(_draw(350, 50, dtype=dtype), ids.flatten(), with_grad=True)
         return [*outs, loss, grad, *torch.autograd.grad([each.float().square().sum() for each in outs],
                                                         [qkv, x, gain, both])]
@@ -202,7 +222,7 @@ def test_a_model_computes_by_the_kernels_and_not_where_it_cannot(monkeypatch):
     model = TransformerLM(TransformerConfig(vocab_size=50, context_length=9, d_model=16, num_layers=1, num_heads=2,
                                             d_ff=24))
     ids = torch.zeros(2, 9, dtype=torch.long)
-    kernels = {"_SelfAttentionBackward", "_RMSNormBackward", "_SwiGLUBackward"}
+    kernels = {"_SelfAttentionBackward", "_RMSNormBackward", "_SwiGLULinearBackward"}
     assert kernels <= set(_names_behind(model(ids).grad_fn).split())
     assert "_SelfAttentionBackward" not in _names_behind(model.double()(ids).grad_fn)
     model.float()

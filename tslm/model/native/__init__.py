@@ -4,6 +4,6 @@ attention.c and passes.c do what lies between the matmuls of a training step; fu
 them. Generation has kernels of its own, which share kernel.h and build.py.
 """
 
-from tslm.model.native.functions import losses_and_gradient, rms_norm, self_attention, swiglu, takes
+from tslm.model.native.functions import losses_and_gradient, rms_norm, self_attention, swiglu_linear, takes
 
-__all__ = ["losses_and_gradient", "rms_norm", "self_attention", "swiglu", "takes"]
+__all__ = ["losses_and_gradient", "rms_norm", "self_attention", "swiglu_linear", "takes"]

@@ -48,7 +48,9 @@ def _results(dtype: torch.dtype) -> Iterator[tuple[str, list[Tensor], list[Tenso
         "rms_norm": (lambda x, gain: functions.rms_norm(x, gain, 0.1, dtype),
                      lambda x, gain: functional.rms_norm(x, gain, 0.1),
                      [3 * drawn(_ROWS, _SIZE).float(), drawn(_SIZE).float()]),
-        "swiglu": (functions.swiglu, lambda both: functional.swiglu(*both.chunk(2, -1)), [drawn(_ROWS, 2 * _SIZE)]),
+        "swiglu_linear": (functions.swiglu_linear,
+                          lambda both, weight: functional.swiglu(*both.chunk(2, -1)) @ weight.T,
+                          [drawn(_ROWS, 2 * _SIZE), drawn(_WIDTH, _SIZE)]),
     }
     for name, (fast, plain, inputs) in cases.items():
         yield name, _with_gradients(fast, inputs), _with_gradients(plain, [each.float() for each in inputs])

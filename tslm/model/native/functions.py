@@ -59,9 +59,9 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     return _RMSNorm.apply(x.contiguous(), gain.contiguous(), eps, dtype)  # type: ignore[no-any-return]
 
 
-def swiglu(gate_up: Tensor) -> Tensor:
-    """`fused.swiglu_together`, (..., 2F) to (..., F)."""
-    return _SwiGLU.apply(gate_up.contiguous())  # type: ignore[no-any-return]
+def swiglu_linear(gate_up: Tensor, weight: Tensor) -> Tensor:
+    """`fused.swiglu_linear` of (..., 2F) and W (D, F), both in the dtype of the kernel, to (..., D)."""
+    return _SwiGLULinear.apply(gate_up.contiguous(), weight)  # type: ignore[no-any-return]
 
 
 def losses_and_gradient(logits: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor, Tensor | None]:
@@ -132,24 +132,27 @@ class _RMSNorm(torch.autograd.Function):
         return grad_x, grad_gains.sum(0), None, None
 
 
-class _SwiGLU(torch.autograd.Function):
-    """As `fused._SwiGLU`."""
+class _SwiGLULinear(torch.autograd.Function):
+    """out = y Wᵀ for the y of `fused._SwiGLU`:  dy = dout W;  dW = doutᵀ y.
+
+    y is a seventh of what a block keeps, and cheap: the backward makes it again in its one pass over g and u.
+    """
 
     @staticmethod
-    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_up)
-        y = gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
+    def forward(ctx: Any, gate_up: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up, weight)
+        y = gate_up.new_empty(*gate_up.shape[:-1], weight.shape[1])
         _call("swiglu_forward", y.dtype, y.numel() // y.shape[-1], y.shape[-1], gate_up, y)
-        return y
+        return y @ weight.T
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor) -> Tensor:
-        (gate_up,) = ctx.saved_tensors
-        grad = torch.empty_like(gate_up)
-        _call("swiglu_backward", grad_y.dtype, grad_y.numel() // grad_y.shape[-1], grad_y.shape[-1], gate_up,
-              grad_y.contiguous(), grad)
-        return grad
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor]:
+        gate_up, weight = ctx.saved_tensors
+        rows = grad_out.reshape(-1, grad_out.shape[-1])
+        grad, y = torch.empty_like(gate_up), rows @ weight  # dy, in whose place the kernel leaves y
+        _call("swiglu_backward", y.dtype, *y.shape, gate_up, y, grad)
+        return grad, rows.T @ y
 
 
 def _call(name: str, dtype: torch.dtype, *arguments: Any) -> int:

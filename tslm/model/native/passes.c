@@ -52,6 +52,8 @@ void rms_norm_backward(int rows, int size, const float *x, const float *gain, co
     }
 }
 
+static inline float sigmoid_of(float x) { return 1 / (1 + exponential(-x)); }
+
 /* y = g s u with s = sigmoid(g), for g and u side by side (N, 2F). */
 void swiglu_forward(int rows, int size, const number *gate_up, number *y, int threads)
 {
@@ -61,22 +63,24 @@ void swiglu_forward(int rows, int size, const number *gate_up, number *y, int th
         number *to = y + (size_t)row * size;
         for (int i = 0; i < size; i++) {
             float g = get(gate[i]);
-            to[i] = set(g / (1 + exponential(-g)) * get(up[i]));
+            to[i] = set(g * sigmoid_of(g) * get(up[i]));
         }
     }
 }
 
-/* du = dy ∘ g s,  dg = dy ∘ u ∘ (s + g s (1 - s)), side by side. */
-void swiglu_backward(int rows, int size, const number *gate_up, const number *grad_y, number *grad, int threads)
+/* du = dy ∘ g s,  dg = dy ∘ u ∘ (s + g s (1 - s)), side by side. `y` (N, F) holds dy and is left holding y itself, which
+ * the gradient of the weight behind it is made of, so that nobody needs to keep it. */
+void swiglu_backward(int rows, int size, const number *gate_up, number *y, number *grad, int threads)
 {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int row = 0; row < rows; row++) {
-        const number *gate = gate_up + (size_t)row * 2 * size, *up = gate + size, *from = grad_y + (size_t)row * size;
-        number *grad_gate = grad + (size_t)row * 2 * size, *grad_up = grad_gate + size;
+        const number *gate = gate_up + (size_t)row * 2 * size, *up = gate + size;
+        number *both = y + (size_t)row * size, *grad_gate = grad + (size_t)row * 2 * size, *grad_up = grad_gate + size;
         for (int i = 0; i < size; i++) {
-            float g = get(gate[i]), dy = get(from[i]), sigmoid = 1 / (1 + exponential(-g)), activated = g * sigmoid;
+            float g = get(gate[i]), u = get(up[i]), dy = get(both[i]), sigmoid = sigmoid_of(g), activated = g * sigmoid;
             grad_up[i] = set(dy * activated);
-            grad_gate[i] = set(dy * get(up[i]) * (sigmoid + activated * (1 - sigmoid)));
+            grad_gate[i] = set(dy * u * (sigmoid + activated * (1 - sigmoid)));
+            both[i] = set(activated * u);
         }
     }
 }
