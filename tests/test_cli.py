@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -216,22 +217,35 @@ def test_json_lines_train_like_text(project, tiny, story_file):
     assert main(["fit", "--config", TEXT, *tiny, *options]) == 0
 
 
-def test_two_processes_share_a_step_and_a_validation(project, tiny):
+@pytest.mark.parametrize("clip", ["null", "0.1"])
+def test_two_processes_do_what_one_does_with_the_doubled_batch(project, tiny, clip):
     """In a process of its own, since `ddp` starts the second one from the command line of the first."""
     options = [
-        *tiny, "--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=2",
-        "--trainer.max_steps=3", "--trainer.val_every_n_steps=2",
+        *tiny, "--trainer.max_steps=3", "--trainer.val_every_n_steps=2", "--trainer.log_every_n_steps=1",
+        "--trainer.precision=32-true", f"--trainer.gradient_clip_val={clip}", "--optimizer.eps=1e-3",
     ]
+    shared = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=2"]
     run = subprocess.run(
-        [sys.executable, "-m", "tslm", "fit", "--config", TEXT, *options], capture_output=True, text=True, timeout=120,
-        check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        [sys.executable, "-m", "tslm", "fit", "--config", TEXT, *options, *shared], capture_output=True, text=True,
+        timeout=120, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert run.returncode == 0, run.stderr
-    assert main(["fit", "--config", TEXT, *tiny, "--trainer.max_steps=3", "--trainer.val_every_n_steps=2"]) == 0
-    two, one = (json.loads((project / f"lightning_logs/version_{i}/summary.json").read_text()) for i in (0, 1))
-    assert two["tokens_seen"] == one["tokens_seen"]
+    assert main(["fit", "--config", TEXT, *options]) == 0
+    two, one = (project / f"lightning_logs/version_{i}" for i in (0, 1))
+    figures, expected = (json.loads((each / "summary.json").read_text()) for each in (two, one))
+    assert figures["tokens_seen"] == expected["tokens_seen"]
     for name in ("train_loss", "valid_loss", "bits_per_byte"):
-        assert two[name] == pytest.approx(one[name], rel=1e-4), name
+        assert figures[name] == pytest.approx(expected[name], rel=1e-5), name
+    norms, expected_norms = ([float(row["train/gradient_norm"]) for row in csv.DictReader(file.splitlines())
+                              if row["train/gradient_norm"]]
+                             for file in ((each / "metrics.csv").read_text() for each in (two, one)))
+    assert len(norms) == 3
+    assert min(norms) > 0.1  # so that clipping has something to do
+    assert norms == pytest.approx(expected_norms, rel=1e-4)  # the mean over both, before clipping, not the sum
+    # With an ε above most gradients a step of Adam knows their size, so that the weights would tell a wrong scale.
+    states = [torch.load(each / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for each in (two, one)]
+    for name, weight in states[1].items():
+        torch.testing.assert_close(states[0][name], weight, rtol=1e-5, atol=1e-6)
 
 
 def test_checkpoints_go_where_the_user_wants_them(project, tiny):

@@ -7,11 +7,13 @@ import json
 
 import pytest
 import torch
+import yaml
 
 from tests.benchmarks import training, training_figures, training_parity, training_peers
 from tests.benchmarks.measure import Run, run_alone
 from tests.benchmarks.training_figures import fastest_in_turn, plans
-from tests.benchmarks.training_jobs import OURS, SHAPES, WARM_UP, Draws, matmul_seconds, train
+from tests.benchmarks.training_jobs import OURS, RECOMPUTED, SHAPES, WARM_UP, Draws, matmul_seconds, train
+from tests.conftest import ROOT
 
 TINY = ["--shape", "tiny", "--small", "tiny", "--quick", "tiny", "--batch-size", "4", "--memory-batch-size", "8",
         "--steps", "1", "--runs", "1", "--parity-tokens", "640", "--parity-seeds", "1"]
@@ -31,7 +33,7 @@ def figures_of(output):
 
 def test_figures_without_other_libraries_come_out_as_json_lines(tmp_path, capsys):
     names = ["lightning_cost_with_bar", "first_step"]
-    arguments = [*TINY, "--steps", "2", "--fit-options", FIT, "--workdir", str(tmp_path), "--only", *names]
+    arguments = [*TINY, "--fit-options", FIT, "--workdir", str(tmp_path), "--only", *names]
     assert training.main(arguments) == 0
     output, errors = capsys.readouterr()
     figures = figures_of(output)
@@ -75,6 +77,36 @@ def test_throughput_and_losses_beside_transformers(tmp_path, monkeypatch, capsys
     assert pair["ours"]["train"][0] == pytest.approx(pair["peer"]["train"][0], abs=1e-5)
 
 
+def test_memory_is_compared_with_the_form_of_the_peer_that_takes_least(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: object())
+    asked, megabytes = [], {(OURS, "eager"): 200, (OURS, RECOMPUTED): 100, ("litgpt", "eager"): 500,
+                            ("litgpt", "compiled"): 250}
+
+    def pretended(function, *, side, form, batch_size, **options):
+        asked.append((side, form, batch_size))
+        if (side, form) not in megabytes:
+            raise ChildProcessError("no compiler")
+        return Run({"seconds": [9.0] * WARM_UP + [2.0, 2.0], "peak_bytes": 1e6 * megabytes[side, form]}, 0.0, 0)
+
+    monkeypatch.setattr(training_figures, "run_alone", pretended)
+    assert training.main([*TINY, "--workdir", str(tmp_path), "--only", "memory"]) == 0
+    figures = figures_of(capsys.readouterr().out)
+    assert {name: figure["ratio"] for name, figure in figures.items()} == {"memory": 0.8, "memory_recomputed": 0.4}
+    assert {name: figure["holds"] for name, figure in figures.items()} == {"memory": False, "memory_recomputed": True}
+    for figure in figures.values():
+        assert figure["peer_name"] == "litgpt, compiled"
+        assert figure["peer_forms"] == {"eager": 500, "compiled": 250}
+        assert figure["tokens_per_second"]["litgpt, compiled"] == 8 * SHAPES["tiny"]["context_length"] / 2
+    assert {batch_size for *_, batch_size in asked} == {8}
+
+
+@pytest.mark.parametrize("form", ["eager", RECOMPUTED])
+def test_each_form_of_ours_takes_its_steps(form, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # put back at the end
+    result = train(OURS, form, "tiny", 2, 1, 0, str(tmp_path), "cpu")
+    assert min(result["seconds"]) > 0
+
+
 def test_a_training_runs_in_a_process_of_its_own(tmp_path):
     run = run_alone(train, side=OURS, form="eager", shape="tiny", batch_size=2, steps=1, seed=0, compiled=tmp_path,
                     device="cpu")
@@ -88,7 +120,7 @@ def test_figures_of_missing_libraries_are_left_out_in_one_line(tmp_path, monkeyp
     output, errors = capsys.readouterr()
     assert output == ""
     line = errors.splitlines()[0]
-    for word in ("litgpt", "transformers", *(plan.name for plan in plans()[:2]), "memory_eager", "memory_compiled"):
+    for word in ("litgpt", "transformers", *(plan.name for plan in plans()[:2]), "memory", "memory_recomputed"):
         assert word in line
 
 
@@ -157,3 +189,6 @@ def test_the_shapes_have_the_sizes_that_they_are_said_to_have():
     sizes = {name: TransformerLM(TransformerConfig(**shape)).num_parameters() for name, shape in SHAPES.items()}
     assert round(sizes["course"] / 1e6, 1) == 22.7
     assert round(sizes["small"] / 1e6, 1) == 3.3
+    assert round(sizes["text"] / 1e6, 1) == 5.3
+    config = yaml.safe_load((ROOT / "configs" / "text.yaml").read_text())
+    assert SHAPES["text"] == config["model"] | {name: config["data"][name] for name in ("vocab_size", "context_length")}

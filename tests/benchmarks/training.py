@@ -2,9 +2,10 @@
 
 Each figure is one JSON line on stdout as soon as it is known, with the keys of `python -m tests.benchmarks.tokenizer`
 and, where there is more to say, further ones behind them: `form` is eager or compiled. A table follows on stderr.
-The sides run strictly in turn, each in processes of its own, in bf16 on the CPU with as many threads as torch takes,
-and the medians count. `pip install -e '.[bench]'` brings transformers, `pip install psutil && pip install --no-deps
-litgpt` the other peer; figures whose peer is missing are named and left out.
+The sides run strictly in turn, each in processes of its own, in bf16, on a CPU with as many threads as torch takes,
+and the medians count; lightning_cost and the losses of loss_parity_fp32 are of float32.
+`pip install -e '.[bench]'` brings transformers, `pip install psutil && pip install --no-deps litgpt` the other peer;
+figures whose peer is missing are named and left out.
 """
 
 import argparse

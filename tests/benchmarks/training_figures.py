@@ -16,7 +16,7 @@ from tests.benchmarks.measure import Figure, Plan, Target, in_turn, run_alone
 from tests.benchmarks.training_jobs import GROUP, OUR_FORM, OURS, RECOMPUTED, SHAPES, WARM_UP
 from tests.benchmarks.training_start import FirstStep
 
-Side = dict[str, Callable[[], float]]  # the forms of a side, each measured by a call; the larger, the better
+Side = dict[str, Callable[[], float]]  # the forms of a side, each measured by a call
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,8 @@ def plans() -> list[Plan]:
         Plan("tokens_vs_litgpt", "litgpt", partial(_tokens, peer="litgpt")),
         Plan("tokens_vs_transformers", "transformers", partial(_tokens, peer="transformers")),
         Plan("matmul_share", None, _matmul_share),
-        Plan("memory_eager", "litgpt", partial(_memory, form="eager")),
-        Plan("memory_compiled", "litgpt", partial(_memory, form="compiled")),
-        Plan("memory_recomputed", "litgpt", partial(_memory, form=RECOMPUTED, peer_form="eager")),
+        Plan("memory", "litgpt", _memory),
+        Plan("memory_recomputed", "litgpt", partial(_memory, form=RECOMPUTED)),
         Plan("compile_time", "litgpt", _compile_time),
         Plan("lightning_cost", None, partial(_lightning_cost, progress=False)),
         Plan("lightning_cost_with_bar", None, partial(_lightning_cost, progress=True)),
@@ -92,7 +91,7 @@ def plans() -> list[Plan]:
 def fastest_in_turn(
     sides: list[Side], runs: int, say: Callable[[str], None]
 ) -> list[tuple[str, float, dict[str, float]]]:
-    """Find the fastest form of each side and measure it `runs` times, the sides in turn.
+    """Find the fastest form of each side, for which its call returns most, and measure it `runs` times, in turn.
 
     Returns:
         For each side the fastest form, the median of its runs, and what each form reached in the first round.
@@ -154,14 +153,22 @@ def _matmul_share(training: Training, name: str) -> Figure:
     return Figure(name, "tokens/s", ours, theirs, "matmuls alone", Target("ratio", ">=", 0.75), training.runs, form)
 
 
-def _memory(training: Training, name: str, *, form: str, peer_form: str | None = None) -> Figure:
-    sides = {OURS: form, "litgpt": peer_form or form}
-    results = {side: training.train(side, its, batch_size=training.memory_batch_size, steps=2)
-               for side, its in sides.items()}
-    megabytes = [results[side]["peak_bytes"] / 1e6 for side in sides]
-    tokens = training.tokens(training.memory_batch_size)
-    speeds = {f"{side}_tokens_per_second": tokens / median(results[side]["seconds"][WARM_UP:]) for side in sides}
-    return Figure(name, "MB", *megabytes, f"litgpt, {sides['litgpt']}", Target("ratio", "<=", 0.5), 1, form, speeds)
+def _memory(training: Training, name: str, *, form: str | None = None) -> Figure:
+    """Peak memory of one of our forms (by default the one of `fit`) and of the peer's form that takes least."""
+    speeds: dict[str, float] = {}
+
+    def megabytes(side: str, form: str) -> float:
+        result = training.train(side, form, batch_size=training.memory_batch_size, steps=2)
+        speeds[f"{side}, {form}"] = training.tokens(training.memory_batch_size) / median(result["seconds"][WARM_UP:])
+        return float(result["peak_bytes"] / 1e6)
+
+    form = form or OUR_FORM[training.device]
+    ours = megabytes(OURS, form)
+    peer_forms = _first_round(
+        {each: partial(megabytes, "litgpt", each) for each in training_peers.FORMS}, training.say)
+    least = min(peer_forms, key=lambda each: peer_forms[each])
+    return Figure(name, "MB", ours, peer_forms[least], f"litgpt, {least}", Target("ratio", "<=", 0.5), 1, form,
+                  {"peer_forms": peer_forms, "tokens_per_second": speeds})
 
 
 def _compile_time(training: Training, name: str) -> Figure:

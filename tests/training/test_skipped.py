@@ -25,7 +25,7 @@ def test_skipped_steps_are_counted_on_the_way():
         skipped.watch(torch.tensor(norm), step)
         seen.append(bool(flag))
     assert seen == [False, True, True, False, True, False]
-    assert skipped.report() == SkipReport(total=3, longest=2, last_step=5, last_norm=math.inf)
+    assert skipped.report() == SkipReport(total=3, longest=2, step=3, norm=math.inf)  # of the longest row, not of 5
 
 
 @pytest.mark.parametrize("value", [2.5, math.inf, -math.inf, math.nan])

@@ -1,39 +1,94 @@
-"""The trainer's own files: metrics.csv, whose rows may wait a moment, but never behind a checkpoint."""
+"""The trainer's options reach what they are about: precision, compiling, memory, recomputation, chunks of the loss."""
 
-import csv
+import pytest
+import torch
+from lightning.pytorch.accelerators import CPUAccelerator
 
 from tests.loops.conftest import data  # noqa: F401 (a fixture)
-from tests.loops.test_lightning import fit
-from tslm.loops.lightning import StepCallback
-from tslm.training import trainer as trainers
-from tslm.training.trainer import MetricsFile
+from tests.loops.test_lightning import make_trainer, weights
+from tslm.generation import generate
+from tslm.model import transformer
+from tslm.training import LanguageModule, StepTrainer, module, trainer
+
+SIZES = {"vocab_size": 300, "context_length": 32, "d_model": 16, "num_layers": 2, "num_heads": 2, "d_ff": 32}
 
 
-def steps_in(folder):
-    with next(folder.rglob("metrics.csv")).open() as file:
-        return [int(row["step"]) for row in csv.DictReader(file)]
+def make(**options):
+    torch.manual_seed(0)
+    return LanguageModule(**SIZES, **options)
 
 
-def test_rows_that_follow_within_the_second_are_written_together(tmp_path, monkeypatch):
-    now = 100.0
-    monkeypatch.setattr(trainers.time, "monotonic", lambda: now)
-    file = MetricsFile(str(tmp_path), name="runs", version=0)
-    written = []
-    for step, now in enumerate([100.0, 100.5, 100.9, 101.0, 101.5]):  # noqa: B007 (the clock reads it)
-        file.log_metrics({"loss": 1.0}, step)
-        written.append(steps_in(tmp_path))
-    assert written == [[0], [0], [0], [0, 1, 2, 3], [0, 1, 2, 3]]
-    file.finalize("success")
-    assert steps_in(tmp_path) == [0, 1, 2, 3, 4]
+@pytest.mark.parametrize(("fast", "precision", "words"), [
+    (True, "bf16-mixed", "computes in bfloat16"), (False, "32-true", "does not compute in bfloat16")])
+def test_precision_is_chosen_by_what_the_processor_multiplies(tmp_path, monkeypatch, capsys, fast, precision, words):
+    monkeypatch.setattr(trainer, "cpu_multiplies_bfloat16", lambda: fast)
+    made = make_trainer(tmp_path, 1, precision="auto")
+    assert made.precision == precision
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Precision")]
+    assert line == f"Precision: {precision} (this processor {words})"
 
 
-def test_a_checkpoint_leaves_no_row_of_its_past_unwritten(tmp_path, data, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(trainers, "ROWS_WAIT", 3600.0)
-    seen = {}
+def test_the_options_of_a_run_reach_the_step(tmp_path, data, monkeypatch):  # noqa: F811
+    calls = []
 
-    class Look(StepCallback):
-        def on_save_checkpoint(self, trainer, pl_module, checkpoint):
-            seen[trainer.global_step] = steps_in(tmp_path)
+    def spy(where, name, replacement=None):
+        original = getattr(where, name)
 
-    fit(tmp_path, data, 4, callbacks=[Look()], log_every_n_steps=1, save_every_n_steps=2)
-    assert seen == {2: [1, 2], 4: [1, 2, 3, 4, 4]}  # the last one is of the validation
+        def called(*arguments, **named):
+            calls.append(name)
+            return (replacement or original)(*arguments, **named)
+
+        monkeypatch.setattr(where, name, called)
+
+    spy(trainer, "keep_freed_memory")
+    spy(LanguageModule, "compile_step", lambda of: None)
+    spy(transformer, "checkpoint")
+    chunks = []
+    loss = module.linear_cross_entropy
+    monkeypatch.setattr(module, "linear_cross_entropy", lambda *args: chunks.append(args[3]) or loss(*args))
+    options = {"limit_val_batches": 0, "compile": True}
+    make_trainer(tmp_path, 1, **options).fit(make(recompute=True, loss_chunk_size=7), datamodule=data())
+    assert calls == ["keep_freed_memory", "compile_step", "checkpoint", "checkpoint"] or calls == [
+        "compile_step", "keep_freed_memory", "checkpoint", "checkpoint"]
+    assert chunks == [7]
+    calls.clear(), chunks.clear()
+    make_trainer(tmp_path, 1, **options | {"compile": "auto"}).fit(make(), datamodule=data())
+    assert calls == ["keep_freed_memory"]
+    assert chunks == [module.LOSS_CHUNK_SIZES["cpu"]]
+
+
+def test_recomputing_changes_no_bit_of_a_training(tmp_path, data):  # noqa: F811
+    ends = []
+    for recompute in (False, True):
+        trained = make(recompute=recompute)
+        make_trainer(tmp_path / str(recompute), 3).fit(trained, datamodule=data())
+        ends.append(weights(trained))
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
+def test_other_precisions_train_and_generate(tmp_path, data, precision):  # noqa: F811
+    """Around each step of a `-true` precision Lightning changes the dtype that torch gives to new tensors."""
+    start, trained = weights(make()), make()
+    made = make_trainer(tmp_path, 5, precision=precision)
+    made.fit(trained, datamodule=data())
+    assert torch.isfinite(weights(trained)).all()
+    assert not torch.equal(weights(trained).float(), start)
+    losses = made.callback_metrics["valid_loss"]
+    assert 4 < float(losses) < 6  # ln 300 = 5.7
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype({"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision, default))
+        (under,) = generate(make().model.float(), [1, 2], 5, temperature=0)
+    finally:
+        torch.set_default_dtype(default)
+    assert len(under) == 5
+
+
+def test_apples_gpus_are_kept_off(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    options = {"max_steps": 1, "default_root_dir": str(tmp_path), "precision": "32-true"}
+    assert isinstance(StepTrainer(**options).accelerator, CPUAccelerator)
+    for name in ("mps", "gpu"):
+        with pytest.raises(ValueError, match=f"trainer.accelerator is '{name}'.* --trainer.accelerator cpu"):
+            StepTrainer(accelerator=name, **options)

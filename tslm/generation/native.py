@@ -147,7 +147,7 @@ class NativeModel:
         self._kept.append(layers)
         capacity, heads = _padded(max_length), c.num_layers * batch_size * c.num_heads
         rows = min(CALL, batch_size * capacity)
-        self._logits = torch.empty(batch_size, _padded(c.vocab_size))
+        self._logits = torch.empty(batch_size, _padded(c.vocab_size), dtype=torch.float32)
         self._model = _Model(
             c.d_model, c.num_layers, c.num_heads, c.d_ff, c.vocab_size, batch_size, capacity, self._threads,
             model.ln_final.eps, self._floats(model.token_embeddings.weight), self._floats(model.rope.table),
@@ -197,6 +197,7 @@ class NativeModel:
         """What `SamplingRule.choose` does, for the logits just returned, which it overwrites."""
         tokens = (ctypes.c_int32 * len(logits))()
         size = logits.shape[1]
+        uniform = None if uniform is None else uniform.cpu()  # the caller's generator may draw on a GPU
         self._library.sample(
             ctypes.c_void_p(logits.data_ptr()), len(logits), size, logits.stride(0), ctypes.c_double(rule.temperature),
             ctypes.c_double(rule.top_p), size if rule.top_k is None else min(rule.top_k, size),

@@ -13,6 +13,7 @@ from tslm.data.datamodule import TextDataModule
 from tslm.loops.lightning import StepCallback
 from tslm.objective import bits_per_byte, perplexity
 from tslm.training.module import LanguageModule
+from tslm.training.skipped import SkipReport
 
 
 class StepMetrics(StepCallback):
@@ -71,7 +72,7 @@ class StepMetrics(StepCallback):
         """Stop the clock of training, and start the sums of validation."""
         assert isinstance(pl_module, LanguageModule)
         pl_module.reset_validation()
-        self._stop_clock()
+        self._stop_clock(pl_module)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the sums of testing."""
@@ -96,11 +97,10 @@ class StepMetrics(StepCallback):
     def on_step_log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Report the means since the last report."""
         assert isinstance(pl_module, LanguageModule)
-        self._stop_clock()
+        skipped = self._stop_clock(pl_module)
         steps = step - self._steps_at_log
         if not steps:
             return
-        skipped = pl_module.skipped.report()
         if trainer.scaler is None:  # a loss scaler tries its scales out by steps that overflow
             pl_module.check_skipped(skipped)
         self._count_skipped(trainer, skipped.total, step)
@@ -125,7 +125,8 @@ class StepMetrics(StepCallback):
 
     def on_step_save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Leave the time of saving out; this callback stands before the one that saves."""
-        self._stop_clock()
+        assert isinstance(pl_module, LanguageModule)
+        self._stop_clock(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is counted."""
@@ -142,12 +143,15 @@ class StepMetrics(StepCallback):
         if new and trainer.is_global_zero:
             print(f"\nSkipped {new} of the steps up to {step:,}: their gradient was not finite.", flush=True)
 
-    def _stop_clock(self) -> None:
+    def _stop_clock(self, module: LanguageModule) -> SkipReport:
+        """Stop the clock once the device has done all steps given to it; the report of skipped ones waits for that."""
+        skipped = module.skipped.report()
         if self._clock is not None:
             passed = time.perf_counter() - self._clock
             self.seconds += passed
             self._interval += passed
             self._clock = None
+        return skipped
 
 
 def validation_figures(trainer: pl.Trainer, module: LanguageModule) -> dict[str, float]:

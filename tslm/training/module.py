@@ -156,7 +156,7 @@ class LanguageModule(pl.LightningModule):
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
         """Add a batch to the validation totals; windows may differ in length from batch to batch."""
         inputs, targets = batch
-        self.valid_nats += self.mean_loss(inputs, targets).double().cpu() * targets.numel()
+        self.valid_nats += self.mean_loss(inputs, targets).cpu().double() * targets.numel()
         self.valid_tokens += targets.numel()
 
     def test_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
@@ -217,7 +217,7 @@ class LanguageModule(pl.LightningModule):
         """
         if skipped.longest >= self.optimizer_settings.max_skipped:
             raise ValueError(
-                f"the gradient norm is {skipped.last_norm} at optimizer step {skipped.last_step}, and "
+                f"the gradient norm is {skipped.norm} at optimizer step {skipped.step}, and "
                 f"{skipped.longest} steps in a row had to be skipped, so the training has diverged: try a lower "
                 f"--optimizer.lr than {self.optimizer_settings.lr:g}; the last checkpoint is from before"
             )

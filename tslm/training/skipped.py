@@ -13,12 +13,12 @@ from torch import Tensor
 
 
 class SkipReport(NamedTuple):
-    """What was skipped so far: how many steps, how many in a row at most, and the last one with its norm."""
+    """What was skipped so far: how many steps, how many in a row at most, and the last of those with its norm."""
 
     total: int
     longest: int
-    last_step: int
-    last_norm: float
+    step: int
+    norm: float
 
 
 class SkippedSteps:
@@ -31,22 +31,23 @@ class SkippedSteps:
     def __init__(self, device: torch.device) -> None:
         self.skip = torch.zeros((), dtype=torch.bool, device=device)  # of the step being taken; `AdamW.skip` is this
         self._counts = torch.zeros(4, dtype=torch.int64, device=device)
-        self._total, self._longest, self._last_step, self._in_a_row = self._counts.unbind()
-        self._last_norm = torch.zeros((), device=device)
+        self._total, self._longest, self._step, self._in_a_row = self._counts.unbind()
+        self._norm = torch.zeros((), device=device)
 
     def watch(self, norm: Tensor, step: int) -> None:
         """Decide by the norm of a step's gradient whether the step is skipped; nothing is read from the device."""
         torch.logical_not(norm.isfinite(), out=self.skip)
         self._total.add_(self.skip)
         self._in_a_row.add_(1).mul_(self.skip)
+        ahead = self.skip.logical_and(self._in_a_row >= self._longest)
         torch.maximum(self._longest, self._in_a_row, out=self._longest)
-        self._last_step.masked_fill_(self.skip, step)
-        self._last_norm.copy_(torch.where(self.skip, norm, self._last_norm))
+        self._step.masked_fill_(ahead, step)
+        self._norm.copy_(torch.where(ahead, norm, self._norm))
 
     def report(self) -> SkipReport:
         """Read the counts, for which the processor waits."""
-        total, longest, last_step, _ = self._counts.tolist()
-        return SkipReport(total, longest, last_step, float(self._last_norm))
+        total, longest, step, _ = self._counts.tolist()
+        return SkipReport(total, longest, step, float(self._norm))
 
 
 def with_telling_gradient(loss: Tensor) -> Tensor:

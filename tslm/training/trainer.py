@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-import time
-import warnings
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from tslm.loops.lightning import InterruptAtBoundary, install_step_loop
 from tslm.loops.step import Budget, Cadence
 from tslm.model.functional import cpu_multiplies_bfloat16
 from tslm.training.checkpoint import read_checkpoint
 from tslm.training.compiling import Choice, pays
+from tslm.training.loggers import run_loggers
 from tslm.training.memory import keep_freed_memory
 from tslm.training.metrics import StepMetrics
 from tslm.training.module import LanguageModule
@@ -26,7 +24,6 @@ from tslm.training.samples import StorySamples
 from tslm.training.saving import AtomicCheckpointIO, Checkpoints
 from tslm.training.summary import RunSummary
 
-ROWS_WAIT = 1.0  # seconds, at most, until a row of metrics.csv is written behind another one
 Precision = Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true"]
 
 
@@ -39,6 +36,7 @@ class StepTrainer(pl.Trainer):
         val_every_n_steps: Validate every this many optimizer steps, and at the end; 0 means at the end only.
         log_every_n_steps: Report loss, learning rate, gradient norm and speed every this many optimizer steps.
         save_every_n_steps: Save a checkpoint every this many optimizer steps, behind each validation, and at the end.
+        accelerator: cpu, gpu and the like, or `auto`: a GPU where there is one, but not Apple's, which lack float64.
         precision: Lightning's precision, or `auto`: bf16-mixed where the processor or GPU computes in bfloat16, else
             32-true.
         compile: Whether to compile the training step: true, false, or `auto` for where it saves more time than it
@@ -60,6 +58,7 @@ class StepTrainer(pl.Trainer):
         val_every_n_steps: int = 0,
         log_every_n_steps: int = 10,
         save_every_n_steps: int = 0,
+        accelerator: str | pl.accelerators.Accelerator = "auto",
         precision: Precision = "auto",
         compile: Choice = "auto",
         gradient_clip_val: float | None = 1.0,
@@ -72,14 +71,16 @@ class StepTrainer(pl.Trainer):
     ) -> None:
         self._budget_options = (max_steps, max_tokens)
         self._compile = compile
+        accelerator = _accelerator(accelerator)
         if precision == "auto":
-            precision = auto_precision(str(kwargs.get("accelerator", "auto")))
+            precision = auto_precision(str(accelerator))
         if gradient_clip_val is not None and gradient_clip_val <= 0:
             raise ValueError(
                 f"trainer.gradient_clip_val is {gradient_clip_val}: give a norm above 0, or null for no clipping"
             )
         given = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks is not None else []
         super().__init__(
+            accelerator=accelerator,
             precision=precision,
             gradient_clip_val=gradient_clip_val,
             default_root_dir=default_root_dir,
@@ -160,36 +161,16 @@ def with_defaults(callbacks: list[pl.Callback], progress: bool) -> list[pl.Callb
     return [*ours, *(callback for callback in callbacks if callback not in ours)]
 
 
-def run_loggers(root: str) -> list[pl.loggers.Logger]:
-    """Return the TensorBoard and CSV loggers of a new run directory `lightning_logs/version_N`."""
-    board = TensorBoardLogger(root, name=RUNS)
-    return [board, MetricsFile(root, name=RUNS, version=board.version)]
+def _accelerator(asked: str | pl.accelerators.Accelerator) -> str | pl.accelerators.Accelerator:
+    """Keep off Apple's GPUs, which lack the float64 that validation adds up in.
 
-
-class MetricsFile(CSVLogger):
-    """metrics.csv in a run directory that others write to as well, which CSVLogger by itself warns of.
-
-    Rows are written at once, or together with the next ones where the last writing is less than a second ago: opening a
-    file at every report costs a short step more than the report. `Checkpoints` writes what waits before it saves.
+    Raises:
+        ValueError: one was asked for by name.
     """
-
-    def __init__(self, save_dir: str, **kwargs: Any) -> None:
-        super().__init__(save_dir, flush_logs_every_n_steps=sys.maxsize, **kwargs)
-        self._next_writing = 0.0
-
-    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        """Take a row, and write those that wait if it is time."""
-        super().log_metrics(metrics, step)
-        if time.monotonic() >= self._next_writing:
-            self.save()
-            self._next_writing = time.monotonic() + ROWS_WAIT
-
-    @property
-    def experiment(self) -> Any:
-        """The writer, opened at its first use."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Experiment logs directory")
-            return super().experiment
+    if asked == "mps" or (asked == "gpu" and torch.backends.mps.is_available()):
+        raise ValueError(f"trainer.accelerator is {asked!r}, but Apple's GPUs have no float64, in which losses are "
+                         "added up: give --trainer.accelerator cpu")
+    return "cpu" if asked == "auto" and torch.backends.mps.is_available() else asked
 
 
 def auto_precision(accelerator: str) -> Literal["32-true", "bf16-mixed"]:

@@ -32,6 +32,18 @@ def test_the_kernels_are_believed_also_in_inference_and_under_autocast(dtype):
     assert torch.equal(state, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_the_kernels_get_their_room_whatever_dtype_new_tensors_have(dtype, default):
+    assert functions.library(dtype) is not None
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(default)  # as Lightning does around each step of `bf16-true` and `64-true`
+        assert wrong_kernels(dtype) == []
+    finally:
+        torch.set_default_dtype(before)
+
+
 def test_the_first_use_may_lie_in_a_block_that_is_computed_again(monkeypatch):
     model = TransformerLM(TransformerConfig(vocab_size=20, context_length=8, d_model=16, num_layers=2, num_heads=2,
                                             d_ff=24))

@@ -37,7 +37,7 @@ def _results(dtype: torch.dtype) -> Iterator[tuple[str, list[Tensor], list[Tenso
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator).to(dtype)
+        return torch.randn(size, generator=generator, dtype=torch.float32).to(dtype)
 
     rotation = RotaryEmbedding(_WIDTH, _LENGTH).table
     documents = torch.zeros(2, _LENGTH, dtype=torch.int64)
@@ -73,7 +73,7 @@ def _with_gradients(function: Callable[..., Tensor], inputs: list[Tensor]) -> li
     """The result of a function, and the gradients of a weighted sum of it."""
     leaves = [each.detach().requires_grad_() for each in inputs]
     result = function(*leaves)
-    weights = torch.linspace(-1, 2, result.numel()).view_as(result).to(result.dtype)
+    weights = torch.linspace(-1, 2, result.numel(), dtype=torch.float32).view_as(result).to(result.dtype)
     return [result, *torch.autograd.grad(result, leaves, weights)]
 
 

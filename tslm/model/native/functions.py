@@ -73,8 +73,7 @@ def losses_and_gradient(logits: Tensor, targets: Tensor, with_grad: bool) -> tup
         IndexError: a target is outside 0 … V-1.
     """
     rows, size = logits.shape
-    losses = torch.empty(rows)
-    room = torch.empty(torch.get_num_threads(), size)
+    losses, room = _floats(rows), _floats(torch.get_num_threads(), size)
     wrong = _call("cross_entropy", logits.dtype, rows, size, logits, targets.contiguous(), losses, with_grad, room)
     if wrong >= 0:
         raise IndexError(f"target {int(targets[wrong])} is outside the vocabulary of {size}")
@@ -87,7 +86,7 @@ class _SelfAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, rotation: Tensor | None, documents: Tensor | None) -> Tensor:
         batch, length, _, heads, width = qkv.shape
-        out, log_sums = qkv.new_empty(batch, length, heads, width), torch.empty(batch, heads, length)
+        out, log_sums = qkv.new_empty(batch, length, heads, width), _floats(batch, heads, length)
         _attention(qkv, rotation, documents, out, log_sums, None, None)
         ctx.save_for_backward(qkv, rotation, documents, out, log_sums)
         return out
@@ -106,7 +105,7 @@ def _attention(qkv: Tensor, *others: Tensor | None) -> None:
     batch, length, _, heads, width = qkv.shape
     words = _function("attention_room", qkv.dtype)
     words.restype = ctypes.c_size_t
-    room = torch.empty(torch.get_num_threads(), words(length, width))
+    room = _floats(torch.get_num_threads(), words(length, width))
     _call("attention", qkv.dtype, batch, length, heads, width, qkv, *others, room)
 
 
@@ -116,7 +115,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         rows, size = x.numel() // x.shape[-1], x.shape[-1]
-        y, rates = torch.empty_like(x, dtype=dtype), torch.empty(rows)
+        y, rates = torch.empty_like(x, dtype=dtype), _floats(rows)
         _call("rms_norm_forward", dtype, rows, size, x, gain, ctypes.c_float(eps), y, rates)
         ctx.save_for_backward(x, gain, rates)
         return y
@@ -126,7 +125,7 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, gain, rates = ctx.saved_tensors
         rows, size = len(rates), x.shape[-1]
-        grad_x, grad_gains = torch.empty_like(x), torch.empty(-(-rows // TOGETHER), size)
+        grad_x, grad_gains = torch.empty_like(x), _floats(-(-rows // TOGETHER), size)
         _call("rms_norm_backward", grad_y.dtype, rows, size, x, gain, rates, grad_y.contiguous(), grad_x, grad_gains,
               TOGETHER)
         return grad_x, grad_gains.sum(0), None, None
@@ -153,6 +152,11 @@ class _SwiGLULinear(torch.autograd.Function):
         grad, y = torch.empty_like(gate_up), rows @ weight  # dy, in whose place the kernel leaves y
         _call("swiglu_backward", y.dtype, *y.shape, gate_up, y, grad)
         return grad, rows.T @ y
+
+
+def _floats(*size: int) -> Tensor:
+    """Room for C's floats, whatever torch's default dtype is: `bf16-true` and its like change it around each step."""
+    return torch.empty(size, dtype=torch.float32)
 
 
 def _call(name: str, dtype: torch.dtype, *arguments: Any) -> int:
