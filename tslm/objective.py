@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tslm.model import native
-from tslm.model.functional import TRITON, matmul_dtype
+from tslm.model.hardware import TRITON, matmul_dtype
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from tslm.generation import decoding, generate, native
 from tslm.generation.native import BFLOAT16_FROM, NativeModel, kernel_dtype, native_model, relative_error
 from tslm.generation.sampling import SamplingRule
 from tslm.model import TransformerConfig, TransformerLM
-from tslm.model.functional import cpu_multiplies_bfloat16
+from tslm.model.hardware import cpu_multiplies_bfloat16
 from tslm.model.native import build
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="without a C compiler there is no kernel")

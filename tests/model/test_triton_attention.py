@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.interpreted import compile_for_gpu, interpreted
-from tslm.model import functional, fused
+from tslm.model import functional, fused, hardware
 from tslm.model.attention import MultiHeadSelfAttention
 from tslm.model.rope import RotaryEmbedding, rotate_pairs
 from tslm.model.transformer import TransformerBlock
@@ -158,7 +158,7 @@ def test_cuda_tensors_go_to_the_kernels_where_they_fit_and_are(monkeypatch, widt
     qkv = torch.randn(2, 3, 9, 3, 5, width)
     expected = fused.self_attention(qkv, None)
     monkeypatch.setattr(kernels, "self_attention", attend)
-    monkeypatch.setattr(functional, "TRITON", triton)
+    monkeypatch.setattr(hardware, "TRITON", triton)
     ours = fused.self_attention(qkv.as_subclass(Cuda), None).as_subclass(torch.Tensor)
     torch.testing.assert_close(ours, expected, rtol=0, atol=0)
     assert shapes == [(6, 9, 3, 5, width)] * calls

@@ -19,7 +19,7 @@ from tslm.generation.cache import KeyValueCache
 from tslm.generation.native import native_model
 from tslm.generation.sampling import SamplingRule
 from tslm.model import TransformerLM
-from tslm.model.functional import matmul_dtype
+from tslm.model.hardware import matmul_dtype
 
 # Logits (B, V) for the next token of each sequence that is still growing, given {row: all its tokens so far}.
 NextLogits = Callable[[dict[int, list[int]]], Tensor]

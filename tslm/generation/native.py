@@ -33,7 +33,7 @@ from tslm.model import (
     TransformerConfig,
     TransformerLM,
 )
-from tslm.model.functional import cpu_multiplies_bfloat16, matmul_dtype
+from tslm.model.hardware import cpu_multiplies_bfloat16, matmul_dtype
 from tslm.model.native import build
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernel.c", "kernel_sampling.c"))

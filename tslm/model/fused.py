@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tslm.model import functional, native
-from tslm.model.functional import matmul_dtype
+from tslm.model import functional, hardware, native
+from tslm.model.hardware import matmul_dtype
 from tslm.model.rope import rotate
 
 QUERY_BLOCK = 64  # queries per block; 32 to 128 measured alike at 128 to 256 positions, larger is slower
@@ -36,7 +36,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         v: values (..., T, any width).
 
     Returns:
-        (..., T, width of v), in the dtype of `functional.matmul_dtype(q)`; the softmax is float32.
+        (..., T, width of v), in the dtype of `hardware.matmul_dtype(q)`; the softmax is float32.
     """
     flat = (x.reshape(-1, *x.shape[-2:]).to(matmul_dtype(x)) for x in (q, k, v))
     return _CausalAttention.apply(*flat).view(*q.shape[:-1], v.shape[-1])  # type: ignore[no-any-return]
@@ -70,7 +70,7 @@ def self_attention(qkv: Tensor, rotation: Tensor | None, documents: Tensor | Non
 
 def _kernels_of_attention(qkv: Tensor) -> Callable[[Tensor, Tensor | None, Tensor | None], Tensor] | None:
     """What attends in one piece, on this tensor's device and with its numbers; None where torch's operators do it."""
-    if qkv.is_cuda and functional.TRITON:
+    if qkv.is_cuda and hardware.TRITON:
         from tslm.model import triton_attention  # a CPU never imports it
 
         if triton_attention.takes(qkv):
@@ -83,7 +83,7 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
 
     The plain form is `functional.rms_norm`.
 
-    Shapes: x (..., D), gain (D); the result has the shape of x, and the dtype of `functional.matmul_dtype(x)`.
+    Shapes: x (..., D), gain (D); the result has the shape of x, and the dtype of `hardware.matmul_dtype(x)`.
     """
     dtype = matmul_dtype(x)
     if x.dtype == gain.dtype == torch.float32 and native.takes(x, dtype):
@@ -106,7 +106,7 @@ def swiglu_together(gate_up: Tensor) -> Tensor:
 
     Shapes: (..., 2F) to (..., F), in the dtype of `gate_up`.
     """
-    if gate_up.is_cuda and functional.TRITON:
+    if gate_up.is_cuda and hardware.TRITON:
         from tslm.model import triton_swiglu
 
         if triton_swiglu.takes(gate_up):

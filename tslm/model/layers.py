@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from tslm.model import fused
-from tslm.model.functional import matmul_dtype
+from tslm.model.hardware import matmul_dtype
 from tslm.model.init import init_embedding_, init_gain_, init_linear_
 
 

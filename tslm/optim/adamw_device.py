@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tslm.model.functional import TRITON
+from tslm.model.hardware import TRITON
 
 
 def device_adamw_step(

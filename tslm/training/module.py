@@ -46,7 +46,7 @@ class LanguageModule(pl.LightningModule):
             numbers; a smaller one needs less memory and makes more, smaller matmuls. Unless given, 1,024 on a CPU,
             whose caches hold little, and 16,384 on a GPU.
         recompute: Whether the backward pass computes the inside of each block again instead of keeping it from the
-            forward pass: a third less memory for a tenth more time.
+            forward pass: a quarter less memory for a third more time.
         optimizer: AdamW and its schedule.
         generation: How `predict` draws stories.
 

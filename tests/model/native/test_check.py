@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tslm import TransformerConfig, TransformerLM
-from tslm.model.functional import cpu_multiplies_bfloat16
+from tslm.model.hardware import cpu_multiplies_bfloat16
 from tslm.model.native import build, functions
 from tslm.model.native.check import wrong_kernels
 

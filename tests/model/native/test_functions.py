@@ -7,7 +7,7 @@ import torch
 
 from tslm import TransformerConfig, TransformerLM
 from tslm.model import functional, fused, native
-from tslm.model.functional import cpu_multiplies_bfloat16
+from tslm.model.hardware import cpu_multiplies_bfloat16
 from tslm.model.native import functions
 from tslm.model.rope import RotaryEmbedding, rotate
 from tslm.objective import linear_cross_entropy, token_losses

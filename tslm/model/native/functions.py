@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tslm.model.functional import cpu_multiplies_bfloat16
+from tslm.model.hardware import cpu_multiplies_bfloat16
 from tslm.model.native import build
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("attention.c", "passes.c"))
