@@ -48,8 +48,7 @@ def test_the_options_of_a_run_reach_the_step(tmp_path, data, monkeypatch):  # no
     monkeypatch.setattr(module, "linear_cross_entropy", lambda *args: chunks.append(args[3]) or loss(*args))
     options = {"limit_val_batches": 0, "compile": True}
     make_trainer(tmp_path, 1, **options).fit(make(recompute=True, loss_chunk_size=7), datamodule=data())
-    assert calls == ["keep_freed_memory", "compile_step", "checkpoint", "checkpoint"] or calls == [
-        "compile_step", "keep_freed_memory", "checkpoint", "checkpoint"]
+    assert calls == ["compile_step", "keep_freed_memory", "checkpoint", "checkpoint"]  # one checkpoint a block
     assert chunks == [7]
     calls.clear(), chunks.clear()
     make_trainer(tmp_path, 1, **options | {"compile": "auto"}).fit(make(), datamodule=data())
