@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from tests.benchmarks import training, training_figures, training_parity, training_peers
+from tests.benchmarks import measure, training, training_figures, training_parity, training_peers
 from tests.benchmarks.measure import Run, run_alone
 from tests.benchmarks.training_figures import fastest_in_turn, plans
 from tests.benchmarks.training_jobs import OURS, RECOMPUTED, SHAPES, WARM_UP, Draws, matmul_seconds, train
@@ -78,7 +78,9 @@ def test_throughput_and_losses_beside_transformers(tmp_path, monkeypatch, capsys
 
 
 def test_memory_is_compared_with_the_form_of_the_peer_that_takes_least(tmp_path, monkeypatch, capsys):
+    # As if litgpt were here: it is found, and its version is a number.
     monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(measure, "version", lambda package: "1.0")
     asked, megabytes = [], {(OURS, "eager"): 200, (OURS, RECOMPUTED): 100, ("litgpt", "eager"): 500,
                             ("litgpt", "compiled"): 250}
 
