@@ -281,6 +281,7 @@ def test_resuming_refuses_what_cannot_be(in_runs, capsys, options, part):
     (["fit", "--optimizer.lr_min=1"], "optimizer.lr_min is 1"),
     (["fit", "--optimizer.betas=[0.9,1.5]"], "optimizer.betas"),
     (["fit", "--model.loss_chunk_size=0"], "model.loss_chunk_size is 0"),
+    (["fit", "--model.micro_batch_size=0"], "model.micro_batch_size is 0"),
     (["fit", "--generation.top_p=7"], "top_p"),
     (["fit", "--trainer.gradient_clip_val=0"], "gradient_clip_val is 0"),
     (["fit", "--trainer.max_steps=5", "--optimizer.warmup_steps=9"], "warmup_steps is 9"),

@@ -12,7 +12,7 @@ import yaml
 from tests.benchmarks import measure, training, training_figures, training_parity, training_peers
 from tests.benchmarks.measure import Run, run_alone
 from tests.benchmarks.training_figures import fastest_in_turn, plans
-from tests.benchmarks.training_jobs import OURS, RECOMPUTED, SHAPES, WARM_UP, Draws, matmul_seconds, train
+from tests.benchmarks.training_jobs import OURS, RECOMPUTED, SHAPES, WARM_UP, WHOLE, Draws, matmul_seconds, train
 from tests.conftest import ROOT
 
 TINY = ["--shape", "tiny", "--small", "tiny", "--quick", "tiny", "--batch-size", "4", "--memory-batch-size", "8",
@@ -81,8 +81,8 @@ def test_memory_is_compared_with_the_form_of_the_peer_that_takes_least(tmp_path,
     # As if litgpt were here: it is found, and its version is a number.
     monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(measure, "version", lambda package: "1.0")
-    asked, megabytes = [], {(OURS, "eager"): 200, (OURS, RECOMPUTED): 100, ("litgpt", "eager"): 500,
-                            ("litgpt", "compiled"): 250}
+    asked, megabytes = [], {(OURS, "eager"): 125, (OURS, WHOLE): 200, (OURS, RECOMPUTED): 100,
+                            ("litgpt", "eager"): 500, ("litgpt", "compiled"): 250}
 
     def pretended(function, *, side, form, batch_size, **options):
         asked.append((side, form, batch_size))
@@ -93,16 +93,19 @@ def test_memory_is_compared_with_the_form_of_the_peer_that_takes_least(tmp_path,
     monkeypatch.setattr(training_figures, "run_alone", pretended)
     assert training.main([*TINY, "--workdir", str(tmp_path), "--only", "memory"]) == 0
     figures = figures_of(capsys.readouterr().out)
-    assert {name: figure["ratio"] for name, figure in figures.items()} == {"memory": 0.8, "memory_recomputed": 0.4}
-    assert {name: figure["holds"] for name, figure in figures.items()} == {"memory": False, "memory_recomputed": True}
+    assert {name: (figure["ratio"], figure["holds"]) for name, figure in figures.items()} == {
+        "memory": (0.5, True), "memory_whole_batch": (0.8, False), "memory_recomputed": (0.4, True)}
     for figure in figures.values():
         assert figure["peer_name"] == "litgpt, compiled"
         assert figure["peer_forms"] == {"eager": 500, "compiled": 250}
-        assert figure["tokens_per_second"]["litgpt, compiled"] == 8 * SHAPES["tiny"]["context_length"] / 2
+        speeds = figure["tokens_per_second"]
+        assert speeds["litgpt, compiled"] == 8 * SHAPES["tiny"]["context_length"] / 2
+        assert [each for each in speeds if each.startswith(OURS)] == [f"{OURS}, {figure['form']}"]
     assert {batch_size for *_, batch_size in asked} == {8}
+    assert len(asked) == 3 + 3  # the peer's three forms run once for all of ours
 
 
-@pytest.mark.parametrize("form", ["eager", RECOMPUTED])
+@pytest.mark.parametrize("form", ["eager", RECOMPUTED, WHOLE])
 def test_each_form_of_ours_takes_its_steps(form, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # put back at the end
     result = train(OURS, form, "tiny", 2, 1, 0, str(tmp_path), "cpu")

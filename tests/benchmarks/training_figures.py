@@ -5,7 +5,7 @@ then ours and the fastest form of the peer go on, in turn, until they have run a
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.benchmarks import training_jobs, training_parity, training_peers
 from tests.benchmarks.measure import Figure, Plan, Target, in_turn, run_alone
-from tests.benchmarks.training_jobs import GROUP, OUR_FORM, OURS, RECOMPUTED, SHAPES, WARM_UP
+from tests.benchmarks.training_jobs import GROUP, OUR_FORM, OURS, RECOMPUTED, SHAPES, WARM_UP, WHOLE
 from tests.benchmarks.training_start import FirstStep
 
 Side = dict[str, Callable[[], float]]  # the forms of a side, each measured by a call
@@ -40,6 +40,7 @@ class Training:
         workdir: where compiled code and prepared data are kept.
         scratch: a folder that is removed at the end.
         say: tells the user what is going on.
+        memory: megabytes and tokens per second of each side and form measured so far.
     """
 
     shape: str
@@ -58,6 +59,7 @@ class Training:
     workdir: Path
     scratch: Path
     say: Callable[[str], None]
+    memory: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
 
     def train(self, side: str, form: str, **changes: object) -> dict[str, Any]:
         """Take steps in a process of its own; see `training_jobs.train`."""
@@ -78,6 +80,7 @@ def plans() -> list[Plan]:
         Plan("tokens_vs_transformers", "transformers", partial(_tokens, peer="transformers")),
         Plan("matmul_share", None, _matmul_share),
         Plan("memory", "litgpt", _memory),
+        Plan("memory_whole_batch", "litgpt", partial(_memory, form=WHOLE)),
         Plan("memory_recomputed", "litgpt", partial(_memory, form=RECOMPUTED)),
         Plan("compile_time", "litgpt", _compile_time),
         Plan("lightning_cost", None, partial(_lightning_cost, progress=False)),
@@ -154,18 +157,24 @@ def _matmul_share(training: Training, name: str) -> Figure:
 
 
 def _memory(training: Training, name: str, *, form: str | None = None) -> Figure:
-    """Peak memory of one of our forms (by default the one of `fit`) and of the peer's form that takes least."""
-    speeds: dict[str, float] = {}
+    """Peak memory of one of our forms (by default the one of `fit`) and of the peer's form that takes least.
+
+    The peer computes its batch as a whole, as its user would write it; `WHOLE` is ours doing the same.
+    """
 
     def megabytes(side: str, form: str) -> float:
         result = training.train(side, form, batch_size=training.memory_batch_size, steps=2)
-        speeds[f"{side}, {form}"] = training.tokens(training.memory_batch_size) / median(result["seconds"][WARM_UP:])
-        return float(result["peak_bytes"] / 1e6)
+        speed = training.tokens(training.memory_batch_size) / median(result["seconds"][WARM_UP:])
+        training.memory[side, form] = float(result["peak_bytes"] / 1e6), speed
+        return training.memory[side, form][0]
 
     form = form or OUR_FORM[training.device]
     ours = megabytes(OURS, form)
-    peer_forms = _first_round(
-        {each: partial(megabytes, "litgpt", each) for each in training_peers.FORMS}, training.say)
+    if not any(side == "litgpt" for side, _ in training.memory):  # once for all our forms
+        _first_round({each: partial(megabytes, "litgpt", each) for each in training_peers.FORMS}, training.say)
+    peer_forms = {form: megabytes for (side, form), (megabytes, _) in training.memory.items() if side == "litgpt"}
+    speeds = {f"{side}, {each}": speed for (side, each), (_, speed) in training.memory.items()
+              if side == "litgpt" or each == form}
     least = min(peer_forms, key=lambda each: peer_forms[each])
     return Figure(name, "MB", ours, peer_forms[least], f"litgpt, {least}", Target("ratio", "<=", 0.5), 1, form,
                   {"peer_forms": peer_forms, "tokens_per_second": speeds})

@@ -37,6 +37,7 @@ SHAPES: dict[str, Shape] = {
 OURS = "tslm"
 OUR_FORM = {"cpu": "eager", "cuda": "compiled"}  # of `fit` on a device, unless it is told otherwise
 RECOMPUTED = "recomputed"  # eager, with less memory
+WHOLE = "whole batch"  # eager, not in micro-batches
 WARM_UP = 2  # steps that do not count: the first one compiles, and the optimizer makes its state
 GROUP = 20  # steps on a GPU between two looks at the clock: waiting for each would show the processor's part
 _TOKENS = 1_000_000  # of the random text that the windows are drawn from
@@ -51,7 +52,7 @@ def train(
 
     Args:
         side: `OURS` or one of `training_peers.PACKAGES`.
-        form: "eager", "compiled" or `RECOMPUTED`, or one of `training_peers.FORMS`.
+        form: "eager", "compiled", `RECOMPUTED` or `WHOLE`, or one of `training_peers.FORMS`.
         shape: of `SHAPES`.
         batch_size: windows in a step.
         steps: that count.
@@ -92,7 +93,8 @@ def _our_step(form: str, shape: Shape, batches: Iterator[Any], seed: int, device
     from tslm.training.memory import keep_freed_memory
 
     torch.manual_seed(seed)
-    module = LanguageModule(**shape, recompute=form == RECOMPUTED).to(device)
+    at_a_time = _TOKENS if form == WHOLE else None
+    module = LanguageModule(**shape, recompute=form == RECOMPUTED, micro_batch_size=at_a_time).to(device)
     if form == "compiled":
         module.compile_step()
     if device == "cpu":

@@ -78,6 +78,8 @@ class StepEpochLoop(_TrainingEpochLoop):
     def train_step(self) -> None:
         """Advance Lightning's loop through the micro-batches of one optimizer step."""
         assert self._fetcher is not None
+        for optimizer in self.trainer.optimizers:
+            optimizer.zero_grad()  # Lightning does it behind the forward pass, which has no need to have them in memory
         while True:
             self.advance(self._fetcher)
             self.on_iteration_done()

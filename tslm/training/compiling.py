@@ -29,8 +29,8 @@ WORTH_FLOPS = {"cuda": 8e15}
 class Compilable(Protocol):
     """What is compiled: a loss whose parts can be exchanged for compiled ones."""
 
-    def mean_loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return the mean loss of a batch."""
+    def training_loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the mean loss of a batch, by the parts of it that training computes at a time."""
 
     def use_compiled(self, on: bool) -> None:
         """Exchange the parts, or take them back."""
@@ -75,7 +75,7 @@ def try_compiled(module: Compilable, batch: tuple[torch.Tensor, torch.Tensor], s
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the compiler's looking at everything, also at what it leaves alone
-                loss = module.mean_loss(*batch)
+                loss = module.training_loss(*batch)
                 torch.autograd.grad(loss, [each for each in module.parameters() if each.requires_grad])
         except _compiler_errors() as error:
             reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

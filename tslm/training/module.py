@@ -25,10 +25,13 @@ from tslm.tokenizer.files import tokenizer_from_texts, tokenizer_texts
 from tslm.training.checkpoint import CHECKPOINT_KEY, fit_part
 from tslm.training.compiling import try_compiled
 from tslm.training.cuda_step import CudaStep, applies
+from tslm.training.micro_batches import loss_by_micro_batches
 from tslm.training.settings import GenerationSettings, OptimizerSettings
 from tslm.training.skipped import SkippedSteps, SkipReport, with_telling_gradient
 
-LOSS_CHUNK_SIZES = {"cpu": 1024, "cuda": 16_384}
+LOSS_CHUNK_SIZES = {"cpu": 512, "cuda": 16_384}
+# Adding up its gradients makes a micro-batch 1 to 3% slower, which a larger batch gets back by touching less memory.
+WHOLE_TOKENS, MICRO_BATCH_TOKENS = 4096, 2048
 
 
 class LanguageModule(pl.LightningModule):
@@ -43,10 +46,13 @@ class LanguageModule(pl.LightningModule):
         d_ff: Inner width of the SwiGLU; about 8/3 of d_model, rounded to a multiple of 64.
         rope_theta: Base of the rotary angles.
         loss_chunk_size: Tokens whose logits exist at a time, so peak memory grows by loss_chunk_size · vocab_size
-            numbers; a smaller one needs less memory and makes more, smaller matmuls. Unless given, 1,024 on a CPU,
+            numbers; a smaller one needs less memory and makes more, smaller matmuls. Unless given, 512 on a CPU,
             whose caches hold little, and 16,384 on a GPU.
         recompute: Whether the backward pass computes the inside of each block again instead of keeping it from the
             forward pass: a quarter less memory for a third more time.
+        micro_batch_size: Windows of a batch that are computed at a time, whose gradients then add up: peak memory is
+            theirs and not the batch's. Unless given, all of them on a GPU, and on a CPU all in a batch of up to 4,096
+            tokens, else as many as have 2,048.
         optimizer: AdamW and its schedule.
         generation: How `predict` draws stories.
 
@@ -65,6 +71,7 @@ class LanguageModule(pl.LightningModule):
         rope_theta: float = 10_000.0,
         loss_chunk_size: int | None = None,
         recompute: bool = False,
+        micro_batch_size: int | None = None,
         optimizer: OptimizerSettings | None = None,
         generation: GenerationSettings | None = None,
     ) -> None:
@@ -75,9 +82,11 @@ class LanguageModule(pl.LightningModule):
         # The only buffer is the same constant everywhere; synchronising it would tie processes together in validation,
         # where one may have a batch more than another.
         self._ddp_params_and_buffers_to_ignore = ["model.rope.table"]
-        if loss_chunk_size is not None and loss_chunk_size < 1:
-            raise ValueError(f"model.loss_chunk_size is {loss_chunk_size}: give --model.loss_chunk_size at least 1")
-        self.loss_chunk_size, self.model.recompute = loss_chunk_size, recompute
+        for name, size in (("loss_chunk_size", loss_chunk_size), ("micro_batch_size", micro_batch_size)):
+            if size is not None and size < 1:
+                raise ValueError(f"model.{name} is {size}: give --model.{name} at least 1")
+        self.loss_chunk_size, self.micro_batch_size = loss_chunk_size, micro_batch_size
+        self.model.recompute = recompute
         self.optimizer_settings = optimizer or OptimizerSettings()
         self.generation_settings = generation or GenerationSettings()
         self.optimizer_settings.check()
@@ -102,7 +111,7 @@ class LanguageModule(pl.LightningModule):
         # On a GPU a kernel of our own does all of the loss but its matmuls.
         if self._compiled_loss is not None and torch.is_grad_enabled() and not hidden.is_cuda:
             loss_of = self._compiled_loss
-        chunk_size = self.loss_chunk_size or LOSS_CHUNK_SIZES.get(hidden.device.type, 1024)
+        chunk_size = self.loss_chunk_size or LOSS_CHUNK_SIZES["cuda" if hidden.is_cuda else "cpu"]
         return loss_of(hidden.flatten(0, -2), weight, targets.flatten(), chunk_size)
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
@@ -111,11 +120,21 @@ class LanguageModule(pl.LightningModule):
             self._compile_now = False
             speaks = self._trainer is None or self.trainer.is_global_zero
             try_compiled(self, batch, say=tqdm.write if speaks else lambda line: None)
-        return self.watched_loss(*batch) if self._cuda_step is None else self._cuda_step(*batch)
+        return self.training_loss(*batch) if self._cuda_step is None else self._cuda_step(*batch)
 
-    def watched_loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return `mean_loss`, in whose gradient it shows if it is not finite."""
-        return with_telling_gradient(self.mean_loss(inputs, targets))
+    def training_loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return `mean_loss` of windows (B, T), made in micro-batches; in its gradient it shows if it is not finite."""
+        most = self.micro_batch_size or self._default_micro_batch_size(inputs)
+        return with_telling_gradient(
+            loss_by_micro_batches(self.mean_loss, inputs, targets, most, self.parameters())
+        )
+
+    @staticmethod
+    def _default_micro_batch_size(inputs: torch.Tensor) -> int:
+        scaled = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.float16
+        if inputs.device.type != "cpu" or inputs.numel() <= WHOLE_TOKENS or scaled:
+            return len(inputs)
+        return max(1, MICRO_BATCH_TOKENS // inputs.shape[-1])
 
     def on_train_start(self) -> None:
         """Train by a CUDA graph where that is possible."""
@@ -126,7 +145,7 @@ class LanguageModule(pl.LightningModule):
 
     def use_cuda_graph(self, on: bool) -> None:
         """Compute the gradients by a CUDA graph, which the next batch records, or take that back."""
-        self._cuda_step = CudaStep(self.watched_loss, self.parameters()) if on else None
+        self._cuda_step = CudaStep(self.training_loss, self.parameters()) if on else None
 
     def on_train_end(self) -> None:
         """Let the graph's memory go."""

@@ -120,7 +120,8 @@ class StepTrainer(pl.Trainer):
             weights_only: No effect; loading a checkpoint never runs code.
 
         Raises:
-            ValueError: the budget is not given, or already spent by the checkpoint.
+            ValueError: the budget is not given, or already spent by the checkpoint, or micro-batches are asked for
+                with a loss that is scaled.
             FileNotFoundError: there is no such checkpoint.
         """
         max_steps, max_tokens = self._budget_options
@@ -129,6 +130,12 @@ class StepTrainer(pl.Trainer):
         self.step_loop.set_budget(budget)
         if isinstance(model, LanguageModule):
             model.optimizer_settings.schedule(budget.max_steps)  # too long a warm-up shows before a run directory does
+            if self.scaler is not None and model.micro_batch_size is not None:
+                raise ValueError(
+                    f"model.micro_batch_size is {model.micro_batch_size}, but precision {self.precision} scales its "
+                    "loss, which goes with whole batches only: leave --model.micro_batch_size out and give "
+                    "--trainer.accumulate_grad_batches, or another --trainer.precision"
+                )
             flops = budget.max_steps * tokens * model.model.flops_per_token()
             if pays(self._compile, flops, self.strategy.root_device.type):
                 model.compile_step()
