@@ -217,14 +217,15 @@ def test_json_lines_train_like_text(project, tiny, story_file):
     assert main(["fit", "--config", TEXT, *tiny, *options]) == 0
 
 
-@pytest.mark.parametrize("clip", ["null", "0.1"])
-def test_two_processes_do_what_one_does_with_the_doubled_batch(project, tiny, clip):
+@pytest.mark.parametrize(("clip", "parts"), [("null", []), ("0.1", []), ("0.1", ["--model.micro_batch_size=1"])])
+def test_two_processes_do_what_one_does_with_the_doubled_batch(project, tiny, clip, parts):
     """In a process of its own, since `ddp` starts the second one from the command line of the first."""
     options = [
         *tiny, "--trainer.max_steps=3", "--trainer.val_every_n_steps=2", "--trainer.log_every_n_steps=1",
         "--trainer.precision=32-true", f"--trainer.gradient_clip_val={clip}", "--optimizer.eps=1e-3",
     ]
-    shared = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=2"]
+    shared = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=2",
+              *parts]
     run = subprocess.run(
         [sys.executable, "-m", "tslm", "fit", "--config", TEXT, *options, *shared], capture_output=True, text=True,
         timeout=120, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
