@@ -49,7 +49,7 @@ class LanguageModule(pl.LightningModule):
             numbers; a smaller one needs less memory and makes more, smaller matmuls. Unless given, 512 on a CPU,
             whose caches hold little, and 16,384 on a GPU.
         recompute: Whether the backward pass computes the inside of each block again instead of keeping it from the
-            forward pass: a quarter less memory for a third more time.
+            forward pass: less memory for a quarter more time.
         micro_batch_size: Windows of a batch that are computed at a time, whose gradients then add up: peak memory is
             theirs and not the batch's. Unless given, all of them on a GPU, and on a CPU all in a batch of up to 4,096
             tokens, else as many as have 2,048.
