@@ -11,9 +11,9 @@ from tslm.training.module import LanguageModule
 SIZES = {"vocab_size": 64, "context_length": 12, "d_model": 32, "num_layers": 2, "num_heads": 2, "d_ff": 64}
 
 
-def _module(separator=None):
+def _module(separator=None, **options):
     torch.manual_seed(0)
-    module = LanguageModule(**SIZES)
+    module = LanguageModule(**SIZES, **options)
     module.separator = separator
     return module
 
@@ -51,6 +51,18 @@ def test_the_compiled_step_equals_the_step_as_written(dtype, separator, monkeypa
         error, plain_error = ((each - exact).norm() / exact.norm() for each in (gradient, plain_gradient))
         assert plain_error < 0.02  # bfloat16 has 8 bits
         assert error < 1.1 * plain_error
+
+
+def test_the_compiler_sees_every_size_of_micro_batch_before_the_first_step(monkeypatch, capsys):
+    torch.compiler.reset()
+    plain_loss, plain_gradient = _step(_module(), torch.float32)
+    compiled, sizes = _module(micro_batch_size=2), []
+    plain = compiled.mean_loss
+    monkeypatch.setattr(compiled, "mean_loss", lambda x, y: sizes.append(len(x)) or plain(x, y))
+    compiled.compile_step()
+    torch.testing.assert_close(_step(compiled, torch.float32), (plain_loss, plain_gradient))
+    assert "Compiled the training step in" in capsys.readouterr().out
+    assert sizes == [2, 1, 2, 1]  # compiled, then computed
 
 
 def test_validation_and_generation_stay_as_they_are(monkeypatch):
