@@ -6,7 +6,6 @@ import torch
 from tests.loops.conftest import data  # noqa: F401 (a fixture)
 from tests.loops.test_lightning import make_trainer, weights
 from tslm.training import LanguageModule, module
-from tslm.training.micro_batches import loss_by_micro_batches
 
 SIZES = {"vocab_size": 300, "context_length": 32, "d_model": 16, "num_layers": 2, "num_heads": 2, "d_ff": 32}
 
@@ -81,12 +80,15 @@ def test_frozen_weights_get_no_gradient_and_the_others_theirs():
     torch.testing.assert_close((loss, parts[1:]), (whole_loss, whole[1:]))
 
 
-def test_without_gradients_the_batch_stays_whole():
-    seen = []
+def test_without_gradients_the_loss_is_made_in_parts_too():
+    whole, language = make(), make(micro_batch_size=2)
+    seen = count_windows(language)
     with torch.no_grad():
-        loss = loss_by_micro_batches(lambda x, y: seen.append(len(x)) or torch.ones(()), *batch(5), 2, [])
-    assert seen == [5]
-    assert loss == 1
+        for each in (whole, language):
+            each.validation_step(batch(5), 0)
+    assert seen == [2, 2, 1]
+    torch.testing.assert_close(language.valid_nats, whole.valid_nats, rtol=1e-6, atol=0)
+    assert language.valid_tokens == whole.valid_tokens
 
 
 def test_the_sum_is_scaled_by_what_comes_in_and_added_to_what_is_there():

@@ -33,10 +33,12 @@ def loss_by_micro_batches(
         parameters: what gradients are taken of; those that do not ask for any are left out.
     """
     count = -(-len(inputs) // most)
-    if count <= 1 or not torch.is_grad_enabled():
+    if count <= 1:
         return loss_of(inputs, targets)
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
     parts = list(zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True))
+    if not torch.is_grad_enabled():
+        return torch.stack([loss_of(x, y) * (y.numel() / targets.numel()) for x, y in parts]).sum()
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
     return _LossByParts.apply(loss_of, parts, *trained)  # type: ignore[no-any-return]
 
 

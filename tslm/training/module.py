@@ -124,10 +124,11 @@ class LanguageModule(pl.LightningModule):
 
     def training_loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return `mean_loss` of windows (B, T), made in micro-batches; in its gradient it shows if it is not finite."""
+        return with_telling_gradient(self._loss_by_micro_batches(inputs, targets))
+
+    def _loss_by_micro_batches(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         most = self.micro_batch_size or self._default_micro_batch_size(inputs)
-        return with_telling_gradient(
-            loss_by_micro_batches(self.mean_loss, inputs, targets, most, self.parameters())
-        )
+        return loss_by_micro_batches(self.mean_loss, inputs, targets, most, self.parameters())
 
     @staticmethod
     def _default_micro_batch_size(inputs: torch.Tensor) -> int:
@@ -175,7 +176,7 @@ class LanguageModule(pl.LightningModule):
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
         """Add a batch to the validation totals; windows may differ in length from batch to batch."""
         inputs, targets = batch
-        self.valid_nats += self.mean_loss(inputs, targets).cpu().double() * targets.numel()
+        self.valid_nats += self._loss_by_micro_batches(inputs, targets).cpu().double() * targets.numel()
         self.valid_tokens += targets.numel()
 
     def test_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
