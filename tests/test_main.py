@@ -186,7 +186,12 @@ def run_process(body, **kwargs):
         "m.COMMANDS['try'] = ('tslm.try_it', '')\n"
         "sys.exit(m.main(['try']))\n"
     )
-    return subprocess.Popen([sys.executable, "-c", source], cwd=ROOT, text=True, **kwargs)
+    return subprocess.Popen([sys.executable, "-c", source], cwd=ROOT, text=True, preexec_fn=hear_ctrl_c, **kwargs)
+
+
+def hear_ctrl_c():
+    """Take back that whoever started the tests, `nohup` for one, may have had Ctrl-C ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_main_interrupted_says_so_in_one_line():
