@@ -1,10 +1,16 @@
 """What many tests share: a small text, a small model, and a cache of prepared data for the whole session."""
 
+import signal
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+
+
+def hear_ctrl_c():
+    """For a process about to start: whoever started the tests, `nohup` for one, may have had Ctrl-C ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import tslm
+from tests.conftest import hear_ctrl_c
 from tslm.__main__ import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
@@ -187,11 +188,6 @@ def run_process(body, **kwargs):
         "sys.exit(m.main(['try']))\n"
     )
     return subprocess.Popen([sys.executable, "-c", source], cwd=ROOT, text=True, preexec_fn=hear_ctrl_c, **kwargs)
-
-
-def hear_ctrl_c():
-    """Take back that whoever started the tests, `nohup` for one, may have had Ctrl-C ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_main_interrupted_says_so_in_one_line():

@@ -40,7 +40,8 @@ class Training:
         workdir: where compiled code and prepared data are kept.
         scratch: a folder that is removed at the end.
         say: tells the user what is going on.
-        memory: megabytes and tokens per second of each side and form measured so far.
+        peer_memory: megabytes of each form of the peer, once they have been measured.
+        speeds: tokens per second of whatever had its memory measured.
     """
 
     shape: str
@@ -59,7 +60,8 @@ class Training:
     workdir: Path
     scratch: Path
     say: Callable[[str], None]
-    memory: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
+    peer_memory: dict[str, float] = field(default_factory=dict)
+    speeds: dict[str, float] = field(default_factory=dict)
 
     def train(self, side: str, form: str, **changes: object) -> dict[str, Any]:
         """Take steps in a process of its own; see `training_jobs.train`."""
@@ -165,17 +167,17 @@ def _memory(training: Training, name: str, *, form: str | None = None) -> Figure
     def megabytes(side: str, form: str) -> float:
         result = training.train(side, form, batch_size=training.memory_batch_size, steps=2)
         speed = training.tokens(training.memory_batch_size) / median(result["seconds"][WARM_UP:])
-        training.memory[side, form] = float(result["peak_bytes"] / 1e6), speed
-        return training.memory[side, form][0]
+        training.speeds[f"{side}, {form}"] = speed
+        return float(result["peak_bytes"] / 1e6)
 
     form = form or OUR_FORM[training.device]
     ours = megabytes(OURS, form)
-    if not any(side == "litgpt" for side, _ in training.memory):  # once for all our forms
-        _first_round({each: partial(megabytes, "litgpt", each) for each in training_peers.FORMS}, training.say)
-    peer_forms = {form: megabytes for (side, form), (megabytes, _) in training.memory.items() if side == "litgpt"}
-    speeds = {f"{side}, {each}": speed for (side, each), (_, speed) in training.memory.items()
-              if side == "litgpt" or each == form}
+    peer_forms = training.peer_memory
+    if not peer_forms:  # once for all our forms
+        peer_forms |= _first_round(
+            {each: partial(megabytes, "litgpt", each) for each in training_peers.FORMS}, training.say)
     least = min(peer_forms, key=lambda each: peer_forms[each])
+    speeds = {name: training.speeds[name] for name in (f"{OURS}, {form}", *(f"litgpt, {each}" for each in peer_forms))}
     return Figure(name, "MB", ours, peer_forms[least], f"litgpt, {least}", Target("ratio", "<=", 0.5), 1, form,
                   {"peer_forms": peer_forms, "tokens_per_second": speeds})
 

@@ -93,7 +93,7 @@ class Boundaries(StepCallback):
         self.events.append(("save", step))
 
 
-def test_boundaries_count_optimizer_steps_and_not_micro_batches(tmp_path, data):
+def test_boundaries_count_optimizer_steps_and_not_batches(tmp_path, data):
     seen = Boundaries()
     fit(tmp_path, data, 6, accumulate_grad_batches=3, val_every_n_steps=4, log_every_n_steps=3, callbacks=[seen])
     assert seen.events == [

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from tests.conftest import hear_ctrl_c
 from tests.tokenizer.reference import TRICKY, slow_counts, tricky_text
 from tslm import TokenFile, Tokenizer, encode_files, merge_pretokens
 from tslm.tokenizer import Span, encode, workers
@@ -106,7 +107,7 @@ def test_tokenizer_encode_files_ends_cleanly_at_ctrl_c(tmp_path):
     process = subprocess.Popen(
         [sys.executable, tmp_path / "script.py", tmp_path / "a.txt", output],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it may be ignored where the tests run
+        preexec_fn=hear_ctrl_c,
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not (output.parent.exists() and any(path.stat().st_size for path in output.parent.iterdir())):

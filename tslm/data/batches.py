@@ -18,7 +18,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class TrainBatches:
-    """Random windows from a given micro-batch on; it has no state, so resuming needs none."""
+    """Random windows from a given batch on; it has no state, so resuming needs none."""
 
     def __init__(
         self, windows: WindowStream | DeviceWindows, batch_size: int, first: int, rank: int, world_size: int

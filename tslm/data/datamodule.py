@@ -101,7 +101,7 @@ class TextDataModule(pl.LightningDataModule):
 
     @property
     def tokens_per_batch(self) -> int:
-        """Tokens that one process sees in one micro-batch."""
+        """Tokens that one process sees in one batch."""
         return self.batch_size * self.context_length
 
     def use_tokenizer(self, tokenizer: Tokenizer) -> None:

@@ -67,19 +67,19 @@ class BareDriver:
         self.module, self.optimizer, self.schedule, self.batches = module, optimizer, schedule, batches
         self.accumulate, self.max_norm, self.autocast, self.on_log = accumulate, max_norm, autocast, on_log
         self.valid_batches = valid_batches or []
-        self.micro_batches = 0
+        self.batches_seen = 0
         self.loss = torch.zeros(())
 
     def train_step(self) -> None:
-        """Accumulate the gradients of `accumulate` micro-batches, clip, update, advance the schedule."""
+        """Accumulate the gradients of `accumulate` batches, clip, update, advance the schedule."""
         self.optimizer.zero_grad()
         self.loss = torch.zeros(())
         for _ in range(self.accumulate):
             with self.autocast():
-                loss = self.module.training_step(next(self.batches), self.micro_batches) / self.accumulate
+                loss = self.module.training_step(next(self.batches), self.batches_seen) / self.accumulate
             self.module.backward(loss)
             self.loss = self.loss + loss.detach()
-            self.micro_batches += 1
+            self.batches_seen += 1
         self.module.clip(self.max_norm)
         self.optimizer.step()
         self.schedule.step()

@@ -2,7 +2,7 @@
 
 Loop customisation left Lightning's public interface in 2.0, so this file, and no other, touches its protected loop
 classes; a contract test names each attribute used here, and pyproject.toml pins Lightning to the minor version that
-passes it. Lightning's own epoch loop counts micro-batches and validates, logs and saves between any two of them; ours
+passes it. Lightning's own epoch loop counts batches and validates, logs and saves between any two of them; ours
 replaces its `run` by a `StepLoop` whose steps are made of Lightning's `advance`.
 """
 
@@ -76,10 +76,10 @@ class StepEpochLoop(_TrainingEpochLoop):
             raise SIGTERMException(TERMINATED)
 
     def train_step(self) -> None:
-        """Advance Lightning's loop through the micro-batches of one optimizer step."""
+        """Advance Lightning's loop through the batches of one optimizer step."""
         assert self._fetcher is not None
         for optimizer in self.trainer.optimizers:
-            optimizer.zero_grad()  # Lightning does it behind the forward pass, which has no need to have them in memory
+            optimizer.zero_grad()  # Lightning does it behind the forward pass, which has no use for the old gradients
         while True:
             self.advance(self._fetcher)
             self.on_iteration_done()
@@ -149,7 +149,7 @@ class StepEpochLoop(_TrainingEpochLoop):
         return OrderedDict((name, values[name]) for name in self._arguments)
 
     def _broadcast_sigterm_tensor(self) -> None:
-        """Do nothing: Lightning would stop between two micro-batches, without a save; `stop_requested` does it."""
+        """Do nothing: Lightning would stop between two batches, without a save; `stop_requested` does it."""
 
 
 class NoProfiler(PassThroughProfiler):

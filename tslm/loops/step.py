@@ -64,7 +64,7 @@ class Driver(Protocol):
     """Who executes what the loop decides."""
 
     def train_step(self) -> None:
-        """Take one optimizer step: all its micro-batches forward and backward, clip, update, advance the schedule."""
+        """Take one optimizer step: all its batches forward and backward, clip, update, advance the schedule."""
 
     def validate(self) -> None:
         """Measure the model on the validation data."""

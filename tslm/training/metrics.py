@@ -30,7 +30,7 @@ class StepMetrics(StepCallback):
         self.latest: dict[str, float] = {}
         self._tokens_here = 0  # by this process's run alone: a resumed run's speed is its own
         self._learning_rate = 0.0
-        self._loss_sum, self._finite = torch.zeros(2).unbind()  # over micro-batches, and how many had a finite loss
+        self._loss_sum, self._finite = torch.zeros(2).unbind()  # over batches, and how many had a finite loss
         self._skipped_before = 0  # in the parts of the run before this one
         self._steps_at_log = 0
         self._tokens_at_log = 0
@@ -60,7 +60,7 @@ class StepMetrics(StepCallback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add a micro-batch; its loss arrives already divided by their number."""
+        """Add a batch; its loss arrives already divided by their number."""
         finite = outputs["loss"].isfinite()
         self._loss_sum += outputs["loss"].masked_fill(~finite, 0.0)
         self._finite += finite

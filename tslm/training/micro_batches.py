@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-LossOf = Callable[[Tensor, Tensor], Tensor]
+Part = tuple[Tensor, Tensor]  # inputs and targets
 
 
 def loss_by_micro_batches(
-    loss_of: LossOf, inputs: Tensor, targets: Tensor, most: int, parameters: Iterable[Tensor]
+    loss_of: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, targets: Tensor, most: int,
+    parameters: Iterable[Tensor],
 ) -> Tensor:
     """Return `loss_of(inputs, targets)`, with at most `most` windows' activations in memory at a time.
 
@@ -36,41 +37,40 @@ def loss_by_micro_batches(
     if count <= 1:
         return loss_of(inputs, targets)
     parts = list(zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True))
+
+    def share_of(part: Part) -> Tensor:
+        return loss_of(*part) * (part[1].numel() / targets.numel())
+
     if not torch.is_grad_enabled():
-        return torch.stack([loss_of(x, y) * (y.numel() / targets.numel()) for x, y in parts]).sum()
+        return torch.stack([share_of(part) for part in parts]).sum()
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    return _LossByParts.apply(loss_of, parts, *trained)  # type: ignore[no-any-return]
-
-
-def _part(
-    loss_of: LossOf, inputs: Tensor, targets: Tensor, parameters: tuple[Tensor, ...], share: float
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    with torch.enable_grad():
-        loss = loss_of(inputs, targets) * share
-    with torch.autocast(loss.device.type, enabled=False):  # what the forward pass chose holds, as elsewhere
-        return loss.detach(), torch.autograd.grad(loss, parameters)
+    return _LossByParts.apply(share_of, parts, *trained)  # type: ignore[no-any-return]
 
 
 class _LossByParts(torch.autograd.Function):
-    """Σ_i n_i/n loss_of(part_i) and, already in the forward pass, Σ_i n_i/n of its gradient by each parameter."""
+    """Σ_i share_of(part_i) and, already in the forward pass, the sum of its gradients by each parameter."""
 
     @staticmethod
-    def forward(ctx: Any, loss_of: LossOf, parts: list[tuple[Tensor, Tensor]], *parameters: Tensor) -> Tensor:
-        tokens = sum(targets.numel() for _, targets in parts)
-        total = torch.zeros((), device=parts[0][0].device)
+    def forward(ctx: Any, share_of: Callable[[Part], Tensor], parts: list[Part], *parameters: Tensor) -> Tensor:
         # Side by side and before any activation: scattered among those they would leave gaps where they cannot lie.
-        sums = [torch.zeros_like(parameter) for parameter in parameters]
-        for inputs, targets in parts:
-            loss, gradients = _part(loss_of, inputs, targets, parameters, targets.numel() / tokens)
-            total = total + loss
-            for summed, gradient in zip(sums, gradients, strict=True):
-                summed.add_(gradient)
-            del gradients, gradient  # before the next part fills the memory
-        ctx.gradients = sums
-        return total
+        ctx.sums = [torch.zeros_like(parameter) for parameter in parameters]
+        return torch.stack([_add_gradients(ctx.sums, share_of, part, parameters) for part in parts]).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        gradients, ctx.gradients = ctx.gradients, None
-        return None, None, *(gradient.mul_(scale) for gradient in gradients)
+        sums, ctx.sums = ctx.sums, None  # one that nobody else holds becomes the parameter's gradient uncopied
+        return None, None, *(summed.mul_(scale) for summed in sums)
+
+
+def _add_gradients(
+    sums: list[Tensor], share_of: Callable[[Part], Tensor], part: Part, parameters: tuple[Tensor, ...]
+) -> Tensor:
+    """Return the loss of a part; activations and gradients are forgotten before the next part fills the memory."""
+    with torch.enable_grad():
+        loss = share_of(part)
+    with torch.autocast(loss.device.type, enabled=False):  # what the forward pass chose holds, as elsewhere
+        gradients = torch.autograd.grad(loss, parameters)
+    for summed, gradient in zip(sums, gradients, strict=True):
+        summed.add_(gradient)
+    return loss.detach()

@@ -52,7 +52,8 @@ class LanguageModule(pl.LightningModule):
             forward pass: less memory for a quarter more time.
         micro_batch_size: Windows of a batch that are computed at a time, whose gradients then add up: peak memory is
             theirs and not the batch's. Unless given, all of them on a GPU, and on a CPU all in a batch of up to 4,096
-            tokens, else as many as have 2,048.
+            tokens, else as many as have 2,048. (To take several batches to a step there is
+            `--trainer.accumulate_grad_batches`.)
         optimizer: AdamW and its schedule.
         generation: How `predict` draws stories.
 
@@ -127,15 +128,11 @@ class LanguageModule(pl.LightningModule):
         return with_telling_gradient(self._loss_by_micro_batches(inputs, targets))
 
     def _loss_by_micro_batches(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        most = self.micro_batch_size or self._default_micro_batch_size(inputs)
+        most = self.micro_batch_size
+        if most is None:
+            whole = inputs.is_cuda or inputs.numel() <= WHOLE_TOKENS
+            most = len(inputs) if whole else max(1, MICRO_BATCH_TOKENS // inputs.shape[-1])
         return loss_by_micro_batches(self.mean_loss, inputs, targets, most, self.parameters())
-
-    @staticmethod
-    def _default_micro_batch_size(inputs: torch.Tensor) -> int:
-        scaled = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.float16
-        if inputs.device.type != "cpu" or inputs.numel() <= WHOLE_TOKENS or scaled:
-            return len(inputs)
-        return max(1, MICRO_BATCH_TOKENS // inputs.shape[-1])
 
     def on_train_start(self) -> None:
         """Train by a CUDA graph where that is possible."""

@@ -89,7 +89,7 @@ class StepTrainer(pl.Trainer):
             plugins=[*(plugins if isinstance(plugins, list) else [plugins] if plugins else []), AtomicCheckpointIO()],
             enable_progress_bar=enable_progress_bar,
             log_every_n_steps=log_every_n_steps,
-            # What follows belongs to epochs or micro-batches, which the step loop does without.
+            # What follows belongs to epochs or single batches, which the step loop does without.
             max_epochs=-1,
             num_sanity_val_steps=0,
             enable_model_summary=False,
