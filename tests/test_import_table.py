@@ -9,21 +9,21 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "tslm"
 FILES = sorted(PACKAGE.rglob("*.py"))
-ANYTHING = {"tokenizer", "model", "generation", "objective", "optim", "data", "loops", "training", "export", "studies",
+ANYTHING = {"fast", "tokenizer", "model", "generation", "objective", "optim", "data", "loops", "training", "export", "studies",
             "commands", "cli", ""}
 
 # room: (rooms it may import from besides itself, third parties). "" is the package itself, `import tslm`.
-# Beyond that table, optim has a Triton kernel of its own, as the model has.
 # tqdm and filelock stand in DESIGN.md under "Dependencies": progress bars, and the lock under which data is prepared.
 TABLE = {
-    "tokenizer": (set(), {"numpy", "regex", "tqdm"}),
-    "model": (set(), {"torch", "triton"}),
-    "generation": ({"model", "tokenizer"}, {"torch"}),
-    "objective": ({"model"}, {"torch"}),
-    "optim": ({"model"}, {"torch", "triton"}),
+    "fast": (set(), {"numpy", "torch", "triton"}),
+    "tokenizer": ({"fast"}, {"numpy", "regex", "tqdm"}),
+    "model": ({"fast"}, {"torch", "triton"}),
+    "generation": ({"model", "tokenizer", "fast"}, {"torch"}),
+    "objective": ({"model", "fast"}, {"torch"}),
+    "optim": ({"model", "fast"}, {"torch", "triton"}),
     "data": ({"tokenizer"}, {"torch", "numpy", "lightning", "huggingface_hub", "filelock", "tqdm"}),
     "loops": (set(), {"torch"}),
-    "training": ({"tokenizer", "model", "generation", "objective", "optim", "data", "loops", ""},
+    "training": ({"fast", "tokenizer", "model", "generation", "objective", "optim", "data", "loops", ""},
                  {"torch", "numpy", "lightning", "tensorboard", "tqdm"}),
     "export": (ANYTHING, {"torch", "numpy", "safetensors", "gguf", "jsonargparse"}),
     "studies": (ANYTHING, {"torch", "numpy", "lightning", "jsonargparse", "tqdm"}),
@@ -32,6 +32,8 @@ TABLE = {
     "__main__": ({""}, set()),
     "__init__": (ANYTHING, set()),
 }
+# Rooms of the core, which may import nothing of fast/ but the decorator.
+CORE = {"tokenizer", "model", "generation", "objective", "optim"}
 # What only loops/lightning.py may touch: everything in Lightning's loop modules, and its protected names elsewhere.
 LOOP_ATTRIBUTES = {"fit_loop", "epoch_loop", "_batches_that_stepped", "automatic_optimization_loop"}
 
@@ -62,6 +64,8 @@ def violations(source, path):
             other = rest[0] if rest and rest[0] in ANYTHING else ""
             if other != room and other not in rooms:
                 found.append(f"line {line}: {room} may not import {name}")
+            elif other == "fast" and room in CORE and name != "tslm.fast.replaceable":
+                found.append(f"line {line}: {room} may import nothing of fast but replaceable, not {name}")
         elif top == "lightning" and is_lightning_driver:
             continue
         elif top not in sys.stdlib_module_names and top not in third_parties:
@@ -94,6 +98,9 @@ def test_import_table_names_every_room():
     ("tokenizer/bpe.py", "from tslm.data import windows"),
     ("tokenizer/bpe.py", "from tslm import softmax"),
     ("model/layers.py", "import numpy as np"),
+    ("model/ops.py", "from tslm.fast import shut"),
+    ("tokenizer/bpe.py", "from tslm.fast.tokenizer import scanner"),
+    ("fast/door.py", "from tslm.model import ops"),
     ("model/layers.py", "from tslm.optim import AdamW"),
     ("generation/text.py", "from tslm import training"),
     ("optim/adamw.py", "from tslm.tokenizer import Tokenizer"),
@@ -120,6 +127,8 @@ HEAVY = {"torch", "lightning", "numpy", "jsonargparse", "huggingface_hub", "tens
 import tslm, tslm.__main__
 assert not HEAVY & set(sys.modules), HEAVY & set(sys.modules)
 assert "AdamW" in dir(tslm) and not HEAVY & set(sys.modules)
+import tslm.fast
+assert not HEAVY & set(sys.modules), HEAVY & set(sys.modules)
 import tslm.tokenizer
 from tslm import Tokenizer, train_bpe, encode_files, TokenFile, count_pretokens, merge_pretokens
 assert not (HEAVY - {"numpy"}) & set(sys.modules), HEAVY & set(sys.modules)

@@ -1,0 +1,159 @@
+"""Whether two forms of a function agree: in their results, in what they write into their arguments, in gradients.
+
+Tensors are compared by their relative error, everything else must be equal. The form as it is written is run in
+float32 where the substitute gets a half-precision dtype, so that one side of the comparison is exact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import sys
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tslm.fast.door import Case
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def difference(
+    plain: Callable[..., Any], substitute: Callable[..., Any], cases: Sequence[Case], tolerance: float, key: Hashable
+) -> str:
+    """Return in words how a substitute differs from a function on some cases, or "" if it agrees on all of them.
+
+    Args:
+        plain: the function as it is written.
+        substitute: what is to replace it.
+        cases: what to compare them on.
+        tolerance: largest relative error of a tensor; 0 for bit-identical results.
+        key: what the substitute's `supports` returned; its attribute `autocast`, if it has one, is a dtype that
+            autocast is switched on with while the substitute runs.
+    """
+    autocast = getattr(key, "autocast", None)
+    for case in cases:
+        try:
+            expected = _outcome(plain, _copied(case.arguments, widen=True), case.finish, None)
+        except Exception as error:  # whoever edited the function will see it at the call itself
+            return f"it raises {type(error).__name__} ({error})"
+        found = _outcome(substitute, _copied(case.arguments), case.finish, autocast)
+        if len(found) != len(expected):
+            return f"its results are {len(expected)} values, the substitute's {len(found)}"
+        for ours, theirs in zip(expected, found, strict=True):
+            if error := _error(ours, theirs, tolerance):
+                return error
+    return ""
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """‖found - expected‖ / ‖expected‖ in the l2 norm; 0 for equal tensors, infinite where shapes differ or NaN is."""
+    if found.shape != expected.shape:
+        return float("inf")
+    found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
+    distance, size = float((found - expected).norm()), float(expected.norm())
+    if distance == 0:
+        return 0.0
+    return distance / size if size and distance == distance else float("inf")
+
+
+def _error(expected: object, found: object, tolerance: float) -> str:
+    """Say how two results differ, or "" if they do not, with the first values of both."""
+    if _is_tensor(expected) and _is_tensor(found):
+        error = relative_error(found, expected)  # type: ignore[arg-type]
+        if error <= tolerance:
+            return ""
+        return (f"on a probe it gives {_shown(expected)} and the substitute {_shown(found)}, a relative error of "
+                f"{error:.2g} where {tolerance:.2g} is allowed")
+    if type(expected) is not type(found) or expected != found:
+        return f"on a probe it gives {_shortened(expected)} and the substitute {_shortened(found)}"
+    return ""
+
+
+def _outcome(
+    function: Callable[..., Any], arguments: tuple[Any, ...], finish: Callable[[Any], Any], autocast: Any  # noqa: ANN401
+) -> list[Any]:
+    """Everything a call changes: its results, its tensor arguments afterwards, and the gradients of its leaves."""
+    if "torch" not in sys.modules:
+        return [finish(function(*arguments))]
+    import torch
+
+    leaves = [each for each in _tensors(arguments) if each.requires_grad]
+    device = next((each.device.type for each in _tensors(arguments)), "cpu")
+    with _quiet_torch(device, autocast):
+        results = list(_parts(finish(function(*arguments))))
+        differentiable = [each for each in results if _is_tensor(each) and each.requires_grad]
+        gradients: list[Any] = []
+        if leaves and differentiable:
+            weights = [torch.linspace(-1, 2, each.numel(), dtype=torch.float32, device=each.device).view_as(each)
+                       .to(each.dtype) for each in differentiable]
+            gradients = list(torch.autograd.grad(differentiable, leaves, weights))
+    changed = [each for each in _tensors(arguments) if not each.requires_grad]
+    return [*results, *gradients, *changed]
+
+
+@contextlib.contextmanager
+def _quiet_torch(device: str, autocast: Any) -> Iterator[None]:  # noqa: ANN401 - a torch.dtype or None
+    """Suspend what may surround the first call: inference mode, autocast, hooks on saved tensors, a compiled step."""
+    import torch
+
+    def same(tensor: Tensor) -> Tensor:
+        return tensor
+
+    with (
+        torch.inference_mode(False), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(same, same),
+        torch.autocast(device, dtype=autocast or torch.bfloat16, enabled=autocast is not None, cache_enabled=False),
+    ):
+        yield
+
+
+def _copied(value: Any, widen: bool = False) -> Any:  # noqa: ANN401
+    """Copy arguments, so that no form sees what the other has written; `widen` turns half precision to float32."""
+    if _is_tensor(value):
+        clone = value.detach().clone()
+        if widen and clone.is_floating_point() and clone.element_size() < 4:
+            clone = clone.float()
+        return clone.requires_grad_(value.requires_grad)
+    if isinstance(value, dict):
+        return {key: _copied(each, widen) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_copied(each, widen) for each in value)
+    return copy.deepcopy(value) if isinstance(value, set | bytearray) else value
+
+
+def _parts(value: Any) -> Iterator[Any]:  # noqa: ANN401
+    """Flatten tuples, lists and dictionaries that hold tensors; everything else is one part."""
+    if isinstance(value, dict) and any(map(_is_tensor, value.values())):
+        for each in value.values():
+            yield from _parts(each)
+    elif isinstance(value, tuple | list) and any(_is_tensor(each) or isinstance(each, dict) for each in value):
+        for each in value:
+            yield from _parts(each)
+    else:
+        yield value
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:  # noqa: ANN401
+    if _is_tensor(value):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _tensors(each)
+    elif isinstance(value, tuple | list):
+        for each in value:
+            yield from _tensors(each)
+
+
+def _is_tensor(value: object) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _shown(tensor: Any) -> str:  # noqa: ANN401
+    values = ", ".join(f"{value:.4g}" for value in tensor.detach().flatten()[:3].tolist())
+    return f"[{values}, …]" if tensor.numel() > 3 else f"[{values}]"
+
+
+def _shortened(value: object, length: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= length else f"{text[:length]}…"
