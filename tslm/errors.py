@@ -1,0 +1,14 @@
+"""The exceptions whose messages are written for the user; every other exception is a bug and shows its traceback.
+
+Every room may import this file. `__main__` prints the message of a `UserError` as one line and exits with code 2.
+"""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Something that the user can mend: a value, with what is allowed and what to do, in one sentence."""
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A file or folder that the user named does not exist; the sentence names it and says what to give instead."""
