@@ -15,7 +15,7 @@ from tslm.data.prepare import Cache, files_corpus, whole
 from tslm.data.toy import sample_stories
 from tslm.tokenizer import Tokenizer
 from tslm.training import LanguageModule
-from tslm.training.floor import measure_floor
+from tslm.training.entropy_floor import measure_floor
 
 
 @pytest.fixture
