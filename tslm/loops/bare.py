@@ -80,6 +80,7 @@ class BareDriver:
                 loss = self.module.training_step(next(self.micro_batches), self.micro_batches_seen) / self.accumulate
             self.module.backward(loss)
             self.loss = self.loss + loss.detach()
+            del loss  # or its graph would occupy memory during the next forward pass
             self.micro_batches_seen += 1
         self.module.clip(self.max_norm)
         self.optimizer.step()
