@@ -5,7 +5,7 @@ import csv
 from tests.loops.conftest import data  # noqa: F401 (a fixture)
 from tests.loops.test_lightning import fit
 from tslm.loops.lightning import StepCallback
-from tslm.training.metrics import MetricsFile, StepMetrics, run_loggers
+from tslm.training.metrics import StepMetrics
 
 STEP, VALIDATION, SAVE = 1.0, 100.0, 10_000.0  # seconds
 WINDOWS, CONTEXT = 4, 32
@@ -79,26 +79,13 @@ def steps_in(folder):
         return [int(row["step"]) for row in csv.DictReader(file)]
 
 
-def test_rows_within_the_interval_are_written_together(tmp_path):
-    clock = Clock()
-    file = MetricsFile(str(tmp_path), interval=1.0, clock=clock, name="runs", version=0)
-    written = []
-    for step, clock.now in enumerate([100.0, 100.5, 100.9, 101.0, 101.5]):
-        file.log_metrics({"loss": 1.0}, step)
-        written.append(steps_in(tmp_path))
-    assert written == [[0], [0], [0], [0, 1, 2, 3], [0, 1, 2, 3]]
-    file.finalize("success")
-    assert steps_in(tmp_path) == [0, 1, 2, 3, 4]
-
-
-def test_a_checkpoint_writes_all_rows_of_its_past(tmp_path, data):  # noqa: F811
-    seen = {}
+def test_each_row_is_written_at_once(tmp_path, data):  # noqa: F811
+    seen = []
 
     class Look(StepCallback):
-        def on_save_checkpoint(self, trainer, pl_module, checkpoint):
-            seen[trainer.global_step] = steps_in(tmp_path)
+        def on_train_batch_start(self, trainer, *rest):
+            seen.append(steps_in(tmp_path) if trainer.global_step else [])
 
-    board, _ = run_loggers(str(tmp_path))
-    file = MetricsFile(str(tmp_path), interval=3600.0, name=board.name, version=board.version)
-    fit(tmp_path, data, 4, callbacks=[Look()], logger=[board, file], log_every_n_steps=1, save_every_n_steps=2)
-    assert seen == {2: [1, 2], 4: [1, 2, 3, 4, 4]}  # the last row is of the validation
+    fit(tmp_path, data, 4, callbacks=[Look()], log_every_n_steps=1)
+    assert seen == [[], [1], [1, 2], [1, 2, 3]]
+    assert steps_in(tmp_path) == [1, 2, 3, 4, 4]  # the last row is of the validation

@@ -14,29 +14,19 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+
+if TYPE_CHECKING:
+    from tslm.training.module import LanguageModule
 
 Choice = bool | Literal["auto"]
 
 # Floating-point operations of a whole run above which compiling saves more time than it takes. On an H200 they take 40
 # seconds, and compiling saves a third of them.
 WORTH_FLOPS = {"cuda": 8e15}
-
-
-class Compilable(Protocol):
-    """A module whose loss can be computed by compiled parts."""
-
-    def training_loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return the mean loss of a batch."""
-
-    def use_compiled(self, on: bool) -> None:
-        """Compute by compiled parts, or as written."""
-
-    def parameters(self) -> Iterable[torch.nn.Parameter]:
-        """Return the parameters, whose gradients training needs."""
 
 
 def pays(choice: Choice, flops: float, device: str) -> bool:
@@ -52,7 +42,7 @@ def missing_compiler() -> str | None:
     return None if shutil.which(name) else f"there is no C++ compiler called {name}; CXX may name another"
 
 
-def try_compiled(module: Compilable, batch: tuple[torch.Tensor, torch.Tensor], say: Callable[[str], Any]) -> bool:
+def try_compiled(module: LanguageModule, batch: tuple[torch.Tensor, torch.Tensor], say: Callable[[str], Any]) -> bool:
     """Compile a module's step for batches like this one; if that fails, leave the module as it was.
 
     The loss and its gradients are computed once and discarded. Otherwise the backward pass would be compiled inside

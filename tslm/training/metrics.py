@@ -6,7 +6,6 @@ One callback measures. TensorBoard, metrics.csv, the progress bar and the summar
 from __future__ import annotations
 
 import math
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -93,18 +92,14 @@ class StepMetrics(StepCallback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Report the validation loss over all tokens of all processes."""
-        assert isinstance(pl_module, LanguageModule)
-        figures = validation_figures(trainer, pl_module)
-        pl_module.log_dict({f"valid_{name}": value for name, value in figures.items()}, logger=False)
+        figures = self._evaluated(trainer, pl_module, "valid")
         self.latest |= {f"valid_{name}": value for name, value in figures.items()}
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             report(trainer, {f"valid/{name}": value for name, value in figures.items()}, trainer.global_step)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report the test loss over all tokens of all processes."""
-        assert isinstance(pl_module, LanguageModule)
-        figures = validation_figures(trainer, pl_module)
-        pl_module.log_dict({f"test_{name}": value for name, value in figures.items()}, logger=False)
+        """Publish the test loss over all tokens of all processes."""
+        self._evaluated(trainer, pl_module, "test")
 
     def on_step_log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Report the means since the last report."""
@@ -147,6 +142,13 @@ class StepMetrics(StepCallback):
         """Restore the counts."""
         self.tokens_seen = state_dict["tokens_seen"]
         self.skipped_steps = state_dict.get("skipped_steps", 0)  # early checkpoints lack it: those runs skipped no step
+
+    def _evaluated(self, trainer: pl.Trainer, pl_module: pl.LightningModule, prefix: str) -> dict[str, float]:
+        """Return the figures of an evaluation, and publish them as `trainer.callback_metrics`."""
+        assert isinstance(pl_module, LanguageModule)
+        figures = validation_figures(trainer, pl_module)
+        pl_module.log_dict({f"{prefix}_{name}": value for name, value in figures.items()}, logger=False)
+        return figures
 
     def _count_skipped(self, trainer: pl.Trainer, total: int, step: int) -> None:
         new = self._skipped_before + total - self.skipped_steps
@@ -195,29 +197,11 @@ def run_loggers(root: str) -> list[pl.loggers.Logger]:
 class MetricsFile(CSVLogger):
     """metrics.csv in a run directory that other loggers share, of which CSVLogger would warn.
 
-    A row is written at once, unless the last write is less than `interval` ago; then it is written with a later row or
-    with the next checkpoint. Opening the file for every report would take longer than the report of a short step.
-
-    Args:
-        save_dir: folder of all runs.
-        interval: seconds between two writes, at least.
-        clock: returns the time in seconds.
-        kwargs: further arguments of CSVLogger.
+    Each row is written at once, so that a run can be followed and a killed run keeps its rows.
     """
 
-    def __init__(
-        self, save_dir: str, *, interval: float = 1.0, clock: Callable[[], float] = time.monotonic, **kwargs: Any
-    ) -> None:
-        super().__init__(save_dir, flush_logs_every_n_steps=sys.maxsize, **kwargs)
-        self._interval, self._clock = interval, clock
-        self._next_write = -math.inf
-
-    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        """Add a row, and write all unwritten rows if the interval has passed."""
-        super().log_metrics(metrics, step)
-        if self._clock() >= self._next_write:
-            self.save()
-            self._next_write = self._clock() + self._interval
+    def __init__(self, save_dir: str, **kwargs: Any) -> None:
+        super().__init__(save_dir, flush_logs_every_n_steps=1, **kwargs)
 
     @property
     def experiment(self) -> Any:

@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import torch
 from tqdm import tqdm
 
-from tslm.data.batches import MICRO_BATCH_TOKENS, WHOLE_TOKENS
+from tslm.data.batches import default_micro_batch
 from tslm.errors import UserError
 from tslm.generation import Completion, complete
 from tslm.model import TransformerConfig, TransformerLM
@@ -160,8 +160,8 @@ class LanguageModule(pl.LightningModule):
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
         """Add a batch (B, T) to the validation totals; T may differ from batch to batch."""
         inputs, targets = batch
-        whole = inputs.is_cuda or inputs.numel() <= WHOLE_TOKENS
-        size = self.micro_batch_size or (len(inputs) if whole else max(1, MICRO_BATCH_TOKENS // inputs.shape[-1]))
+        windows, length = inputs.shape
+        size = self.micro_batch_size or default_micro_batch(windows, length, inputs.device.type)
         for part in zip(inputs.split(size), targets.split(size), strict=True):
             self.valid_nats += self.mean_loss(*part).cpu().double() * part[1].numel()
         self.valid_tokens += targets.numel()
