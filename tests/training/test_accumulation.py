@@ -46,9 +46,10 @@ def test_processes_and_micro_batches_share_the_windows_of_a_step(options, expect
      "8, or another --data.micro_batch_size"),
     (6, {"micro_batch_size": 4, "world_size": 2},
      "data.batch_size is 6 and data.micro_batch_size is 4, but on 2 processes it must be a multiple of 8: give "
-     "--data.batch_size 8, or another --data.micro_batch_size"),
+     "--data.batch_size 8, or another --data.micro_batch_size, or another --trainer.devices"),
     (5, {"world_size": 2},
-     "data.batch_size is 5, but on 2 processes it must be a multiple of 2: give --data.batch_size 4 or 6"),
+     "data.batch_size is 5, but on 2 processes it must be a multiple of 2: give --data.batch_size 4 or 6, or another "
+     "--trainer.devices"),
 ])
 def test_a_batch_that_cannot_be_split_is_an_error_with_the_nearest_choices(batch_size, options, sentence):
     with pytest.raises(UserError) as error:

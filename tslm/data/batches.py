@@ -66,9 +66,10 @@ def split_batch(
         choices = f"{lower} or {lower + multiple}" if lower else str(multiple)
         sizes = f" and data.micro_batch_size is {micro_batch_size}" if micro_batch_size is not None else ""
         processes = f" on {world_size} processes" if world_size > 1 else ""
+        others = ", or another --data.micro_batch_size" * bool(sizes) + ", or another --trainer.devices" * bool(processes)
         raise UserError(
             f"data.batch_size is {batch_size}{sizes}, but{processes} it must be a multiple of {multiple}: give "
-            f"--data.batch_size {choices}" + (", or another --data.micro_batch_size" if sizes else "")
+            f"--data.batch_size {choices}{others}"
         )
     windows = batch_size // world_size
     size = micro_batch_size or default_micro_batch(windows, context_length, device_type)
