@@ -1,5 +1,6 @@
 """Steps in micro-batches: their sizes, the gradients and losses of the whole batch, memory, and earlier settings."""
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -42,10 +43,10 @@ def test_processes_and_micro_batches_share_the_windows_of_a_step(options, expect
 
 @pytest.mark.parametrize(("batch_size", "options", "sentence"), [
     (6, {"micro_batch_size": 4},
-     "data.batch_size is 6 and data.micro_batch_size is 4, but it must be a multiple of 4: give --data.batch_size 4 or "
-     "8, or another --data.micro_batch_size"),
+     "data.batch_size is 6, but with data.micro_batch_size 4 it must be a multiple of 4: give --data.batch_size 4 or 8, "
+     "or another --data.micro_batch_size"),
     (6, {"micro_batch_size": 4, "world_size": 2},
-     "data.batch_size is 6 and data.micro_batch_size is 4, but on 2 processes it must be a multiple of 8: give "
+     "data.batch_size is 6, but with data.micro_batch_size 4 on 2 processes it must be a multiple of 8: give "
      "--data.batch_size 8, or another --data.micro_batch_size, or another --trainer.devices"),
     (5, {"world_size": 2},
      "data.batch_size is 5, but on 2 processes it must be a multiple of 2: give --data.batch_size 4 or 6, or another "
@@ -179,6 +180,21 @@ def test_the_last_step_s_gradients_are_freed_before_the_next_forward_pass(tmp_pa
     module.training_step = watched
     fit(tmp_path, data, 2, module=module, windows=(4, 4 // accumulate), limit_val_batches=0)
     assert alive == [{False}, {True}][:accumulate] * 2
+
+
+def test_the_bare_loop_frees_the_graph_of_a_micro_batch_before_the_next_forward_pass():
+    module, losses, alive = make(), [], []
+    training_step = module.training_step
+
+    def watched(batch, batch_idx):
+        alive.append([each() is not None for each in losses])
+        loss = training_step(batch, batch_idx)
+        losses.append(weakref.ref(loss.grad_fn))
+        return loss
+
+    module.training_step = watched
+    gradients_of(module, 2)
+    assert alive == [[], [False], [False, False]]
 
 
 @pytest.mark.parametrize(("old", "new"), [

@@ -2,6 +2,9 @@
 
 import csv
 
+import pytest
+from lightning.pytorch.loggers import CSVLogger
+
 from tests.loops.conftest import data  # noqa: F401 (a fixture)
 from tests.loops.test_lightning import fit
 from tslm.loops.lightning import StepCallback
@@ -89,3 +92,16 @@ def test_each_row_is_written_at_once(tmp_path, data):  # noqa: F811
     fit(tmp_path, data, 4, callbacks=[Look()], log_every_n_steps=1)
     assert seen == [[], [1], [1, 2], [1, 2, 3]]
     assert steps_in(tmp_path) == [1, 2, 3, 4, 4]  # the last row is of the validation
+
+
+@pytest.mark.filterwarnings("ignore:Experiment logs directory")
+def test_a_checkpoint_saves_what_loggers_hold_back(tmp_path, data):  # noqa: F811
+    seen = {}
+
+    class Look(StepCallback):
+        def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+            seen[trainer.global_step] = steps_in(tmp_path)
+
+    fit(tmp_path, data, 4, callbacks=[Look()], logger=CSVLogger(tmp_path, flush_logs_every_n_steps=1000),
+        log_every_n_steps=1, save_every_n_steps=2)
+    assert seen == {2: [1, 2], 4: [1, 2, 3, 4, 4]}

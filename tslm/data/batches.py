@@ -63,13 +63,15 @@ def split_batch(
     multiple = world_size * (micro_batch_size or 1)
     if batch_size % multiple:
         lower = batch_size // multiple * multiple
-        choices = f"{lower} or {lower + multiple}" if lower else str(multiple)
-        sizes = f" and data.micro_batch_size is {micro_batch_size}" if micro_batch_size is not None else ""
-        processes = f" on {world_size} processes" if world_size > 1 else ""
-        others = ", or another --data.micro_batch_size" * bool(sizes) + ", or another --trainer.devices" * bool(processes)
+        reasons, choices = "", f"--data.batch_size {f'{lower} or ' * bool(lower)}{lower + multiple}"
+        if micro_batch_size is not None:
+            reasons += f" with data.micro_batch_size {micro_batch_size}"
+            choices += ", or another --data.micro_batch_size"
+        if world_size > 1:
+            reasons += f" on {world_size} processes"
+            choices += ", or another --trainer.devices"
         raise UserError(
-            f"data.batch_size is {batch_size}{sizes}, but{processes} it must be a multiple of {multiple}: give "
-            f"--data.batch_size {choices}{others}"
+            f"data.batch_size is {batch_size}, but{reasons} it must be a multiple of {multiple}: give {choices}"
         )
     windows = batch_size // world_size
     size = micro_batch_size or default_micro_batch(windows, context_length, device_type)
