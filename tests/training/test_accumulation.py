@@ -43,8 +43,8 @@ def test_processes_and_micro_batches_share_the_windows_of_a_step(options, expect
 
 @pytest.mark.parametrize(("batch_size", "options", "sentence"), [
     (6, {"micro_batch_size": 4},
-     "data.batch_size is 6, but with data.micro_batch_size 4 it must be a multiple of 4: give --data.batch_size 4 or 8, "
-     "or another --data.micro_batch_size"),
+     "data.batch_size is 6, but with data.micro_batch_size 4 it must be a multiple of 4: give --data.batch_size 4 or "
+     "8, or another --data.micro_batch_size"),
     (6, {"micro_batch_size": 4, "world_size": 2},
      "data.batch_size is 6, but with data.micro_batch_size 4 on 2 processes it must be a multiple of 8: give "
      "--data.batch_size 8, or another --data.micro_batch_size, or another --trainer.devices"),
@@ -183,13 +183,17 @@ def test_the_last_step_s_gradients_are_freed_before_the_next_forward_pass(tmp_pa
 
 
 def test_the_bare_loop_frees_the_graph_of_a_micro_batch_before_the_next_forward_pass():
-    module, losses, alive = make(), [], []
+    class Marker:
+        pass
+
+    module, markers, alive = make(), [], []
     training_step = module.training_step
 
     def watched(batch, batch_idx):
-        alive.append([each() is not None for each in losses])
+        alive.append([marker() is not None for marker in markers])
         loss = training_step(batch, batch_idx)
-        losses.append(weakref.ref(loss.grad_fn))
+        loss.grad_fn.metadata["marker"] = marker = Marker()  # lives as long as the node of the graph
+        markers.append(weakref.ref(marker))
         return loss
 
     module.training_step = watched
