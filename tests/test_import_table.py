@@ -17,10 +17,10 @@ ANYTHING = {"fast", "tokenizer", "model", "generation", "objective", "optim", "d
 TABLE = {
     "fast": (set(), {"numpy", "torch", "triton"}),
     "tokenizer": ({"fast"}, {"numpy", "regex", "tqdm"}),
-    "model": ({"fast"}, {"torch", "triton"}),
+    "model": ({"fast"}, {"torch"}),
     "generation": ({"model", "tokenizer", "fast"}, {"torch"}),
     "objective": ({"model", "fast"}, {"torch"}),
-    "optim": ({"model", "fast"}, {"torch", "triton"}),
+    "optim": ({"model", "fast"}, {"torch"}),
     "data": ({"tokenizer"}, {"torch", "numpy", "lightning", "huggingface_hub", "filelock", "tqdm"}),
     "loops": (set(), {"torch"}),
     "training": ({"fast", "tokenizer", "model", "generation", "objective", "optim", "data", "loops", ""},

@@ -17,10 +17,10 @@ from functools import partial
 from statistics import median
 
 import torch
+from tslm.generation.native import kernel_dtype
 
 from tests.benchmarks import generation_forms as forms
 from tests.benchmarks.measure import Figure, Target, exit_code, machine, markdown, table
-from tslm.generation.native import kernel_dtype
 from tslm.model import TransformerConfig
 
 TARGETS = {1: 2.5, 32: 5.0}  # times the best peer, by batch size
