@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tslm.data import TextDataModule
+from tslm.data.datamodule import TextDataModule
 from tslm.loops.step import StepLoop
 from tslm.optim import adamw, adamw_device
 from tslm.training import LanguageModule, StepTrainer
