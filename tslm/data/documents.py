@@ -1,15 +1,13 @@
 """Windows that start at document boundaries, and the boundaries in an array of token ids.
 
 A window at a random position usually starts in the middle of a document, where the model lacks the context for its
-first predictions. A model that will only continue or score whole documents learns better from windows that start at
-boundaries (cf. Ding et al. 2024, "Fewer Truncations Improve Language Modeling").
+first predictions. A model that will continue or score documents from their beginning should be trained on windows that
+start at boundaries (cf. Ding et al. 2024, "Fewer Truncations Improve Language Modeling").
 
 A document starts at the separator before it (`<|endoftext|>`): the separator tells the model that a new text begins.
 """
 
 from __future__ import annotations
-
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +39,7 @@ class DocumentStream(WindowStream):
         super().__init__(dataset, context_length, seed)
         aligned = document_windows(dataset, context_length, documents)[:, 0]
         self.aligned_starts = np.minimum(aligned, self.number_of_starts - 1)  # the last windows end with the data set
-        self._order = lru_cache(maxsize=2)(self._shuffle)  # a batch needs one epoch, or two at a boundary
+        self._orders: dict[int, Positions] = {}  # of the last two epochs: a batch at a boundary needs both
 
     def starts(self, indices: npt.ArrayLike) -> Positions:
         """Return the positions in the data set at which the windows with indices i ≥ 0 start: (k,) → (k,), int64."""
@@ -52,10 +50,13 @@ class DocumentStream(WindowStream):
             starts[selected] = self.aligned_starts[self._order(epoch)[places[selected]]]
         return starts
 
-    def _shuffle(self, epoch: int) -> Positions:
+    def _order(self, epoch: int) -> Positions:
         """Return the permutation of the windows in an epoch."""
-        number = len(self.aligned_starts)
-        return np.argsort(self.random(np.arange(epoch * number, (epoch + 1) * number)), kind="stable")
+        if epoch not in self._orders:
+            number = len(self.aligned_starts)
+            order = np.argsort(self.random(np.arange(epoch * number, (epoch + 1) * number)), kind="stable")
+            self._orders = dict([*list(self._orders.items())[-1:], (epoch, order)])
+        return self._orders[epoch]
 
 
 def document_starts(dataset: TokenIds, separator: int, *, chunk_size: int = 2**24) -> Positions:

@@ -65,6 +65,8 @@ class WindowStream:
 
     SplitMix64 computes r_i without its predecessors. The probabilities of two starts differ by at most 2⁻⁶⁴.
 
+    Example: `WindowStream(ids, 256, seed=0).batch(10, 8)` returns the windows 80 … 87.
+
     Args:
         dataset: token ids, a one-dimensional array of integers; it may be a memory map.
         context_length: tokens in a window, T.

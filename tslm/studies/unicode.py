@@ -15,13 +15,6 @@ ENCODINGS = ("utf-8", "utf-16-le", "utf-32-le")  # little-endian, which has no b
 SAMPLES = ("Once upon a time", "Il était une forêt", "从前有一只小猫", "\N{MAN}\u200d\N{WOMAN}\u200d\N{GIRL}")
 
 
-class EncodedSize(NamedTuple):
-    """Size of a text in one encoding: all its bytes, and those that are 0 and carry no information."""
-
-    num_bytes: int
-    num_zeros: int
-
-
 class PairSearch(NamedTuple):
     """All 65,536 sequences of two bytes, counted by the result of decoding them as UTF-8.
 
@@ -48,27 +41,26 @@ def print_study(text: str | None = None) -> None:
         UserError: the text contains a lone surrogate, which no encoding can express.
     """
     texts = [*SAMPLES, *([] if text is None else [text])]
-    sizes = [[encoded_size(sample, encoding) for encoding in ENCODINGS] for sample in texts]
+    encoded = [[encode(sample, encoding) for encoding in ENCODINGS] for sample in texts]
     _print_null()
-    _print_sizes(texts, sizes)
+    _print_sizes(texts, encoded)
     _print_bytewise(texts)
     _print_pairs(search_pairs())
 
 
-def encoded_size(text: str, encoding: str) -> EncodedSize:
-    """Return how many bytes a text has in an encoding, and how many of them are 0.
+def encode(text: str, encoding: str) -> bytes:
+    """Encode a text.
 
     Raises:
         UserError: the text contains a lone surrogate.
     """
     try:
-        data = text.encode(encoding)
+        return text.encode(encoding)
     except UnicodeEncodeError as error:
         raise UserError(
             f"the text contains the lone surrogate U+{ord(text[error.start]):04X} at position {error.start}, which is "
             "half a character: give whole characters, in the encoding of the terminal"
         ) from None
-    return EncodedSize(len(data), data.count(0))
 
 
 def decode_bytewise(text: str) -> str:
@@ -105,14 +97,14 @@ def _print_null() -> None:
                f"the byte {null.encode().hex()}, but a terminal shows nothing for it.")
 
 
-def _print_sizes(texts: Sequence[str], sizes: Sequence[Sequence[EncodedSize]]) -> None:
+def _print_sizes(texts: Sequence[str], encoded: Sequence[Sequence[bytes]]) -> None:
     print_title("How many bytes does a text take?")
     header = ["characters", *(encoding.removesuffix("-le").upper() for encoding in ENCODINGS), "text"]
-    rows = [[str(len(text)), *(str(size.num_bytes) for size in row), repr(text)]
-            for text, row in zip(texts, sizes, strict=True)]
+    rows = [[str(len(text)), *(str(len(data)) for data in row), repr(text)]
+            for text, row in zip(texts, encoded, strict=True)]
     print_table([header, *rows], ">>>><")
-    utf8, utf16, utf32 = (sum(size.num_zeros for size in column) / sum(size.num_bytes for size in column)
-                          for column in zip(*sizes, strict=True))
+    columns = [b"".join(column) for column in zip(*encoded, strict=True)]
+    utf8, utf16, utf32 = (column.count(0) / len(column) for column in columns)
     print_note(f"Of the bytes above, {utf8:.0%} are zero in UTF-8, {utf16:.0%} in UTF-16 and {utf32:.0%} in UTF-32.")
     print_note("Why BPE starts from the bytes of UTF-8: 256 symbols express every text, so no character is unknown. "
                "Text in Latin letters, which is most of the web, is shortest in UTF-8. No byte is padding that merges "
