@@ -3,11 +3,12 @@
 import json
 import os
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tslm.data.prepare import Cache, Texts, file_span, files_corpus, prepare
+from tslm.data.prepare import TOY_VALID_STORIES, Cache, Texts, file_span, files_corpus, prepare, toy_corpus
 from tslm.errors import MissingFileError, UserError
 from tslm.tokenizer import TokenFile
 
@@ -98,6 +99,23 @@ def test_one_process_prepares_while_another_waits_with_a_notice(tmp_path, capsys
         assert leave.is_set()
     thread.join()
     assert "Another process prepares data" in capsys.readouterr().out
+
+
+def test_a_cache_folder_that_cannot_be_created_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    cache = Cache(tmp_path / "file" / "cache")
+    sentence = r"data cannot be kept in .*cache \(Not a directory\): give --data\.cache_dir"
+    with pytest.raises(UserError, match=sentence), cache.lock():
+        pass
+
+
+def test_the_embedded_corpus_has_at_least_one_story(cache):
+    with pytest.raises(UserError, match=r"data\.toy_stories is 0"):
+        toy_corpus(cache, 0, seed=0)
+    train, valid = toy_corpus(cache, 3, seed=0)
+    assert (cache.folder / "toy") in Path(train[0].path).parents
+    assert Path(train[0].path).read_text().count(END) == 3
+    assert Path(valid[0].path).read_text().count(END) == TOY_VALID_STORIES
 
 
 def test_without_validation_files_the_last_documents_are_held_out(story_file):

@@ -9,6 +9,8 @@ import pytest
 from tslm.data import toy
 from tslm.data.ngram import KneserNey
 from tslm.data.toy_grammar import Backreference, Draw, _Compiler, load_grammar
+from tslm.data.toy_parser import story_log_prob
+from tslm.tokenizer import END_OF_TEXT
 
 PIECES = re.compile(r"\w+|[^\w\s]+")  # approximately the tokens of a story
 
@@ -20,7 +22,7 @@ def stories():
 
 def test_the_inside_probability_equals_the_samplers_so_each_story_has_one_derivation(stories):
     for story in stories[:1000]:
-        assert toy.story_log_prob(story.text) == pytest.approx(story.log_prob, abs=1e-9), story.text
+        assert story_log_prob(story.text) == pytest.approx(story.log_prob, abs=1e-9), story.text
 
 
 @pytest.mark.parametrize(
@@ -36,7 +38,7 @@ def test_the_inside_probability_equals_the_samplers_so_each_story_has_one_deriva
 )
 def test_a_text_that_the_grammar_cannot_write_has_probability_zero(stories, change):
     for story in stories[:20]:
-        assert toy.story_log_prob(change(story.text)) == -math.inf
+        assert story_log_prob(change(story.text)) == -math.inf
 
 
 def test_a_story_with_another_name_in_place_of_the_repeated_one_has_probability_zero(stories):
@@ -45,7 +47,7 @@ def test_a_story_with_another_name_in_place_of_the_repeated_one_has_probability_
         hero = re.search(r"(?:girl|boy) (?:named|called) ([A-Z]\w+)", story.text)
         if hero and len(re.findall(rf"\b{hero[1]}\b", story.text)) > 1:
             head, tail = story.text[: hero.end()], story.text[hero.end() :]
-            assert toy.story_log_prob(head + re.sub(rf"\b{hero[1]}\b", "Ebenezer", tail, count=1)) == -math.inf
+            assert story_log_prob(head + re.sub(rf"\b{hero[1]}\b", "Ebenezer", tail, count=1)) == -math.inf
             changed += 1
     assert changed > 20
 
@@ -149,7 +151,7 @@ def test_stories_begin_with_a_capital_and_end_with_a_full_stop(stories):
 
 def test_a_5_gram_model_is_at_least_30_percent_above_the_floor(stories):
     held_out = toy.sample_stories(300, seed=2)
-    texts = [[*re.findall(r" ?\w+|[^\w]", story.text), toy.END_OF_TEXT] for story in (*stories, *held_out)]
+    texts = [[*re.findall(r" ?\w+|[^\w]", story.text), END_OF_TEXT] for story in (*stories, *held_out)]
     number = {word: index for index, word in enumerate(sorted({word for words in texts for word in words}))}
     ids = [np.array([number[word] for word in words]) for words in texts]
     model = KneserNey.fit(np.concatenate(ids[: len(stories)]), len(number))

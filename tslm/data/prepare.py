@@ -52,18 +52,24 @@ class Cache:
 
     @contextmanager
     def lock(self, notice_after: float = 1.0) -> Iterator[None]:
-        """Hold the folder's lock, so that one process prepares at a time.
+        """Hold the folder's lock, so that one process prepares at a time; create the folder first.
 
         Args:
             notice_after: seconds of waiting for another process after which a notice is printed.
+
+        Raises:
+            UserError: the folder cannot be created or is not writable.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / "lock")
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=notice_after)
         except Timeout:
             print(f"Another process prepares data in {self.folder}; waiting for it.", flush=True)
             lock.acquire()
+        except OSError as error:
+            raise UserError(f"data cannot be kept in {self.folder} ({error.strerror}): give --data.cache_dir a folder "
+                            "that is writable") from error
         try:
             yield
         finally:
@@ -98,7 +104,13 @@ class Cache:
 
 
 def toy_corpus(cache: Cache, num_stories: int, seed: int) -> Texts:
-    """Return the embedded corpus; write it first if the cache lacks it."""
+    """Return the embedded corpus; write it first if the cache lacks it.
+
+    Raises:
+        UserError: the number of stories is below 1.
+    """
+    if num_stories < 1:
+        raise UserError(f"data.toy_stories is {num_stories}: give --data.toy_stories at least 1")
     folder = cache.folder / "toy" / f"{load_grammar().fingerprint[:12]}-{seed}-{num_stories}"
     train, valid = folder / "train.txt", folder / "valid.txt"
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,10 +19,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from tslm.data.toy_grammar import Backreference, Draw, Part, Word, load_grammar
-from tslm.data.toy_parser import story_log_prob
 from tslm.tokenizer import END_OF_TEXT
-
-__all__ = ["END_OF_TEXT", "Story", "iter_stories", "sample_stories", "story_log_prob", "write_corpus"]
 
 
 class Story(NamedTuple):
