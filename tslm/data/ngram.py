@@ -34,6 +34,8 @@ class KneserNey:
     tokens seen before hw, not the number of times hw was seen. D takes three values per n (for counts 1, 2, and 3 or
     more), estimated from the counts of counts. An unseen context leaves all mass to the shorter model. So the
     probabilities of all tokens after any context sum to one, and none is zero.
+
+    Example: `-KneserNey.fit(train_ids, vocab_size).log_probs(valid_ids).mean()` is the 5-gram loss in nats per token.
     """
 
     def __init__(self, vocab_size: int, levels: list[_Level]) -> None:
