@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what `__getattr__` finds, for type checkers and editors
-    from tslm.data import get_batch
+    from tslm.data.windows import get_batch
     from tslm.generation import generate
     from tslm.model import TransformerConfig, TransformerLM, softmax
     from tslm.objective import cross_entropy, perplexity
@@ -40,7 +40,7 @@ _HOME = {
     "SGD": "tslm.optim",
     "lr_cosine_schedule": "tslm.optim",
     "clip_gradients": "tslm.optim",
-    "get_batch": "tslm.data",
+    "get_batch": "tslm.data.windows",
     "save_checkpoint": "tslm.training",
     "load_checkpoint": "tslm.training",
     "generate": "tslm.generation",

@@ -73,7 +73,7 @@ def test_study_unicode_prints_its_page(capsys):
     assert main(["study", "unicode", "--text", "naïve"]) == 0
     assert "'naïve'" in capsys.readouterr().out
     assert main(["study", "unicode", "--text", "a\udcff"]) == 2
-    assert capsys.readouterr().err.startswith("tslm: the text holds the lone surrogate U+DCFF at position 1")
+    assert capsys.readouterr().err.startswith("tslm: the text contains the lone surrogate U+DCFF at position 1")
 
 
 def test_study_tokenizer_prints_its_page(capsys, tmp_path, monkeypatch):
@@ -92,7 +92,7 @@ def test_study_tokenizer_prints_its_page(capsys, tmp_path, monkeypatch):
     assert main(["study", "tokenizer", *files, "--tokenizer", "t", "--word", " lowest"]) == 0
     page = capsys.readouterr().out
     assert "text       a.txt, b.txt: 441 bytes\ntokenizer  t: 270 tokens\n" in page
-    assert "The tokenizer's merges and those of this training agree, all 13.\n" in page
+    assert "All 13 merges of the tokenizer and of this training agree.\n" in page
     assert "How is ' lowest' encoded?\n" in page
 
 
