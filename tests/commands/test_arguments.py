@@ -36,6 +36,7 @@ def make_parser():
         parser.add_argument("-c", "--config", action=ActionConfigFile)
         parser.add_class_arguments(Optimizer, "optimizer")
         parser.add_class_arguments(Data, "data")
+        parser.add_argument("--seed", type=int, default=0)
         parser.add_argument("--size", type=int)
         parser.link_arguments("data.vocab_size", "size")
         return parser
@@ -93,7 +94,7 @@ def test_arguments_explain_a_mistake_on_the_command_line(words, expected):
 CONFIGURATIONS = [
     ("optimizer:\n  lrr: 3\n", "unknown key 'optimizer.lrr' in a.yaml: did you mean optimizer.lr?"),
     ("optmizer:\n  lr: 3\n", "unknown key 'optmizer.lr' in a.yaml: did you mean optimizer.lr?"),
-    ("sead: 3\ndata:\n  vocab_size: 3\n", "unknown key 'sead' in a.yaml: `python -m tslm fit --help` lists"),
+    ("xyzzy: 3\ndata:\n  vocab_size: 3\n", "unknown key 'xyzzy' in a.yaml: `python -m tslm fit --help` lists"),
     ("optimizer:\n  lr: abc\n", "optimizer.lr in a.yaml is 'abc', but it must be a number"),
     ("optimizer: 7\n", "optimizer in a.yaml is '7', but it is a group of options: set each of them by its own name"),
     ("data:\n  rule:\n    class_path: tests.commands.test_arguments.Rule\n    init_args:\n      strength: x\n",
@@ -137,18 +138,40 @@ def test_arguments_name_a_missing_option():
     parser = Parser(prog="python -m tslm tokenize")
     parser.add_argument("--input", required=True)
     parser.add_argument("--output", required=True)
-    with pytest.raises(UserError, match="^--output must be given: see `python -m tslm tokenize --help`$"):
+    with pytest.raises(UserError, match=r"^--output must be given: see `python -m tslm tokenize --help`$"):
         parser.parse_args(["--input", "a.txt"])
 
 
-def test_arguments_accept_what_is_right(tmp_path):
-    (tmp_path / "a.yaml").write_text("optimizer:\n  lr: 3\ndata: {source: text}\n")
-    config = make_parser().parse_args([
-        "fit", "--config", str(tmp_path / "a.yaml"), "--data.train_files", "[a, b]", "--data.precision", "bf16"
-    ]).fit
+def test_arguments_quote_the_value_that_is_wrong_among_several(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("right.yaml").write_text("optimizer:\n  lr: 1\n")
+    Path("wrong.yaml").write_text("optimizer:\n  lr: abc\n")
+    files = ["--config", "right.yaml", "--config=wrong.yaml"]
+    assert sentence("fit", *files, "--optimizer.lr=2") == "optimizer.lr in wrong.yaml is 'abc', but it must be a number"
+    assert sentence("fit", "-c", "right.yaml", "--optimizer.lr=x").startswith("--optimizer.lr is 'x'")
+
+
+@pytest.mark.parametrize("text", [
+    "optimizer:\n  lr: 3\ndata: {source: text, train_files: [a, b]}\n",
+    "optimizer: optimizer.yaml\ndata:\n  source: text\n  train_files+: [a, b]\n",
+    "optimizer.lr: 3\ndata:\n  <<: {source: text}\n  train_files: [a, b]\n",
+    "optimizer:\ndata:\n  source: text\nseed: 1\n",
+])
+def test_arguments_accept_every_form_of_a_configuration(text, tmp_path):
+    (tmp_path / "a.yaml").write_text(text)
+    (tmp_path / "optimizer.yaml").write_text("lr: 3\n")
+    words = ["--optimizer", "{lr: 3}", "--data.train_files", "[a]", "--data.train_files+=b"] if "seed" in text else []
+    config = make_parser().parse_args(["fit", "--config", str(tmp_path / "a.yaml"), *words]).fit
     assert config.optimizer.lr == 3.0
     assert config.data.source == "text"
     assert config.data.train_files == ["a", "b"]
+
+
+def test_arguments_accept_the_parts_of_a_class(tmp_path):
+    rule = "tests.commands.test_arguments.Rule"
+    (tmp_path / "a.yaml").write_text(f"data:\n  rule:\n    class_path: {rule}\n    init_args: {{strength: 2}}\n")
+    for words in (["--config", str(tmp_path / "a.yaml")], ["--data.rule", rule, "--data.rule.strength=2"]):
+        assert make_parser().parse_args(["fit", *words]).fit.data.rule.init_args.strength == 2.0
 
 
 @pytest.mark.parametrize(("type_hint", "words"), [

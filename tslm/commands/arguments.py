@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Union
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
 from tslm.commands.options import get_key, has_key, leaves, read_yaml, stated_options
 from tslm.errors import UserError
@@ -41,7 +41,7 @@ class OneSentenceErrors(_Base):
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
 
-    def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Namespace:  # noqa: ANN401
+    def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]  # noqa: ANN401
         """Parse a command line and its configuration files.
 
         Raises:
@@ -94,8 +94,8 @@ def _check_keys(parser: ArgumentParser, path: str) -> None:
     known = {name.removeprefix("--"): action for name, action in parser._option_string_actions.items()}
     for key, value in leaves(read_yaml(path)):
         action = known.get(key.removesuffix("+"))
-        if hasattr(action, "apply_on"):  # the target of a link, whose value jsonargparse would ignore
-            raise UserError(f"{key} in {path} follows from {action.source[0][0]}: set that one instead")
+        if (source := getattr(action, "source", None)) is not None:  # a link; jsonargparse would ignore the value
+            raise UserError(f"{key} in {path} follows from {source[0][0]}: set that one instead")
         if action is None and not _is_part(parser, f"--{key}"):
             raise UserError(f"unknown key {key!r} in {path}: {_nearest(key, list(known), parser)}")
         is_group = any(name.startswith(f"{key}.") for name in known) and not hasattr(action, "_typehint")
@@ -168,13 +168,13 @@ def _alternatives(type_hint: object) -> list[Any]:
 
 def _nearest(wrong: str, names: list[str], parser: ArgumentParser) -> str:
     """Suggest the nearest name: first one that only lacks its group (--lr), then by spelling."""
-    def leaf(name: str) -> str:
-        return name.lstrip("-").rpartition(".")[2].replace("-", "_")
-
-    same_leaf = [name for name in names if leaf(name) == leaf(wrong)]
-    nearest = (difflib.get_close_matches(wrong, same_leaf, n=1, cutoff=0)
-               or difflib.get_close_matches(wrong.replace("-", "_"), names, n=1))
-    return f"did you mean {nearest[0]}?" if nearest else f"`{_command(parser)} --help` lists the options"
+    spellings = {name.lstrip("-").replace("-", "_"): name for name in names}
+    spelling = wrong.lstrip("-").replace("-", "_")
+    leaf = spelling.rpartition(".")[2]
+    same_leaf = [each for each in spellings if each.rpartition(".")[2] == leaf]
+    nearest = (difflib.get_close_matches(spelling, same_leaf, n=1, cutoff=0)
+               or difflib.get_close_matches(spelling, spellings, n=1))
+    return f"did you mean {spellings[nearest[0]]}?" if nearest else f"`{_command(parser)} --help` lists the options"
 
 
 def _is_part(parser: ArgumentParser, name: str) -> bool:
@@ -185,8 +185,9 @@ def _is_part(parser: ArgumentParser, name: str) -> bool:
 
 
 def _config_files(parser: ArgumentParser, words: list[str]) -> list[str]:
+    """Return the paths of the configuration files that a command line states, if the parser takes any."""
     return [value for name, value in stated_options(words)
-            if value and isinstance(parser._option_string_actions.get(name), ActionConfigFile)]
+            if name in ("-c", "--config") and name in parser._option_string_actions and value]
 
 
 def _words(parser: ArgumentParser) -> list[str]:
