@@ -7,8 +7,8 @@ and the configuration files, because jsonargparse's own messages change with its
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
-import itertools
 import re
 import types
 import typing
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Union
 
 from jsonargparse import ArgumentParser, Namespace
 
-from tslm.commands.options import get_key, has_key, leaves, read_yaml, stated_options
+from tslm.commands.options import get_key, leaves, read_yaml, stated_options
 from tslm.errors import UserError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def explain(parser: ArgumentParser, message: str, cause: BaseException | None = 
     if parser._subparsers is not None:  # what is wrong with one command is explained by the parser of that command
         return _shorten(message)
     known, stated = parser._option_string_actions, [name for name, _ in stated_options(_words(parser))]
-    unknown = [name for name in stated if name.removesuffix("+") not in known and not _is_part(parser, name)]
+    unknown = [name for name in stated if name not in known and not _is_part(parser, name)]
     if unknown:
         names = [name for name in known if name.startswith("--")]
         return "; ".join(f"unknown option {name}: {_nearest(name, names, parser)}" for name in unknown)
@@ -113,19 +113,20 @@ def _wrong_value(parser: ArgumentParser, key: str, message: str, cause: BaseExce
     if type_hint is None:
         return _group_as_value(name, value)
     allowed = describe(type_hint)
-    if allowed is None:  # a class, for which jsonargparse knows more; its message about the first alternative is short
-        causes = itertools.takewhile(lambda each: isinstance(each, TypeError | ValueError), _chain(cause))
-        return f"{key} cannot be used: {_shorten(str([message, *causes][-1]))}"
+    if allowed is None:  # a class; jsonargparse's message about the first alternative of the type names the mistake
+        while cause is not None and isinstance(cause.__cause__, TypeError | ValueError):
+            cause = cause.__cause__
+        return f"{key} cannot be used: {_shorten(str(cause or message))}"
     return f"{name} is {_shorten(str(value), 80)!r}, but it must be {allowed}"
 
 
 def _stated_values(parser: ArgumentParser, key: str) -> Iterator[tuple[str, Any]]:
     """Yield the places where an option is stated, in words, with the values there."""
     for path in _config_files(parser, _words(parser)):
-        if has_key(content := read_yaml(path), key):
-            yield f"{key} in {path}", get_key(content, key)
+        with contextlib.suppress(KeyError, TypeError):
+            yield f"{key} in {path}", get_key(read_yaml(path), key)
     for name, value in stated_options(_words(parser)):
-        if name.removesuffix("+") == f"--{key}" or name.startswith(f"--{key}."):
+        if name == f"--{key}" or name.startswith(f"--{key}."):
             yield name, value
 
 
@@ -191,18 +192,12 @@ def _config_files(parser: ArgumentParser, words: list[str]) -> list[str]:
 
 
 def _words(parser: ArgumentParser) -> list[str]:
-    """Return the words of the command line that the parser was called for."""
+    """Return the words of the command line that the parser parsed last."""
     return list(getattr(parser, "args", None) or [])
 
 
 def _command(parser: ArgumentParser) -> str:
     return parser.prog.replace(" [options]", "")
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
 
 
 def _shorten(text: str, length: int = 300) -> str:

@@ -21,13 +21,14 @@ def asks_for_help(argv: list[str]) -> bool:
 def stated_options(argv: list[str]) -> list[tuple[str, str]]:
     """Return the options that a command line states, with dashes, and their values.
 
-    An option without `=` has the next word as its value, or "" at the end: `--a=1 -b 2` is [("--a", "1"), ("-b", "2")].
+    An option without `=` has the next word as its value, or "" at the end; a final `+`, which extends a list, is
+    dropped. `--a=1 --b+ 2 -c` is [("--a", "1"), ("--b", "2"), ("-c", "")].
     """
     options = []
     for word, following in zip(argv, [*argv[1:], ""], strict=False):
         name, equals, value = word.partition("=")
         if re.match(r"--?[A-Za-z]", name):  # and not a negative number
-            options.append((name, value if equals else following))
+            options.append((name.removesuffix("+"), value if equals else following))
     return options
 
 
