@@ -16,7 +16,7 @@ def asks_for_help(argv: list[str]) -> bool:
 
 def flag_keys(argv: list[str]) -> set[str]:
     """Return the options that a command line states, without dashes and values."""
-    keys = {arg.lstrip("-").split("=")[0] for arg in argv if arg.startswith("--")}
+    keys = {arg.lstrip("-").split("=")[0].rstrip("+") for arg in argv if arg.startswith("--")}  # `+` adds to a list
     return keys | {"config" for arg in argv if arg == "-c"}
 
 
@@ -37,14 +37,6 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def has_key(values: Mapping[str, Any], key: str) -> bool:
-    """Whether a nested configuration has a dotted key."""
-    *groups, name = key.split(".")
-    for group in groups:
-        values = values.get(group) if isinstance(values.get(group), Mapping) else {}  # type: ignore[assignment]
-    return name in values
 
 
 def get_key(values: Mapping[str, Any], key: str) -> Any:
