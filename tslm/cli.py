@@ -1,7 +1,8 @@
 """`fit`, `validate`, `test` and `predict`: LightningCLI with our classes, and the rules for what decides a value.
 
 The command line wins over the configuration file, that over the checkpoint, that over the defaults; only the
-architecture is always the checkpoint's, and stating another one is an error.
+architecture is always the checkpoint's, and stating another one is an error. From a checkpoint come only the plain
+settings that `tslm.training.saved_settings` lists: no class, and no path to write to.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from tslm.commands.arguments import OneSentenceErrors
-from tslm.commands.options import asks_for_help, flag_keys, get_key, has_key, is_stated, leaves, put_key, read_yaml
+from tslm.commands.options import asks_for_help, flag_keys, get_key, is_stated, leaves, put_key, read_yaml
 from tslm.data.datamodule import TextDataModule
 from tslm.errors import UserError
 from tslm.tokenizer.files import tokenizer_from_texts
@@ -26,6 +27,7 @@ from tslm.training.checkpoint import fit_part, read_checkpoint
 from tslm.training.module import LanguageModule
 from tslm.training.predictions import print_predictions, write_predictions
 from tslm.training.runs import find_checkpoint, run_of
+from tslm.training.saved_settings import plain_settings, read_architecture, read_settings
 from tslm.training.saving import Checkpoints, run_dir
 from tslm.training.settings import GenerationSettings, OptimizerSettings
 from tslm.training.trainer import StepTrainer
@@ -143,27 +145,36 @@ class CommandLine(LightningCLI):
         return Path(self.config[self.config.subcommand].trainer.default_root_dir)
 
     def _take_over_saved(self, parser: LightningArgumentParser, command: str) -> None:
-        """Replace whatever the user has not stated by what the checkpoint was trained with, and print what differs."""
+        """Replace what the user has not stated by the plain settings of the checkpoint, and print what differs.
+
+        No other part of the saved settings reaches the parser, which would import the classes that they name.
+        """
+        architecture, settings = read_architecture(self.saved, self.checkpoint), read_settings(self.saved)
         options = yaml.safe_load(parser.dump(self.config, skip_link_targets=True, skip_none=False))
         values = options[command]
-        for name, trained in self.saved["architecture"].items():
+        for name, trained in architecture.items():
             key = LINKED.get(name, f"model.{name}")
             if is_stated(key, self.stated) and get_key(values, key) != trained:
-                raise ValueError(
+                raise UserError(
                     f"{key} is {get_key(values, key)}, but {self.checkpoint} was trained with {trained}: "
                     f"leave --{key} out, or train a new model without --ckpt_path"
                 )
             put_key(values, key, trained)
-        for key, saved in leaves(self.saved["config"]):
-            if key.removeprefix("model.") in self.saved["architecture"] or not has_key(values, key):
+        decided = {LINKED.get(name, f"model.{name}") for name in architecture}
+        plain = plain_settings(values).allowed
+        for key, saved in settings.allowed.items():
+            if key in decided:
                 continue
-            now = get_key(values, key)
-            if key == "data.tokenizer":  # the checkpoint holds the tokenizer itself, wherever the folder is now
-                continue
+            now = plain.get(key, get_key(values, key))
             if not is_stated(key, self.stated):
                 put_key(values, key, saved)
-            elif now != saved and command == "fit" and key not in ("ckpt_path", "config"):
+            elif now != saved and command == "fit":
                 print(f"Changed: {key} is {now}; the checkpoint was trained with {saved}.")
+        left_out = [key for key in settings.left_out if not is_stated(key, self.stated)]
+        if left_out and command == "fit":
+            pronoun = "it" if len(left_out) == 1 else "them"
+            print(f"Not taken from the checkpoint: {', '.join(left_out)}; "
+                  f"state {pronoun} again if you want {pronoun}.")
         values["ckpt_path"] = str(self.checkpoint)
         self.config = parser.parse_object(options)
 

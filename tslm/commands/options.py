@@ -80,14 +80,6 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
-def has_key(values: Mapping[str, Any], key: str) -> bool:
-    """Whether a nested configuration has a dotted key."""
-    *groups, name = key.split(".")
-    for group in groups:
-        values = values.get(group) if isinstance(values.get(group), Mapping) else {}  # type: ignore[assignment]
-    return name in values
-
-
 def get_key(values: Mapping[str, Any], key: str) -> Any:
     """Return the value of a dotted key."""
     *groups, name = key.split(".")

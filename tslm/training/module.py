@@ -26,6 +26,7 @@ from tslm.training.checkpoint import CHECKPOINT_KEY, fit_part
 from tslm.training.compiling import try_compiled
 from tslm.training.cuda_step import CudaStep, applies
 from tslm.training.micro_batches import loss_by_micro_batches
+from tslm.training.saved_settings import saved_form
 from tslm.training.settings import GenerationSettings, OptimizerSettings
 from tslm.training.skipped import SkippedSteps, SkipReport, with_telling_gradient
 
@@ -254,10 +255,10 @@ class LanguageModule(pl.LightningModule):
         self.clip(gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what makes the file stand alone: architecture, tokenizer, command line, random number generators."""
+        """Add what makes the file stand alone: architecture, tokenizer, settings, random number generators."""
         checkpoint[CHECKPOINT_KEY] = {
             "architecture": asdict(self.model.config),
-            "config": self.run_config,
+            **saved_form(self.run_config),
             "tokenizer": tokenizer_texts(self.tokenizer) if self.tokenizer is not None else None,
             "rng": {
                 "cpu": torch.get_rng_state(),
