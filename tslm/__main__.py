@@ -5,14 +5,12 @@ Nothing heavy is imported before the command is known, so a list or a mistyped n
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import errno
 import importlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator
 
 import tslm
 from tslm.errors import UserError
@@ -27,6 +25,8 @@ COMMANDS = {
     "tokenize": ("tslm.commands.tokenize", "turn text files into one file of token ids"),
     "study": ("tslm.commands.study", "answer a question of the course by an experiment; `study --help` lists them"),
 }
+
+_python_format = warnings.formatwarning
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,8 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         return _report(_unknown(words[0]))
     try:
-        with _plain_notices():
-            _run(words[0], words[1:], argv)
+        warnings.formatwarning = _format_warning
+        _run(words[0], words[1:], argv)
         sys.stdout.flush()  # here, because a pipe closed by its reader is reported at exit otherwise
         return 0
     except SystemExit as exit_:
@@ -75,25 +75,15 @@ def _run(command: str, options: list[str], argv: list[str] | None) -> None:
     module.main(argv if COMMANDS[command][0] == "tslm.cli" else options)
 
 
-@contextlib.contextmanager
-def _plain_notices() -> Iterator[None]:
-    """Show the warning that a function runs without its substitute as one line, without file name and source."""
-    original = warnings.formatwarning
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Format the warning that a function runs without its substitute as one line, without file name and source."""
+    from tslm.fast import DisagreementWarning
 
-    def format_warning(
-        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-    ) -> str:
-        from tslm.fast import DisagreementWarning
-
-        if issubclass(category, DisagreementWarning):
-            return f"tslm: {message}\n"
-        return original(message, category, filename, lineno, line)
-
-    warnings.formatwarning = format_warning
-    try:
-        yield
-    finally:
-        warnings.formatwarning = original
+    if issubclass(category, DisagreementWarning):
+        return f"tslm: {message}\n"
+    return _python_format(message, category, filename, lineno, line)
 
 
 def _overview() -> str:

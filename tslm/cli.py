@@ -179,11 +179,7 @@ class CommandLine(LightningCLI):
         self.config = parser.parse_object(options)
 
     def _settle_budget(self, *sources: set[str]) -> None:
-        """Keep the kind of budget that the first source states, and clear the other kind, which a later one stated.
-
-        Args:
-            sources: sets of stated keys, in the order of precedence.
-        """
+        """Keep the kind of budget that the first source of stated keys has, and clear the other kind."""
         for stated in sources:
             here = [key for key in BUDGETS if key in stated]
             if len(here) == 1:

@@ -40,6 +40,8 @@ def test_nested_values_are_read_and_set_by_dotted_keys():
     values = {"a": {"b": 1, "c": {}}, "d": [2]}
     assert list(leaves(values)) == [("a.b", 1), ("a.c", {}), ("d", [2])]
     put_key(values, "a.b", 3)
+    put_key(values, "e", 4)
+    assert values == {"a": {"b": 3, "c": {}}, "d": [2], "e": 4}
     assert get_key(values, "a.b") == 3
 
 

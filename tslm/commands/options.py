@@ -82,15 +82,12 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def get_key(values: Mapping[str, Any], key: str) -> Any:
     """Return the value of a dotted key."""
-    *groups, name = key.split(".")
-    for group in groups:
-        values = values[group]
-    return values[name]
+    for name in key.split("."):
+        values = values[name]
+    return values
 
 
 def put_key(values: dict[str, Any], key: str, value: Any) -> None:
     """Set the value of a dotted key."""
-    *groups, name = key.split(".")
-    for group in groups:
-        values = values[group]
-    values[name] = value
+    group, _, name = key.rpartition(".")
+    (get_key(values, group) if group else values)[name] = value
