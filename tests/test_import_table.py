@@ -30,7 +30,7 @@ TABLE = {
     "commands": (ANYTHING, {"torch", "numpy", "jsonargparse", "tqdm", "yaml"}),
     "cli": (ANYTHING, {"torch", "lightning", "jsonargparse", "yaml"}),
     "errors": (set(), set()),  # every room but fast may import it
-    "__main__": ({""}, set()),
+    "__main__": ({"", "fast"}, set()),
     "__init__": (ANYTHING, set()),
 }
 # Rooms of the core, which may import nothing of fast/ but the decorator.

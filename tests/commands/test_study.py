@@ -26,11 +26,11 @@ def test_each_study_explains_its_options(name, capsys):
 
 
 @pytest.mark.parametrize(("words", "sentence"), [
-    ([], "the name of a study is missing: choose one of tokenizer, unicode"),
+    ([], "the name of a study is missing: choose one of tokenizer, unicode, fast"),
     (["unicoed"], "unknown study 'unicoed': did you mean 'unicode'?"),
     (["tokeniser", "--seed", "1"], "unknown study 'tokeniser': did you mean 'tokenizer'?"),
-    (["xyz"], "unknown study 'xyz': choose one of tokenizer, unicode"),
-    (["--text", "a"], "expected the name of a study before --text, one of tokenizer, unicode"),
+    (["xyz"], "unknown study 'xyz': choose one of tokenizer, unicode, fast"),
+    (["--text", "a"], "expected the name of a study before --text, one of tokenizer, unicode, fast"),
     (["unicode", "--txt", "a"], "unknown option --txt: did you mean --text?"),
     (["tokenizer", "--vocab_size", "many"], "--vocab_size is 'many', but it must be a whole number"),
 ])
@@ -63,7 +63,7 @@ def test_study_tokenizer_answers_mistakes_in_one_sentence(words, parts, tmp_path
     assert main(["study", "tokenizer", *words]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    sentence = err.rpartition("\r")[2].strip().splitlines()[-1]  # behind the progress bars
+    sentence = err.rpartition("\r")[2].strip().splitlines()[-1]  # after the progress bars
     assert sentence.startswith("tslm: ")
     for part in parts:
         assert part in sentence
