@@ -6,7 +6,6 @@ import pytest
 from tests.campaigns import fuzz_tokenizer
 from tests.campaigns.fuzz_inputs import WHITE
 from tests.campaigns.fuzz_tokenizer import main
-from tests.conftest import ROOT
 from tslm.tokenizer.pretokenize import PATTERN
 
 
@@ -62,13 +61,6 @@ def test_ctrl_c_ends_a_campaign_with_its_summary(capsys, monkeypatch):
     found, err = lines(capsys)
     assert [line["cases"] for line in found] == [1, 0]
     assert err == ""
-
-
-def test_the_command_in_the_readme_is_taken(capsys):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (command,) = re.findall(r"^python -m tests\.campaigns\.fuzz_tokenizer (.*)$", readme, re.MULTILINE)
-    assert main([*command.split(), "--cases", "0"]) == 0
-    assert len(lines(capsys)[0]) == 7
 
 
 def test_the_white_space_of_the_campaign_is_that_of_the_pattern():
