@@ -8,7 +8,6 @@ peer is the fastest form of transformers. `pip install -e '.[bench]'` installs t
 """
 
 import argparse
-import importlib.util
 import random
 import sys
 import time
@@ -19,7 +18,7 @@ from statistics import median
 import torch
 
 from tests.benchmarks import generation_forms as forms
-from tests.benchmarks.measure import Figure, Target, exit_code, machine, markdown, table
+from tests.benchmarks.measure import Figure, Target, exit_code, is_installed, machine, markdown, table
 from tslm.errors import UserError
 from tslm.generation.native import kernel_dtype
 from tslm.model import TransformerConfig
@@ -49,9 +48,9 @@ def _measure(options: argparse.Namespace, config: TransformerConfig) -> None:
 def _figures(options: argparse.Namespace, config: TransformerConfig) -> Iterator[Figure]:
     longest = config.context_length - options.prompt
     if min(options.runs, options.prompt, *options.batch) < 1 or not 1 <= options.tokens <= longest:
-        raise UserError(f"--runs, --prompt and --batch must be above 0, and --tokens 1 to {longest}, because prompt and "
+        raise UserError(f"--runs, --prompt and --batch must be above 0, and --tokens 1 to {longest}: prompt and "
                         f"tokens share a context of {config.context_length}")
-    if importlib.util.find_spec("transformers") is None:
+    if not is_installed("transformers"):
         raise UserError("transformers is not installed: run `pip install -e '.[bench]'`")
     if options.threads:
         torch.set_num_threads(options.threads)

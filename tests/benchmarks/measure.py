@@ -7,6 +7,7 @@ code, are excluded on both sides, because they are a cache that the system can d
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import platform
@@ -220,6 +221,11 @@ def _memory(pid: int) -> int:
 def _process_memory(pid: int) -> int:
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
     return sum(int(fields[name].split()[0]) for name in ("Pss_Anon", "Pss_Shmem")) * 1024
+
+
+def is_installed(package: str) -> bool:
+    """Return whether a package can be imported."""
+    return importlib.util.find_spec(package) is not None
 
 
 def exit_code(work: Callable[[], int | None]) -> int:

@@ -6,22 +6,16 @@ all but the smallest jobs in new processes, and the medians count. `pip install 
 """
 
 import argparse
-import importlib.util
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.benchmarks.measure import Plan, choose, exit_code, machine, markdown, table
+from tests.benchmarks.measure import Plan, choose, exit_code, is_installed, machine, markdown, table
 from tests.benchmarks.tokenizer_figures import plans
 from tests.benchmarks.tokenizer_inputs import TokenizerInputs
 from tslm.errors import MissingFileError, UserError
-
-
-def is_installed(package: str) -> bool:
-    """Return whether a package can be imported."""
-    return importlib.util.find_spec(package) is not None
 
 
 def main(arguments: Sequence[str] | None = None, installed: Callable[[str], bool] = is_installed) -> int:
