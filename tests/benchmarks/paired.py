@@ -23,6 +23,7 @@ from typing import Any
 
 from tests.benchmarks import paired_jobs
 from tests.benchmarks.measure import exit_code, machine
+from tslm.errors import MissingFileError, UserError
 
 _JOBS = ("quickstart", "course", "tokenizer-train", "tokenizer-encode", "generate")
 _TRAINING = ("quickstart", "course")
@@ -37,14 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _compare(options: argparse.Namespace) -> None:
     if min(options.runs, options.steps, options.tokens, options.stories, options.workers) < 1:
-        raise ValueError("--runs, --steps, --tokens, --stories and --workers must be at least 1")
+        raise UserError("--runs, --steps, --tokens, --stories and --workers must be at least 1")
     if options.megabytes <= 0:
-        raise ValueError(f"--megabytes is {options.megabytes}, but it must be above 0")
+        raise UserError(f"--megabytes is {options.megabytes}, but it must be above 0")
     for tree in (options.a, options.b):
         if not (tree / "tslm" / "__init__.py").is_file():
-            raise ValueError(f"{tree} has no tslm/__init__.py: give a folder that holds a source tree of this project")
+            raise UserError(f"{tree} has no tslm/__init__.py: give a folder that holds a source tree of this project")
     if options.text is not None and not options.text.is_file():
-        raise ValueError(f"--text is {options.text}, which is not a file: give a UTF-8 text, or leave the option out")
+        raise MissingFileError(f"--text is {options.text}, not a file: give a UTF-8 text, or leave the option out")
     options.workdir.mkdir(parents=True, exist_ok=True)
     workdir = options.workdir.resolve()
     trees = {"a": options.a.resolve(), "b": options.b.resolve()}
@@ -104,7 +105,7 @@ class _Inputs:
         if "long" not in self._texts:
             size, text = int(self._options.megabytes * 1e6), Path(self._text()).read_bytes()
             if not text:
-                raise ValueError(f"{self._text()} is empty: give a text with at least one byte as --text")
+                raise UserError(f"{self._text()} is empty: give a text with at least one byte as --text")
             path = self._workdir / "paired-long.txt"
             path.write_bytes(text * -(-size // len(text)))
             self._texts["long"] = str(path)

@@ -194,6 +194,7 @@ def lightning_cost(progress: bool, steps: int, rounds: int, seed: int, folder: s
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message="The 'train_dataloader' does not have many workers")
+    warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no `val_dataloader`")
     sizes = SHAPES[shape]
 
     def module() -> LanguageModule:
