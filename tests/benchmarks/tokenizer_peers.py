@@ -1,7 +1,7 @@
-"""The jobs that are compared: the same work done by tslm and by each other program, one function each.
+"""The jobs of the tokenizer's benchmark: the same work in tslm and in each peer, one function each.
 
-Paths and sizes come in, seconds or nothing go out. Each function imports what it needs and nothing else, since it runs
-in a process of its own (see `measure`); those that return seconds leave imports out, and take in the start of workers.
+Each function runs in a new process (see `measure.run_alone`) and imports only what it needs. Functions that return
+seconds exclude the imports and include the start of worker processes.
 """
 
 import base64
@@ -17,8 +17,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-END_OF_TEXT = "<|endoftext|>"  # not imported: the peers' processes should not pay for tslm's start
-# GPT-2's pattern as the other programs take it; the second is tiktoken's own, faster form of it.
+END_OF_TEXT = "<|endoftext|>"  # not imported, so that the peers' processes do not import tslm
+# GPT-2's pattern, and the faster equivalent that tiktoken itself uses.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 TIKTOKEN_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 TOKENIZER_JSON, RANKS = "tokenizer.json", "ranks.tiktoken"
@@ -36,7 +36,7 @@ def train_tslm(text: str, vocab_size: int, workers: int) -> float:
 
 
 def train_gigatoken(text: str, vocab_size: int) -> float:
-    """Train with gigatoken, which uses all cores."""
+    """Train with gigatoken, on all cores."""
     import gigatoken
 
     source = gigatoken.TextFileSource([text], separator=END_OF_TEXT)
@@ -44,7 +44,7 @@ def train_gigatoken(text: str, vocab_size: int) -> float:
 
 
 def train_rustbpe(text: str, vocab_size: int) -> float:
-    """Train with rustbpe, which knows no special tokens: it is given the documents and one entry less."""
+    """Train with rustbpe. It has no special tokens, so it gets the documents and a vocabulary that is one smaller."""
     import rustbpe
 
     tokenizer = rustbpe.Tokenizer()
@@ -52,7 +52,7 @@ def train_rustbpe(text: str, vocab_size: int) -> float:
 
 
 def train_tokenizers(text: str, vocab_size: int) -> float:
-    """Train with Hugging Face's tokenizers, which is given the documents."""
+    """Train with Hugging Face's tokenizers on the documents."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -65,14 +65,14 @@ def train_tokenizers(text: str, vocab_size: int) -> float:
 
 
 def merge_tslm(counts: str, vocab_size: int) -> float:
-    """Make the merges of a count table."""
+    """Compute the merges of a count table with `merge_pretokens`."""
     from tslm.tokenizer import merge_pretokens
 
     table = {token.encode(): count for token, count in json.loads(Path(counts).read_text(encoding="utf-8")).items()}
     return seconds(lambda: merge_pretokens(table, vocab_size, [END_OF_TEXT]))
 
 
-# Encoding a file to a file of uint16; timed from outside, so these return nothing
+# Encoding a file to a file of uint16. The caller measures the whole process, so these return nothing.
 
 
 def encode_tslm(text: str, folder: str, output: str, workers: int) -> None:
@@ -83,24 +83,25 @@ def encode_tslm(text: str, folder: str, output: str, workers: int) -> None:
 
 
 def encode_gigatoken(text: str, folder: str, output: str) -> None:
-    """Encode with gigatoken, document by document, which is its fastest way; the special tokens are put in again."""
+    """Encode with gigatoken by documents, its fastest way, and insert the special tokens between them."""
     import gigatoken
     import numpy as np
 
     tokenizer = gigatoken.Tokenizer.from_json((Path(folder) / TOKENIZER_JSON).read_text(encoding="utf-8"))
     layout = tokenizer.encode_files(gigatoken.TextFileSource([text], separator=END_OF_TEXT)).layout
-    ids, borders = np.asarray(layout.content.data), np.asarray(layout.offsets.data)[1:-1]
-    np.insert(ids.astype("<u2"), borders, tokenizer.encode(END_OF_TEXT)[0]).tofile(output)
+    ids, boundaries = np.asarray(layout.content.data), np.asarray(layout.offsets.data)[1:-1]
+    np.insert(ids.astype("<u2"), boundaries, tokenizer.encode(END_OF_TEXT)[0]).tofile(output)
 
 
 def encode_tiktoken(text: str, folder: str, output: str, workers: int) -> None:
-    """Encode with tiktoken, a part of the documents in each of several processes."""
+    """Encode with tiktoken in several processes, each with its part of the documents."""
     from multiprocessing import Pool
 
     parts = [f"{output}.{number}" for number in range(workers)]
-    borders = _document_borders(text, workers)
+    boundaries = _document_boundaries(text, workers)
     with Pool(workers) as pool:
-        pool.starmap(_encode_part, zip(borders, borders[1:], parts, [text] * workers, [folder] * workers, strict=False))
+        jobs = zip(boundaries, boundaries[1:], parts, [text] * workers, [folder] * workers, strict=False)
+        pool.starmap(_encode_part, jobs)
     first, *others = map(Path, parts)
     with first.open("ab") as file:
         for part in others:
@@ -117,19 +118,19 @@ def _encode_part(start: int, stop: int, output: str, text: str, folder: str) -> 
             encoding.encode_to_numpy(block, allowed_special={END_OF_TEXT}).astype("<u2").tofile(file)
 
 
-def _document_borders(path: str, parts: int) -> list[int]:
-    """Return where a file can be divided into parts of about equal size, behind a document's end."""
+def _document_boundaries(path: str, parts: int) -> list[int]:
+    """Return offsets after document ends that divide a file into parts of about equal size."""
     end = END_OF_TEXT.encode()
-    borders = [0]
+    boundaries = [0]
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
         for part in range(1, parts):
-            found = text.find(end, max(borders[-1], len(text) * part // parts))
-            borders.append(len(text) if found == -1 else found + len(end))
-        return [*borders, len(text)]
+            found = text.find(end, max(boundaries[-1], len(text) * part // parts))
+            boundaries.append(len(text) if found == -1 else found + len(end))
+        return [*boundaries, len(text)]
 
 
 def _blocks(path: str, start: int, stop: int) -> Iterator[str]:
-    """Yield a part of a file in blocks of whole documents; tiktoken is fastest with about a megabyte at a time."""
+    """Yield a part of a file in blocks of whole documents, about a megabyte each, where tiktoken is fastest."""
     rest = b""
     with open(path, "rb") as file:
         file.seek(start)
@@ -152,20 +153,20 @@ def stream_tslm(text: str, folder: str) -> float:
 
 
 def stream_tiktoken(text: str, folder: str) -> float:
-    """Encode the lines of a file one by one."""
+    """Encode the lines of a file one by one with tiktoken."""
     encode = load_tiktoken(folder).encode_ordinary
     return _seconds_of_stream(text, lambda lines: chain.from_iterable(map(encode, lines)))
 
 
 def stream_memory_tslm(text: str, folder: str) -> int:
-    """Return the bytes that `encode_iterable` allocates at most, beyond what was there before."""
+    """Return the peak of the bytes that `encode_iterable` allocates."""
     from tslm.tokenizer import Tokenizer
 
     return _memory_of_stream(text, Tokenizer.from_dir(folder).encode_iterable)
 
 
 def stream_memory_tiktoken(text: str, folder: str) -> int:
-    """Return the bytes of Python objects that line by line takes at most; what Rust allocates is not among them."""
+    """Return the peak of the bytes of Python objects in tiktoken, line by line, without Rust's allocations."""
     encode = load_tiktoken(folder).encode_ordinary
     return _memory_of_stream(text, lambda lines: chain.from_iterable(map(encode, lines)))
 
@@ -185,11 +186,11 @@ def _memory_of_stream(text: str, encode: Callable[[Any], Iterator[int]]) -> int:
         return tracemalloc.get_traced_memory()[1] - before
 
 
-# What the jobs share
+# Helpers of the jobs
 
 
 def seconds(job: Callable[[], object]) -> float:
-    """Return the seconds that a call takes, with the garbage of what came before removed."""
+    """Return the seconds that a call takes. Garbage is collected before the clock starts."""
     gc.collect()
     start = time.perf_counter()
     job()
@@ -197,7 +198,7 @@ def seconds(job: Callable[[], object]) -> float:
 
 
 def documents(path: str) -> Iterator[str]:
-    """Yield what stands between the special tokens of a file."""
+    """Yield the texts between the special tokens of a file."""
     rest = ""
     with open(path, encoding="utf-8", newline="") as file:
         for block in iter(partial(file.read, _READ), ""):
@@ -217,14 +218,14 @@ def load_tiktoken(folder: str | Path) -> Any:
 
 
 def load_tokenizers(folder: str | Path) -> Any:
-    """Return the tokenizer of Hugging Face's tokenizers that `save_for_peers` wrote."""
+    """Return the tokenizer that `save_for_peers` wrote, loaded with Hugging Face's tokenizers."""
     from tokenizers import Tokenizer
 
     return Tokenizer.from_file(str(Path(folder) / TOKENIZER_JSON))
 
 
 def save_for_peers(tokenizer: Any, folder: Path) -> None:
-    """Write a tslm tokenizer as `from_dir`, gigatoken and tokenizers (tokenizer.json) and tiktoken (ranks) read it."""
+    """Write a tokenizer for tslm, for gigatoken and tokenizers (tokenizer.json), and for tiktoken (ranks)."""
     tokenizer.save(folder)
     vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]

@@ -1,4 +1,4 @@
-"""What the tokenizer's figures are measured on: options come in, texts and vocabularies go out."""
+"""The texts and vocabularies that the tokenizer's figures are measured on, made when a figure first needs them."""
 
 import hashlib
 import json
@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tests.benchmarks import corpora, peers
+from tests.benchmarks import corpora
+from tests.benchmarks import tokenizer_peers as peers
 from tslm.data.toy import write_corpus
+from tslm.errors import UserError
 from tslm.tokenizer import END_OF_TEXT, Tokenizer, count_pretokens, merge_pretokens, train_bpe
 
 VOCAB_SIZE = 10_000
@@ -17,20 +19,20 @@ _STREAM_BYTES = 100_000_000
 
 
 @dataclass
-class Bench:
-    """What the figures are measured on; each text and each tokenizer is made when it is first needed.
+class TokenizerInputs:
+    """The inputs of the tokenizer's figures.
 
     Attributes:
-        size: bytes of the drawn text.
-        mixed_size: bytes of the mixed text, at most.
-        runs: on each side; the two slowest peers run once.
-        seed: of the drawing.
-        workers: processes of tslm, and of tiktoken, which has none of its own.
-        counts_file: `{pre-token: count}` as JSON; None takes the embedded corpus.
-        train_file: a text; None takes the embedded corpus.
-        workdir: where texts are kept.
-        scratch: a folder that is removed at the end.
-        say: tells the user what is going on.
+        size: Size of the drawn text in bytes.
+        mixed_size: Largest size of the mixed text in bytes.
+        runs: Runs on each side. The two slowest peers run once.
+        seed: Seed of the drawn and the mixed text.
+        workers: Number of processes of tslm and of tiktoken, which starts none itself.
+        counts_file: JSON file `{pre-token: count}`; None uses the embedded corpus.
+        train_file: A UTF-8 text; None uses the embedded corpus.
+        workdir: Folder that keeps the texts.
+        scratch: Folder that is removed at the end.
+        notify: Prints a sentence about progress.
     """
 
     size: int
@@ -42,7 +44,7 @@ class Bench:
     train_file: Path | None
     workdir: Path
     scratch: Path
-    say: Callable[[str], None]
+    notify: Callable[[str], None]
 
     @cached_property
     def toy_text(self) -> Path:
@@ -53,7 +55,7 @@ class Bench:
 
     @cached_property
     def counts_path(self) -> Path:
-        """The count table as a file."""
+        """JSON file with the count of each pre-token."""
         if self.counts_file is not None:
             return self.counts_file
         path = self.scratch / "counts.json"
@@ -63,55 +65,55 @@ class Bench:
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """The count table.
+        """Count of each pre-token.
 
         Raises:
-            ValueError: the file does not hold one.
+            UserError: The file is not a JSON object of pre-tokens and counts.
         """
         try:
             counts = json.loads(self.counts_path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{self.counts_path} is not a JSON object of pre-tokens and counts: {error}") from None
+            raise UserError(f"{self.counts_path} is not a JSON object {{pre-token: count}}: {error}") from None
         if not isinstance(counts, dict):
-            raise ValueError(f"{self.counts_path} holds no JSON object; it should be {{pre-token: count}}")
+            raise UserError(f"{self.counts_path} is JSON, but not an object: give one of the form {{pre-token: count}}")
         return counts
 
     @cached_property
     def train_text(self) -> str:
-        """The text of real sentences."""
+        """Text of real sentences."""
         return (self.train_file or self.toy_text).read_text(encoding="utf-8")
 
     @cached_property
     def drawn_text(self) -> Path:
-        """The large text, drawn from the counts."""
+        """Large text, drawn from the counts."""
         return self._drawn(self.size)
 
     @cached_property
     def stream_text(self) -> Path:
-        """The text whose lines are encoded one after the other."""
+        """Text whose lines are encoded one by one."""
         return self._drawn(min(self.size, _STREAM_BYTES))
 
     @cached_property
     def mixed_text(self) -> Path:
-        """Python sources and documentation."""
+        """Text of Python sources and documentation."""
         path = self.workdir / f"mixed-{self.mixed_size}-{self.seed}.txt"
         if not path.exists():
-            self.say("collecting Python sources and documentation")
+            self.notify("collecting Python sources and documentation")
             corpora.write_mixed_text(path, self.mixed_size, self.seed, corpora.python_folders())
-        self.say(f"the mixed text has {path.stat().st_size / 1e6:,.0f} MB")
+        self.notify(f"the mixed text has {path.stat().st_size / 1e6:,.0f} MB")
         return path
 
     @cached_property
     def tokenizer_folder(self) -> Path:
-        """The vocabulary of the count table, for the small figures."""
+        """Folder of a vocabulary trained on the counts, for the small figures."""
         table = {token.encode(): count for token, count in self.counts.items()}
         return self._saved("of-counts", merge_pretokens(table, VOCAB_SIZE, [END_OF_TEXT]))
 
     def trained_on(self, text: Path) -> Path:
-        """Return the folder of the vocabulary of a large text."""
+        """Return the folder of a vocabulary trained on a large text."""
         folder = self.scratch / f"of-{text.stem}"
         if not folder.exists():
-            self.say(f"training the vocabulary of {text.name}")
+            self.notify(f"training the vocabulary of {text.name}")
             self._saved(folder.name, train_bpe(text, VOCAB_SIZE, [END_OF_TEXT], num_workers=self.workers))
         return folder
 
@@ -124,6 +126,6 @@ class Bench:
         counts_hash = hashlib.sha256(self.counts_path.read_bytes()).hexdigest()[:8]
         path = self.workdir / f"drawn-{counts_hash}-{size}-{self.seed}.txt"
         if not path.exists():
-            self.say(f"drawing {size / 1e6:,.0f} MB of text")
+            self.notify(f"drawing {size / 1e6:,.0f} MB of text")
             corpora.write_drawn_text(path, self.counts, size, self.seed)
         return path
