@@ -59,6 +59,10 @@ def weights_after_three_steps():
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
+def negated(next_logits):
+    return lambda growing: -next_logits(growing)
+
+
 # What a researcher might change in each function on the CPU's path: an edited form, made from the original one.
 EDITS = {
     "tslm.model.ops.rms_norm": lambda plain: lambda x, gain, eps: 1.01 * plain(x, gain, eps),
@@ -67,8 +71,7 @@ EDITS = {
     "tslm.objective.linear_and_loss": lambda plain: lambda *arguments: plain(*arguments) + 0.01,
     "tslm.optim.adamw.adamw_step": lambda plain: lambda *arguments: plain(*arguments[:4], 0.5 * arguments[4],
                                                                           *arguments[5:]),
-    "tslm.generation.decoding.next_logits": lambda plain: lambda *arguments: (
-        lambda growing, compute=plain(*arguments): -compute(growing)),
+    "tslm.generation.decoding.next_logits": lambda plain: lambda *arguments: negated(plain(*arguments)),
     "tslm.generation.sampling.choose_tokens": lambda plain: lambda logits, *rest: plain(-logits, *rest),
 }
 # What shows that an edited function ran.
@@ -211,8 +214,7 @@ def test_an_unavailable_substitute_is_reported_once_for_all_functions(monkeypatc
     build.load.cache_clear()
     try:
         with pytest.warns(DisagreementWarning, match="no-such-compiler is not found") as seen:
-            loss_and_gradients()
-            loss_and_gradients()
+            [loss_and_gradients() for _ in range(2)]
     finally:
         build.load.cache_clear()
     assert len(seen) == 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tslm import fast
-from tslm.generation import decoding, generate, stream
+from tslm.generation import generate, stream
 from tslm.generation.cache import KeyValueCache
 from tslm.model import TransformerConfig, TransformerLM
 

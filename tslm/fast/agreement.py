@@ -42,8 +42,8 @@ def difference(plain: Callable[..., Any], substitute: Substitute, key: Hashable)
             if len(found) != len(expected):
                 return f"its results are {len(expected)} values, the substitute's {len(found)}"
             for ours, theirs in zip(expected, found, strict=True):
-                if error := _error(ours, theirs, tolerance):
-                    return error
+                if found_difference := _error(ours, theirs, tolerance):
+                    return found_difference
     return ""
 
 

@@ -28,7 +28,6 @@ from tslm.fast.table import SUBSTITUTES, Place
 
 P = ParamSpec("P")
 R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
 
 
 class DisagreementWarning(UserWarning):
@@ -81,13 +80,13 @@ class Substitute:
     keys: Callable[[], Iterable[Hashable]] = field(default=lambda: ())
 
 
-class Replaceable(Protocol[P, R_co]):
+class Replaceable(Protocol[P, R]):
     """A function of the core behind the door; `plain` is the function as it is written."""
 
-    plain: Callable[P, R_co]
+    plain: Callable[P, R]
     __name__: str
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the substitute, or the function itself."""
 
 

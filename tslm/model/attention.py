@@ -28,8 +28,8 @@ class MultiHeadSelfAttention(Module):
     def __init__(self, d_model: int, num_heads: int) -> None:
         super().__init__()
         if d_model % num_heads:
-            raise UserError(f"d_model is {d_model}, which num_heads = {num_heads} does not divide: choose a multiple of "
-                            f"{num_heads} for d_model")
+            raise UserError(f"d_model is {d_model}, which num_heads = {num_heads} does not divide: choose a multiple "
+                            f"of {num_heads} for d_model")
         self.num_heads = num_heads
         self.q_proj = Linear(d_model, d_model)
         self.k_proj = Linear(d_model, d_model)

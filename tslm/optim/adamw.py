@@ -97,7 +97,8 @@ class AdamW(Optimizer):
             for parameters in alike.values():
                 gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
                 states = [self.state[parameter] for parameter in parameters]
-                adamw_step(parameters, gradients, states, self.skip, group["lr"], *group["betas"], group["eps"],
+                beta1, beta2 = group["betas"]
+                adamw_step(parameters, gradients, states, self.skip, group["lr"], beta1, beta2, group["eps"],
                            group["weight_decay"])
         return loss
 

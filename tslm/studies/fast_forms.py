@@ -94,7 +94,7 @@ def _examples(name: str, substitute: door.Substitute) -> list[tuple[Hashable, do
         key = substitute.supports(model, 1, 64)
         _keep_alive.append(model)
         return [] if key is None else [(key, door.Case((model, 1, 64), twenty_steps))]
-    return [(key, None if substitute.examples is None else substitute.examples(key)) for key in substitute.keys()]
+    return [(key, None if substitute.examples is None else substitute.examples(key)) for key in list(substitute.keys())]
 
 
 _keep_alive: list[object] = []  # a key holds its model weakly

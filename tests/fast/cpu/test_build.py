@@ -1,7 +1,6 @@
 """Compiling the C kernels: once, into the cache folder, and one sentence where that fails."""
 
 import os
-import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 

@@ -58,7 +58,8 @@ def _precise(form: Form) -> Form | None:
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     """Substitute for `ops.rms_norm`, for x and gain in float32."""
-    return _RMSNorm.apply(x.contiguous(), gain.contiguous(), eps, form_of(x).compute_dtype)  # type: ignore[no-any-return]
+    dtype = form_of(x).compute_dtype
+    return _RMSNorm.apply(x.contiguous(), gain.contiguous(), eps, dtype)  # type: ignore[no-any-return]
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -163,7 +164,8 @@ def _attention_case(form: Form, batch: int, length: int, heads: int, width: int,
 SELF_ATTENTION = Substitute(
     self_attention, _supports_attention,
     probes=lambda form: _built(form, *(_attention_case(form, 2, 70, 2, 6, documents) for documents in (True, False))),
-    tolerance=_tolerance, precise=_precise, examples=lambda form: _attention_case(form, 16, 256, 16, 32, False), keys=forms,
+    tolerance=_tolerance, precise=_precise, examples=lambda form: _attention_case(form, 16, 256, 16, 32, False),
+    keys=forms,
 )
 
 
