@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tslm.data import TextDataModule
+from tslm.data.datamodule import TextDataModule
 from tslm.data.device_windows import DeviceWindows, copy_ids
 from tslm.data.windows import WindowStream
 

@@ -9,13 +9,14 @@ import torch
 from tests.loops.conftest import data  # noqa: F401 (a fixture)
 from tests.loops.test_lightning import fit, make_module, make_trainer, weights
 from tests.training.test_trainer import make
-from tslm.data import TextDataModule
 from tslm.data.batches import Batches, default_micro_batch, split_batch
+from tslm.data.datamodule import TextDataModule
 from tslm.errors import UserError
 from tslm.loops.bare import BareDriver
 from tslm.training import GenerationSettings, LanguageModule, OptimizerSettings
 from tslm.training.checkpoint import fit_part, read_checkpoint
 from tslm.training.metrics import StepMetrics
+from tslm.training.saved_settings import read_settings
 from tslm.training.settings import translate_batch_settings
 
 OLD = Path(__file__).parent / "fixtures" / "before_micro_batch_size.ckpt"
@@ -201,20 +202,20 @@ def test_the_bare_loop_frees_the_graph_of_a_micro_batch_before_the_next_forward_
     assert alive == [[], [False], [False, False]]
 
 
-@pytest.mark.parametrize(("old", "new"), [
-    ({"data": {"batch_size": 16}, "trainer": {"accumulate_grad_batches": 4, "devices": "2"}}, (128, 16)),
-    ({"data": {"batch_size": 16}, "trainer": {"accumulate_grad_batches": 1, "devices": "auto"}}, (16, None)),
-    ({"data": {"batch_size": 16}, "trainer": {"devices": [0, 1, 2], "num_nodes": 2}}, (96, 16)),
-    ({"data": {"batch_size": 16}, "trainer": {"devices": -1}, "model": {"micro_batch_size": 6}}, (16, 4)),
-    ({"data": {"batch_size": 16}, "model": {"micro_batch_size": 99}}, (16, None)),
-    ({"data": {"batch_size": 16, "micro_batch_size": None}, "trainer": {"accumulate_grad_batches": 4}}, (16, None)),
+@pytest.mark.parametrize(("old", "batch_size", "micro_batch_size"), [
+    ({"trainer.accumulate_grad_batches": 4, "trainer.devices": 2}, 128, 16),
+    ({"trainer.accumulate_grad_batches": 1, "trainer.devices": "auto"}, 16, None),
+    ({"trainer.devices": [0, 1, 2], "trainer.num_nodes": 2}, 96, 16),
+    ({"trainer.devices": -1, "model.micro_batch_size": 6}, 16, 2),
+    ({"model.micro_batch_size": 99}, 16, None), ({"model.micro_batch_size": None}, 16, None),
+    ({"data.micro_batch_size": None, "trainer.accumulate_grad_batches": 4}, 16, None),  # saved by this version
 ])
-def test_settings_of_earlier_versions_are_translated(old, new):
-    translated = translate_batch_settings(old)
-    assert (translated["data"]["batch_size"], translated["data"]["micro_batch_size"]) == new
-    if "micro_batch_size" not in old["data"]:
-        assert translated["trainer"].get("accumulate_grad_batches", 1) == 1
-        assert "micro_batch_size" not in translated["model"]
+def test_settings_of_earlier_versions_are_translated(old, batch_size, micro_batch_size):
+    new = translate_batch_settings({"data.batch_size": 16} | old)
+    assert (new["data.batch_size"], new["data.micro_batch_size"]) == (batch_size, micro_batch_size)
+    assert "model.micro_batch_size" not in new
+    if "data.micro_batch_size" not in old:
+        assert new.get("trainer.accumulate_grad_batches", 1) == 1
 
 
 def test_a_run_of_an_earlier_version_resumes_with_the_same_windows(tmp_path, story_file, cache_dir):
@@ -223,17 +224,20 @@ def test_a_run_of_an_earlier_version_resumes_with_the_same_windows(tmp_path, sto
     That was `fit` with batch_size 2, accumulate_grad_batches 3, vocab_size 264, context_length 16, d_model and d_ff 8,
     one layer of two heads, lr 1e-2, max_steps 4, val_every_n_steps 2, limit_val_batches 3, on `story_file`.
     """
-    saved = translate_batch_settings(fit_part(read_checkpoint(OLD), OLD)["config"])
-    assert (saved["data"]["batch_size"], saved["data"]["micro_batch_size"]) == (6, 2)
-    assert saved["trainer"]["limit_val_batches"] == 1
-    options = saved["data"] | {"train_files": [str(story_file)], "cache_dir": str(cache_dir)}
+    saved, _ = read_settings(fit_part(read_checkpoint(OLD), OLD))
+
+    def options(group):
+        return {key.removeprefix(f"{group}."): value for key, value in saved.items() if key.startswith(f"{group}.")}
+
+    assert (saved["data.batch_size"], saved["data.micro_batch_size"]) == (6, 2)
     metrics = StepMetrics()
-    trainer = make_trainer(tmp_path, 4, callbacks=[metrics], log_every_n_steps=1, limit_val_batches=1,
-                           accumulate_grad_batches=saved["trainer"]["accumulate_grad_batches"])
-    sizes = [saved["model"][name] for name in ("d_model", "num_layers", "num_heads", "d_ff")]
-    module = LanguageModule(264, 16, *sizes, optimizer=OptimizerSettings(**saved["optimizer"]),
+    trainer = make_trainer(tmp_path, 4, callbacks=[metrics], log_every_n_steps=1,
+                           limit_val_batches=saved["trainer.limit_val_batches"],
+                           accumulate_grad_batches=saved["trainer.accumulate_grad_batches"])
+    module = LanguageModule(264, 16, **options("model"), optimizer=OptimizerSettings(**options("optimizer")),
                             generation=GenerationSettings(max_new_tokens=4))
-    trainer.fit(module, datamodule=TextDataModule(**options), ckpt_path=str(OLD))
+    text = TextDataModule(**options("data") | {"train_files": [str(story_file)], "cache_dir": str(cache_dir)})
+    trainer.fit(module, datamodule=text, ckpt_path=str(OLD))
     assert metrics.tokens_seen == 4 * 6 * 16  # restored by the callback's name, then counted on
     assert metrics.latest["train_loss"] == pytest.approx(5.5134358406066895, abs=2e-6)
     assert metrics.latest["valid_loss"] == pytest.approx(5.461350440979004, abs=2e-6)

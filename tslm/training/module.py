@@ -18,7 +18,7 @@ from tslm.data.batches import default_micro_batch
 from tslm.errors import UserError
 from tslm.generation import Completion, complete
 from tslm.model import TransformerConfig, TransformerLM
-from tslm.model.functional import document_begins
+from tslm.model.ops import document_starts_of
 from tslm.objective import linear_cross_entropy
 from tslm.optim import AdamW, clip_gradients
 from tslm.tokenizer import Tokenizer
@@ -27,9 +27,8 @@ from tslm.training.checkpoint import CHECKPOINT_KEY, fit_part
 from tslm.training.compiling import try_compiled
 from tslm.training.cuda_graph import GraphStep, Run, graph_supported, record_cuda_graph
 from tslm.training.nonfinite import SkippedSteps, SkipReport, propagate_nonfinite
+from tslm.training.saved_settings import saved_form
 from tslm.training.settings import GenerationSettings, OptimizerSettings
-
-LOSS_CHUNK_SIZES = {"cpu": 512, "cuda": 16_384}
 
 
 class LanguageModule(pl.LightningModule):
@@ -99,14 +98,13 @@ class LanguageModule(pl.LightningModule):
 
     def mean_loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy in nats of windows (..., T) against their next tokens (..., T)."""
-        documents = None if self.separator is None else document_begins(inputs, self.separator)
-        hidden = self.model.hidden(inputs, documents=documents)
+        starts = None if self.separator is None else document_starts_of(inputs, self.separator)
+        hidden = self.model.hidden(inputs, document_starts=starts)
         weight, loss_of = self.model.lm_head.weight, linear_cross_entropy
         # On a GPU a kernel of our own computes the loss, except its matmuls.
         if self._compiled_loss is not None and torch.is_grad_enabled() and not hidden.is_cuda:
             loss_of = self._compiled_loss
-        chunk_size = self.loss_chunk_size or LOSS_CHUNK_SIZES["cuda" if hidden.is_cuda else "cpu"]
-        return loss_of(hidden.flatten(0, -2), weight, targets.flatten(), chunk_size)
+        return loss_of(hidden.flatten(0, -2), weight, targets.flatten(), self.loss_chunk_size)
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """Return the mean loss of a micro-batch; its gradient is finite only if the loss is."""
@@ -251,7 +249,7 @@ class LanguageModule(pl.LightningModule):
         """Make the file self-contained: add architecture, tokenizer, configuration and random number generators."""
         checkpoint[CHECKPOINT_KEY] = {
             "architecture": asdict(self.model.config),
-            "config": self.run_config,
+            **saved_form(self.run_config),
             "tokenizer": tokenizer_texts(self.tokenizer) if self.tokenizer is not None else None,
             "rng": {
                 "cpu": torch.get_rng_state(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -94,38 +95,31 @@ class GenerationSettings:
             raise UserError(f"max_new_tokens is {self.max_new_tokens}: give 0 or more")
 
 
-def translate_batch_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Express the batch settings of a configuration that an earlier version saved by today's options.
+def translate_batch_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Express the batch settings that an earlier version saved by today's options.
 
     Formerly `data.batch_size` counted the windows of one process in one of `trainer.accumulate_grad_batches` batches.
     Now it counts the windows of one optimizer step over all processes. A run resumed with the translated settings
-    continues with the same windows. `data.micro_batch_size` becomes what was computed at a time, unless that was the
-    whole step; then it is left to its default. A configuration that has `data.micro_batch_size` is returned unchanged.
+    continues with the same windows. `data.micro_batch_size` becomes what was computed at a time, or a divisor of it,
+    unless that was the whole step; then it is left to its default. Settings that have `data.micro_batch_size` are
+    returned unchanged.
 
     Example: batch_size 16 with accumulate_grad_batches 4 on 2 devices becomes batch_size 128 with micro_batch_size 16.
 
     Args:
-        config: nested dictionaries, as in a checkpoint or in config.yaml; not changed.
+        settings: values by dotted keys, such as "data.batch_size"; not changed.
     """
-    data, trainer, model = (dict(config.get(part) or {}) for part in ("data", "trainer", "model"))
-    if "batch_size" not in data or "micro_batch_size" in data:
-        return config
-    accumulate = _count(trainer.get("accumulate_grad_batches"))
-    parts = accumulate * _count(trainer.get("devices")) * _count(trainer.get("num_nodes"))
-    windows = data["batch_size"]
-    most = min(model.pop("micro_batch_size", None) or windows, windows)
-    size = max(size for size in range(1, most + 1) if windows % size == 0)
-    data["batch_size"], data["micro_batch_size"] = windows * parts, size if size < windows * parts else None
+    if "data.batch_size" not in settings or "data.micro_batch_size" in settings:
+        return settings
+    new = dict(settings)
+    windows, accumulate = new["data.batch_size"], new.get("trainer.accumulate_grad_batches", 1)
+    devices = new.get("trainer.devices")
+    processes = len(devices) if isinstance(devices, list) else devices if isinstance(devices, int) else 1
+    step = windows * accumulate * max(1, processes) * new.get("trainer.num_nodes", 1)
+    size = math.gcd(windows, min(windows, new.pop("model.micro_batch_size", None) or windows))
+    new["data.batch_size"], new["data.micro_batch_size"] = step, size if size < step else None
     if accumulate > 1:
-        trainer["accumulate_grad_batches"] = 1
-        if isinstance(limit := trainer.get("limit_val_batches"), int):
-            trainer["limit_val_batches"] = -(-limit // accumulate)  # validation batches have grown as much
-    return config | {"data": data, "trainer": trainer, "model": model}
-
-
-def _count(value: object) -> int:
-    """Read a number of devices, nodes or batches; what names none, such as "auto" or -1, counts as 1."""
-    if isinstance(value, list):
-        return len(value)
-    text = str(value)
-    return max(1, int(text)) if text.isdecimal() else 1
+        new["trainer.accumulate_grad_batches"] = 1
+        if isinstance(limit := new.get("trainer.limit_val_batches"), int):
+            new["trainer.limit_val_batches"] = -(-limit // accumulate)  # validation batches have grown as much
+    return new

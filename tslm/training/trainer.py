@@ -11,9 +11,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from tslm.data.datamodule import TextDataModule
 from tslm.errors import UserError
+from tslm.fast.forms import cpu_multiplies_bfloat16
 from tslm.loops.lightning import InterruptAtBoundary, install_step_loop
 from tslm.loops.step import Budget, Cadence
-from tslm.model.hardware import cpu_multiplies_bfloat16
 from tslm.training.checkpoint import read_checkpoint
 from tslm.training.checkpoint_callback import AtomicCheckpointIO, Checkpoints
 from tslm.training.compiling import Choice, pays
