@@ -61,6 +61,9 @@ def try_compiled(module: LanguageModule, batch: tuple[torch.Tensor, torch.Tensor
         say("Compiling the training step: up to a minute, less if the compiler remembers it")
         started = time.perf_counter()
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a missing CUDA on CPUs
+        with torch.no_grad():
+            # The door compares its substitutes before the compiler asks which of them it may see.
+            module.training_loss(*(each[:1] for each in batch))
         module.use_compiled(True)
         try:
             with warnings.catch_warnings():
