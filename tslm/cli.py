@@ -18,7 +18,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from tslm.commands.arguments import OneSentenceErrors
 from tslm.commands.options import asks_for_help, flag_keys, get_key, has_key, is_stated, leaves, put_key, read_yaml
 from tslm.data.datamodule import TextDataModule
-from tslm.tokenizer.files import tokenizer_from_texts
+from tslm.tokenizer.serialization import tokenizer_from_texts
 from tslm.training.checkpoint import fit_part, read_checkpoint
 from tslm.training.module import LanguageModule
 from tslm.training.predictions import print_predictions, write_predictions

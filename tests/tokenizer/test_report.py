@@ -48,7 +48,7 @@ def test_the_longest_tokens_leave_out_special_ones():
 def test_a_report_of_a_text_without_words_says_so(tmp_path):
     (tmp_path / "a.txt").write_text("<|e|><|e|>")
     lines = train_with_report(tmp_path / "a.txt", 300, ["<|e|>"]).lines()
-    assert "compression    none to measure: the text holds nothing but special tokens" in lines
+    assert "compression    unknown: the text holds nothing but special tokens" in lines
     assert r"longest token  '\x00' (1 bytes)" in lines
 
 

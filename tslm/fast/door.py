@@ -151,7 +151,8 @@ def _compare(plain: Callable[..., Any], substitute: Substitute, key: Hashable) -
 
     try:
         cases = list(substitute.probes(key))
-        return difference(plain, substitute.function, cases, substitute.tolerance(key), key), True
+        reason = difference(plain, substitute.function, cases, substitute.tolerance(key), key)
+        return reason, bool(reason)
     except UnavailableError as error:
         return str(error), True
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from tslm.data.toy import write_corpus
 from tslm.studies.documents import iter_documents, read_document, sample_documents
 from tslm.tokenizer import END_OF_TEXT, Tokenizer, encode_files
-from tslm.tokenizer.plain import MergeStep, replay_merges
+from tslm.tokenizer.bpe import MergeStep, rank_merges, replay
 from tslm.tokenizer.pretokenize import find_pretokens
 from tslm.tokenizer.report import TrainingReport, train_with_report
 
@@ -140,7 +140,7 @@ def study_tokenizer(
         documents=[Document(text[:50], len(text.encode()), len(subject.encode(text))) for text in texts],
         speeds=[in_files, as_strings],
         word=word,
-        steps=list(replay_merges(word.encode(), subject.merges)),
+        steps=list(replay(word.encode(), rank_merges(subject.merges))),
     )
 
 

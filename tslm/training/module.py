@@ -21,7 +21,7 @@ from tslm.model.functional import document_begins
 from tslm.objective import linear_cross_entropy
 from tslm.optim import AdamW, clip_gradients
 from tslm.tokenizer import Tokenizer
-from tslm.tokenizer.files import tokenizer_from_texts, tokenizer_texts
+from tslm.tokenizer.serialization import tokenizer_from_texts, tokenizer_texts
 from tslm.training.checkpoint import CHECKPOINT_KEY, fit_part
 from tslm.training.compiling import try_compiled
 from tslm.training.cuda_step import CudaStep, applies

@@ -1,8 +1,4 @@
-"""Merges pairs in all words at once: the loop of BPE training.
-
-`{pre-token: count}` comes in; the pairs that are merged go out, one after the other. The counts of pairs are never
-taken anew: each merge changes them only where it changes a word.
-"""
+"""BPE training that updates pair counts where a merge changes them: a substitute for `tokenizer.bpe.merge_pairs`."""
 
 from __future__ import annotations
 
@@ -13,74 +9,77 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from tslm.tokenizer.pair_queue import PairQueue
+from tslm.fast.door import Case, Substitute
+from tslm.fast.tokenizer.pair_queue import PairQueue
 
 Places: TypeAlias = npt.NDArray[np.intc]
 
-_BORDER = -1  # in place of a token, on either side of each word
-_SWALLOWED = -2  # in place of a token that was joined with the one on its left
+_BOUNDARY = -1  # a sentinel before and after each word
+_MERGED = -2  # marks a token that was merged into its left neighbour
 _MANY = 96  # places from which numpy is faster than a loop
 
 
-def merged_pairs(counts: Mapping[bytes, int], tokens: list[bytes], wanted: int) -> Iterator[tuple[int, int]]:
-    """Append up to `wanted` merged tokens to `tokens`, and yield the pair that each was made of.
+def merge_pairs(counts: Mapping[bytes, int], max_merges: int, many: int = _MANY) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the merges of BPE training in the order in which they are made.
 
     Args:
-        counts: how often each word occurs.
-        tokens: the 256 bytes.
-        wanted: how many merges to make, if there are so many.
+        counts: how often each pre-token occurs.
+        max_merges: the largest number of merges.
+        many: pairs with at least so many places are merged by numpy.
     """
-    text = _Sequence([(word, count) for word, count in counts.items() if len(word) > 1 and count > 0], 256 + wanted)
+    tokens = [bytes([byte]) for byte in range(256)]
+    words = [(word, count) for word, count in counts.items() if len(word) > 1 and count > 0]
+    text = _Sequence(words, 256 + max_merges)
     queue = PairQueue(text.pair_counts, tokens, text.base)
-    for new in range(256, 256 + wanted):
+    for new in range(256, 256 + max_merges):
         key = queue.pop()
         if key is None:
             return
         left, right = divmod(key, text.base)
+        yield tokens[left], tokens[right]
         tokens.append(tokens[left] + tokens[right])
         queue.name_token(new)
         places = text.places.pop(key)
-        # Where left and right are the same, as in a a a, a place can be spoiled by the one before it.
-        if len(places) < _MANY or left == right:
-            born = text.merge_few(places, left, right, new)
+        # If left and right are equal, as in a a a, merging one place may remove the next, so they are merged in a loop.
+        if len(places) < many or left == right:
+            created = text.merge_few(places, left, right, new)
         else:
-            born = text.merge_many(places, left, right, new)
+            created = text.merge_many(places, left, right, new)
         del text.pair_counts[key]
-        for pair in born:
+        for pair in created:
             queue.add(pair)
-        yield left, right
 
 
 class _Sequence:
-    """All words in one sequence of tokens, with a border on either side of each.
+    """All words in one sequence of tokens, with a boundary on either side of each.
 
-    `after` and `before` link a token to its neighbours. Where a pair occurs is written down when it comes to be, and
-    not erased: an entry is stale when the pair no longer stands there. Merging s t in `best` (5 times) and `west` (2
-    times) changes nothing but what stands around its places:
+    `after` and `before` link a token to its neighbours. The places of a pair are recorded when the pair is created, and
+    never erased: an entry is stale if the pair no longer occurs there. Merging s t in `best` (5 times) and `west` (2
+    times) changes only the neighbourhood of its places:
 
-        sequence    | b e s t | w e s t |    becomes    | b e st . | w e st . |     with | a border, . swallowed
+        sequence    | b e s t | w e s t |    becomes    | b e st . | w e st . |     with | a boundary, . merged away
         links       from e to s to t to |    becomes    from e to st to |
         counts      e s: 7, s t: 7           becomes    e st: 7
 
     Args:
-        words: words of two and more bytes, with their counts.
-        base: above every token's number; the pair (a, b) has the key a * base + b.
+        words: words of at least two bytes, with their counts.
+        base: larger than every token's number; the pair (a, b) has the key a * base + b.
 
     Attributes:
-        pair_counts: the count of each pair, under its key.
-        places: where a pair occurs, or did: the positions of its left tokens, in ascending order.
+        pair_counts: the count of each pair, by its key.
+        places: the positions of the left tokens of each pair, in ascending order; some may be stale.
     """
 
     def __init__(self, words: list[tuple[bytes, int]], base: int) -> None:
         self.base = base
         sizes = np.array([len(word) for word, _ in words], np.int64)
         text = np.frombuffer(b"\0".join(word for word, _ in words), np.uint8)
-        token = np.full(len(text) + 2, _BORDER, np.intc)
+        token = np.full(len(text) + 2, _BOUNDARY, np.intc)
         token[1:-1] = text
-        token[np.cumsum(sizes + 1)[:-1] if len(words) else []] = _BORDER
+        token[np.cumsum(sizes + 1)[:-1] if len(words) else []] = _BOUNDARY
         weight = np.zeros(len(token), np.int64)
         weight[1 : 1 + len(text)] = np.repeat(np.array([count for _, count in words], np.int64), sizes + 1)[:-1]
-        # Each twice, as one memory: a loop is faster on Python's arrays.
+        # Each array has two views of the same memory, since a loop is faster on Python's arrays.
         self._token, self._weight = array("i", token.tobytes()), array("q", weight.tobytes())
         positions = np.arange(-1, len(token) + 1, dtype=np.intc)
         self._before, self._after = array("i", positions[:-2].tobytes()), array("i", positions[2:].tobytes())
@@ -106,56 +105,56 @@ class _Sequence:
         if len(keys):
             first = np.append(0, np.flatnonzero(keys[1:] != keys[:-1]) + 1)
             sums = np.add.reduceat(weights[order], first).tolist()
-            borders = [*first.tolist(), len(keys)]
+            bounds = [*first.tolist(), len(keys)]
             for index, key in enumerate(keys[first].tolist()):
-                yield key, sums[index], places[borders[index] : borders[index + 1]]
+                yield key, sums[index], places[bounds[index] : bounds[index + 1]]
 
     def merge_many(self, places: Places | list[int], left: int, right: int, new: int) -> list[int]:
         """Merge a pair of different tokens at all its places; return the new pairs.
 
-        In `left right left right` the second occurrence accounts for what is between the two.
+        In `left right left right` the pair between the two occurrences is counted with the second one.
         """
         tokens, before, after = self._tokens, self._befores, self._afters
         at = np.asarray(places)
         at = at[(tokens[at] == left) & (tokens[after[at]] == right)]
-        swallowed = after[at]
-        following, preceding, weights = after[swallowed], before[at], self._weights[at]
-        tokens[at], tokens[swallowed] = new, _SWALLOWED
+        merged = after[at]
+        following, preceding, weights = after[merged], before[at], self._weights[at]
+        tokens[at], tokens[merged] = new, _MERGED
         after[at], before[following] = following, at
 
-        is_second = tokens[preceding] == _SWALLOWED
+        is_second = tokens[preceding] == _MERGED
         preceding = np.where(is_second, before[preceding], preceding)
-        in_front, behind = tokens[preceding], tokens[following]
+        token_before, token_after = tokens[preceding], tokens[following]
         counts, base = self.pair_counts, self.base
         if is_second.any():
             counts[right * base + left] -= int(weights[is_second].sum())
-        born = []
-        inside = in_front >= 0
-        for token, count, where in self._grouped(in_front[inside], preceding[inside], weights[inside]):
+        created = []
+        inside = token_before >= 0
+        for token, count, where in self._grouped(token_before[inside], preceding[inside], weights[inside]):
             if token != new:
                 counts[token * base + left] -= count
             pair = token * base + new
             counts[pair], self.places[pair] = count, where
-            born.append(pair)
-        inside = (behind >= 0) & (behind != new)
-        for token, count, where in self._grouped(behind[inside], at[inside], weights[inside]):
+            created.append(pair)
+        inside = (token_after >= 0) & (token_after != new)
+        for token, count, where in self._grouped(token_after[inside], at[inside], weights[inside]):
             counts[right * base + token] -= count
             pair = new * base + token
             counts[pair], self.places[pair] = count, where
-            born.append(pair)
-        return born
+            created.append(pair)
+        return created
 
     def merge_few(self, places: Places | list[int], left: int, right: int, new: int) -> list[int]:
-        """Do what `merge_many` does, place by place."""
+        """Merge a pair at all its places, one after the other; return the new pairs."""
         token, weight, before, after = self._token, self._weight, self._before, self._after
         counts, base = self.pair_counts, self.base
-        born: dict[int, list[int]] = {}
+        created: dict[int, list[int]] = {}
         for place in places if isinstance(places, list) else places.tolist():
-            swallowed = after[place]
-            if token[place] != left or token[swallowed] != right:
+            merged = after[place]
+            if token[place] != left or token[merged] != right:
                 continue
-            following, preceding = after[swallowed], before[place]
-            token[place], token[swallowed] = new, _SWALLOWED
+            following, preceding = after[merged], before[place]
+            token[place], token[merged] = new, _MERGED
             after[place] = following
             before[following] = place
             count = weight[place]
@@ -163,23 +162,36 @@ class _Sequence:
             if neighbour >= 0:
                 counts[neighbour * base + left] -= count
                 pair = neighbour * base + new
-                if pair in born:
-                    born[pair].append(preceding)
+                if pair in created:
+                    created[pair].append(preceding)
                     counts[pair] += count
                 else:
-                    born[pair] = [preceding]
+                    created[pair] = [preceding]
                     counts[pair] = count
             neighbour = token[following]
             if neighbour >= 0:
                 counts[right * base + neighbour] -= count
                 pair = new * base + neighbour
-                if pair in born:
-                    born[pair].append(place)
+                if pair in created:
+                    created[pair].append(place)
                     counts[pair] += count
                 else:
-                    born[pair] = [place]
+                    created[pair] = [place]
                     counts[pair] = count
-        for pair in [pair for pair in born if counts[pair] == 0]:
-            del born[pair], counts[pair]  # (new, left) in `left right left right`: gone when its second half was merged
-        self.places.update(born)
-        return list(born)
+        for pair in [pair for pair in created if counts[pair] == 0]:
+            del created[pair], counts[pair]  # (new, left) in `left right left right`, which the second merge removed
+        self.places.update(created)
+        return list(created)
+
+
+def _probes(key: object) -> list[Case]:
+    words = [b"low", b"lower", b"newest", b"widest", b"aaaaaaa", b"abababab", b"bab", "é字é".encode(), b"x", b"cbac"]
+    counts = {word: 1 + 5 * n % 7 for n, word in enumerate(words)}
+    # Words that share a pair at so many places that numpy merges it.
+    counts |= {b"q%cqu%cqu" % (97 + n % 26, 97 + n // 26): 1 + n % 3 for n in range(_MANY)}
+    return [Case((counts, 40), finish=list), Case(({b"ab": 0, b"low": 5, b"lower": 2}, 9), finish=list)]
+
+
+MERGE_PAIRS = Substitute(
+    merge_pairs, lambda counts, max_merges: "numpy", _probes, tolerance=lambda key: 0, keys=lambda: ["numpy"]
+)
