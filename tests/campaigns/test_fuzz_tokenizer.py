@@ -24,9 +24,9 @@ def test_the_tokenizer_survives_a_short_campaign(capsys):
 
 
 def test_a_broken_scanner_is_found_and_its_case_can_be_repeated(capsys, monkeypatch):
-    right = fuzz_tokenizer.pretoken_starts
+    right = fuzz_tokenizer.pretoken_bounds
     # As if the ideographic space were no white space: one of 25, in texts that are mostly without it.
-    monkeypatch.setattr(fuzz_tokenizer, "pretoken_starts", lambda data, specials=None: right(
+    monkeypatch.setattr(fuzz_tokenizer, "pretoken_bounds", lambda data, specials=None: right(
         data.replace("\u3000".encode(), "字".encode()), specials))  # fmt: skip
     assert main(["--family", "scanner", "--cases", "300", "--seed", "5"]) == 1
     (summary,), err = lines(capsys)
