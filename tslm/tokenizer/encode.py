@@ -109,9 +109,10 @@ def _encode_part(task: _Task) -> _Part:
     text_bytes = 0
     for block in read_blocks(task.spans, task.specials, task.block_bytes):
         encoded = task.tokenizer.encode_bytes(block)
+        text_bytes += len(block)
         if DOCUMENT_END in block:
+            text_bytes -= block.count(DOCUMENT_END)
             encoded = _end_documents(encoded, document_end, end_of_text)
-        text_bytes += len(block) - block.count(DOCUMENT_END)
         ids.append(encoded.astype(dtype))
     return _Part(np.concatenate(ids), text_bytes, sum(span.stop - span.start for span in task.spans))
 

@@ -21,7 +21,7 @@ END_OF_TEXT = "<|endoftext|>"  # the separator between documents in GPT-2's data
 _LONG_TEXT = 1 << 12  # characters; from here on encoding by blocks is faster than encoding by pre-tokens
 _STREAM_BYTES = 1 << 14  # the size of a stream's blocks; a block and its arrays take about 0.6 MB
 _CACHED_WORDS = 1 << 16
-_CACHED_LENGTH = 64  # longer pre-tokens are rare
+_LONGEST_CACHED = 64  # characters; longer pre-tokens are rare
 
 
 class Tokenizer:
@@ -159,24 +159,27 @@ class Tokenizer:
             try:
                 ids += [*chain.from_iterable(map(self._known.__getitem__, pretokens))]
             except KeyError:
-                ids += [*chain.from_iterable(map(self._learn(pretokens, text).__getitem__, pretokens))]
+                ids += self._encode_new(pretokens, text)
         return ids
 
-    def _learn(self, pretokens: Sequence[str], text: str) -> dict[str, tuple[int, ...]]:
-        """Encode the pre-tokens that are not cached, and return the ids of all of them."""
-        known = {pretoken: self._known[pretoken] for pretoken in pretokens if pretoken in self._known}
-        unknown = list(dict.fromkeys(pretoken for pretoken in pretokens if pretoken not in known))
+    def _encode_new(self, pretokens: Sequence[str], text: str) -> list[int]:
+        """Return the ids of pre-tokens, some of which are not in the cache, and add them to it."""
+        known = self._known
+        new = [pretoken for pretoken, ids in zip(pretokens, map(known.get, pretokens), strict=True) if ids is None]
         try:
-            fresh = dict(zip(unknown, encode_pretokens([*map(str.encode, unknown)], self._vocabulary), strict=True))
+            known.update(zip(new, encode_pretokens([*map(str.encode, new)], self._vocabulary), strict=True))
         except KeyError as error:
             raise _missing_token(error.args[0]) from None
         except UnicodeEncodeError:
             _to_utf8(text)  # raises, and names the position in the text
             raise
-        if len(self._known) + len(fresh) > _CACHED_WORDS:
-            self._known.clear()
-        self._known |= {pretoken: ids for pretoken, ids in fresh.items() if len(pretoken) <= _CACHED_LENGTH}
-        return known | fresh
+        ids = [*chain.from_iterable(map(known.__getitem__, pretokens))]
+        for pretoken in new:
+            if len(pretoken) > _LONGEST_CACHED:
+                known.pop(pretoken, None)
+        if len(known) > _CACHED_WORDS:
+            known.clear()
+        return ids
 
     def encode_iterable(self, iterable: Iterable[str]) -> Iterator[int]:
         """Yield, lazily, the ids of a text that arrives in parts of any size, such as the lines of an open file.

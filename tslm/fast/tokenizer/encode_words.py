@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from heapq import heapify, heappop, heappush
-from itertools import chain, pairwise
+from itertools import chain, count, pairwise
+from operator import add
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -36,7 +36,17 @@ class WordEncoder:
 
     def __init__(self, vocabulary: Vocabulary, many: int = _MANY) -> None:
         self._ids, self._ranks, self._many = vocabulary.ids, vocabulary.ranks, many
-        self._merged = {rank: left + right for (left, right), rank in self._ranks.items()}
+        lefts, rights = [pair[0] for pair in self._ranks], [pair[1] for pair in self._ranks]
+        merged, ranks = [*map(add, lefts, rights)], np.fromiter(self._ranks.values(), np.int64, len(self._ranks))
+        self._merged = dict(zip(self._ranks.values(), merged, strict=True))  # the token of each rank
+        # A number for each token of the merges, the 256 bytes first. A symbol that is always merged may have no id.
+        self._tokens = [*dict.fromkeys(chain((bytes([byte]) for byte in range(256)), lefts, rights, merged))]
+        self._symbols = dict(zip(self._tokens, count(), strict=False))
+        self._symbol_ids = np.array([self._ids.get(token, -1) for token in self._tokens], np.int64)
+        self._pair_ranks = PairRanks(self._numbered(lefts), self._numbered(rights), ranks, len(self._tokens) + 1)
+        self._merged_symbols = np.zeros(self._pair_ranks.never, np.int64)
+        self._merged_symbols[ranks] = self._numbered(merged)
+        self._batched_merge = BatchedMerge(self._pair_ranks, self._merged_symbols, boundary=len(self._tokens))
         # The words that are one token. An entry of the vocabulary may not be one: if the merges are (a b), (b c) and
         # (a bc), then abc becomes ab c. So all entries are merged.
         entries = [token for token in self._ids if token]
@@ -45,48 +55,19 @@ class WordEncoder:
         ids = self._symbol_ids[symbols[np.cumsum(counts)[single] - 1]]
         self._single = {entries[n]: id_ for n, id_ in zip(single.tolist(), ids.tolist(), strict=True)}
         self._single |= vocabulary.special_ids
+        self._single_tuples = {word: (id_,) for word, id_ in self._single.items()}
 
-    @cached_property
-    def _symbols(self) -> dict[bytes, int]:
-        """A number for each token of the merges, the 256 bytes first. A symbol that is merged further has no id."""
-        symbols = {bytes([byte]): byte for byte in range(256)}
-        for left, right in self._ranks:
-            for token in (left, right, left + right):
-                symbols.setdefault(token, len(symbols))
-        return symbols
+    def _numbered(self, tokens: Sequence[bytes]) -> Symbols:
+        return np.fromiter(map(self._symbols.__getitem__, tokens), np.int64, len(tokens))
 
-    @cached_property
-    def _tokens(self) -> list[bytes]:
-        return [*self._symbols]
-
-    @cached_property
-    def _symbol_ids(self) -> Symbols:
-        return np.array([self._ids.get(token, -1) for token in self._symbols], np.int64)
-
-    @cached_property
-    def _pair_ranks(self) -> PairRanks:
-        pairs = np.array([(self._symbols[left], self._symbols[right]) for left, right in self._ranks], np.int64)
-        left, right = pairs.reshape(-1, 2).T.copy()
-        return PairRanks(left, right, np.array([*self._ranks.values()], np.int64), len(self._symbols) + 1)
-
-    @cached_property
-    def _merged_symbols(self) -> Symbols:
-        merged = np.zeros(max(self._merged, default=-1) + 1, np.int64)
-        merged[[*self._merged]] = [self._symbols[token] for token in self._merged.values()]
-        return merged
-
-    @cached_property
-    def _batched_merge(self) -> BatchedMerge:
-        return BatchedMerge(self._pair_ranks, self._merged_symbols, boundary=len(self._symbols))
-
-    def encode(self, word: bytes) -> list[int]:
-        """Return the ids of the tokens of a word.
+    def encode(self, words: Sequence[bytes]) -> list[tuple[int, ...]]:
+        """Return the ids of the tokens of each word.
 
         Raises:
             KeyError: the vocabulary lacks a token of the result.
         """
-        single = self._single.get(word, -1)
-        return [single] if single >= 0 else [self._ids[token] for token in self._merge(word)]
+        single, ids = self._single_tuples.get, self._ids
+        return [single(word) or tuple([ids[token] for token in self._merge(word)]) for word in words]
 
     def encode_all(self, text: bytes, bounds: Positions, frugal: bool = False) -> tuple[Ids, Positions]:
         """Return the joined ids of all words of a text, and how many each word has.
@@ -121,7 +102,7 @@ class WordEncoder:
             starts = np.cumsum(sizes) - sizes
             parts.append(Part(batch, *self._batched_merge.encode(text, starts[batch], sizes[batch])))
         found = [self._merge(words[number]) for number in others.tolist()]
-        symbols = np.array([self._symbols[token] for token in chain.from_iterable(found)], np.int64)
+        symbols = self._numbered([*chain.from_iterable(found)])
         parts.append(Part(others, symbols, np.array([*map(len, found)], np.intp)))
         return in_order(parts, len(words))
 
@@ -240,8 +221,7 @@ def encode_pretokens(pretokens: Sequence[bytes], vocabulary: Vocabulary) -> list
     Raises:
         KeyError: the vocabulary lacks a token of the result.
     """
-    encode = word_encoder(vocabulary).encode
-    return [tuple(encode(pretoken)) for pretoken in pretokens]
+    return word_encoder(vocabulary).encode(pretokens)
 
 
 def _probes(key: object) -> list[Case]:
