@@ -163,23 +163,22 @@ class Tokenizer:
         return ids
 
     def _encode_new(self, pretokens: Sequence[str], text: str) -> list[int]:
-        """Return the ids of pre-tokens, some of which are not in the cache, and add them to it."""
-        known = self._known
-        new = [pretoken for pretoken, ids in zip(pretokens, map(known.get, pretokens), strict=True) if ids is None]
+        """Return the ids of pre-tokens, some of which are not in the cache, and add these to it."""
+        known = [*map(self._known.get, pretokens)]
+        new = [pretoken for pretoken, ids in zip(pretokens, known, strict=True) if ids is None]
         try:
-            known.update(zip(new, encode_pretokens([*map(str.encode, new)], self._vocabulary), strict=True))
+            fresh = dict(zip(new, encode_pretokens([*map(str.encode, new)], self._vocabulary), strict=True))
         except KeyError as error:
             raise _missing_token(error.args[0]) from None
         except UnicodeEncodeError:
             _to_utf8(text)  # raises, and names the position in the text
             raise
-        ids = [*chain.from_iterable(map(known.__getitem__, pretokens))]
-        for pretoken in new:
-            if len(pretoken) > _LONGEST_CACHED:
-                known.pop(pretoken, None)
-        if len(known) > _CACHED_WORDS:
-            known.clear()
-        return ids
+        if len(self._known) + len(fresh) > _CACHED_WORDS:
+            self._known = {}
+        self._known.update((pretoken, ids) for pretoken, ids in fresh.items() if len(pretoken) <= _LONGEST_CACHED)
+        return [*chain.from_iterable([
+            fresh[pretoken] if ids is None else ids for pretoken, ids in zip(pretokens, known, strict=True)
+        ])]
 
     def encode_iterable(self, iterable: Iterable[str]) -> Iterator[int]:
         """Yield, lazily, the ids of a text that arrives in parts of any size, such as the lines of an open file.
