@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from tslm.fast.door import Case, Substitute
-from tslm.fast.tokenizer.hash_tables import Keys, Scratch, keep_freed_memory
+from tslm.fast.tokenizer.hash_tables import Keys, keep_freed_memory
 from tslm.fast.tokenizer.probes import PROBE_SPECIALS, PROBE_TEXTS
 from tslm.fast.tokenizer.scanner import Positions, pretoken_bounds, special_pattern
 from tslm.fast.tokenizer.segments import divide_specials, segment_bounds
@@ -22,10 +22,9 @@ def count_blocks(blocks: Iterable[bytes], special_tokens: Sequence[bytes]) -> di
     keep_freed_memory()
     pattern = special_pattern(special_tokens)
     within_segments, across_segments = divide_specials(special_tokens)
-    scratch = Scratch()
-    segments, pretokens = _Tally(scratch), _Tally(scratch)
+    segments, pretokens = _Tally(), _Tally()
     for block in blocks:
-        bounds = segment_bounds(block, across_segments, scratch) if block else None
+        bounds = segment_bounds(block, across_segments) if block else None
         if bounds is None:
             pretokens.add(block, pretoken_bounds(block, pattern))
         else:
@@ -39,8 +38,8 @@ def count_blocks(blocks: Iterable[bytes], special_tokens: Sequence[bytes]) -> di
 class _Tally:
     """The count of each word."""
 
-    def __init__(self, scratch: Scratch) -> None:
-        self._table = WordTable(scratch=scratch)
+    def __init__(self) -> None:
+        self._table = WordTable()
         self._waiting: list[Keys] = []  # words to look up in the wider tables
         self._waiting_count = 0
 

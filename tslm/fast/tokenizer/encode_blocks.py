@@ -15,7 +15,7 @@ import numpy as np
 
 from tslm.fast.door import Case, Substitute
 from tslm.fast.tokenizer.encode_words import Ids, WordEncoder, word_encoder
-from tslm.fast.tokenizer.hash_tables import Scratch, keep_freed_memory
+from tslm.fast.tokenizer.hash_tables import keep_freed_memory
 from tslm.fast.tokenizer.probes import PROBE_TEXTS, Vocabulary, probe_vocabulary
 from tslm.fast.tokenizer.scanner import Positions, pretoken_bounds, special_pattern
 from tslm.fast.tokenizer.segments import divide_specials, segment_bounds
@@ -45,11 +45,9 @@ class BlockEncoder:
     def __init__(self, words: WordEncoder, special_tokens: list[bytes], capacity: int, frugal: bool = False) -> None:
         self._specials = special_pattern(special_tokens)
         self._within_segments, self._across_segments = divide_specials(special_tokens)
-        self._scratch = Scratch()
-        # Each cache has its own buffers, because one calls the other.
         encode_pretokens = partial(words.encode_all, frugal=frugal)
-        self._pretokens = _Cache(encode_pretokens, capacity, Scratch(), reserve=frugal)
-        self._segments = None if frugal else _Cache(self._encode_segments, capacity, self._scratch)
+        self._pretokens = _Cache(encode_pretokens, capacity, reserve=frugal)
+        self._segments = None if frugal else _Cache(self._encode_segments, capacity)
         self._lock = threading.Lock()  # an executor may run its tasks in threads
 
     def encode(self, block: bytes) -> Ids:
@@ -62,7 +60,7 @@ class BlockEncoder:
             return np.empty(0, np.uint32)
         with self._lock:
             if self._segments is not None:
-                bounds = segment_bounds(block, self._across_segments, self._scratch)
+                bounds = segment_bounds(block, self._across_segments)
                 if bounds is not None:
                     return self._segments.lookup(block, bounds)[0]
             return self._pretokens.lookup(block, pretoken_bounds(block, self._specials))[0]
@@ -80,7 +78,6 @@ class _Cache:
     Args:
         encode: returns the joined ids of words that fill a text without gaps, and how many each has.
         capacity: about how many words to keep.
-        scratch: buffers.
         reserve: whether to allocate memory for all of them at once.
     """
 
@@ -88,14 +85,13 @@ class _Cache:
         self,
         encode: Callable[[bytes, Positions], tuple[Ids, Positions]],
         capacity: int,
-        scratch: Scratch,
         reserve: bool = False,
     ) -> None:
         self._encode = encode
         self._capacity = capacity
         # The value of a word is the position of its ids, times 2 ** _COUNT_BITS, plus their number.
         bits = min(capacity.bit_length(), 16)
-        self._table = WordTable(bits, bits if reserve else bits - 2, scratch)
+        self._table = WordTable(bits, bits if reserve else bits - 2)
         self._ids: Ids = np.empty(8 * capacity, np.uint32)  # the joined ids of all words
         self._clear()
 

@@ -1,4 +1,4 @@
-"""Hash tables in numpy that look up whole arrays of words at a time, and buffers for the arrays of a block.
+"""Hash tables in numpy that look up whole arrays of words at a time.
 
 A word is packed into one or two 64-bit integers, its key. Each key has exactly one slot, so every lookup takes the same
 steps. A key whose slot is occupied by another must be stored elsewhere (see `word_table`).
@@ -6,38 +6,17 @@ steps. A key whose slot is occupied by another must be stored elsewhere (see `wo
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
-
 import numpy as np
 import numpy.typing as npt
 
 from tslm.fast.tokenizer.scanner import Mask, Positions, sparse_nonzero
 
 Keys = npt.NDArray[np.uint64]
-Scalar = TypeVar("Scalar", bound=np.generic)
 
 PACKED_BYTES = 16  # the length of the longest word that has a key
 
 # Mask n keeps the first n bytes of a little-endian 64-bit integer.
 _MASKS = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)
-
-
-class Scratch:
-    """Named buffers that are used again for each block of a text.
-
-    Fresh arrays of numpy have new addresses, so writing them misses the cache. Counting takes half as long again
-    without these buffers.
-    """
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, npt.NDArray[Any]] = {}
-
-    def array(self, name: str, size: int, dtype: type[Scalar]) -> npt.NDArray[Scalar]:
-        """Return an array of `size` undefined elements, valid until the next call with this name."""
-        buffer = self._buffers.get(name)
-        if buffer is None or len(buffer) < size:
-            buffer = self._buffers[name] = np.empty(size + size // 8, dtype)
-        return buffer[:size]
 
 
 def keep_freed_memory() -> None:
@@ -50,28 +29,26 @@ def keep_freed_memory() -> None:
     np.empty(31 << 20, np.uint8)
 
 
-def pack_short(chunks: Keys, bounds: Positions, scratch: Scratch) -> Keys:
+def pack_short(chunks: Keys, bounds: Positions) -> Keys:
     """Return words of up to 8 bytes as integers with their last byte at the top, and 0 for longer words.
 
     Args:
         chunks: the text, 8 bytes at a time, little-endian, followed by two more chunks.
         bounds: the start of each word, and the end of the last one.
-        scratch: buffers.
     """
-    count = len(bounds) - 1
-    keys, upper, shift = (scratch.array(name, count, np.uint64) for name in ("keys", "upper", "shift"))
-    bits = np.left_shift(bounds.view(np.uint64), 3, out=scratch.array("bits", count + 1, np.uint64))
+    bits = bounds.view(np.uint64) << np.uint64(3)
     # The 8 bytes from a position on are parts of two chunks, because unaligned loads are slow in numpy.
-    chunk = np.right_shift(bounds[:-1], 3, out=scratch.array("chunk", count, np.intp))
-    np.bitwise_and(bits[:-1], 56, out=shift)
-    np.right_shift(chunks.take(chunk, mode="clip", out=keys), shift, out=keys)
-    np.subtract(64, shift, out=shift)
-    np.left_shift(chunks[1:].take(chunk, mode="clip", out=upper), shift, out=upper)
-    np.bitwise_or(keys, upper, out=keys)
+    chunk = bounds[:-1] >> 3
+    shift = bits[:-1] & np.uint64(56)
+    keys: Keys = chunks.take(chunk, mode="clip")
+    keys >>= shift
+    upper = chunks[1:].take(chunk, mode="clip")
+    upper <<= np.uint64(64) - shift
+    keys |= upper
     # The bytes after the word are shifted out at the top. Words of more than 8 bytes are shifted out completely, since
     # the difference wraps and numpy defines a shift by 64 and more as 0.
-    np.add(np.subtract(bits[:-1], bits[1:], out=shift), 64, out=shift)
-    return np.left_shift(keys, shift, out=keys)
+    keys <<= bits[:-1] - bits[1:] + np.uint64(64)
+    return keys
 
 
 def pack_wide(chunks: Keys, starts: Positions, sizes: Positions) -> Keys:
@@ -126,13 +103,13 @@ class ShortTable:
         self._cells.fill(0)
         self._cells[0] = 1  # a sentinel: slot 0 never holds key 0, which means "no word"
 
-    def find(self, keys: Keys, scratch: Scratch) -> tuple[Positions, Positions]:
+    def find(self, keys: Keys) -> tuple[Positions, Positions]:
         """Return the slot of each key, and the indices of the keys that are not there."""
-        hashes = np.multiply(keys, self._multiplier, out=scratch.array("hashes", len(keys), np.uint64))
-        np.right_shift(hashes, self._shift, out=hashes)
-        slots = np.bitwise_and(hashes, self.end - 2, out=hashes).view(np.intp)
-        stored = self._cells.take(slots, mode="clip", out=scratch.array("stored", len(keys), np.uint64))
-        return slots, sparse_nonzero(np.not_equal(stored, keys, out=scratch.array("misses", len(keys), np.bool_)))
+        hashes = keys * self._multiplier
+        hashes >>= self._shift
+        hashes &= np.uint64(self.end - 2)
+        slots = hashes.view(np.intp)
+        return slots, sparse_nonzero(self._cells.take(slots, mode="clip") != keys)
 
     def insert(self, keys: Keys, slots: Positions) -> tuple[Mask, Positions]:
         """Store those keys whose slots are free; of several keys for one slot the first is stored.

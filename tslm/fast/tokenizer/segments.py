@@ -12,15 +12,13 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from tslm.fast.tokenizer.hash_tables import PACKED_BYTES, Scratch
+from tslm.fast.tokenizer.hash_tables import PACKED_BYTES
 from tslm.fast.tokenizer.scanner import Positions, special_pattern
 
 _SAMPLE = 1 << 14  # bytes that decide whether a block is cut into segments
 
 
-def segment_bounds(
-    text: bytes, specials: re.Pattern[bytes] | None = None, scratch: Scratch | None = None
-) -> Positions | None:
+def segment_bounds(text: bytes, specials: re.Pattern[bytes] | None = None) -> Positions | None:
     r"""Return the start of each segment and the end of the last one; None if segments do not help for this text.
 
     A segment starts at an ASCII white-space character after an ASCII character of any other kind. No pre-token crosses
@@ -34,7 +32,6 @@ def segment_bounds(
     Args:
         text: a block of UTF-8.
         specials: the pattern of the special tokens that contain white space (see `divide_specials`).
-        scratch: buffers.
 
     Example:
         >>> segment_bounds(b" I'll  wait,\n\nhe said").tolist()
@@ -42,27 +39,21 @@ def segment_bounds(
     """
     if not text[:1].isspace() or text[-1] in _MAY_BE_WHITE or (specials is not None and specials.search(text)):
         return None
-    scratch = scratch or Scratch()
-    sample = _find_bounds(text[:_SAMPLE], scratch)
+    sample = _find_bounds(text[:_SAMPLE])
     long_ones = np.count_nonzero(np.diff(sample) > PACKED_BYTES)
     if 10 * len(sample) < len(text[:_SAMPLE]) or 50 * long_ones > len(sample):
         return None
-    return _find_bounds(text, scratch)
+    return _find_bounds(text)
 
 
-def _find_bounds(text: bytes, scratch: Scratch) -> Positions:
-    size = len(text)
+def _find_bounds(text: bytes) -> Positions:
     data = np.frombuffer(text, np.uint8)
-    shifted = scratch.array("shifted", size, np.uint8)
-    is_white, is_either, is_bound = (scratch.array(name, size + 1, np.bool_) for name in ("white", "either", "bound"))
-
-    np.less(np.subtract(data, ord("\t"), out=shifted), 5, out=is_white[:size])  # \t \n \v \f \r; less than \t wraps
-    np.equal(data, ord(" "), out=is_either[:size])
-    np.logical_or(is_white, is_either, out=is_white)
-    np.greater_equal(data, 0x80, out=is_either[:size])
-    np.logical_or(is_white, is_either, out=is_either)  # white space, or outside ASCII
-    np.greater(is_white[1:size], is_either[: size - 1], out=is_bound[1:size])
-    is_bound[0] = is_bound[size] = True
+    is_white = data - np.uint8(ord("\t")) < 5  # \t \n \v \f \r; a smaller byte wraps
+    is_white |= data == ord(" ")
+    is_other = data >= 0x80
+    is_other |= is_white  # white space, or outside ASCII
+    is_bound = np.ones(len(data) + 1, np.bool_)
+    np.greater(is_white[1:], is_other[:-1], out=is_bound[1:-1])
     return np.flatnonzero(is_bound)
 
 

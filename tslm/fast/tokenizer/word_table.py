@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from tslm.fast.tokenizer.hash_tables import PACKED_BYTES, Keys, Scratch, ShortTable, WideTable, pack_short, pack_wide
+from tslm.fast.tokenizer.hash_tables import PACKED_BYTES, Keys, ShortTable, WideTable, pack_short, pack_wide
 from tslm.fast.tokenizer.scanner import Mask, Positions, sparse_nonzero
 
 # 2^64 / golden ratio, and other odd numbers
@@ -52,11 +52,9 @@ class WordTable:
         short_bits: the small table has 2 ** short_bits slots.
         wide_bits: the first of the wider tables has 2 ** wide_bits slots at first, each further one a quarter of those
             of the one before.
-        scratch: buffers.
     """
 
-    def __init__(self, short_bits: int = 16, wide_bits: int = 14, scratch: Scratch | None = None) -> None:
-        self.scratch = scratch or Scratch()
+    def __init__(self, short_bits: int = 16, wide_bits: int = 14) -> None:
         self._short = ShortTable(_MULTIPLIERS[0], short_bits, extra=(1 << wide_bits) // 2)
         self._wide = [WideTable(factor, max(2, wide_bits - 2 * n)) for n, factor in enumerate(_MULTIPLIERS)]
         self._overflow: dict[tuple[int, int], int] = {}  # packed words whose slots are all occupied
@@ -98,13 +96,13 @@ class WordTable:
         Returns:
             The numbers, which are wrong for the misses; the indices of new words; the misses.
         """
-        chunks = self.scratch.array("chunks", len(text) // 8 + 4, np.uint64)
+        chunks = np.empty(len(text) // 8 + 4, np.uint64)
         chunks.view(np.uint8)[: len(text)] = np.frombuffer(text, np.uint8)
-        keys = pack_short(chunks, bounds, self.scratch)
+        keys = pack_short(chunks, bounds)
         has_nul = _words_with_nul(text, bounds) if b"\0" in text else None
         if has_nul is not None:
             keys[has_nul] = 0
-        numbers, misses = self._short.find(keys, self.scratch)
+        numbers, misses = self._short.find(keys)
         is_stored, new = self._short.insert(keys[misses], numbers[misses])
         fresh, misses = misses[new], misses[~is_stored]
         starts = bounds[misses]
