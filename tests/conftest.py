@@ -1,11 +1,13 @@
 """What many tests share: a small text, a small model, and a cache of prepared data for the whole session."""
 
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="the C kernels need a C compiler")
 
 
 def hear_ctrl_c():

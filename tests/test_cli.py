@@ -1,4 +1,4 @@
-"""The commands from the outside: fit, validate, test, predict, generate, and what they say to mistakes."""
+"""The commands fit, validate, test, predict and generate: what they write, print and refuse."""
 
 import csv
 import json
@@ -38,13 +38,13 @@ def in_runs(runs, tmp_path, monkeypatch):
 
 
 def complaint(capsys):
-    """The last line on the standard error, which must be the only thing said about the mistake."""
+    """Return the sentence about a mistake: the last line that starts with "tslm: ", without a traceback."""
     captured = capsys.readouterr()
     assert "Traceback" not in captured.out + captured.err
     return [line for line in captured.err.splitlines() if line.startswith("tslm: ")][-1]
 
 
-def test_fit_leaves_a_self_contained_run_directory(runs):
+def test_fit_writes_a_self_contained_run_directory(runs):
     run = runs / "lightning_logs" / "version_0"
     names = {path.name for path in run.iterdir()}
     assert {"checkpoints", "config.yaml", "tokenizer", "metrics.csv", "summary.json"} <= names
@@ -60,7 +60,7 @@ def test_fit_leaves_a_self_contained_run_directory(runs):
     assert summary["best_valid_loss"] == pytest.approx(min(losses.values()))
 
 
-def test_fit_logs_what_tensorboard_is_to_show(runs):
+def test_fit_writes_tensorboard_events(runs):
     events = EventAccumulator(str(runs / "lightning_logs" / "version_0")).Reload()
     scalars = set(events.Tags()["scalars"])
     assert {
@@ -79,7 +79,7 @@ def test_fit_writes_the_same_figures_to_a_csv_file(runs):
     assert [int(row["step"]) for row in rows if row["valid/loss"]] == [2, 4]
 
 
-def test_the_saved_configuration_trains_the_same_again(runs, project, capsys):
+def test_the_saved_configuration_repeats_the_training(runs, project, capsys):
     config = runs / "lightning_logs" / "version_0" / "config.yaml"
     assert main(["fit", "--config", str(config)]) == 0
     first, second = (json.loads((folder / "lightning_logs/version_0/summary.json").read_text())
@@ -88,7 +88,7 @@ def test_the_saved_configuration_trains_the_same_again(runs, project, capsys):
         assert first[name] == second[name]
 
 
-def test_validate_takes_the_newest_run_and_says_so(in_runs, capsys):
+def test_validate_names_the_newest_run_and_measures_its_best_checkpoint(in_runs, capsys):
     assert main(["validate"]) == 0
     out = capsys.readouterr().out
     assert "version_0/checkpoints/best.ckpt (version_0's best)" in out
@@ -121,7 +121,7 @@ def test_predict_reads_prompts_from_a_file(in_runs, tmp_path):
     assert [line["prompt"] for line in lines] == ["One day", "Two days"]
 
 
-def test_generate_prints_the_prompt_and_goes_on(in_runs, capsys):
+def test_generate_prints_the_prompt_and_repeats_itself_with_one_seed(in_runs, capsys):
     assert main(["generate", "--prompt", "Once upon", "--max_new_tokens", "5", "--seed", "1"]) == 0
     first = capsys.readouterr().out
     assert "Once upon" in first
@@ -130,14 +130,14 @@ def test_generate_prints_the_prompt_and_goes_on(in_runs, capsys):
     assert capsys.readouterr().out == first
 
 
-def test_generate_works_in_a_run_directory_that_was_moved(in_runs, tmp_path, capsys):
+def test_generate_works_with_a_moved_run_directory_and_a_copied_checkpoint(in_runs, tmp_path, capsys):
     shutil.move(in_runs, tmp_path / "elsewhere")
     assert main(["generate", "--ckpt_path", str(tmp_path / "elsewhere"), "--max_new_tokens", "3"]) == 0
     single = shutil.copy(tmp_path / "elsewhere" / "checkpoints" / "last.ckpt", tmp_path / "alone.ckpt")
     assert main(["generate", "--ckpt_path", str(single), "--max_new_tokens", "3"]) == 0
 
 
-def test_generate_passes_over_a_damaged_checkpoint(in_runs, capsys):
+def test_generate_skips_damaged_checkpoints_with_a_notice(in_runs, capsys):
     for name in ("best", "last", "step-00000004"):
         path = in_runs / "checkpoints" / f"{name}.ckpt"
         content = path.read_bytes()
@@ -145,23 +145,23 @@ def test_generate_passes_over_a_damaged_checkpoint(in_runs, capsys):
         path.write_bytes(content[:-100])
     assert main(["generate", "--max_new_tokens", "3"]) == 0
     out = capsys.readouterr().out
-    assert "step-00000004.ckpt is damaged and passed over" in out
+    assert "step-00000004.ckpt is damaged" in out
     assert "step-00000002.ckpt" in out
 
 
-def test_generate_cuts_a_long_prompt_on_the_left_with_a_warning(in_runs):
+def test_generate_truncates_a_long_prompt_on_the_left_with_a_warning(in_runs):
     with pytest.warns(UserWarning, match="context"):
         assert main(["generate", "--prompt", "Once upon a time there was a fox. " * 30, "--max_new_tokens", "2"]) == 0
 
 
-def test_fit_resumes_with_everything_that_is_not_stated(in_runs, capsys):
+def test_fit_resumes_with_the_settings_of_the_checkpoint_where_none_is_stated(in_runs, capsys):
     assert main(["fit", "--ckpt_path", "last", "--trainer.max_steps", "6", "--optimizer.lr=0.001"]) == 0
     out = capsys.readouterr().out
     assert "Changed: trainer.max_steps is 6; the checkpoint was trained with 4." in out
     assert "Changed: optimizer.lr is 0.001" in out
     config = yaml.safe_load((in_runs.parent / "version_1" / "config.yaml").read_text())
     assert config["data"]["batch_size"] == 4
-    assert config["model"]["loss_chunk_size"] == 50  # no part of the architecture, but it decides the last bits
+    assert config["model"]["loss_chunk_size"] == 50  # not of the architecture, but it changes rounding
     assert config["optimizer"]["lr"] == 0.001
     assert json.loads((in_runs.parent / "version_1" / "summary.json").read_text())["tokens_seen"] == 6 * 4 * 32
 
@@ -177,18 +177,18 @@ def test_a_budget_in_a_file_replaces_the_other_kind_in_the_checkpoint(in_runs, t
     assert json.loads((in_runs.parent / "version_1" / "summary.json").read_text())["steps"] == 5
 
 
-def test_a_run_without_an_intact_checkpoint_is_passed_over_aloud(in_runs, capsys):
+def test_a_run_without_an_intact_checkpoint_is_skipped_with_a_notice(in_runs, capsys):
     newer = in_runs.parent / "version_1"
     shutil.copytree(in_runs, newer)
     for path in (newer / "checkpoints").glob("*.ckpt"):
         path.write_bytes(b"damaged")
     assert main(["generate", "--max_new_tokens", "1"]) == 0
     out = capsys.readouterr().out
-    assert "version_1 has no intact checkpoint and is passed over" in out
+    assert "version_1 has no intact checkpoint" in out
     assert "version_0/checkpoints/best.ckpt" in out
 
 
-def test_a_run_killed_between_writing_and_naming_a_checkpoint_goes_on_from_it(in_runs, capsys):
+def test_fit_resumes_from_a_checkpoint_that_was_written_but_not_yet_linked_as_last(in_runs, capsys):
     checkpoints = in_runs / "checkpoints"
     (checkpoints / "last.ckpt").unlink()
     (checkpoints / "last.ckpt").hardlink_to(checkpoints / "step-00000002.ckpt")
@@ -196,7 +196,7 @@ def test_a_run_killed_between_writing_and_naming_a_checkpoint_goes_on_from_it(in
     assert "step-00000004.ckpt" in capsys.readouterr().out
 
 
-def test_a_run_without_loggers_writes_into_a_directory_of_its_own(project, tiny):
+def test_a_run_without_loggers_has_its_own_directory(project, tiny):
     (project / "config.yaml").write_text("mine: untouched\n")
     assert main(["fit", "--config", TEXT, *tiny, "--trainer.logger=false", "--trainer.max_steps=1"]) == 0
     assert (project / "config.yaml").read_text() == "mine: untouched\n"
@@ -204,7 +204,7 @@ def test_a_run_without_loggers_writes_into_a_directory_of_its_own(project, tiny)
     assert main(["generate", "--max_new_tokens=1"]) == 0
 
 
-def test_text_without_end_of_text_trains_to_the_end(project, tiny):
+def test_text_without_special_tokens_trains(project, tiny):
     options = ["--data.special_tokens=[]", "--trainer.max_steps=1"]
     assert main(["fit", "--config", TEXT, *tiny, *options]) == 0
 
@@ -218,8 +218,8 @@ def test_json_lines_train_like_text(project, tiny, story_file):
 
 
 @pytest.mark.parametrize(("clip", "parts"), [("null", []), ("0.1", []), ("0.1", ["--model.micro_batch_size=1"])])
-def test_two_processes_do_what_one_does_with_the_doubled_batch(project, tiny, clip, parts):
-    """In a process of its own, since `ddp` starts the second one from the command line of the first."""
+def test_two_processes_train_like_one_with_the_doubled_batch(project, tiny, clip, parts):
+    """Runs in a subprocess, because `ddp` starts the second process from the command line of the first."""
     options = [
         *tiny, "--trainer.max_steps=3", "--trainer.val_every_n_steps=2", "--trainer.log_every_n_steps=1",
         "--trainer.precision=32-true", f"--trainer.gradient_clip_val={clip}", "--optimizer.eps=1e-3",
@@ -241,15 +241,15 @@ def test_two_processes_do_what_one_does_with_the_doubled_batch(project, tiny, cl
                               if row["train/gradient_norm"]]
                              for file in ((each / "metrics.csv").read_text() for each in (two, one)))
     assert len(norms) == 3
-    assert min(norms) > 0.1  # so that clipping has something to do
+    assert min(norms) > 0.1  # so that clipping changes the gradient
     assert norms == pytest.approx(expected_norms, rel=1e-4)  # the mean over both, before clipping, not the sum
-    # With an ε above most gradients a step of Adam knows their size, so that the weights would tell a wrong scale.
+    # With ε larger than most gradients, Adam's step depends on their scale, so a wrong scale changes the weights.
     states = [torch.load(each / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for each in (two, one)]
     for name, weight in states[1].items():
         torch.testing.assert_close(states[0][name], weight, rtol=1e-5, atol=1e-6)
 
 
-def test_checkpoints_go_where_the_user_wants_them(project, tiny):
+def test_checkpoints_are_written_to_the_folder_that_the_user_names(project, tiny):
     assert main(["fit", "--config", TEXT, *tiny, "--checkpoint.dirpath=mine", "--trainer.max_steps=1"]) == 0
     assert {path.name for path in (project / "mine").iterdir()} == {"last.ckpt", "best.ckpt", "step-00000001.ckpt"}
     assert main(["validate"]) == 0
@@ -260,7 +260,7 @@ def test_checkpoints_go_where_the_user_wants_them(project, tiny):
     (["--data.context_length=16"], "data.context_length is 16, but"),
     (["--trainer.max_steps=4"], "is at step 4 and the budget is 4 steps"),
 ])
-def test_resuming_refuses_what_cannot_be(in_runs, capsys, options, part):
+def test_resuming_refuses_another_architecture_and_a_spent_budget(in_runs, capsys, options, part):
     assert main(["fit", "--ckpt_path", "last", *options]) == 2
     assert part in complaint(capsys)
 
@@ -293,7 +293,7 @@ def test_resuming_refuses_what_cannot_be(in_runs, capsys, options, part):
     (["generate"], "no run under"),
     (["generate", "--ckpt_path", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
 ])
-def test_a_mistake_is_answered_in_one_sentence_and_leaves_nothing(project, capsys, arguments, part):
+def test_a_mistake_is_reported_in_one_sentence_and_leaves_no_files(project, capsys, arguments, part):
     (project / "typo.yaml").write_text("optmizer:\n  lr: 3.0e-3\n")
     (project / "empty.txt").write_text("")
     (project / "bad.txt").write_bytes(b"a\xff\xfeb not UTF-8\n")
@@ -313,3 +313,16 @@ def test_a_mistake_is_answered_in_one_sentence_and_leaves_nothing(project, capsy
 def test_generate_refuses_settings_out_of_range(in_runs, capsys, option, part):
     assert main(["generate", "--prompt", "", option]) == 2
     assert part in complaint(capsys)
+
+
+@pytest.mark.parametrize(("option", "part"), [
+    ("--trainer.strategy=telepathy", "invalid strategy name"),
+    ("--trainer.accelerator=abacus", "invalid accelerator name"),
+    ("--trainer.devices=-7", "devices"),
+    ("--trainer.devices=x", "should be an int > 0"),
+    ("--trainer.limit_val_batches=-1", "invalid value -1 for limit_val_batches"),
+])
+def test_what_lightning_refuses_is_reported_in_one_sentence(project, tiny, capsys, option, part):
+    assert main(["fit", "--config", TEXT, *tiny, option]) == 2
+    assert part in complaint(capsys)
+    assert list(project.iterdir()) == []

@@ -4,8 +4,10 @@
                                                                                                       │
     stories ─ generation/ ─ run directory (checkpoints/, tokenizer/, config.yaml, metrics, summary) ──┘
 
-Every name below can be imported from `tslm` itself. Nothing heavy is imported until a name is used, so that
-`import tslm` costs milliseconds and the tokenizer never waits for torch.
+    fast/ holds faster substitutes for single functions; each is used only where it agrees with the function
+
+The public names below are imported from `tslm` itself. Their modules load at the first use of a name, so that
+`import tslm` takes milliseconds and the tokenizer does not wait for torch.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # what `__getattr__` finds, for type checkers and editors
-    from tslm.data import get_batch
+if TYPE_CHECKING:  # the names that `__getattr__` finds, for type checkers and editors
+    from tslm.data.windows import get_batch
     from tslm.generation import generate
     from tslm.model import TransformerConfig, TransformerLM, softmax
     from tslm.objective import cross_entropy, perplexity
@@ -24,27 +26,15 @@ if TYPE_CHECKING:  # what `__getattr__` finds, for type checkers and editors
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "train_bpe": "tslm.tokenizer",
-    "count_pretokens": "tslm.tokenizer",
-    "merge_pretokens": "tslm.tokenizer",
-    "Tokenizer": "tslm.tokenizer",
-    "encode_files": "tslm.tokenizer",
-    "TokenFile": "tslm.tokenizer",
-    "TransformerConfig": "tslm.model",
-    "TransformerLM": "tslm.model",
-    "softmax": "tslm.model",
-    "cross_entropy": "tslm.objective",
-    "perplexity": "tslm.objective",
-    "AdamW": "tslm.optim",
-    "SGD": "tslm.optim",
-    "lr_cosine_schedule": "tslm.optim",
-    "clip_gradients": "tslm.optim",
-    "get_batch": "tslm.data",
-    "save_checkpoint": "tslm.training",
-    "load_checkpoint": "tslm.training",
-    "generate": "tslm.generation",
-}
+_HOME = {name: package for package, names in {
+    "tslm.tokenizer": ["train_bpe", "count_pretokens", "merge_pretokens", "Tokenizer", "encode_files", "TokenFile"],
+    "tslm.model": ["TransformerConfig", "TransformerLM", "softmax"],
+    "tslm.objective": ["cross_entropy", "perplexity"],
+    "tslm.optim": ["AdamW", "SGD", "lr_cosine_schedule", "clip_gradients"],
+    "tslm.data.windows": ["get_batch"],
+    "tslm.training": ["save_checkpoint", "load_checkpoint"],
+    "tslm.generation": ["generate"],
+}.items() for name in names}
 
 __all__ = [
     "SGD", "AdamW", "TokenFile", "Tokenizer", "TransformerConfig", "TransformerLM", "__version__", "clip_gradients",
@@ -54,12 +44,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name from its room at its first use (PEP 562)."""
+    """Import a public name from its package at its first use (PEP 562)."""
     if name not in _HOME:
         raise AttributeError(f"module 'tslm' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:
-    """List the public names although none of them is imported yet."""
+    """List the public names, including those that are not imported yet."""
     return sorted(__all__)

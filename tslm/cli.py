@@ -1,7 +1,8 @@
 """`fit`, `validate`, `test` and `predict`: LightningCLI with our classes, and the rules for what decides a value.
 
 The command line wins over the configuration file, that over the checkpoint, that over the defaults; only the
-architecture is always the checkpoint's, and stating another one is an error.
+architecture is always the checkpoint's, and stating another one is an error. From a checkpoint come only the plain
+settings that `tslm.training.saved_settings` lists: no class, and no path to write to.
 """
 
 from __future__ import annotations
@@ -13,53 +14,62 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from tslm.commands.arguments import OneSentenceErrors
-from tslm.commands.options import asks_for_help, flag_keys, get_key, has_key, is_stated, leaves, put_key, read_yaml
+from tslm.commands.options import asks_for_help, flag_keys, get_key, is_stated, leaves, put_key, read_yaml
 from tslm.data.datamodule import TextDataModule
+from tslm.errors import UserError
 from tslm.tokenizer.serialization import tokenizer_from_texts
 from tslm.training.checkpoint import fit_part, read_checkpoint
 from tslm.training.module import LanguageModule
 from tslm.training.predictions import print_predictions, write_predictions
 from tslm.training.runs import find_checkpoint, run_of
+from tslm.training.saved_settings import plain_settings, read_architecture, read_settings
 from tslm.training.saving import Checkpoints, run_dir
 from tslm.training.settings import GenerationSettings, OptimizerSettings
 from tslm.training.trainer import StepTrainer
 
 QUICK_START = "quickstart.yaml"
-HARMLESS = (  # warnings of Lightning's that no user of ours can act upon
+HARMLESS = (  # regular expressions of Lightning's warnings that a user can do nothing about
     "LightningCLI's args parameter is intended",
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
     "The `.*dataloader` does not have many workers",
 )
 BUDGETS = ("trainer.max_steps", "trainer.max_tokens")
-LINKED = {"vocab_size": "data.vocab_size", "context_length": "data.context_length"}  # the model's follow the data's
+LINKED = {"vocab_size": "data.vocab_size", "context_length": "data.context_length"}  # the model takes the data's values
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run one of the four commands; None takes the process's own arguments.
 
     Raises:
+        UserError: an option is wrong, or Lightning refuses a combination of options.
         SystemExit: with code 130 if Ctrl-C ended a training.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     for message in HARMLESS:
         warnings.filterwarnings("ignore", message=message)
-    if code := CommandLine(argv).exit_code:
-        raise SystemExit(code)
+    try:
+        command_line = CommandLine(argv)
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from error
+    if command_line.exit_code:
+        raise SystemExit(command_line.exit_code)
 
 
 class CommandParser(OneSentenceErrors, LightningArgumentParser):
-    """Answers mistakes in one sentence."""
+    """Lightning's parser, with a UserError for every mistake."""
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Leaves config.yaml in the run directory of a training, and nothing where nothing is trained."""
+    """Saves config.yaml in the run directory of a training; the other commands save nothing."""
 
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Write the configuration that `fit --config` would take to do the same again."""
+        """Write the configuration with which `fit --config` repeats the training."""
         if stage == "fit":
             run_dir(trainer).mkdir(parents=True, exist_ok=True)
             path = run_dir(trainer) / "config.yaml"
@@ -75,8 +85,8 @@ class CommandLine(LightningCLI):
 
     def __init__(self, argv: list[str] | None) -> None:
         self.checkpoint: Path | None = None
-        self.saved: dict[str, Any] = {}  # what only tslm keeps in a checkpoint
-        self.stated: set[str] = set()  # the options on the command line and in its files
+        self.saved: dict[str, Any] = {}  # the part of the checkpoint that tslm adds to Lightning's
+        self.stated: set[str] = set()  # keys of the options on the command line and in configuration files
         self.exit_code = 0
         super().__init__(
             LanguageModule,
@@ -94,13 +104,13 @@ class CommandLine(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Name the four commands and the arguments of the Trainer's methods that are no options."""
+        """Return the four commands, each with the arguments of the Trainer's method that are not options."""
         hidden = {"model", "dataloaders", "datamodule", "weights_only", "verbose", "return_predictions"}
         loaders = {"train_dataloaders", "val_dataloaders"}
         return {"fit": hidden | loaders, "validate": hidden, "test": hidden, "predict": hidden}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what stands beside model, data and trainer."""
+        """Add the options of optimizer, generation and checkpoints to those of model, data and trainer."""
         parser.add_argument("--optimizer", type=OptimizerSettings, default=OptimizerSettings())
         parser.add_argument("--generation", type=GenerationSettings, default=GenerationSettings())
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
@@ -135,32 +145,41 @@ class CommandLine(LightningCLI):
         return Path(self.config[self.config.subcommand].trainer.default_root_dir)
 
     def _take_over_saved(self, parser: LightningArgumentParser, command: str) -> None:
-        """Replace whatever the user has not stated by what the checkpoint was trained with, and print what differs."""
+        """Replace what the user has not stated by the plain settings of the checkpoint, and print what differs.
+
+        No other part of the saved settings reaches the parser, which would import the classes that they name.
+        """
+        architecture, settings = read_architecture(self.saved, self.checkpoint), read_settings(self.saved)
         options = yaml.safe_load(parser.dump(self.config, skip_link_targets=True, skip_none=False))
         values = options[command]
-        for name, trained in self.saved["architecture"].items():
+        for name, trained in architecture.items():
             key = LINKED.get(name, f"model.{name}")
             if is_stated(key, self.stated) and get_key(values, key) != trained:
-                raise ValueError(
+                raise UserError(
                     f"{key} is {get_key(values, key)}, but {self.checkpoint} was trained with {trained}: "
                     f"leave --{key} out, or train a new model without --ckpt_path"
                 )
             put_key(values, key, trained)
-        for key, saved in leaves(self.saved["config"]):
-            if key.removeprefix("model.") in self.saved["architecture"] or not has_key(values, key):
+        decided = {LINKED.get(name, f"model.{name}") for name in architecture}
+        plain = plain_settings(values).allowed
+        for key, saved in settings.allowed.items():
+            if key in decided:
                 continue
-            now = get_key(values, key)
-            if key == "data.tokenizer":  # the checkpoint holds the tokenizer itself, wherever the folder is now
-                continue
+            now = plain.get(key, get_key(values, key))
             if not is_stated(key, self.stated):
                 put_key(values, key, saved)
-            elif now != saved and command == "fit" and key not in ("ckpt_path", "config"):
+            elif now != saved and command == "fit":
                 print(f"Changed: {key} is {now}; the checkpoint was trained with {saved}.")
+        left_out = [key for key in settings.left_out if not is_stated(key, self.stated)]
+        if left_out and command == "fit":
+            pronoun = "it" if len(left_out) == 1 else "them"
+            print(f"Not taken from the checkpoint: {', '.join(left_out)}; "
+                  f"state {pronoun} again if you want {pronoun}.")
         values["ckpt_path"] = str(self.checkpoint)
         self.config = parser.parse_object(options)
 
     def _settle_budget(self, *sources: set[str]) -> None:
-        """Let the first source that states one kind of budget rule out the other kind in those behind it."""
+        """Keep the kind of budget that the first source of stated keys has, and clear the other kind."""
         for stated in sources:
             here = [key for key in BUDGETS if key in stated]
             if len(here) == 1:
@@ -170,25 +189,37 @@ class CommandLine(LightningCLI):
                 return
 
     def _parse_ckpt_path(self) -> None:
-        """Do nothing: `parse_arguments` has read the checkpoint."""
+        """Do nothing, because `parse_arguments` has read the checkpoint."""
 
     def before_instantiate_classes(self) -> None:
-        """Keep trainings apart from everything else: only they get a run directory, and only they validate in part."""
+        """Give a run directory and a limit on validation batches to trainings only."""
         if self.subcommand != "fit":
             trainer = self.config[self.subcommand].trainer
             trainer.logger = False
             if not is_stated("trainer.limit_val_batches", self.stated):
                 trainer.limit_val_batches = None
 
+    def instantiate_trainer(self, **arguments: Any) -> Trainer:
+        """Build the trainer.
+
+        Raises:
+            UserError: Lightning refuses a value of accelerator, devices, strategy or precision. It raises all of the
+                types below for such values.
+        """
+        try:
+            return super().instantiate_trainer(**arguments)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(str(error)) from error
+
     def after_instantiate_classes(self) -> None:
-        """Hand the module the whole configuration, and the data the checkpoint's tokenizer."""
+        """Give the module the whole configuration, and the data the checkpoint's tokenizer."""
         dumped = self.parser.dump(self.config, skip_link_targets=True, skip_none=False)
         self.model.run_config = yaml.safe_load(dumped)[self.subcommand]
         if self.saved.get("tokenizer"):
             self.datamodule.use_tokenizer(tokenizer_from_texts(self.saved["tokenizer"]))
 
     def after_fit(self) -> None:
-        """Report an interruption in the exit code."""
+        """Set the exit code of an interrupted training."""
         assert isinstance(self.trainer, StepTrainer)
         self.exit_code = 130 if self.trainer.interrupted_by_user else 0
 
@@ -198,12 +229,12 @@ class CommandLine(LightningCLI):
         self._print_figures()
 
     def test(self, **arguments: Any) -> None:
-        """Measure the same; no corpus here has a third text."""
+        """Measure the same as `validate`; there is no separate test text."""
         self.trainer.test(**arguments, verbose=False)
         self._print_figures()
 
     def predict(self, **arguments: Any) -> None:
-        """Write a story for each prompt, into the checkpoint's run directory and as a table."""
+        """Write a story for each prompt to the checkpoint's run directory, and print them as a table."""
         batches = self.trainer.predict(**arguments) or []
         completions = [completion for batch in batches for completion in batch]
         assert self.checkpoint is not None
@@ -216,7 +247,7 @@ class CommandLine(LightningCLI):
 
 
 def config_folder() -> Path:
-    """Return where the shipped configurations lie: in the project, or in the installed package."""
+    """Return the folder of the shipped configurations, in the project or in the installed package."""
     package = Path(__file__).parent
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"

@@ -1,1 +1,1 @@
-"""Speed and memory beside the programs that people would otherwise use: `python -m tests.benchmarks.tokenizer`."""
+"""Benchmarks of speed and memory beside other programs; README.md lists the commands and the results."""

@@ -1,6 +1,6 @@
-"""Runs one function in a process of its own, for `measure.run_alone`: name and arguments come in, the result goes out.
+"""Run one function and print its result as JSON. `measure.run_alone` starts this module in a new process.
 
-What the function or a library prints goes to stderr, so that stdout holds the result alone.
+Everything else that the function or a library prints goes to stderr, so that stdout holds only the result.
 """
 
 import importlib
@@ -10,12 +10,12 @@ import sys
 
 
 def main() -> None:
-    """Call the function `argv[1]`, written `module:name`, with the JSON object `argv[2]`; print its result as JSON."""
-    result_to = os.dup(1)
-    os.dup2(2, 1)  # also for what is printed by other languages than Python
+    """Call the function `argv[1]` (as `module:name`) with the keyword arguments in the JSON object `argv[2]`."""
+    output = os.dup(1)
+    os.dup2(2, 1)  # redirects what C and Rust libraries print, too
     module, name = sys.argv[1].split(":")
     result = getattr(importlib.import_module(module), name)(**json.loads(sys.argv[2]))
-    with os.fdopen(result_to, "w") as file:
+    with os.fdopen(output, "w") as file:
         json.dump(result, file)
 
 

@@ -1,14 +1,13 @@
-"""`python -m tests.benchmarks.generation`: generation beside transformers' and beside the machine's limits.
+"""`python -m tests.benchmarks.generation`: speed of generation beside transformers and the limits of the machine.
 
-Each figure is one JSON line on stdout as soon as it is known, with the keys `name`, `ours`, `peer`, `peer_name`,
-`ratio` (`ours` / `peer`), `target`, `holds` and `runs`; a table follows on stderr. All sides run strictly in turn, and
-the medians count. The model is the course's (vocabulary 10,000, context 256, d_model 512, 4 layers, 16 heads, d_ff
-1344) with random weights, whose nucleus takes in most of the vocabulary. `batch_N_vs_best` is the figure with the
-target; the peer there is the fastest of its forms. `pip install -e '.[bench]'` brings transformers.
+Each figure is one JSON line on stdout, printed as soon as it is measured, with the keys `name`, `ours`, `peer`,
+`peer_name`, `ratio` (`ours` / `peer`), `target`, `holds` and `runs`. A table follows on stderr. All sides run in turn,
+and the medians count. The model has the course's sizes (vocabulary 10,000, context 256, d_model 512, 4 layers, 16
+heads, d_ff 1344) and random weights, so its nucleus is most of the vocabulary. `batch_N_vs_best` has the target; its
+peer is the fastest form of transformers. `pip install -e '.[bench]'` installs transformers.
 """
 
 import argparse
-import importlib.util
 import random
 import sys
 import time
@@ -19,17 +18,18 @@ from statistics import median
 import torch
 
 from tests.benchmarks import generation_forms as forms
-from tests.benchmarks.measure import Figure, Target, exit_code, machine, markdown, table
-from tslm.generation.native import kernel_dtype
+from tests.benchmarks.measure import Figure, Target, exit_code, is_installed, machine, markdown, table
+from tslm.errors import UserError
+from tslm.fast.cpu.decoder import kernel_dtype
 from tslm.model import TransformerConfig
 
-TARGETS = {1: 2.5, 32: 5.0}  # times the best peer, by batch size
-_LARGE = 2**28  # bytes, many times a processor's cache
-_READS = 5  # per run, of which the fastest counts
+TARGETS = {1: 2.5, 32: 5.0}  # least ratio to the best peer, by batch size
+_LARGE = 2**28  # bytes; many times the size of a processor's cache
+_READS = 5  # reads per run; the fastest counts
 
 
 def main(arguments: Sequence[str] | None = None, config: TransformerConfig = forms.COURSE) -> int:
-    """Measure what the arguments choose, and return the exit code: 2 after a mistake, 130 after Ctrl-C."""
+    """Measure the figures and return the exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
     return exit_code(lambda: _measure(options, config))
 
@@ -48,10 +48,10 @@ def _measure(options: argparse.Namespace, config: TransformerConfig) -> None:
 def _figures(options: argparse.Namespace, config: TransformerConfig) -> Iterator[Figure]:
     longest = config.context_length - options.prompt
     if min(options.runs, options.prompt, *options.batch) < 1 or not 1 <= options.tokens <= longest:
-        raise ValueError(f"--runs, --prompt and --batch take numbers above 0, --tokens 1 to {longest}: prompt and "
-                         f"tokens share a context of {config.context_length}")
-    if importlib.util.find_spec("transformers") is None:
-        raise ValueError("the figures need transformers, not found here; install with `pip install -e '.[bench]'`")
+        raise UserError(f"--runs, --prompt and --batch must be above 0, and --tokens 1 to {longest}: prompt and "
+                        f"tokens share a context of {config.context_length}")
+    if not is_installed("transformers"):
+        raise UserError("transformers is not installed: run `pip install -e '.[bench]'`")
     if options.threads:
         torch.set_num_threads(options.threads)
     model = forms.tslm_model(config, options.seed)
@@ -65,7 +65,7 @@ def _figures(options: argparse.Namespace, config: TransformerConfig) -> Iterator
 
 def _batch(options: argparse.Namespace, config: TransformerConfig, batch: int, sides: dict[str, forms.Generate],
            dtype: torch.dtype) -> Iterator[Figure]:
-    """Speeds with one batch size, then the nearer limit: reading the weights for one row, multiplying for many."""
+    """Yield the speeds for one batch size, then the limit: reading weights for one sequence, else multiplying."""
     draw = random.Random(options.seed)
     prompts = [[draw.randrange(config.vocab_size) for _ in range(options.prompt)] for _ in range(batch)]
     size = forms.weight_bytes(config, dtype.itemsize)
@@ -74,7 +74,7 @@ def _batch(options: argparse.Namespace, config: TransformerConfig, batch: int, s
         "memory": (_LARGE / 1e9, forms.read(_LARGE)), "weights": (size / 1e9, forms.read(size)),
         "matmul": (flops / 1e9, product)}
     speeds: dict[str, list[float]] = {name: [] for name in [*sides, *limits]}
-    for generate in sides.values():  # once for what happens once; a static cache is compiled for its length
+    for generate in sides.values():  # warm-up; a static cache is compiled for its length
         generate(prompts, options.tokens if options.compiled else 1)
     for _ in range(options.runs):
         for name, generate in sides.items():
@@ -109,14 +109,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m tests.benchmarks.generation", description=(__doc__ or "").partition("\n\n")[2]
     )
     add = parser.add_argument
-    add("--batch", type=int, nargs="+", default=[1, 32], help="sequences that run together (default: 1 32)")
-    add("--tokens", type=int, default=200, help="new ones, for each sequence (default: 200)")
+    add("--batch", type=int, nargs="+", default=[1, 32], help="batch sizes (default: 1 32)")
+    add("--tokens", type=int, default=200, help="new tokens per sequence (default: 200)")
     add("--prompt", type=int, default=8, help="tokens of each prompt (default: 8)")
-    add("--runs", type=int, default=3, help="on each side (default: 3)")
-    add("--seed", type=int, default=0, help="of weights, prompts and draws (default: 0)")
-    add("--threads", type=int, help="of every side (default: torch's choice)")
-    add("--compiled", action="store_true", help="transformers also through torch.compile, which takes minutes")
-    add("--markdown", action="store_true", help="print the figures as a Markdown table, too, at the end")
+    add("--runs", type=int, default=3, help="runs on each side (default: 3)")
+    add("--seed", type=int, default=0, help="seed of weights, prompts and sampling (default: 0)")
+    add("--threads", type=int, help="threads of every side (default: torch's choice)")
+    add("--compiled", action="store_true", help="also run transformers through torch.compile, which takes minutes")
+    add("--markdown", action="store_true", help="also print a Markdown table at the end")
     return parser
 
 

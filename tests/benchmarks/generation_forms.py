@@ -1,6 +1,7 @@
-"""What generates: tslm and transformers' Llama of the same shape, each in the forms that one would try for speed.
+"""The programs that the benchmark of generation compares: tslm, and transformers' Llama of the same sizes.
 
-A shape and a form come in, a function goes out that continues a batch of prompts by a number of tokens.
+Each is a function `generate(prompts, tokens)` that continues every prompt by a number of tokens. transformers has
+several forms, because its user would try dtypes, attention implementations and torch.compile.
 """
 
 import math
@@ -15,7 +16,7 @@ from tslm.model import TransformerConfig, TransformerLM
 
 TOP_P = 0.9
 COURSE = TransformerConfig(vocab_size=10_000, context_length=256, d_model=512, num_layers=4, num_heads=16, d_ff=1344)
-# Continues prompts (B lists of ids) by so many tokens each.
+# Arguments: B lists of prompt ids, and the number of new tokens of each.
 Generate = Callable[[list[list[int]], int], object]
 
 
@@ -23,10 +24,10 @@ class Form(NamedTuple):
     """One way to run transformers' Llama.
 
     Attributes:
-        name: as it is reported.
-        dtype: of its weights.
-        attention: transformers' name of the attention it uses.
-        compiled: whether its forward pass goes through torch.compile, with a static cache.
+        name: Name in the reports.
+        dtype: Dtype of the weights.
+        attention: Name that transformers gives the attention implementation.
+        compiled: Whether torch.compile compiles the forward pass, with a static cache.
     """
 
     name: str
@@ -41,19 +42,19 @@ COMPILED = [Form("bf16_compiled", torch.bfloat16, "sdpa", True), Form("fp32_comp
 
 
 def tslm_model(config: TransformerConfig, seed: int) -> TransformerLM:
-    """A model with its first, random weights."""
+    """Return a model with random initial weights."""
     torch.manual_seed(seed)
     return TransformerLM(config).eval()
 
 
 def tslm_form(model: TransformerLM, seed: int) -> Generate:
-    """tslm.generate, as anyone calls it."""
+    """Return `tslm.generate` on a model, with nucleus sampling."""
     generator = torch.Generator().manual_seed(seed)
     return lambda prompts, tokens: generate(model, prompts, tokens, top_p=TOP_P, generator=generator)
 
 
 def transformers_form(config: TransformerConfig, form: Form, seed: int) -> Generate:
-    """transformers' generate on a Llama of the same shape, with its first, random weights."""
+    """Return transformers' `generate` on a Llama of the same sizes, with random initial weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
@@ -68,7 +69,7 @@ def transformers_form(config: TransformerConfig, form: Form, seed: int) -> Gener
     def run(prompts: list[list[int]], tokens: int) -> object:
         ids = torch.tensor(prompts)
         with torch.inference_mode(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # transformers' remarks on its own options
+            warnings.simplefilter("ignore")  # about transformers' own options
             out = llama.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=True,
                                  top_p=TOP_P, top_k=0, cache_implementation="static" if form.compiled else None)
         assert out.shape == (len(prompts), len(prompts[0]) + tokens)
@@ -78,20 +79,20 @@ def transformers_form(config: TransformerConfig, form: Form, seed: int) -> Gener
 
 
 def weight_bytes(config: TransformerConfig, bytes_per_weight: int) -> int:
-    """What one token of one sequence reads: every weight but the embedding, of which it reads a row."""
+    """Return the bytes that one step of one sequence reads: all weights except the embedding."""
     with torch.device("meta"):
         model = TransformerLM(config)
     return bytes_per_weight * (model.num_parameters() - model.token_embeddings.weight.numel())
 
 
 def read(size: int) -> Callable[[], object]:
-    """A function that reads `size` bytes of memory."""
+    """Return a function that reads `size` bytes of memory."""
     memory = torch.ones(math.ceil(size / 4))
     return memory.sum
 
 
 def multiply(config: TransformerConfig, dtype: torch.dtype) -> tuple[Callable[[], object], int]:
-    """A matrix product at which torch is fast, of the model's widest layer, and its floating-point operations."""
+    """Return a matmul with the weight of the widest layer and 1,024 rows, and its floating-point operations."""
     rows = 1024
     x, weight = torch.randn(rows, config.d_model).to(dtype), torch.randn(config.d_model, 2 * config.d_ff).to(dtype)
     return lambda: x @ weight, 2 * rows * weight.numel()

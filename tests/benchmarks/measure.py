@@ -1,12 +1,13 @@
-"""Measures two sides in turn and reports it: a figure's runs come in, a JSON line and a row of a table go out.
+"""Measure two sides in turn, and report each figure as a JSON line and as a row of a table.
 
-Seconds are wall time. Memory is what processes keep for themselves: the anonymous and shared-memory pages of a process
-and all its descendants, each page divided by the number of processes that share it (`Pss_Anon` and `Pss_Shmem` of
-`/proc/<pid>/smaps_rollup`, read every 20 ms; the peak of the sum counts). Pages of files, such as a mapped text or a
-library's code, are the system's cache, which it takes back at need; they count on neither side.
+Time is wall time in seconds. Memory is the peak of the proportional set size (PSS) of a process and all its
+descendants, without pages of files: `Pss_Anon` + `Pss_Shmem` of `/proc/<pid>/smaps_rollup`, read every 20 ms. PSS
+divides each shared page by the number of processes that share it. Pages of files, such as a mapped text or a library's
+code, are excluded on both sides, because they are a cache that the system can drop.
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import platform
@@ -22,36 +23,39 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
+from tslm.errors import UserError
+
 ROOT = Path(__file__).parents[2]
 _SAMPLE_SECONDS = 0.02
 
 
 class Target(NamedTuple):
-    """What is to hold: the ratio, or our own quantity, at most or at least `value`."""
+    """A bound on the ratio or on our own value: at most or at least `value`."""
 
     quantity: Literal["ratio", "ours"]
     relation: Literal["<=", ">="]
     value: float
 
     def holds(self, figure: "Figure") -> bool:
-        """Say whether a figure meets it."""
+        """Return whether a figure reaches the target."""
         measured: float = getattr(figure, self.quantity)
         return measured <= self.value if self.relation == "<=" else measured >= self.value
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One quantity, taken on our side and on a peer's.
+    """One quantity, measured for tslm and, as a rule, for a peer.
 
     Attributes:
-        name: what was measured.
-        unit: of `ours` and `peer`.
-        ours, peer: medians; `peer` is None where nobody else is measured.
-        peer_name: the other program.
-        target: what is to hold, or None where the figure is only reported.
-        runs: on each side.
-        form: of our side, where it was measured in several.
-        details: further keys of the JSON line.
+        name: Name of the figure.
+        unit: Unit of `ours` and `peer`.
+        ours: Median for tslm.
+        peer: Median for the peer, or None without a peer.
+        peer_name: Name of the peer, or None.
+        target: The bound to reach, or None for a figure that is only reported.
+        runs: Number of runs on each side.
+        form: How tslm ran, such as "eager" or "compiled", or None where there is one way only.
+        details: Further keys of the JSON line.
     """
 
     name: str
@@ -71,7 +75,7 @@ class Figure:
 
     @property
     def target_text(self) -> str | None:
-        """The target as it stands in the reports, such as `ratio <= 0.5` or `ours <= 400 MB`."""
+        """The target in words, such as `ratio <= 0.5` or `ours <= 400 MB`."""
         if self.target is None:
             return None
         quantity, relation, value = self.target
@@ -79,11 +83,11 @@ class Figure:
 
     @property
     def holds(self) -> bool | None:
-        """Whether the target is met; None without one."""
+        """Whether the target is reached, or None without a target."""
         return None if self.target is None else self.target.holds(self)
 
     def json_line(self) -> str:
-        """Return the figure as one line that a program can read."""
+        """Return the figure as a JSON object in one line."""
         return json.dumps({
             "name": self.name, "ours": self.ours, "peer": self.peer, "peer_name": self.peer_name, "ratio": self.ratio,
             "target": self.target_text, "holds": self.holds, "runs": self.runs,
@@ -91,7 +95,7 @@ class Figure:
         })
 
     def cells(self) -> list[str]:
-        """Return the figure as a row under `COLUMNS`."""
+        """Return the cells of the figure's row, in the order of `COLUMNS`."""
         side = "" if self.peer is None else f"{_short(self.peer)} {self.unit} ({self.peer_name})"
         verdict = {True: "yes", False: "no", None: ""}[self.holds]
         ratio = "" if self.ratio is None else _short(self.ratio)
@@ -104,9 +108,9 @@ class Plan(NamedTuple):
     """A figure that can be measured.
 
     Attributes:
-        name: of the figure.
-        peer: the package it needs, or None.
-        measure: returns the figure, given what it is measured on and its name.
+        name: Name of the figure.
+        peer: Package that the measurement needs, or None.
+        measure: Function of (inputs, name) that returns the figure.
     """
 
     name: str
@@ -115,14 +119,14 @@ class Plan(NamedTuple):
 
 
 def choose(available: list[Plan], names: list[str] | None) -> list[Plan]:
-    """Return the plans whose names begin with one of `names`, or all.
+    """Return the plans whose names begin with one of `names`, or all plans for None.
 
     Raises:
-        ValueError: one of the names fits none.
+        UserError: No plan begins with one of the names.
     """
     for name in names or []:
         if not any(plan.name.startswith(name) for plan in available):
-            raise ValueError(f"no figure is called {name}; there are {', '.join(plan.name for plan in available)}")
+            raise UserError(f"no figure is called {name}: choose from {', '.join(plan.name for plan in available)}")
     return [plan for plan in available if not names or plan.name.startswith(tuple(names))]
 
 
@@ -130,7 +134,7 @@ COLUMNS = ["figure", "tslm", "peer", "ratio", "target", "holds", "runs"]
 
 
 def table(figures: Iterable[Figure]) -> str:
-    """Return the figures as columns for a terminal."""
+    """Return the figures as aligned columns for a terminal."""
     rows = [COLUMNS, *(figure.cells() for figure in figures)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
@@ -143,19 +147,19 @@ def markdown(figures: Iterable[Figure]) -> str:
 
 
 def in_turn(ours: Callable[[], float], peer: Callable[[], float], runs: int) -> tuple[float, float]:
-    """Call both sides `runs` times, strictly in turn, and return the median of each."""
+    """Call both sides `runs` times, in turn, and return the median of each side."""
     pairs = [(ours(), peer()) for _ in range(runs)]
     our_values, peer_values = zip(*pairs, strict=True)
     return median(our_values), median(peer_values)
 
 
 class Run(NamedTuple):
-    """What a function gave in a process of its own.
+    """Result of a function that ran in a new process.
 
     Attributes:
-        result: what it returned.
-        seconds: from before the process was started until it had ended.
-        peak_bytes: of memory, over all its processes; 0 unless it was asked for.
+        result: Return value of the function.
+        seconds: Time from before the start of the process until after its end.
+        peak_bytes: Peak memory of the process and its descendants; 0 unless it was sampled.
     """
 
     result: Any
@@ -164,25 +168,25 @@ class Run(NamedTuple):
 
 
 def run_alone(function: Callable[..., Any], *, sample_memory: bool = False, **arguments: object) -> Run:
-    """Run a function of an importable module in a fresh Python process.
+    """Run a function in a new Python process.
 
     Args:
-        function: arguments and result can be written as JSON.
-        sample_memory: whether to watch the memory, which costs the process a little time.
-        arguments: passed on; paths become absolute ones, as strings.
+        function: Function of an importable module. Its arguments and its result must be JSON.
+        sample_memory: Whether to sample memory, which slows the process down a little.
+        arguments: Keyword arguments. Paths are passed as absolute paths, in strings.
 
     Raises:
-        ChildProcessError: the process failed; the sentence ends with the last line of its stderr.
-        OSError: the memory was asked for, but this system does not tell it.
+        ChildProcessError: The process failed. The message ends with the last line of its stderr.
+        OSError: `sample_memory` is set, and this system has no smaps_rollup.
     """
     command = [sys.executable, "-m", "tests.benchmarks.child", f"{function.__module__}:{function.__qualname__}",
                json.dumps(arguments, default=os.path.abspath)]
     peak = 0
     if sample_memory and not Path("/proc/self/smaps_rollup").exists():
-        raise OSError("memory is read from /proc/<pid>/smaps_rollup, which this system lacks; measure it on Linux")
+        raise OSError("memory is read from /proc/<pid>/smaps_rollup, missing on this system: measure it on Linux")
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         start = time.perf_counter()
-        # A session of its own, so that no worker outlives it, however it or we end.
+        # A new session, so that killing the group ends every worker too.
         child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True,
                                  start_new_session=True)
         try:
@@ -199,28 +203,33 @@ def run_alone(function: Callable[..., Any], *, sample_memory: bool = False, **ar
         if child.returncode != 0:
             errors.seek(0)
             last_line = (errors.read().strip().splitlines() or [f"exit code {child.returncode}"])[-1]
-            raise ChildProcessError(f"{function.__qualname__} failed in a process of its own: {last_line}")
+            raise ChildProcessError(f"{function.__qualname__} failed in its process: {last_line}")
     return Run(json.loads(output), seconds, peak)
 
 
 def _memory(pid: int) -> int:
-    """Return the bytes that a process and its descendants keep for themselves; 0 for one that is gone."""
+    """Return the memory of a process and its descendants in bytes; 0 for a process that has ended."""
     try:
-        own = _own_memory(pid)
+        own = _process_memory(pid)
         children = [child for task in Path(f"/proc/{pid}/task").iterdir()
                     for child in (task / "children").read_text().split()]
-    except OSError:  # it ended while it was looked at
+    except OSError:  # the process ended during the reading
         return 0
     return own + sum(_memory(int(child)) for child in children)
 
 
-def _own_memory(pid: int) -> int:
+def _process_memory(pid: int) -> int:
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
     return sum(int(fields[name].split()[0]) for name in ("Pss_Anon", "Pss_Shmem")) * 1024
 
 
+def is_installed(package: str) -> bool:
+    """Return whether a package can be imported."""
+    return importlib.util.find_spec(package) is not None
+
+
 def exit_code(work: Callable[[], int | None]) -> int:
-    """Do what a benchmark's command does; return what it returns or 0, 2 after a mistake, 130 after Ctrl-C."""
+    """Call `work` and return an exit code: its own or 0, 2 after a user's mistake, 130 after Ctrl-C."""
     try:
         return work() or 0
     except (ValueError, OSError) as error:
@@ -232,7 +241,7 @@ def exit_code(work: Callable[[], int | None]) -> int:
 
 
 def machine(packages: Iterable[str]) -> str:
-    """Return one line that says what was measured on: processor, cores, Python and the versions of packages."""
+    """Return one line with the processor, the number of cores, and the versions of Python and of packages."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -243,5 +252,5 @@ def machine(packages: Iterable[str]) -> str:
 
 
 def _short(value: float) -> str:
-    """Three significant digits, all of those before the point."""
+    """Format three significant digits, and all digits before the point."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

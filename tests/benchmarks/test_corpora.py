@@ -5,7 +5,7 @@ from tests.benchmarks.corpora import PretokenSource, write_drawn_text, write_mix
 from tests.tokenizer.reference import slow_counts, slow_pretokens
 from tslm.tokenizer import END_OF_TEXT
 
-# Each class of pre-tokens, and what could join with a neighbour: quotes, dashes, other white space, other scripts.
+# Every class of pre-tokens, with those that could join a neighbour: quotes, dashes, white space, other scripts.
 COUNTS = {
     " the": 900, " dog": 300, " 12": 40, " été": 30, "Once": 80, "I": 60, "s": 20, "7": 5, "'s": 50, "'ll": 10,
     ' "': 70, " '": 20, " -": 9, ".": 300, ",": 150, "'": 30, '."': 40, "\u0301": 2, "\n": 120, "\xa0": 4,
@@ -13,14 +13,14 @@ COUNTS = {
 }
 
 
-def test_a_drawn_text_is_cut_into_the_pretokens_that_were_drawn():
+def test_the_pattern_splits_a_drawn_text_into_the_pretokens_that_were_drawn():
     drawn = PretokenSource(COUNTS).draw(30_000, np.random.default_rng(1))
     expected = [part for token in drawn for part in (["\n", END_OF_TEXT] if END_OF_TEXT.encode() in token
                                                      else [token.decode()])]
     assert slow_pretokens(b"".join(drawn).decode(), [END_OF_TEXT]) == expected
 
 
-def test_a_drawn_text_has_the_frequencies_of_the_table(tmp_path):
+def test_a_drawn_text_has_the_frequencies_of_the_counts(tmp_path):
     write_drawn_text(tmp_path / "text", COUNTS, 300_000, seed=3)
     text = (tmp_path / "text").read_bytes().decode()
     assert 300_000 <= len(text.encode()) < 310_000
@@ -44,12 +44,12 @@ def test_the_seed_decides_the_text(tmp_path):
     ("counts", "sentence"),
     [({" a b": 1}, "not one pre-token"), ({" a": 0}, "whole numbers from 1"), ({"a": 1}, "leading space")],
 )
-def test_a_wrong_table_is_named(counts, sentence):
+def test_wrong_counts_are_refused_in_one_sentence(counts, sentence):
     with pytest.raises(ValueError, match=sentence):
         PretokenSource(counts)
 
 
-def test_a_mixed_text_holds_whole_utf8_documents_until_the_size_is_reached(tmp_path):
+def test_a_mixed_text_contains_whole_utf8_documents_up_to_the_size(tmp_path):
     folder = tmp_path / "sources"
     folder.mkdir()
     for number in range(20):

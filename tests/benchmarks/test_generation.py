@@ -1,4 +1,4 @@
-"""The short form of `python -m tests.benchmarks.generation`: every figure comes out, of a small model."""
+"""`python -m tests.benchmarks.generation` with a small model."""
 
 import json
 
@@ -12,7 +12,7 @@ from tslm.model import TransformerConfig
 SMALL = TransformerConfig(vocab_size=300, context_length=32, d_model=32, num_layers=1, num_heads=2, d_ff=48)
 
 
-def test_every_figure_comes_out_as_one_json_line(capsys):
+def test_every_figure_is_one_json_line(capsys):
     assert generation.main(["--batch", "1", "2", "--tokens", "4", "--runs", "1", "--markdown"], SMALL) == 0
     output, errors = capsys.readouterr()
     lines = output.splitlines()
@@ -31,13 +31,13 @@ def test_every_figure_comes_out_as_one_json_line(capsys):
     assert lines[len(figures)].startswith("| figure |")
 
 
-def test_the_bytes_that_a_token_reads_are_those_of_the_weights_behind_the_embedding():
+def test_a_step_reads_every_weight_except_the_embedding():
     matrices = 4 * (4 * 512 * 512 + 3 * 512 * 1344) + 512 * 10_000
     gains = (2 * 4 + 1) * 512
     assert weight_bytes(COURSE, 2) == 2 * (matrices + gains)
 
 
 @pytest.mark.parametrize("arguments", [["--runs", "0"], ["--tokens", "249"], ["--batch", "1", "0"], ["--prompt", "0"]])
-def test_a_mistake_is_one_sentence(arguments, capsys):
+def test_a_wrong_option_is_one_sentence(arguments, capsys):
     assert generation.main(arguments) == 2
     assert "--tokens 1 to" in capsys.readouterr().err

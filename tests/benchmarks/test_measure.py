@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.measure import Figure, Target, in_turn, markdown, run_alone, table
+from tests.benchmarks.measure import Figure, Target, exit_code, in_turn, markdown, run_alone, table
 
 
 def use_memory(megabytes):
-    """Hold memory in this process and as much again in a second one, long enough to be seen."""
+    """Allocate memory in this process and as much in a second one, long enough to be sampled."""
     code = f"import time; held = bytearray(b'x') * {megabytes * 10**6}; time.sleep(0.4)"
     with subprocess.Popen([sys.executable, "-c", code]):
         exec(code)
@@ -23,25 +23,25 @@ def map_file(path):
     import mmap
 
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        mapped.find(b"y")  # nowhere: every page is read
+        mapped.find(b"y")  # does not occur, so every page is read
         time.sleep(0.3)
 
 
 def fail():
-    print("this stays out of the result")
+    print("this is not part of the result")
     raise ValueError("the reason")
 
 
 def start_a_sleeper():
-    print("so does this")
+    print("this is not part of the result")
     return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]).pid
 
 
-def test_a_function_runs_in_a_process_of_its_own_and_leaves_nothing_behind():
+def test_a_function_runs_in_a_new_process_whose_children_end_with_it():
     run = run_alone(start_a_sleeper)
     assert 0 < run.seconds < 30
     assert run.peak_bytes == 0
-    for _ in range(100):  # whoever inherits the killed process may take a moment to clear it away
+    for _ in range(100):  # the parent of the killed process needs a moment to reap it
         state = Path(f"/proc/{run.result}/stat")
         if not state.exists() or state.read_text().split()[2] == "Z":
             break
@@ -51,23 +51,23 @@ def test_a_function_runs_in_a_process_of_its_own_and_leaves_nothing_behind():
         pytest.fail("the process outlived the run")
 
 
-def test_memory_is_that_of_all_processes_together():
+def test_memory_is_the_sum_over_all_processes():
     run = run_alone(use_memory, sample_memory=True, megabytes=60)
     assert run.result != os.getpid()
     assert 120e6 < run.peak_bytes < 170e6
 
 
-def test_pages_of_a_mapped_file_are_no_memory(tmp_path):
+def test_pages_of_a_mapped_file_do_not_count_as_memory(tmp_path):
     (tmp_path / "large").write_bytes(b"x" * 60_000_000)
     assert run_alone(map_file, sample_memory=True, path=tmp_path / "large").peak_bytes < 40e6
 
 
 def test_a_failure_in_the_process_is_one_sentence():
-    with pytest.raises(ChildProcessError, match=r"^fail failed in a process of its own: ValueError: the reason$"):
+    with pytest.raises(ChildProcessError, match=r"^fail failed in its process: ValueError: the reason$"):
         run_alone(fail)
 
 
-def test_the_sides_run_strictly_in_turn_and_their_medians_count():
+def test_both_sides_run_in_turn_and_the_medians_count():
     calls = []
 
     def side(name, values):
@@ -75,6 +75,23 @@ def test_the_sides_run_strictly_in_turn_and_their_medians_count():
 
     assert in_turn(side("ours", [9, 1, 2]), side("peer", [4, 5, 60]), 3) == (2, 5)
     assert calls == ["ours", "peer"] * 3
+
+
+def raising(error):
+    def work():
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("work", "code", "message"),
+    [(raising(ValueError("the reason")), 2, "the reason\n"), (raising(KeyboardInterrupt()), 130, "stopped\n"),
+     (lambda: 1, 1, ""), (lambda: None, 0, "")],
+)
+def test_the_exit_code_says_how_the_command_ended(work, code, message, capsys):
+    assert exit_code(work) == code
+    assert capsys.readouterr().err == message
 
 
 @pytest.mark.parametrize(
@@ -86,7 +103,7 @@ def test_the_sides_run_strictly_in_turn_and_their_medians_count():
         (None, None, None),
     ],
 )
-def test_a_figure_says_whether_its_target_holds(target, text, holds):
+def test_a_figure_says_whether_its_target_is_reached(target, text, holds):
     figure = Figure("x", "s", 2.0, 4.0, "other", target, 3)
     assert json.loads(figure.json_line()) == {
         "name": "x", "ours": 2.0, "peer": 4.0, "peer_name": "other", "ratio": 0.5, "target": text, "holds": holds,

@@ -1,6 +1,6 @@
-"""The short form of `python -m tests.benchmarks.training`: every kind of figure comes out, with tiny models.
+"""`python -m tests.benchmarks.training` with tiny models.
 
-litgpt is not among the tests' requirements, so the figures that need it do not come out here.
+The [test] extra does not install litgpt, so the figures that need it are tested with a stand-in for the runs.
 """
 
 import json
@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 
-from tests.benchmarks import measure, training, training_figures, training_parity, training_peers
+from tests.benchmarks import training
 from tests.benchmarks.measure import Run, run_alone
-from tests.benchmarks.training_figures import fastest_in_turn, plans
-from tests.benchmarks.training_jobs import OURS, RECOMPUTED, SHAPES, WARM_UP, WHOLE, Draws, matmul_seconds, train
+from tests.benchmarks.training_figures import Training, fastest_in_turn, plans
+from tests.benchmarks.training_jobs import OURS, RECOMPUTED, SHAPES, WARM_UP, WHOLE, TimedBatches, matmul_seconds, train
 from tests.conftest import ROOT
 
 TINY = ["--shape", "tiny", "--small", "tiny", "--quick", "tiny", "--batch-size", "4", "--memory-batch-size", "8",
@@ -23,7 +23,7 @@ KEYS = ["name", "ours", "peer", "peer_name", "ratio", "target", "holds", "runs"]
 
 
 def in_this_process(function, **arguments):
-    """Do what `run_alone` does without another import of torch."""
+    """Stand in for `run_alone`, without another import of torch."""
     return Run(json.loads(json.dumps(function(**json.loads(json.dumps(arguments, default=str))))), 0.0, 0)
 
 
@@ -31,7 +31,7 @@ def figures_of(output):
     return {figure["name"]: figure for figure in map(json.loads, output.splitlines())}
 
 
-def test_figures_without_other_libraries_come_out_as_json_lines(tmp_path, capsys):
+def test_each_figure_without_a_peer_is_one_json_line(tmp_path, capsys):
     names = ["lightning_cost_with_bar", "first_step"]
     arguments = [*TINY, "--fit-options", FIT, "--workdir", str(tmp_path), "--only", *names]
     assert training.main(arguments) == 0
@@ -53,12 +53,10 @@ def test_figures_without_other_libraries_come_out_as_json_lines(tmp_path, capsys
 
 
 def test_throughput_and_losses_beside_transformers(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(training_peers, "FORMS", ("eager",))  # compiling belongs to the benchmark itself
-    monkeypatch.setattr(training_figures, "run_alone", in_this_process)
-    monkeypatch.setattr(training_parity, "run_alone", in_this_process)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # put back at the end
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # restored at the end
     names = ["tokens_vs_transformers", "matmul_share", "loss_parity_fp32", "loss_parity_bf16"]
-    assert training.main([*TINY, "--markdown", "--workdir", str(tmp_path), "--only", *names]) == 0
+    options = ["--markdown", "--peer-forms", "eager", "--workdir", str(tmp_path), "--only", *names]
+    assert training.main([*TINY, *options], run=in_this_process) == 0
     lines = capsys.readouterr().out.splitlines()
     figures = figures_of("\n".join(lines[: len(names)]))
     assert list(figures) == names
@@ -77,22 +75,23 @@ def test_throughput_and_losses_beside_transformers(tmp_path, monkeypatch, capsys
     assert pair["ours"]["train"][0] == pytest.approx(pair["peer"]["train"][0], abs=1e-5)
 
 
-def test_memory_is_compared_with_the_form_of_the_peer_that_takes_least(tmp_path, monkeypatch, capsys):
-    # As if litgpt were here: it is found, and its version is a number.
-    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(measure, "version", lambda package: "1.0")
+def test_memory_is_compared_with_the_form_of_the_peer_that_needs_least(tmp_path):
     asked, megabytes = [], {(OURS, "eager"): 125, (OURS, WHOLE): 200, (OURS, RECOMPUTED): 100,
                             ("litgpt", "eager"): 500, ("litgpt", "compiled"): 250}
 
-    def pretended(function, *, side, form, batch_size, **options):
+    def stand_in(function, *, side, form, batch_size, **options):
         asked.append((side, form, batch_size))
         if (side, form) not in megabytes:
             raise ChildProcessError("no compiler")
         return Run({"seconds": [9.0] * WARM_UP + [2.0, 2.0], "peak_bytes": 1e6 * megabytes[side, form]}, 0.0, 0)
 
-    monkeypatch.setattr(training_figures, "run_alone", pretended)
-    assert training.main([*TINY, "--workdir", str(tmp_path), "--only", "memory"]) == 0
-    figures = figures_of(capsys.readouterr().out)
+    inputs = Training(
+        shape="tiny", small="tiny", quick="tiny", batch_size=4, memory_batch_size=8, steps=1, runs=1, seed=0,
+        device="cpu", parity_text=None, parity_tokens=640, parity_seeds=1, fit_options=[], workdir=tmp_path,
+        scratch=tmp_path, notify=lambda sentence: None, run=stand_in,
+    )
+    measured = [plan.measure(inputs, plan.name) for plan in plans() if plan.name.startswith("memory")]
+    figures = figures_of("\n".join(figure.json_line() for figure in measured))
     assert {name: (figure["ratio"], figure["holds"]) for name, figure in figures.items()} == {
         "memory": (0.5, True), "memory_whole_batch": (0.8, False), "memory_recomputed": (0.4, True)}
     for figure in figures.values():
@@ -102,26 +101,26 @@ def test_memory_is_compared_with_the_form_of_the_peer_that_takes_least(tmp_path,
         assert speeds["litgpt, compiled"] == 8 * SHAPES["tiny"]["context_length"] / 2
         assert [each for each in speeds if each.startswith(OURS)] == [f"{OURS}, {figure['form']}"]
     assert {batch_size for *_, batch_size in asked} == {8}
-    assert len(asked) == 3 + 3  # the peer's three forms run once for all of ours
+    assert len(asked) == 3 + 3  # the three forms of the peer run once for all forms of tslm
 
 
 @pytest.mark.parametrize("form", ["eager", RECOMPUTED, WHOLE])
-def test_each_form_of_ours_takes_its_steps(form, tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # put back at the end
+def test_each_form_of_tslm_takes_its_steps(form, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # restored at the end
     result = train(OURS, form, "tiny", 2, 1, 0, str(tmp_path), "cpu")
     assert min(result["seconds"]) > 0
 
 
-def test_a_training_runs_in_a_process_of_its_own(tmp_path):
+def test_a_training_runs_in_a_new_process(tmp_path):
     run = run_alone(train, side=OURS, form="eager", shape="tiny", batch_size=2, steps=1, seed=0, compiled=tmp_path,
                     device="cpu")
     assert len(run.result["seconds"]) == 1 + WARM_UP
     assert 50e6 < run.result["peak_bytes"] < 2e9
 
 
-def test_figures_of_missing_libraries_are_left_out_in_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None)
-    assert training.main(["--only", "tokens", "memory", "--workdir", str(tmp_path)]) == 0
+def test_figures_of_missing_libraries_are_skipped_with_one_notice(tmp_path, capsys):
+    arguments = ["--only", "tokens", "memory", "--workdir", str(tmp_path)]
+    assert training.main(arguments, installed=lambda package: False) == 0
     output, errors = capsys.readouterr()
     assert output == ""
     line = errors.splitlines()[0]
@@ -133,13 +132,13 @@ def test_figures_of_missing_libraries_are_left_out_in_one_line(tmp_path, monkeyp
     ("arguments", "words"),
     [
         (["--only", "speed"], ["no figure is called speed", "tokens_vs_litgpt"]),
-        (["--runs", "0"], ["--runs", "above 0"]),
+        (["--runs", "0"], ["--runs", "at least 1"]),
         (["--parity-text", "missing.txt"], ["missing.txt", "--parity-text"]),
-        (["--device", "cuda"], ["--device cuda", "no CUDA GPU"]),
+        pytest.param(["--device", "cuda"], ["--device is cuda", "no CUDA GPU"],
+                     marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")),
     ],
 )
-def test_a_mistake_is_one_sentence(arguments, words, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+def test_a_wrong_option_is_one_sentence(arguments, words, tmp_path, capsys):
     assert training.main([*arguments, "--workdir", str(tmp_path / "work")]) == 2
     output, errors = capsys.readouterr()
     assert output == ""
@@ -148,15 +147,16 @@ def test_a_mistake_is_one_sentence(arguments, words, tmp_path, capsys, monkeypat
 
 
 def test_a_figure_that_fails_is_named(tmp_path, capsys):
-    arguments = [*TINY, "--fit-options=--data.batch_size=0", "--only", "first_step"]
-    assert training.main([*arguments, "--workdir", str(tmp_path)]) == 1
+    def failing(function, **arguments):
+        raise ChildProcessError("the reason")
+
+    assert training.main([*TINY, "--only", "matmul_share", "--workdir", str(tmp_path)], run=failing) == 1
     output, errors = capsys.readouterr()
     assert output == ""
-    assert "first_step was not measured" in errors
-    assert "data.batch_size is 0" in errors
+    assert "matmul_share was not measured: eager is skipped: the reason" in errors
 
 
-def test_the_fastest_form_of_each_side_goes_on_in_turn():
+def test_after_the_first_round_only_the_fastest_forms_run():
     calls = []
 
     def form(name, values):
@@ -165,30 +165,30 @@ def test_the_fastest_form_of_each_side_goes_on_in_turn():
     def broken():
         raise ChildProcessError("no compiler")
 
-    said = []
+    notices = []
     ours = {"slow": form("slow", [1]), "fast": form("fast", [5, 9, 4])}
     sides = [ours, {"only": form("only", [3, 1, 2]), "x": broken}]
-    assert fastest_in_turn(sides, 3, said.append) == [
+    assert fastest_in_turn(sides, 3, notices.append) == [
         ("fast", 5, {"slow": 1, "fast": 4}), ("only", 2, {"only": 2}),
     ]
     assert calls == ["slow", "fast", "only", "fast", "only", "fast", "only"]
-    assert said == ["x is left out: no compiler"]
+    assert notices == ["x is skipped: no compiler"]
     with pytest.raises(ChildProcessError, match="no compiler"):
-        fastest_in_turn([{"x": broken}], 1, said.append)
+        fastest_in_turn([{"x": broken}], 1, notices.append)
 
 
 def test_the_matmuls_of_a_step_take_time():
     assert matmul_seconds("tiny", batch_size=2, passes=1, device="cpu") > 0
 
 
-def test_the_clock_in_the_data_stops_at_each_draw():
-    draws = Draws(iter("ab"))
-    assert list(draws) == ["a", "b"]
-    assert draws.times == sorted(draws.times)
-    assert len(draws.times) == 2
+def test_timed_batches_note_the_time_of_each_request():
+    batches = TimedBatches(iter("ab"))
+    assert list(batches) == ["a", "b"]
+    assert batches.times == sorted(batches.times)
+    assert len(batches.times) == 2
 
 
-def test_the_shapes_have_the_sizes_that_they_are_said_to_have():
+def test_the_shapes_have_the_documented_sizes():
     from tslm.model import TransformerConfig, TransformerLM
 
     sizes = {name: TransformerLM(TransformerConfig(**shape)).num_parameters() for name, shape in SHAPES.items()}

@@ -1,4 +1,4 @@
-"""The tokenizer's figures: a `Bench` of texts and vocabularies comes in, a `Figure` for each name goes out."""
+"""The figures of the tokenizer's benchmark: one function per figure, and the list of all of them."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,20 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks import peers
-from tests.benchmarks.bench import VOCAB_SIZE, Bench
+from tests.benchmarks import tokenizer_peers as peers
 from tests.benchmarks.measure import Figure, Plan, Target, in_turn, run_alone
+from tests.benchmarks.tokenizer_inputs import VOCAB_SIZE, TokenizerInputs
+from tslm.errors import UserError
 from tslm.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
 
 _STRINGS, _STRING_LENGTH = 300, 500
 _SMALL_BYTES, _SMALL_VOCAB_SIZE = 130_000, 500
 _CHARACTERS = 1_000_000
 
+TextOf = Callable[[TokenizerInputs], Path]
+
 
 def plans(size: int) -> list[Plan]:
-    """Return all figures in the order in which they are measured, for a drawn text of `size` bytes."""
+    """Return all figures in the order of measurement, for a drawn text of `size` bytes."""
     label = f"{size / 1e9:g}GB" if size >= 10**9 else f"{size / 1e6:g}MB"
-    drawn, mixed = (lambda bench: bench.drawn_text), (lambda bench: bench.mixed_text)
+    drawn, mixed = (lambda inputs: inputs.drawn_text), (lambda inputs: inputs.mixed_text)
     texts = [(f"train_{label}", f"encode_{label}", drawn), ("mixed_train", "mixed_encode", mixed)]
     found = [
         Plan("small_train", None, _small_train),
@@ -49,70 +52,70 @@ def plans(size: int) -> list[Plan]:
     return found
 
 
-def _small_train(bench: Bench, name: str) -> Figure:
-    path = bench.scratch / "small.txt"
-    # A character that is cut in two at the end is left out.
-    path.write_bytes(bench.train_text.encode()[:_SMALL_BYTES].decode(errors="ignore").encode())
+def _small_train(inputs: TokenizerInputs, name: str) -> Figure:
+    path = inputs.scratch / "small.txt"
+    # An incomplete character at the end is dropped.
+    path.write_bytes(inputs.train_text.encode()[:_SMALL_BYTES].decode(errors="ignore").encode())
 
     def train() -> object:
         return train_bpe(path, _SMALL_VOCAB_SIZE, [END_OF_TEXT])
 
     train()
-    ours = median(peers.seconds(train) for _ in range(bench.runs))
-    return Figure(name, "s", ours, None, None, Target("ours", "<=", 0.3), bench.runs)
+    ours = median(peers.seconds(train) for _ in range(inputs.runs))
+    return Figure(name, "s", ours, None, None, Target("ours", "<=", 0.3), inputs.runs)
 
 
-def _merge_table(bench: Bench, name: str) -> Figure:
-    _ = bench.counts  # so that a wrong file is found here
-    merge = partial(run_alone, peers.merge_tslm, counts=bench.counts_path, vocab_size=VOCAB_SIZE)
-    ours = median(merge().result for _ in range(bench.runs))
-    return Figure(name, "s", ours, None, None, Target("ours", "<=", 0.5), bench.runs)
+def _merge_table(inputs: TokenizerInputs, name: str) -> Figure:
+    _ = inputs.counts  # finds a wrong file before a process starts
+    merge = partial(run_alone, peers.merge_tslm, counts=inputs.counts_path, vocab_size=VOCAB_SIZE)
+    ours = median(merge().result for _ in range(inputs.runs))
+    return Figure(name, "s", ours, None, None, Target("ours", "<=", 0.5), inputs.runs)
 
 
-def _one_character(bench: Bench, name: str) -> Figure:
-    text, folder = "a" * _CHARACTERS, bench.tokenizer_folder
+def _one_character(inputs: TokenizerInputs, name: str) -> Figure:
+    text, folder = "a" * _CHARACTERS, inputs.tokenizer_folder
     peer = peers.load_tokenizers(folder)
 
     def ours_fresh() -> float:
         tokenizer = Tokenizer.from_dir(folder)
         return peers.seconds(lambda: tokenizer.encode(text))
 
-    values = in_turn(ours_fresh, lambda: peers.seconds(lambda: peer.encode(text)), bench.runs)
-    return Figure(name, "s", *values, "tokenizers", Target("ours", "<=", 1), bench.runs)
+    values = in_turn(ours_fresh, lambda: peers.seconds(lambda: peer.encode(text)), inputs.runs)
+    return Figure(name, "s", *values, "tokenizers", Target("ours", "<=", 1), inputs.runs)
 
 
-def _sets_of_strings(bench: Bench) -> list[list[str]]:
-    """Return lists of 300 strings of 500 characters, all from different places of the text.
+def _sets_of_strings(inputs: TokenizerInputs) -> list[list[str]]:
+    """Return lists of 300 strings of 500 characters; no two strings overlap in the text.
 
     Raises:
-        ValueError: the text is too short for two lists.
+        UserError: The text is too short for two lists.
     """
-    text = bench.train_text.replace(END_OF_TEXT, "")
+    text = inputs.train_text.replace(END_OF_TEXT, "")
     strings = [text[at : at + _STRING_LENGTH] for at in range(0, len(text) - _STRING_LENGTH, _STRING_LENGTH)]
     count = len(strings) // _STRINGS
     if count < 2:
-        raise ValueError(
-            f"{bench.train_file} has {len(text):,} characters; the figures of 300 strings need "
-            f"{2 * _STRINGS * _STRING_LENGTH + _STRING_LENGTH:,}"
+        raise UserError(
+            f"{inputs.train_file} has {len(text):,} characters, but the figures of 300 strings need "
+            f"{2 * _STRINGS * _STRING_LENGTH + _STRING_LENGTH:,}: give a longer text as --train-text"
         )
     return [strings[number::count][:_STRINGS] for number in range(count)]
 
 
-def _strings_cold(bench: Bench, name: str) -> Figure:
-    strings, folder = _sets_of_strings(bench)[0], bench.tokenizer_folder
+def _strings_cold(inputs: TokenizerInputs, name: str) -> Figure:
+    strings, folder = _sets_of_strings(inputs)[0], inputs.tokenizer_folder
     values = in_turn(
         lambda: _milliseconds_each(Tokenizer.from_dir(folder).encode, strings),
         lambda: _milliseconds_each(peers.load_tiktoken(folder).encode_ordinary, strings),
-        bench.runs,
+        inputs.runs,
     )
-    return Figure(name, "ms", *values, "tiktoken", Target("ratio", "<=", 2), bench.runs)
+    return Figure(name, "ms", *values, "tiktoken", Target("ratio", "<=", 2), inputs.runs)
 
 
-def _strings_warm(bench: Bench, name: str) -> Figure:
-    first, *others = _sets_of_strings(bench)
-    ours, peer = Tokenizer.from_dir(bench.tokenizer_folder), peers.load_tiktoken(bench.tokenizer_folder)
+def _strings_warm(inputs: TokenizerInputs, name: str) -> Figure:
+    first, *others = _sets_of_strings(inputs)
+    ours, peer = Tokenizer.from_dir(inputs.tokenizer_folder), peers.load_tiktoken(inputs.tokenizer_folder)
     _milliseconds_each(ours.encode, first)
-    passes = len(others) * bench.runs
+    passes = len(others) * inputs.runs
     our_sets, peer_sets = cycle(others), cycle(others)
     values = in_turn(
         lambda: _milliseconds_each(ours.encode, next(our_sets)),
@@ -121,7 +124,7 @@ def _strings_warm(bench: Bench, name: str) -> Figure:
     )
     for string in first:
         if ours.encode(string) != peer.encode_ordinary(string):
-            raise ValueError(f"the ids of tiktoken differ from ours in {string!r}; the two did not do the same work")
+            raise ValueError(f"tiktoken and tslm encode {string!r} differently, so the comparison is not fair")
     return Figure(name, "ms", *values, "tiktoken", Target("ratio", "<=", 2), passes)
 
 
@@ -133,19 +136,19 @@ def _milliseconds_each(encode: Callable[[str], object], strings: list[str]) -> f
     return 1000 * peers.seconds(call_for_each)
 
 
-def _encode_iterable(bench: Bench, name: str) -> Figure:
-    text, folder = bench.stream_text, bench.tokenizer_folder
+def _encode_iterable(inputs: TokenizerInputs, name: str) -> Figure:
+    text, folder = inputs.stream_text, inputs.tokenizer_folder
     megabytes = text.stat().st_size / 1e6
     values = in_turn(
         lambda: megabytes / run_alone(peers.stream_tslm, text=text, folder=folder).result,
         lambda: megabytes / run_alone(peers.stream_tiktoken, text=text, folder=folder).result,
-        bench.runs,
+        inputs.runs,
     )
-    return Figure(name, "MB/s", *values, "tiktoken", Target("ratio", ">=", 1), bench.runs)
+    return Figure(name, "MB/s", *values, "tiktoken", Target("ratio", ">=", 1), inputs.runs)
 
 
-def _encode_iterable_memory(bench: Bench, name: str) -> Figure:
-    text, folder = bench.stream_text, bench.tokenizer_folder
+def _encode_iterable_memory(inputs: TokenizerInputs, name: str) -> Figure:
+    text, folder = inputs.stream_text, inputs.tokenizer_folder
     values = in_turn(
         lambda: run_alone(peers.stream_memory_tslm, text=text, folder=folder).result / 1e6,
         lambda: run_alone(peers.stream_memory_tiktoken, text=text, folder=folder).result / 1e6,
@@ -155,53 +158,53 @@ def _encode_iterable_memory(bench: Bench, name: str) -> Figure:
 
 
 def _train(
-    bench: Bench, name: str, *, text: Callable[[Bench], Path], peer: str, limit: float, runs: int | None = None
+    inputs: TokenizerInputs, name: str, *, text: TextOf, peer: str, limit: float, runs: int | None = None
 ) -> Figure:
-    path, count = text(bench), runs or bench.runs
+    path, count = text(inputs), runs or inputs.runs
     theirs = getattr(peers, f"train_{peer}")
     values = in_turn(
-        lambda: run_alone(peers.train_tslm, text=path, vocab_size=VOCAB_SIZE, workers=bench.workers).result,
+        lambda: run_alone(peers.train_tslm, text=path, vocab_size=VOCAB_SIZE, workers=inputs.workers).result,
         lambda: run_alone(theirs, text=path, vocab_size=VOCAB_SIZE).result,
         count,
     )
     return Figure(name, "s", *values, peer, Target("ratio", "<=", limit), count)
 
 
-def _train_memory(bench: Bench, name: str) -> Figure:
-    job: dict[str, Any] = {"text": bench.drawn_text, "vocab_size": VOCAB_SIZE, "sample_memory": True}
+def _train_memory(inputs: TokenizerInputs, name: str) -> Figure:
+    job: dict[str, Any] = {"text": inputs.drawn_text, "vocab_size": VOCAB_SIZE, "sample_memory": True}
     values = in_turn(
-        lambda: run_alone(peers.train_tslm, workers=bench.workers, **job).peak_bytes / 1e6,
+        lambda: run_alone(peers.train_tslm, workers=inputs.workers, **job).peak_bytes / 1e6,
         lambda: run_alone(peers.train_gigatoken, **job).peak_bytes / 1e6,
-        bench.runs,
+        inputs.runs,
     )
-    return Figure(name, "MB", *values, "gigatoken", Target("ours", "<=", 400), bench.runs)
+    return Figure(name, "MB", *values, "gigatoken", Target("ours", "<=", 400), inputs.runs)
 
 
-def _encode(bench: Bench, name: str, *, text: Callable[[Bench], Path], peer: str, least: float) -> Figure:
-    path = text(bench)
-    job: dict[str, Any] = {"text": path, "folder": bench.trained_on(path)}
+def _encode(inputs: TokenizerInputs, name: str, *, text: TextOf, peer: str, least: float) -> Figure:
+    path = text(inputs)
+    job: dict[str, Any] = {"text": path, "folder": inputs.trained_on(path)}
     megabytes = path.stat().st_size / 1e6
-    our_file, peer_file = bench.scratch / "ours.bin", bench.scratch / "peer.bin"
-    own_workers: dict[str, Any] = {} if peer == "gigatoken" else {"workers": bench.workers}
+    our_file, peer_file = inputs.scratch / "ours.bin", inputs.scratch / "peer.bin"
+    own_workers: dict[str, Any] = {} if peer == "gigatoken" else {"workers": inputs.workers}
     values = in_turn(
-        lambda: megabytes / run_alone(peers.encode_tslm, output=our_file, workers=bench.workers, **job).seconds,
+        lambda: megabytes / run_alone(peers.encode_tslm, output=our_file, workers=inputs.workers, **job).seconds,
         lambda: megabytes / run_alone(getattr(peers, f"encode_{peer}"), output=peer_file, **own_workers, **job).seconds,
-        bench.runs,
+        inputs.runs,
     )
     _check_same_ids(our_file, peer_file, peer)
     for file in (our_file, peer_file):
         file.unlink()
-    return Figure(name, "MB/s", *values, peer, Target("ratio", ">=", least), bench.runs)
+    return Figure(name, "MB/s", *values, peer, Target("ratio", ">=", least), inputs.runs)
 
 
 def _check_same_ids(our_file: Path, peer_file: Path, peer: str) -> None:
-    """Compare two files of uint16 ids.
+    """Check that two files of uint16 ids are equal.
 
     Raises:
-        ValueError: they differ, so that the two sides did not do the same work.
+        ValueError: They differ, so the two sides did different work.
     """
     ours, theirs = (np.memmap(file, dtype="<u2", mode="r") for file in (our_file, peer_file))
     if not np.array_equal(ours, theirs):
         shorter = min(len(ours), len(theirs))
         at = next(iter(np.flatnonzero(ours[:shorter] != theirs[:shorter])), shorter)
-        raise ValueError(f"the ids of {peer} differ from ours from token {at:,} on; the two did not do the same work")
+        raise ValueError(f"the ids of {peer} and tslm differ from token {at:,} on, so the comparison is not fair")

@@ -1,7 +1,7 @@
-"""The figures of training: what to measure comes in, a `Figure` for each name goes out.
+"""The figures of the benchmark of training: one function per figure, and the list of all of them.
 
-Ours is measured as `fit` runs it. A peer may have several forms, eager and compiled: all of them run once, in turn;
-then ours and the fastest form of the peer go on, in turn, until they have run as often as was asked for.
+tslm runs as `fit` runs it. A peer may have several forms, such as eager and compiled. In the first round every form
+runs once. After that, tslm and the fastest form of the peer run in turn until both have the requested number of runs.
 """
 
 from collections.abc import Callable
@@ -12,36 +12,39 @@ from statistics import median
 from typing import Any
 
 from tests.benchmarks import training_jobs, training_parity, training_peers
-from tests.benchmarks.measure import Figure, Plan, Target, in_turn, run_alone
-from tests.benchmarks.training_jobs import GROUP, OUR_FORM, OURS, RECOMPUTED, SHAPES, WARM_UP, WHOLE
+from tests.benchmarks.measure import Figure, Plan, Run, Target, in_turn, run_alone
+from tests.benchmarks.training_jobs import DEFAULT_FORM, GROUP, OURS, RECOMPUTED, SHAPES, WARM_UP, WHOLE
 from tests.benchmarks.training_start import FirstStep
 
-Side = dict[str, Callable[[], float]]  # the forms of a side, each measured by a call
+Side = dict[str, Callable[[], float]]  # for each form of a side, a function that measures it
+Runner = Callable[..., Run]  # runs a job; see `measure.run_alone`
 
 
 @dataclass(frozen=True)
 class Training:
-    """What the figures are measured on.
+    """The inputs of the figures.
 
     Attributes:
-        shape: of the model, one of `SHAPES`; of memory, compilation and throughput.
-        small: the shape of the model whose losses are compared.
-        quick: the shape of the model with the short step.
-        batch_size: windows in a step.
-        memory_batch_size: windows in a step whose memory is measured.
-        steps: whose time is taken, in one process.
-        runs: on each side.
-        seed: of weights and windows.
-        device: where the steps are taken whose speed or memory is measured, "cpu" or "cuda".
-        parity_text: a UTF-8 text; None takes the embedded corpus.
-        parity_tokens: that each side is trained on.
-        parity_seeds: how many; the first is `seed`.
-        fit_options: of the command whose first step is awaited.
-        workdir: where compiled code and prepared data are kept.
-        scratch: a folder that is removed at the end.
-        say: tells the user what is going on.
-        peer_memory: megabytes of each form of the peer, once they have been measured.
-        speeds: tokens per second of whatever had its memory measured.
+        shape: Model of throughput, memory and compile time, a key of `SHAPES`.
+        small: Model whose losses are compared.
+        quick: Model with the short step.
+        batch_size: Windows in a step.
+        memory_batch_size: Windows in a step of the memory figures.
+        steps: Steps per run whose time counts.
+        runs: Runs on each side.
+        seed: Seed of weights and windows.
+        device: Device of throughput, memory and compile time, "cpu" or "cuda".
+        parity_text: A UTF-8 text; None uses the embedded corpus.
+        parity_tokens: Training tokens of each side in the comparison of losses.
+        parity_seeds: Number of seeds in the comparison of losses; the first is `seed`.
+        fit_options: Options of the `fit` command whose first step is timed.
+        workdir: Folder that keeps compiled code and prepared data.
+        scratch: Folder that is removed at the end.
+        notify: Prints a sentence about progress.
+        peer_forms: Forms of the peers that run, some of `training_peers.FORMS`.
+        run: Runs a job, as a rule in a new process.
+        peer_memory: Peak memory of each form of the peer in MB, measured once.
+        speeds: Tokens per second of the runs whose memory was measured.
     """
 
     shape: str
@@ -59,24 +62,26 @@ class Training:
     fit_options: list[str]
     workdir: Path
     scratch: Path
-    say: Callable[[str], None]
+    notify: Callable[[str], None]
+    peer_forms: tuple[str, ...] = training_peers.FORMS
+    run: Runner = run_alone
     peer_memory: dict[str, float] = field(default_factory=dict)
     speeds: dict[str, float] = field(default_factory=dict)
 
     def train(self, side: str, form: str, **changes: object) -> dict[str, Any]:
-        """Take steps in a process of its own; see `training_jobs.train`."""
+        """Run `training_jobs.train` with the inputs, except for `changes`."""
         options = {"shape": self.shape, "batch_size": self.batch_size, "steps": self.steps, "seed": self.seed,
                    "device": self.device, "compiled": self.workdir / "compiled"} | changes
-        result: dict[str, Any] = run_alone(training_jobs.train, side=side, form=form, **options).result
+        result: dict[str, Any] = self.run(training_jobs.train, side=side, form=form, **options).result
         return result
 
     def tokens(self, batch_size: int) -> int:
-        """Tokens in a step."""
+        """Return the number of tokens in a step."""
         return batch_size * SHAPES[self.shape]["context_length"]
 
 
 def plans() -> list[Plan]:
-    """Return all figures in the order in which they are measured."""
+    """Return all figures in the order of measurement."""
     return [
         Plan("tokens_vs_litgpt", "litgpt", partial(_tokens, peer="litgpt")),
         Plan("tokens_vs_transformers", "transformers", partial(_tokens, peer="transformers")),
@@ -94,17 +99,22 @@ def plans() -> list[Plan]:
 
 
 def fastest_in_turn(
-    sides: list[Side], runs: int, say: Callable[[str], None]
+    sides: list[Side], runs: int, notify: Callable[[str], None]
 ) -> list[tuple[str, float, dict[str, float]]]:
-    """Find the fastest form of each side, for which its call returns most, and measure it `runs` times, in turn.
+    """Find the fastest form of each side and measure it `runs` times, in turn with the other sides.
+
+    Args:
+        sides: For each side its forms. Each form is a function that returns a speed.
+        runs: Number of runs of the fastest forms, including the first round.
+        notify: Prints a sentence about a form that fails.
 
     Returns:
-        For each side the fastest form, the median of its runs, and what each form reached in the first round.
+        For each side: the fastest form, the median of its runs, and the speed of each form in the first round.
 
     Raises:
-        ChildProcessError: no form of a side works.
+        ChildProcessError: All forms of a side fail.
     """
-    first = [_first_round(side, say) for side in sides]
+    first = [_first_round(side, notify) for side in sides]
     chosen = [max(reached, key=lambda form: reached[form]) for reached in first]
     values = [[reached[form]] for form, reached in zip(chosen, first, strict=True)]
     for _ in range(runs - 1):
@@ -113,26 +123,26 @@ def fastest_in_turn(
     return [(form, median(each), reached) for form, each, reached in zip(chosen, values, first, strict=True)]
 
 
-def _first_round(side: Side, say: Callable[[str], None]) -> dict[str, float]:
-    """Measure each form once; one that does not work here, such as compiled without a compiler, is named and left out.
+def _first_round(side: Side, notify: Callable[[str], None]) -> dict[str, float]:
+    """Measure each form once. A form that fails is skipped with a notice: for instance, there may be no compiler.
 
     Raises:
-        ChildProcessError: none works.
+        ChildProcessError: All forms fail.
     """
     reached, reasons = {}, []
     for form, measure in side.items():
         try:
             reached[form] = measure()
         except ChildProcessError as error:
-            reasons.append(f"{form} is left out: {error}")
-            say(reasons[-1])
+            reasons.append(f"{form} is skipped: {error}")
+            notify(reasons[-1])
     if not reached:
         raise ChildProcessError("; ".join(reasons))
     return reached
 
 
 def _throughput(training: Training, side: str, forms: tuple[str, ...]) -> Side:
-    """Return the tokens per second of each form of a side, from the median of its steps."""
+    """Return functions that measure the tokens per second of each form, by the median of its steps."""
     def tokens_per_second(form: str) -> float:
         seconds = training.train(side, form)["seconds"]
         return training.tokens(training.batch_size) / median(seconds[WARM_UP:])
@@ -141,27 +151,27 @@ def _throughput(training: Training, side: str, forms: tuple[str, ...]) -> Side:
 
 
 def _tokens(training: Training, name: str, *, peer: str) -> Figure:
-    sides = [_throughput(training, OURS, (OUR_FORM[training.device],)),
-             _throughput(training, peer, training_peers.FORMS)]
-    (form, ours, _), (peer_form, theirs, peer_forms) = fastest_in_turn(sides, training.runs, training.say)
+    sides = [_throughput(training, OURS, (DEFAULT_FORM[training.device],)),
+             _throughput(training, peer, training.peer_forms)]
+    (form, ours, _), (peer_form, theirs, peer_forms) = fastest_in_turn(sides, training.runs, training.notify)
     return Figure(name, "tokens/s", ours, theirs, f"{peer}, {peer_form}", Target("ratio", ">=", 1.5), training.runs,
                   form, {"peer_forms": peer_forms})
 
 
 def _matmul_share(training: Training, name: str) -> Figure:
     def ceiling() -> float:
-        job = partial(run_alone, training_jobs.matmul_seconds, shape=training.shape, batch_size=training.batch_size)
+        job = partial(training.run, training_jobs.matmul_seconds, shape=training.shape, batch_size=training.batch_size)
         return training.tokens(training.batch_size) / job(passes=training.steps, device=training.device).result
 
-    sides = [_throughput(training, OURS, (OUR_FORM[training.device],)), {"bf16": ceiling}]
-    (form, ours, _), (_, theirs, _) = fastest_in_turn(sides, training.runs, training.say)
+    sides = [_throughput(training, OURS, (DEFAULT_FORM[training.device],)), {"bf16": ceiling}]
+    (form, ours, _), (_, theirs, _) = fastest_in_turn(sides, training.runs, training.notify)
     return Figure(name, "tokens/s", ours, theirs, "matmuls alone", Target("ratio", ">=", 0.75), training.runs, form)
 
 
 def _memory(training: Training, name: str, *, form: str | None = None) -> Figure:
-    """Peak memory of one of our forms (by default the one of `fit`) and of the peer's form that takes least.
+    """Compare the peak memory of a form of tslm (by default that of `fit`) with the peer's form that needs least.
 
-    The peer computes its batch as a whole, as its user would write it; `WHOLE` is ours doing the same.
+    The peer computes the whole batch at once, as its user would write it. With `WHOLE`, tslm does the same.
     """
 
     def megabytes(side: str, form: str) -> float:
@@ -170,12 +180,12 @@ def _memory(training: Training, name: str, *, form: str | None = None) -> Figure
         training.speeds[f"{side}, {form}"] = speed
         return float(result["peak_bytes"] / 1e6)
 
-    form = form or OUR_FORM[training.device]
+    form = form or DEFAULT_FORM[training.device]
     ours = megabytes(OURS, form)
     peer_forms = training.peer_memory
-    if not peer_forms:  # once for all our forms
+    if not peer_forms:  # measured once for all forms of tslm
         peer_forms |= _first_round(
-            {each: partial(megabytes, "litgpt", each) for each in training_peers.FORMS}, training.say)
+            {each: partial(megabytes, "litgpt", each) for each in training.peer_forms}, training.notify)
     least = min(peer_forms, key=lambda each: peer_forms[each])
     speeds = {name: training.speeds[name] for name in (f"{OURS}, {form}", *(f"litgpt, {each}" for each in peer_forms))}
     return Figure(name, "MB", ours, peer_forms[least], f"litgpt, {least}", Target("ratio", "<=", 0.5), 1, form,
@@ -183,7 +193,7 @@ def _memory(training: Training, name: str, *, form: str | None = None) -> Figure
 
 
 def _compile_time(training: Training, name: str) -> Figure:
-    """What the first step takes longer than the later ones, with nothing compiled before; no target, but a fact."""
+    """Time that the first step takes longer than later steps, with an empty compile cache. There is no target."""
 
     def seconds(side: str) -> float:
         times = training.train(side, "compiled", compiled=training.scratch / f"compiled-{side}")["seconds"]
@@ -194,8 +204,8 @@ def _compile_time(training: Training, name: str) -> Figure:
 
 
 def _lightning_cost(training: Training, name: str, *, progress: bool) -> Figure:
-    """Milliseconds a step that a Trainer with loggers takes longer than the bare loop; the median over pairs."""
-    parts = run_alone(
+    """Milliseconds per step that a Trainer with loggers takes longer than the bare loop; the median over pairs."""
+    parts = training.run(
         training_jobs.lightning_cost, progress=progress, steps=20 * training.steps, rounds=5 * training.runs,
         seed=training.seed, folder=training.scratch, shape=training.quick,
     ).result
@@ -205,7 +215,7 @@ def _lightning_cost(training: Training, name: str, *, progress: bool) -> Figure:
 
 
 def _first_step(training: Training, name: str) -> Figure:
-    """Seconds from the command to the end of the first step, beyond those of importing lightning."""
+    """Seconds from the command to the end of the first step, minus those of importing lightning."""
     start = FirstStep(training.fit_options, training.workdir / "prepared", training.scratch)
     start.prepare()
     command, imported = in_turn(start.seconds, start.seconds_of_import, training.runs)
@@ -214,11 +224,11 @@ def _first_step(training: Training, name: str) -> Figure:
 
 
 def _loss_parity(training: Training, name: str, *, precision: str) -> Figure:
-    """Our validation loss beside that of transformers' Llama in fp32 with torch's AdamW."""
+    """Compare the validation loss with that of transformers' Llama in float32 with torch's AdamW."""
     ids = training_parity.token_ids(
         training.parity_text, SHAPES[training.small]["vocab_size"], training.scratch, training.seed
     )
     return training_parity.figure(
         name, precision, range(training.seed, training.seed + training.parity_seeds), ids=ids, shape=training.small,
-        batch_size=training.batch_size, tokens=training.parity_tokens,
+        batch_size=training.batch_size, tokens=training.parity_tokens, run=training.run,
     )

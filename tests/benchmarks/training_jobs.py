@@ -1,7 +1,7 @@
-"""What runs in a process of its own: sizes come in, the seconds of steps, bytes or milliseconds go out.
+"""The jobs of the benchmark of training. Each job is one function that runs in a new process (see `measure.run_alone`).
 
-Each function imports what it needs and nothing else, since it runs in a process of its own (see `measure`); the
-results can be written as JSON. Every step is a whole one: it draws its windows, clips, and updates the weights.
+Each function imports only what it needs and returns JSON. A step is complete: it draws windows, computes gradients,
+clips, and updates the weights.
 """
 
 from __future__ import annotations
@@ -25,46 +25,46 @@ SHAPES: dict[str, Shape] = {
     # The course's model, 22.7M parameters.
     "course": {"vocab_size": 10_000, "context_length": 256, "d_model": 512, "num_layers": 4, "num_heads": 16,
                "d_ff": 1344},
-    # 3.3M parameters: what `loss_parity` trains.
+    # The model of loss_parity, 3.3M parameters.
     "small": {"vocab_size": 4096, "context_length": 256, "d_model": 192, "num_layers": 4, "num_heads": 6, "d_ff": 512},
-    # 5.3M parameters, the model of configs/text.yaml.
+    # The model of configs/text.yaml, 5.3M parameters.
     "text": {"vocab_size": 4096, "context_length": 256, "d_model": 256, "num_layers": 4, "num_heads": 8, "d_ff": 704},
-    # A step of about 10 ms at a batch of 8, for what a loop costs around it.
+    # A step of about 10 ms at a batch of 8, to measure the cost of the loop around it.
     "quick": {"vocab_size": 512, "context_length": 64, "d_model": 64, "num_layers": 2, "num_heads": 2, "d_ff": 176},
-    # For trying the benchmark itself.
+    # For tests of the benchmark itself.
     "tiny": {"vocab_size": 300, "context_length": 16, "d_model": 32, "num_layers": 1, "num_heads": 2, "d_ff": 32},
 }
 OURS = "tslm"
-OUR_FORM = {"cpu": "eager", "cuda": "compiled"}  # of `fit` on a device, unless it is told otherwise
-RECOMPUTED = "recomputed"  # eager, with less memory
-WHOLE = "whole batch"  # eager, not in micro-batches
-WARM_UP = 2  # steps that do not count: the first one compiles, and the optimizer makes its state
-GROUP = 20  # steps on a GPU between two looks at the clock: waiting for each would show the processor's part
-_TOKENS = 1_000_000  # of the random text that the windows are drawn from
+DEFAULT_FORM = {"cpu": "eager", "cuda": "compiled"}  # how `fit` runs on a device by default
+RECOMPUTED = "recomputed"  # eager; blocks are computed again in the backward pass
+WHOLE = "whole batch"  # eager, without micro-batches
+WARM_UP = 2  # steps that do not count: they compile, and allocate the optimizer's state
+GROUP = 20  # steps on a GPU between two clock readings; synchronising after each step would add the CPU's time
+_TOKENS = 1_000_000  # length of the random text from which windows are drawn
 _QUICK_BATCH = 8
-_FIRST_STEPS = 10  # of a Trainer's fit, not counted: files are opened
+_FIRST_STEPS = 10  # steps of a Trainer that do not count, because files are opened
 
 
 def train(
     side: str, form: str, shape: str, batch_size: int, steps: int, seed: int, compiled: str, device: str
 ) -> dict[str, Any]:
-    """Take `WARM_UP` + `steps` optimizer steps in bf16 and time each; on a GPU, each `GROUP` of steps.
+    """Take `WARM_UP` + `steps` optimizer steps in bf16 and time each; on a GPU, time each `GROUP` of steps.
 
     Args:
         side: `OURS` or one of `training_peers.PACKAGES`.
-        form: "eager", "compiled", `RECOMPUTED` or `WHOLE`, or one of `training_peers.FORMS`.
-        shape: of `SHAPES`.
-        batch_size: windows in a step.
-        steps: that count.
-        seed: of windows and weights.
-        compiled: the folder where compiled code is kept from one process to the next.
+        form: "eager", "compiled", `RECOMPUTED` or `WHOLE` for tslm; one of `training_peers.FORMS` for a peer.
+        shape: Key of `SHAPES`.
+        batch_size: Windows in a step.
+        steps: Number of steps that count.
+        seed: Seed of windows and weights.
+        compiled: Folder that keeps compiled code between processes.
         device: "cpu" or "cuda".
 
     Returns:
-        `seconds` of each step, and `peak_bytes`: the process's largest resident set, libraries included, or what torch
-        has reserved on the GPU at most.
+        `seconds` of each step, and `peak_bytes`: the largest resident set of the process, with its libraries; on a GPU
+        the largest memory that torch has reserved there.
     """
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled  # before torch is imported
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled  # must be set before torch is imported
     make_step = _our_step if side == OURS else _peer_step(side)
     step = make_step(form, SHAPES[shape], _batches(SHAPES[shape], batch_size, seed, device), seed, device)
     if device == "cpu":
@@ -85,7 +85,7 @@ def _peer_step(peer: str) -> Callable[[str, Shape, Iterator[Any], int, str], Cal
 
 
 def _our_step(form: str, shape: Shape, batches: Iterator[Any], seed: int, device: str) -> Callable[[], None]:
-    """Return the step of the bare loop over the very module that `fit` trains, on a GPU by its CUDA graph."""
+    """Return the step of the bare loop on the module that `fit` trains; on a GPU, as a CUDA graph."""
     import torch
 
     from tslm.loops.bare import BareDriver
@@ -93,8 +93,8 @@ def _our_step(form: str, shape: Shape, batches: Iterator[Any], seed: int, device
     from tslm.training.memory import keep_freed_memory
 
     torch.manual_seed(seed)
-    at_a_time = _TOKENS if form == WHOLE else None
-    module = LanguageModule(**shape, recompute=form == RECOMPUTED, micro_batch_size=at_a_time).to(device)
+    micro_batch_size = _TOKENS if form == WHOLE else None
+    module = LanguageModule(**shape, recompute=form == RECOMPUTED, micro_batch_size=micro_batch_size).to(device)
     if form == "compiled":
         module.compile_step()
     if device == "cpu":
@@ -116,7 +116,7 @@ def _our_step(form: str, shape: Shape, batches: Iterator[Any], seed: int, device
 
 
 def _batches(shape: Shape, batch_size: int, seed: int, device: str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
-    """Draw windows without end out of random tokens, the same on all sides; no step is faster for what they say."""
+    """Yield batches of windows of random tokens without end, the same on all sides."""
     import numpy as np
     import torch
 
@@ -131,19 +131,19 @@ def _batches(shape: Shape, batch_size: int, seed: int, device: str = "cpu") -> I
 
 
 def matmul_seconds(shape: str, batch_size: int, passes: int, device: str) -> float:
-    """Return the seconds that all matmuls of one step take in bf16: the least that a step can take.
+    """Return the seconds that all matmuls of one step take in bf16. No step can be faster.
 
-    Each at the shape that the model has: for a weight (out, in) the product of the forward pass and the two of the
-    backward, with the weights of W_q, W_k and W_v and those of W_1 and W_3 side by side; for attention the two products
-    of the forward pass and the four of the backward, at half their time, since half of them is masked (as
-    `TransformerLM.flops_per_token` counts).
+    Each matmul has the shape that it has in the model. A weight (out, in) needs one product in the forward pass and two
+    in the backward pass; W_q, W_k and W_v are one weight, and so are W_1 and W_3. Attention needs two products in the
+    forward pass and four in the backward pass. They count half, because half of each is masked
+    (`TransformerLM.flops_per_token` counts in the same way).
     """
     import torch
 
     from tslm.training.memory import keep_freed_memory
 
     if device == "cpu":
-        keep_freed_memory()  # or page faults of the results would count as multiplication
+        keep_freed_memory()  # otherwise page faults of the results would count
     sizes = SHAPES[shape]
     context, width, inner, layers = (sizes[name] for name in ("context_length", "d_model", "d_ff", "num_layers"))
     rows, heads = batch_size * context, sizes["num_heads"]
@@ -176,13 +176,13 @@ def matmul_seconds(shape: str, batch_size: int, passes: int, device: str) -> flo
 
 
 def lightning_cost(progress: bool, steps: int, rounds: int, seed: int, folder: str, shape: str) -> dict[str, Any]:
-    """Train through the bare loop and through a `lightning.Trainer` with its loggers, in turn, in fp32.
+    """Train through the bare loop and through a `lightning.Trainer` with its loggers, in turn, in float32.
 
-    The clock stands in the data, which both draw once a step, so that no driver is watched by anything of its own. The
-    mean of a training's steps counts, since reports come every few steps and are written less often still.
+    The data source reads the clock, because both drivers draw one batch per step. So neither driver carries code for
+    the measurement. The mean over the steps of a training counts, because reports are written every few steps.
 
     Returns:
-        Milliseconds a step of each training, as lists `bare` and `lightning`.
+        Milliseconds per step of each training, as lists `bare` and `lightning`.
     """
     import logging
     import warnings
@@ -194,35 +194,36 @@ def lightning_cost(progress: bool, steps: int, rounds: int, seed: int, folder: s
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message="The 'train_dataloader' does not have many workers")
+    warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no `val_dataloader`")
     sizes = SHAPES[shape]
 
     def module() -> LanguageModule:
         torch.manual_seed(seed)
         return LanguageModule(**sizes)
 
-    def bare(draws: Draws) -> None:
+    def bare(batches: TimedBatches) -> None:
         plain = module()
         made = plain.make_optimizer(steps)
-        train(BareDriver(plain, made["optimizer"], made["lr_scheduler"]["scheduler"], iter(draws)), steps)
+        train(BareDriver(plain, made["optimizer"], made["lr_scheduler"]["scheduler"], iter(batches)), steps)
 
-    def lightning(draws: Draws) -> None:
+    def lightning(batches: TimedBatches) -> None:
         trainer = StepTrainer(max_steps=steps, precision="32-true", accelerator="cpu", devices=1, limit_val_batches=0,
                               default_root_dir=folder, enable_progress_bar=progress)
-        trainer.fit(module(), train_dataloaders=draws)
+        trainer.fit(module(), train_dataloaders=batches)
 
-    sides: dict[str, Callable[[Draws], None]] = {"bare": bare, "lightning": lightning}
+    sides: dict[str, Callable[[TimedBatches], None]] = {"bare": bare, "lightning": lightning}
     milliseconds: dict[str, Any] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, run in sides.items():
-            draws = Draws(_batches(sizes, _QUICK_BATCH, seed))
-            run(draws)
-            counted = draws.times[_FIRST_STEPS:steps]  # a Trainer draws one more, in advance
+            batches = TimedBatches(_batches(sizes, _QUICK_BATCH, seed))
+            run(batches)
+            counted = batches.times[_FIRST_STEPS:steps]  # a Trainer draws one more batch in advance
             milliseconds[name].append(1000 * (counted[-1] - counted[0]) / (len(counted) - 1))
     return milliseconds
 
 
-class Draws:
-    """Batches that note when each of them is asked for."""
+class TimedBatches:
+    """Batches with the time at which each one was requested."""
 
     def __init__(self, batches: Iterator[Any]) -> None:
         self.batches = batches
@@ -246,13 +247,13 @@ def _median_seconds(call: Callable[[], object], passes: int) -> float:
 
 
 def _peak_bytes() -> int:
-    """Return the largest resident set that this process has had.
+    """Return the peak resident set size of this process.
 
     Raises:
-        OSError: this system does not tell.
+        OSError: This system has no /proc/self/status.
     """
     status = Path("/proc/self/status")
     if not status.exists():
-        raise OSError("the peak of memory is read from /proc/self/status, which this system lacks; measure on Linux")
+        raise OSError("peak memory is read from /proc/self/status, missing on this system: measure it on Linux")
     (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024

@@ -1,12 +1,12 @@
-"""Whether a model learns as much from the same tokens as transformers' Llama with torch's AdamW: validation losses.
+"""Compare validation losses: tslm against transformers' Llama with torch's AdamW, after the same tokens.
 
-A text and a seed come in; both sides start from the same weights and read the same windows in the same order. Their
-optimizers differ where `tslm.optim.AdamW` says: in the place of ε and in the order of step and decay.
+Both sides start from the same weights and read the same windows in the same order. Their optimizers differ as the
+documentation of `tslm.optim.AdamW` says: in the place of ε and in the order of step and decay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from tests.benchmarks import training_peers
-from tests.benchmarks.measure import Figure, Target, run_alone
+from tests.benchmarks.measure import Figure, Run, Target, run_alone
 from tests.benchmarks.training_jobs import OURS, SHAPES
 
 if TYPE_CHECKING:
@@ -24,21 +24,22 @@ if TYPE_CHECKING:
     from tslm.training import LanguageModule
 
 _TOY_STORIES = 4000
-_HELD_OUT = 10  # the last tenth of the text is for validation
+_HELD_OUT = 10  # the last 1/10 of the text is for validation
 
 
-def figure(name: str, precision: str, seeds: range, **options: Any) -> Figure:
-    """Return the difference of the mean validation losses over seeds, ours in a precision and the peer's in fp32.
+def figure(name: str, precision: str, seeds: range, run: Callable[..., Run] = run_alone, **options: Any) -> Figure:
+    """Return the difference of the mean validation losses over seeds; the peer trains in float32.
 
     Args:
-        name: of the figure.
-        precision: of our side, fp32 or bf16.
-        seeds: one training on each side for each of them.
-        options: of `train`.
+        name: Name of the figure.
+        precision: Precision of tslm, "fp32" or "bf16".
+        seeds: Seeds. Each side trains once per seed.
+        run: Runs `train`, as a rule in a new process.
+        options: Other arguments of `train`.
     """
     losses = [
-        {"seed": seed, "ours": _trained(OURS, precision, seed, **options),
-         "peer": _trained("transformers", "fp32", seed, **options)}
+        {"seed": seed, "ours": _trained(run, OURS, precision, seed, **options),
+         "peer": _trained(run, "transformers", "fp32", seed, **options)}
         for seed in seeds
     ]
     difference = fmean(pair["ours"]["valid"] - pair["peer"]["valid"] for pair in losses)
@@ -49,14 +50,14 @@ def figure(name: str, precision: str, seeds: range, **options: Any) -> Figure:
     return Figure(name, "nats", abs(difference), None, None, Target("ours", "<=", 0.005), len(losses), None, details)
 
 
-@cache  # the peer's trainings serve both precisions
-def _trained(side: str, precision: str, seed: int, **options: Any) -> dict[str, Any]:
-    result: dict[str, Any] = run_alone(train, side=side, precision=precision, seed=seed, **options).result
+@cache  # both precisions use the same trainings of the peer
+def _trained(run: Callable[..., Run], side: str, precision: str, seed: int, **options: Any) -> dict[str, Any]:
+    result: dict[str, Any] = run(train, side=side, precision=precision, seed=seed, **options).result
     return result
 
 
 def token_ids(text: Path | None, vocab_size: int, folder: Path, seed: int) -> Path:
-    """Train a vocabulary on a text (the embedded corpus for None), and return a file with the text's ids."""
+    """Train a vocabulary on a text (the embedded corpus for None) and return a file with the ids of the text."""
     import numpy as np
 
     from tslm.data.toy import write_corpus
@@ -75,20 +76,20 @@ def token_ids(text: Path | None, vocab_size: int, folder: Path, seed: int) -> Pa
 def train(
     side: str, precision: str, seed: int, ids: str, shape: str, batch_size: int, tokens: int
 ) -> dict[str, Any]:
-    """Train one side from the weights that tslm draws for a seed, with its default settings, and validate.
+    """Train one side with tslm's initial weights and default settings, then validate it.
 
     Args:
-        side: `OURS` or transformers.
-        precision: fp32, or bf16 for the matmuls of our side.
-        seed: of weights and windows.
-        ids: a file of token ids, whose last tenth is for validation.
-        shape: of `SHAPES`.
-        batch_size: windows in a step.
-        tokens: trained on, rounded up to whole steps.
+        side: `OURS` or "transformers".
+        precision: "fp32", or "bf16" for the matmuls of tslm.
+        seed: Seed of weights and windows.
+        ids: File of token ids; the last 1/10 is for validation.
+        shape: Key of `SHAPES`.
+        batch_size: Windows in a step.
+        tokens: Training tokens, rounded up to whole steps.
 
     Returns:
-        `valid`, the mean loss of the validation tokens at the end, and `train`, means over the steps of each twentieth
-        of the training, all in nats.
+        `valid`: mean validation loss at the end. `train`: mean training loss of each 1/20 of the steps. In nats per
+        token.
     """
     import torch
 
@@ -107,25 +108,25 @@ def train(
 
 
 def twentieths(losses: list[float]) -> list[float]:
-    """Return the mean of each twentieth of a list of losses."""
+    """Return the mean of each 1/20 of a list of losses, in order."""
     parts = min(20, len(losses))
-    cuts = [number * len(losses) // parts for number in range(parts + 1)]
-    return [fmean(losses[start:end]) for start, end in pairwise(cuts)]
+    boundaries = [number * len(losses) // parts for number in range(parts + 1)]
+    return [fmean(losses[start:end]) for start, end in pairwise(boundaries)]
 
 
 def windows(
     ids: Path, context: int, batch_size: int, seed: int
 ) -> tuple[Iterator[tuple[Tensor, Tensor]], ValidBatches]:
-    """Return random windows of all but the last tenth of a text without end, and all windows of the last tenth."""
+    """Return endless batches of random windows of the first 9/10 of a text, and all windows of the last 1/10."""
     import numpy as np
 
     from tslm.data.batches import TrainBatches, valid_batches
     from tslm.data.windows import WindowStream
 
     tokens = np.load(ids)
-    cut = len(tokens) - len(tokens) // _HELD_OUT
-    stream = WindowStream(tokens[:cut], context, seed)
-    return iter(TrainBatches(stream, batch_size, 0, 0, 1)), valid_batches(tokens[cut:], context, batch_size)
+    split = len(tokens) - len(tokens) // _HELD_OUT
+    stream = WindowStream(tokens[:split], context, seed)
+    return iter(TrainBatches(stream, batch_size, 0, 0, 1)), valid_batches(tokens[split:], context, batch_size)
 
 
 def train_ours(
@@ -152,7 +153,7 @@ def train_ours(
 def _train_llama(
     module: LanguageModule, batches: Iterator[tuple[Tensor, Tensor]], held_out: ValidBatches, steps: int
 ) -> tuple[list[float], float]:
-    """Do the same with transformers' Llama, torch's AdamW and torch's clipping, in fp32."""
+    """Train transformers' Llama with torch's AdamW and clipping in float32; return what `train_ours` returns."""
     import torch
     from torch.nn.functional import cross_entropy
 

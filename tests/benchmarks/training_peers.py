@@ -1,13 +1,13 @@
-"""The other libraries' models in the shape of ours, with the optimizer and the loop that a user of theirs would write.
+"""The peers of the benchmark of training: litgpt and transformers, with the loop that their users would write.
 
-A shape (the sizes that `TransformerConfig` takes) comes in, a function that takes one training step goes out. Each
-function imports what it needs and nothing else, since it runs in a process of its own (see `measure`).
+The models have the same sizes as tslm's (`Shape` holds the arguments of `TransformerConfig`). Each function imports
+only what it needs, because it runs in a new process (see `measure.run_alone`).
 
-litgpt asks for older versions of huggingface_hub and jsonargparse than transformers and tslm are tested with, but its
-model imports under the newer ones: `pip install psutil && pip install --no-deps litgpt`.
+litgpt pins older versions of huggingface_hub and jsonargparse than those that transformers and tslm are tested with.
+Its model works with the newer ones: `pip install psutil && pip install --no-deps litgpt`.
 """
 
-# The peers are what the from-scratch rule leaves out: torch.nn.functional, torch.optim, transformers' and litgpt's own.
+# The peers use what the from-scratch rule excludes from tslm: torch.nn.functional, torch.optim, and their own layers.
 from __future__ import annotations
 
 import time
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Shape = dict[str, int]
 PACKAGES = ("litgpt", "transformers")
-FORMS = ("eager", "compiled", "blocks compiled")  # the whole of model and loss, or each Transformer block by itself
+FORMS = ("eager", "compiled", "blocks compiled")  # compiled: model and loss as a whole, or each block
 MAX_NORM = 1.0
 
 
@@ -33,11 +33,11 @@ def step_of(
     """Return a function that takes one optimizer step under bf16 autocast: draw, forward, backward, clip, update.
 
     Args:
-        peer: one of `PACKAGES`.
-        form: one of `FORMS`.
-        shape: of the model.
-        batches: inputs and targets, without end.
-        seed: of the initial weights.
+        peer: One of `PACKAGES`.
+        form: One of `FORMS`.
+        shape: Sizes of the model.
+        batches: Endless pairs of inputs and targets, both (batch, context).
+        seed: Seed of the initial weights.
         device: "cpu" or "cuda".
     """
     import torch
@@ -67,18 +67,18 @@ def step_of(
 
 
 def _loss(logits_of: Callable[[Tensor], Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy; both libraries' own losses come down to this call, litgpt's in pieces."""
+    """Return the mean cross-entropy. The losses of both libraries end in this call; litgpt computes it in chunks."""
     from torch.nn.functional import cross_entropy
 
     return cross_entropy(logits_of(inputs).flatten(0, 1).float(), targets.flatten())
 
 
 def _faster_adamw(parameters: list[Tensor]) -> torch.optim.AdamW:
-    """Return torch's AdamW, fused or foreach, whichever takes less time here for these parameters."""
+    """Return torch's AdamW in its faster form for these parameters: fused or foreach."""
     import torch
 
     def seconds(**kind: bool) -> float:
-        optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0, **kind)  # moves nothing
+        optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0, **kind)  # changes no weight
         times = []
         for _ in range(4):
             start = time.perf_counter()
@@ -117,7 +117,7 @@ def _transformers(shape: Shape) -> tuple[torch.nn.Module, Iterable[torch.nn.Modu
 
 
 def llama(shape: Shape, rope_theta: float = 10_000.0) -> Any:
-    """Return transformers' Llama of a shape, with its own initial weights and torch's attention."""
+    """Return transformers' Llama with its own initial weights and torch's attention."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(LlamaConfig(
@@ -136,10 +136,10 @@ _LLAMA_NAMES = {
 
 
 def llama_of(model: TransformerLM) -> Any:
-    """Return transformers' Llama with the weights of ours.
+    """Return transformers' Llama with the weights of a tslm model, so that both compute the same logits.
 
-    Its rotary embedding turns component i of a head with i + K/2, ours 2i with 2i + 1: the rows of W_q and W_k change
-    places, after which both compute the same.
+    The rotary embedding of transformers rotates components i and i + K/2 of a head together, and tslm's rotates 2i and
+    2i + 1. So the rows of W_q and W_k are permuted.
     """
     c = model.config
     shape = {name: value for name, value in vars(c).items() if name != "rope_theta"}

@@ -1,4 +1,4 @@
-"""How long a user waits for the first training step: options of `fit` come in, seconds from the command on go out."""
+"""Measure how long a user waits for the first training step of `fit`."""
 
 import subprocess
 import sys
@@ -13,15 +13,15 @@ _LIMIT_SECONDS = 300
 
 
 class FirstStep:
-    """A command `python -m tslm fit …` that is watched from outside.
+    """A command `python -m tslm fit …`, measured from outside.
 
-    It is told to report every step; the first line of its metrics.csv, written behind the first step, ends the clock,
-    and the command.
+    The command reports every step. The first row of metrics.csv is written after the first step. It stops the clock,
+    and then the command.
 
     Args:
-        options: of `fit`; where it writes is added.
-        prepared: the folder where the prepared data is kept.
-        scratch: gets the run directories.
+        options: Options of `fit`; output folders are added.
+        prepared: Folder that keeps prepared data.
+        scratch: Folder of the run directories.
     """
 
     def __init__(self, options: list[str], prepared: Path, scratch: Path) -> None:
@@ -31,14 +31,15 @@ class FirstStep:
         self.number = 0
 
     def prepare(self) -> None:
-        """Run it once, so that the data is prepared and every file is in the system's cache."""
+        """Run the command once, so that the data is prepared and the files are in the page cache."""
         self.seconds()
 
     def seconds(self) -> float:
-        """Start it afresh; return the seconds to the end of its first step.
+        """Start the command and return the seconds to the end of its first step.
 
         Raises:
-            ChildProcessError: it ended before, or took more than five minutes; the sentence has its last line.
+            ChildProcessError: The command ended without a step, or took more than five minutes. The message ends with
+                its last line.
         """
         self.number += 1
         root = self.scratch / f"first-step-{self.number}"
@@ -60,7 +61,7 @@ class FirstStep:
                 process.wait()
 
     def seconds_of_import(self) -> float:
-        """Return the seconds that a fresh Python takes until lightning is imported."""
+        """Return the seconds that a new Python process takes to start and to import lightning."""
         start = time.perf_counter()
         with subprocess.Popen([sys.executable, "-c", "import lightning.pytorch; print('x', flush=True)"], cwd=ROOT,
                               stdout=subprocess.PIPE) as process:  # fmt: skip
@@ -73,7 +74,7 @@ class FirstStep:
 
 
 def _has_row(root: Path) -> bool:
-    """Tell whether a metrics.csv with a row under its heading lies in a run directory below."""
+    """Return whether the run directory has a metrics.csv with a row."""
     for path in root.glob("lightning_logs/version_0/metrics.csv"):
         with suppress(OSError):
             return path.read_bytes().count(b"\n") > 1

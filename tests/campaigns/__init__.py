@@ -1,1 +1,1 @@
-"""Long searches for mistakes, run by hand: `python -m tests.campaigns.NAME --help`; a short form of each is a test."""
+"""Long experiments, run by hand: `python -m tests.campaigns.NAME --help`. A short form of each one is a test."""

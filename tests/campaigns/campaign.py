@@ -1,7 +1,7 @@
-"""Runs families of random cases for a given time, each case repeatable by its number.
+"""Run families of random cases for a given time. Each case can be repeated by its number.
 
-Families (functions of a `Case` that raise an error if something is wrong) and the words of a command come in; one JSON
-line per family goes out, and on stderr each failing case with its inputs and the options that repeat it.
+A family is a function of a `Case` that raises an error if something is wrong. The result is one JSON line per family on
+stdout. Each failing case is printed on stderr, with its inputs and the options that repeat it.
 """
 
 import argparse
@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-_SHOWN = 3  # failures of a family that are printed in full
-_REPR = 2000  # characters of an input that are printed
+_SHOWN = 3  # failures per family that are printed in full
+_REPR = 2000  # characters per input that are printed
 
 
 def run_campaign(
@@ -25,27 +25,27 @@ def run_campaign(
     """Run a campaign from the command line.
 
     Args:
-        name: of the module.
-        families: what is checked; each has the name of its function.
-        description: one sentence for `--help`.
-        arguments: the words of the command; None takes the process's own.
+        name: Name of the module.
+        families: Families of checks. The name of the function is the name of the family.
+        description: One sentence for `--help`.
+        arguments: Words of the command line, or None for those of this process.
 
     Returns:
-        The exit code: 1 after a failure, 130 after Ctrl-C without one, else 0.
+        The exit code: 1 after a failure, 130 after Ctrl-C without a failure, else 0.
     """
     named = {family.__name__: family for family in families}
     parser = argparse.ArgumentParser(prog=f"python -m {name}", description=description)
-    parser.add_argument("--seed", type=int, default=0, help="decides all cases, with the family and the case's number")
-    parser.add_argument("--seconds", type=float, default=60, help="for all families together")
-    parser.add_argument("--cases", type=int, help="of each family, instead of a time")
-    parser.add_argument("--family", choices=named, action="append", help="only this one; may be given again")
-    parser.add_argument("--case", type=int, help="only the case of this number, to repeat it")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all cases (default: 0)")
+    parser.add_argument("--seconds", type=float, default=60, help="time for all families together (default: 60)")
+    parser.add_argument("--cases", type=int, help="number of cases per family, instead of a time")
+    parser.add_argument("--family", choices=named, action="append", help="run only this family; can be repeated")
+    parser.add_argument("--case", type=int, help="run only the case with this number")
     options = parser.parse_args(arguments)
     runs = [_Run(named[family], options.seed) for family in options.family or named]
     code = 0
     try:
         with tempfile.TemporaryDirectory() as folder:
-            _go(runs, Path(folder), options)
+            _run_all(runs, Path(folder), options)
     except KeyboardInterrupt:
         code = 130
     for run in runs:
@@ -53,7 +53,7 @@ def run_campaign(
     return 1 if any(run.failures for run in runs) else code
 
 
-def _go(runs: list["_Run"], folder: Path, options: argparse.Namespace) -> None:
+def _run_all(runs: list["_Run"], folder: Path, options: argparse.Namespace) -> None:
     if options.case is not None:
         for run in runs:
             run.do(options.case, folder)
@@ -61,14 +61,14 @@ def _go(runs: list["_Run"], folder: Path, options: argparse.Namespace) -> None:
     deadline = time.monotonic() + options.seconds
     number = 0
     while number < options.cases if options.cases is not None else time.monotonic() < deadline:
-        # The family that had least time goes next, so that a slow one does not take it all.
+        # The family with the least time so far is next, so that a slow family does not use all of it.
         for run in runs if options.cases is not None else [min(runs, key=lambda run: run.seconds)]:
             run.do(run.cases, folder)
         number += 1
 
 
 class _Run:
-    """What was done in one family."""
+    """The cases of one family so far."""
 
     def __init__(self, family: "Family", seed: int) -> None:
         self._check, self.family, self.seed = family, family.__name__, seed
@@ -76,7 +76,7 @@ class _Run:
         self.seconds = 0.0
 
     def do(self, number: int, folder: Path) -> None:
-        """Do one case and print it if it fails."""
+        """Run one case, and print it if it fails."""
         start = time.monotonic()
         case = Case(self.family, self.seed, number, folder)
         try:
@@ -99,7 +99,7 @@ class _Run:
 
 
 class Case:
-    """One case: its random numbers, a folder for its files, and the inputs to print if it fails."""
+    """One case: its random generator, a folder for its files, and the inputs to print if it fails."""
 
     def __init__(self, family: str, seed: int, number: int, folder: Path) -> None:
         self.rng = random.Random(f"{family} {seed} {number}")
@@ -107,11 +107,11 @@ class Case:
         self.inputs: dict[str, Any] = {}
 
     def note(self, **inputs: Any) -> None:
-        """Take down inputs."""
+        """Record inputs, to be printed if the case fails."""
         self.inputs |= inputs
 
     def write(self, name: str, data: bytes) -> Path:
-        """Write a file of the case."""
+        """Write a file into the folder of the case and return its path."""
         path = self.folder / name
         path.write_bytes(data)
         return path
@@ -120,18 +120,18 @@ class Case:
 Family: TypeAlias = Callable[[Case], None]
 
 
-def same(found: object, expected: object) -> None:
-    """Complain unless two values are equal; their order in a dictionary does not matter."""
+def check_equal(found: object, expected: object) -> None:
+    """Raise AssertionError unless two values are equal. The order of dictionary keys does not matter."""
     if found != expected:
         raise AssertionError(f"found    {found!r:.{_REPR}}\nexpected {expected!r:.{_REPR}}")
 
 
-def fails(call: Callable[[], object], part: str) -> None:
-    """Complain unless a call raises a ValueError of one line that holds this part."""
+def check_fails(call: Callable[[], object], part: str) -> None:
+    """Raise AssertionError unless a call raises a ValueError whose message is one line that contains `part`."""
     try:
         result = call()
     except ValueError as error:
         if part not in str(error) or "\n" in str(error):
-            raise AssertionError(f"the sentence {str(error)!r} lacks {part!r} or is no single line") from error
+            raise AssertionError(f"the message {str(error)!r} lacks {part!r} or has several lines") from error
     else:
-        raise AssertionError(f"no error that says {part!r}, but {result!r:.{_REPR}}")
+        raise AssertionError(f"expected an error with {part!r}, got {result!r:.{_REPR}}")

@@ -1,7 +1,4 @@
-"""Inputs that a tokenizer is likely to get wrong.
-
-A random generator comes in; texts, special tokens, vocabularies and damaged files go out.
-"""
+"""Random inputs that a tokenizer is likely to get wrong: texts, special tokens, vocabularies and damaged files."""
 
 import json
 import random
@@ -11,7 +8,7 @@ from tslm.tokenizer import END_OF_TEXT, Tokenizer, merge_pretokens
 
 WHITE = [*"\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a",
          *"\u2028\u2029\u202f\u205f\u3000"]  # fmt: skip
-_NOT_WHITE = [*"\x00\x1c\x1d\x1e\x1f\x7f\u180e\u200b\u200d\u2060\ufeff"]  # but looks like it to some
+_NOT_WHITE = [*"\x00\x1c\x1d\x1e\x1f\x7f\u180e\u200b\u200d\u2060\ufeff"]  # other programs treat these as white space
 _APOSTROPHES = ["'", "''", "'s", "'S", "'d", "'m", "'t", "'l", "'ll", "'lL", "'v", "'ve", "'re", "\u2019s", "'\u017f"]
 _MARKS = [*"\u0300\u0301\u0338\u20e3\ufe0f\u0903\u3099", "e\u0301", "\U0001f468\u200d\U0001f469", "\U0001f1e9" * 2]
 _NUMBERS = [*"019\u00b2\u00bd\u0663\u0967\u2167\u3007\u4e00\U0001d7d8\U00010107"]
@@ -23,15 +20,15 @@ _GROUPS = [WHITE, _NOT_WHITE, _APOSTROPHES, _MARKS, _NUMBERS, _EDGES, _LETTERS, 
 _SPECIALS = [END_OF_TEXT, END_OF_TEXT * 2, "<|e", "<|e|>", "<|e|><|e|>", "a", "ab", "a b", " ", "  ", " low", "low er",
              "\n", "\n\n", "\u00e9", "\u3000", "'", "'s", "'ll", "ll", "\u0301", "\U0001f600", "\U0010ffff", "12",
              ".", "\x00"]  # fmt: skip
-# No UTF-8: lone bytes, an overlong NUL, a surrogate, a code point above the last, an end that is missing.
+# Invalid UTF-8: lone bytes, an overlong NUL, a surrogate, a code point above U+10FFFF, an incomplete character.
 _BAD_BYTES = [b"\xff", b"\x80", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82"]
 _BAD_RECORDS = [b"[]", b"1", b"null", b'"text"', b"{}", b'{"text": null}', b'{"text": ["a"]}', b'{"Text": "a"}',
                 b'{"text": "\\udc00\\ud800"}', b"[" * 30, b"NaN", b"\xef\xbb\xbf{}"]  # fmt: skip
-_BAD_PARTS = [b"\xff", b"\xc3", b'"', b"\\", b"\n", b"\\ud800", b"\\ud83d\\ude00", b"\x00", b"}"]  # of a line
+_BAD_PARTS = [b"\xff", b"\xc3", b'"', b"\\", b"\n", b"\\ud800", b"\\ud83d\\ude00", b"\x00", b"}"]  # of a line of JSON
 
 
 def nasty_text(rng: random.Random, pieces: int) -> str:
-    """Draw up to `pieces` pieces of a few kinds, with runs of one character and words of about 8, 16 and 32 bytes."""
+    """Draw a text of up to `pieces` parts: characters, words of about 8, 16 or 32 bytes, runs of one character."""
     groups = rng.sample(_GROUPS, rng.randint(1, 6))
     drawn = []
     for _ in range(rng.randint(0, pieces)):
@@ -50,7 +47,7 @@ def nasty_text(rng: random.Random, pieces: int) -> str:
 
 
 def any_character(rng: random.Random) -> str:
-    """Draw a code point: from the whole of Unicode, or near the beginning of one of UTF-8's lengths."""
+    """Draw a code point from all of Unicode, or near the start of a length of UTF-8."""
     while True:
         point = rng.choice([rng.randrange(0x110000), rng.randrange(0x300), rng.randrange(0x2000, 0x3100)])
         if not 0xD800 <= point < 0xE000:
@@ -58,12 +55,12 @@ def any_character(rng: random.Random) -> str:
 
 
 def nasty_specials(rng: random.Random) -> list[str]:
-    """Draw special tokens that overlap, begin with each other, or hold white space."""
+    """Draw special tokens that overlap, that are prefixes of each other, or that contain white space."""
     return rng.sample(_SPECIALS, rng.choice([0, 1, 1, 2, 3, 6]))
 
 
-def salted(rng: random.Random, text: str, specials: list[str]) -> str:
-    """Put special tokens and parts of them into a text."""
+def with_specials(rng: random.Random, text: str, specials: list[str]) -> str:
+    """Insert special tokens and parts of them into a text."""
     for _ in range(rng.randint(0, 8) if specials else 0):
         token = rng.choice(specials)
         at = rng.randint(0, len(text))
@@ -72,10 +69,10 @@ def salted(rng: random.Random, text: str, specials: list[str]) -> str:
 
 
 def odd_tokenizer(rng: random.Random, text: str, specials: list[str], *, complete: bool = False) -> Tokenizer:
-    """Make a tokenizer by training on a part of the text, or from random merges of its bytes.
+    """Return a tokenizer trained on a part of the text, or made of random merges of its bytes.
 
-    Unless it is to be complete, the vocabulary may lack bytes and merged tokens. It may have tokens twice or never
-    used, gaps between the ids, and merges that are listed twice or that nothing leads to.
+    The vocabulary may have duplicate tokens, unused tokens and gaps between ids. Merges may be duplicate or
+    unreachable. Unless `complete` is set, bytes and merged tokens may be missing from the vocabulary.
     """
     if rng.random() < 0.4:
         size = 256 + len(specials) + 40
@@ -85,7 +82,7 @@ def odd_tokenizer(rng: random.Random, text: str, specials: list[str], *, complet
     tokens = [data[at : at + 1] for at in range(min(len(data), 300))] or [b"a"]
     for _ in range(rng.randint(0, 60)):
         left, right = rng.choice(tokens), rng.choice(tokens)
-        if data and rng.random() < 0.5:  # a pair that does occur
+        if data and rng.random() < 0.5:  # a pair that occurs in the text
             at = rng.randrange(len(data))
             left, right = data[at : at + 1], data[at + 1 : at + 2]
         if left and right:
@@ -101,12 +98,12 @@ def odd_tokenizer(rng: random.Random, text: str, specials: list[str], *, complet
     entries += rng.choices(entries, k=rng.choice([0, 0, 5]))
     entries += [b"unreachable", b"\xff\xff"] * (rng.random() < 0.2)
     rng.shuffle(entries)
-    gap = rng.choice([1, 1, 3, 400])  # so that some ids need more than two bytes
+    gap = rng.choice([1, 1, 3, 400])  # with a gap of 400 some ids need more than two bytes
     return Tokenizer({gap * n: entry for n, entry in enumerate(entries)}, merges, specials)
 
 
 def broken_bytes(rng: random.Random, text: str) -> bytes:
-    """Return UTF-8 in which a few bytes may be replaced, removed, inserted or cut off."""
+    """Return the UTF-8 of a text with up to two damages: bytes replaced, removed, inserted or truncated."""
     data = bytearray(text.encode())
     for _ in range(rng.choice([0, 1, 1, 2])):
         at = rng.randint(0, len(data))
@@ -117,7 +114,7 @@ def broken_bytes(rng: random.Random, text: str) -> bytes:
 
 
 def broken_lines(rng: random.Random, texts: list[str]) -> bytes:
-    """Return the records of a JSONL file, of which one may be damaged."""
+    """Return a JSONL file of the texts. One line may be damaged."""
     lines = []
     for text in texts:
         record = {"id": 1, "text": text} if rng.random() < 0.5 else {"text": text, "text2": [None, {"text": 1}]}

@@ -1,7 +1,7 @@
-"""Holds the tokenizer against slow references on random nasty inputs, for as long as one likes.
+"""`python -m tests.campaigns.fuzz_tokenizer`: compare the tokenizer with slow references on random difficult inputs.
 
-A seed and a time come in; one JSON line per family of checks goes out, and on stderr each failing case with its inputs
-and the options that repeat it. Exit code 1 says that there was one.
+The result is one JSON line per family of checks on stdout. Each failing case is printed on stderr, with its inputs and
+the options that repeat it. The exit code is 1 if a case failed.
 
     python -m tests.campaigns.fuzz_tokenizer --seconds 300 --seed 7
 """
@@ -18,8 +18,15 @@ from pathlib import Path
 from typing import TypeVar
 from unittest import mock
 
-from tests.campaigns.campaign import Case, fails, run_campaign, same
-from tests.campaigns.fuzz_inputs import broken_bytes, broken_lines, nasty_specials, nasty_text, odd_tokenizer, salted
+from tests.campaigns.campaign import Case, check_equal, check_fails, run_campaign
+from tests.campaigns.fuzz_inputs import (
+    broken_bytes,
+    broken_lines,
+    nasty_specials,
+    nasty_text,
+    odd_tokenizer,
+    with_specials,
+)
 from tests.tokenizer.reference import slow_counts, slow_merges, slow_pretokens, slow_word
 from tslm.fast.tokenizer import encode_words
 from tslm.fast.tokenizer.scanner import pretoken_bounds, special_pattern
@@ -35,73 +42,73 @@ Text = TypeVar("Text", str, bytes)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the campaign; return the exit code."""
+    """Run the campaign and return the exit code."""
     families = [scanner, cuts, vocabularies, streams, training, damaged_bytes, json_lines]
-    description = "Hold the tokenizer against slow references on random nasty inputs."
+    description = "Compare the tokenizer with slow references on random difficult inputs."
     return run_campaign("tests.campaigns.fuzz_tokenizer", families, description, arguments)
 
 
 def scanner(case: Case) -> None:
-    """The scanner's starts, with and without special tokens, and the cuts, against `regex`."""
+    """Compare the scanner's pre-tokens with those of `regex`, with and without special tokens, and at each cut."""
     text, specials = _draw_text(case)
     data = text.encode()
     words = PATTERN.findall(text)
-    same(find_pretokens(text), words)
-    same(_scanned(data, []), words)
-    same(_scanned(data, specials), slow_pretokens(text, specials))
+    check_equal(find_pretokens(text), words)
+    check_equal(_scanned(data, []), words)
+    check_equal(_scanned(data, specials), slow_pretokens(text, specials))
     for cut in usable_cuts(data, encode_specials(specials)):
         apart = [word for part in (data[:cut], data[cut:]) for word in slow_pretokens(part.decode(), specials)]
-        same(apart, slow_pretokens(text, specials))
+        check_equal(apart, slow_pretokens(text, specials))
 
 
 def cuts(case: Case) -> None:
-    """The words of blocks, cut from pieces of any kind, against those of the whole text."""
+    """Compare the pre-tokens of all blocks with those of the whole text, for any block size."""
     text, specials = _draw_text(case)
     size = case.rng.choice([1, 5, 60, 1000])
     case.note(size=size)
-    blocks = list(cut_blocks(_parted(case.rng, text.encode()), encode_specials(specials), size))
-    same(b"".join(blocks), text.encode())
+    blocks = list(cut_blocks(_split(case.rng, text.encode()), encode_specials(specials), size))
+    check_equal(b"".join(blocks), text.encode())
     words = [word for block in blocks for word in slow_pretokens(block.decode(), specials)]
-    same(words, slow_pretokens(text, specials))
+    check_equal(words, slow_pretokens(text, specials))
 
 
 def vocabularies(case: Case) -> None:
-    """Encoding by words and by blocks, with odd vocabularies, against merging by the definition."""
+    """Compare every way to encode with merging by definition, for unusual vocabularies."""
     text, specials = _draw_text(case)
     with _other_ways_to_merge(case):
         tokenizer = _odd(case, text, specials)
         expected = _encode_slowly(tokenizer, text)
         for encode_it in (tokenizer.encode, lambda text: list(tokenizer.encode_iterable([text])),
                           lambda text: tokenizer.encode_bytes(text.encode()).tolist()):  # fmt: skip
-            for _ in range(2):  # the second time from tables
+            for _ in range(2):  # the second time from caches
                 if expected is None:
-                    fails(partial(encode_it, text), "the vocabulary lacks the ")
+                    check_fails(partial(encode_it, text), "the vocabulary lacks the ")
                 else:
-                    same(encode_it(text), expected)
+                    check_equal(encode_it(text), expected)
     if expected is not None:
-        same(tokenizer.decode(expected), text)
+        check_equal(tokenizer.decode(expected), text)
 
 
 def streams(case: Case) -> None:
-    """`encode`, `encode_iterable` in random parts and `encode_files` in random parts, blocks and tasks are one."""
-    length, least = case.rng.choice([(40, 1), (40, 1), (3000, 60)])  # long texts not byte by byte
+    """Compare `encode_iterable` and `encode_files` with `encode`, for random parts, blocks and tasks."""
+    length, least = case.rng.choice([(40, 1), (40, 1), (3000, 60)])  # long texts are not encoded byte by byte
     text, specials = _draw_text(case, length)
     tokenizer = _odd(case, text, specials, complete=True)
     ids = tokenizer.encode(text)
-    same(tokenizer.decode(ids), text)
+    check_equal(tokenizer.decode(ids), text)
     with mock.patch.object(tokenizer_module, "_STREAM_BYTES", max(least, case.rng.choice([1, 64, 1 << 13]))):
-        same(list(tokenizer.encode_iterable(_parted(case.rng, text))), ids)
-    parts = [part for part in _parted(case.rng, text) if part]
+        check_equal(list(tokenizer.encode_iterable(_split(case.rng, text))), ids)
+    parts = [part for part in _split(case.rng, text) if part]
     if parts:
         sizes = _small_parts(case, least)
         paths = [case.write(f"{n}.txt", part.encode()) for n, part in enumerate(parts)]
         file = encode_files(tokenizer, paths, case.folder / "ids.bin", sizes)
-        same((file.ids.tolist(), file.source_bytes), (ids, len(text.encode())))
-        same(count_pretokens(paths, specials, sizes), slow_counts(text, specials))
+        check_equal((file.ids.tolist(), file.source_bytes), (ids, len(text.encode())))
+        check_equal(count_pretokens(paths, specials, sizes), slow_counts(text, specials))
 
 
 def training(case: Case) -> None:
-    """`merge_pretokens` against counting all pairs anew."""
+    """Compare `merge_pretokens` with counting all pairs again for every merge."""
     rng = case.rng
     letters = rng.choice(["a", "ab", "abc", "abcdefgh", "aé字\0"])
     words = {"".join(rng.choices(letters, k=rng.randint(1, 14))).encode() for _ in range(rng.randint(0, 12))}
@@ -111,11 +118,11 @@ def training(case: Case) -> None:
     specials = nasty_specials(rng)
     size = 256 + len(specials) + rng.choice([0, 1, 10, 100])
     case.note(counts=counts, vocab_size=size, specials=specials)
-    same(merge_pretokens(counts, size, specials), slow_merges(counts, size, specials))
+    check_equal(merge_pretokens(counts, size, specials), slow_merges(counts, size, specials))
 
 
 def damaged_bytes(case: Case) -> None:
-    """Files of any bytes: counted exactly, or one sentence that names the first bad byte as Python's decoder does."""
+    """Count files of any bytes: exactly, or with an error that names the same bad byte as Python's decoder."""
     text, specials = _draw_text(case, case.rng.choice([5, 100]))
     data = broken_bytes(case.rng, text) or b"\x80"
     case.note(data=data)
@@ -124,19 +131,19 @@ def damaged_bytes(case: Case) -> None:
     try:
         readable = data.decode()
     except UnicodeDecodeError as error:
-        fails(call, f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start};")
+        check_fails(call, f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start};")
     else:
-        same(call(), slow_counts(readable, specials))
+        check_equal(call(), slow_counts(readable, specials))
 
 
 def json_lines(case: Case) -> None:
-    """JSONL, damaged or not: each record's own ids and counts, or one sentence that names the first bad line.
+    """Encode and count JSONL, perhaps damaged: exactly by record, or with an error that names the first bad line.
 
-    A plain file may stand in front of it and another one behind; they are texts as they are.
+    A plain text file may precede and follow the JSONL file.
     """
     rng = case.rng
     specials = rng.choice([[], [END_OF_TEXT], sorted({END_OF_TEXT, *nasty_specials(rng)}), nasty_specials(rng)])
-    texts = [salted(rng, nasty_text(rng, rng.choice([0, 3, 40])), specials) for _ in range(rng.randint(1, 12))]
+    texts = [with_specials(rng, nasty_text(rng, rng.choice([0, 3, 40])), specials) for _ in range(rng.randint(1, 12))]
     plain = [rng.choice(["", "", nasty_text(rng, 9)]) for _ in range(2)]
     data = broken_lines(rng, texts) or b"\n"
     case.note(data=data, plain=plain, specials=specials)
@@ -150,32 +157,32 @@ def json_lines(case: Case) -> None:
     encoded = partial(encode_files, tokenizer, sources, case.folder / "ids.bin", sizes)
     if bad_line is not None or not documents:
         part = f"{path} holds no record" if not data.strip() else f"{path}, line {bad_line}, "
-        fails(counted, part)
-        fails(encoded, part)
+        check_fails(counted, part)
+        check_fails(encoded, part)
         return
     file, found = encoded(), counted()
     texts = [plain[0], *documents, plain[1]]
     inner = chain.from_iterable(_with_end(tokenizer, text) for text in documents)
     ids = [*tokenizer.encode(plain[0]), *inner, *tokenizer.encode(plain[1])]
-    same((file.ids.tolist(), file.source_bytes), (ids, sum(len(text.encode()) for text in texts)))
+    check_equal((file.ids.tolist(), file.source_bytes), (ids, sum(len(text.encode()) for text in texts)))
     counts = Counter[bytes]()
     for text in texts:
         counts.update(slow_counts(text, specials))
-    same(found, dict(counts))
+    check_equal(found, dict(counts))
 
 
 def _draw_text(case: Case, pieces: int = 40) -> tuple[str, list[str]]:
-    """Draw a text and special tokens."""
+    """Draw a text and special tokens, and record them."""
     specials = nasty_specials(case.rng)
-    text = salted(case.rng, nasty_text(case.rng, pieces), specials)
+    text = with_specials(case.rng, nasty_text(case.rng, pieces), specials)
     case.note(text=text, specials=specials)
     return text, specials
 
 
-def _parted(rng: random.Random, text: Text) -> list[Text]:
-    """Cut a text in parts, some of them empty."""
-    borders = sorted(rng.choices(range(len(text) + 1), k=rng.choice([0, 1, 5, 30])))
-    return [text[start:stop] for start, stop in pairwise([0, *borders, len(text)])]
+def _split(rng: random.Random, text: Text) -> list[Text]:
+    """Split a text into random parts. Parts may be empty."""
+    boundaries = sorted(rng.choices(range(len(text) + 1), k=rng.choice([0, 1, 5, 30])))
+    return [text[start:stop] for start, stop in pairwise([0, *boundaries, len(text)])]
 
 
 def _small_parts(case: Case, least: int = 1) -> tuple[int, int]:
@@ -223,9 +230,9 @@ def _odd(case: Case, text: str, specials: list[str], *, complete: bool = False) 
 
 
 def _encode_slowly(tokenizer: Tokenizer, text: str) -> list[int] | None:
-    """Return the ids by the definition; None where the vocabulary lacks one."""
+    """Return the ids by definition, or None if the vocabulary does not contain a token."""
     ids = {token: id_ for id_, token in sorted(tokenizer.vocab.items(), reverse=True)}
-    merges = list(dict.fromkeys(tokenizer.merges))  # of a pair that is listed twice the first place counts
+    merges = list(dict.fromkeys(tokenizer.merges))  # the first place of a duplicate pair counts
     found: list[int] = []
     for word in slow_pretokens(text, tokenizer.special_tokens):
         special = word in tokenizer.special_ids
@@ -237,14 +244,14 @@ def _encode_slowly(tokenizer: Tokenizer, text: str) -> list[int] | None:
 
 
 def _with_end(tokenizer: Tokenizer, document: str) -> list[int]:
-    """Return a document's ids and behind them, if there is such a token, that of its end, but not twice."""
+    """Return the ids of a document and, if the token exists, its end of text, but never twice."""
     end = tokenizer.special_ids.get(END_OF_TEXT)
     ids = tokenizer.encode(document)
     return ids if end is None or ids[-1:] == [end] else [*ids, end]
 
 
 def _read_slowly(data: bytes) -> tuple[list[str], int | None]:
-    """Return the documents of a JSONL file, and the number of the first line that is no record."""
+    """Return the documents of a JSONL file up to the first bad line, and the number of that line or None."""
     documents = []
     for number, line in enumerate(data.split(b"\n"), 1):
         if line.strip():

@@ -1,10 +1,10 @@
-"""`python -m tests.campaigns.sweep`: which settings of the optimizer reach a lower loss on a text, for the same tokens.
+"""`python -m tests.campaigns.sweep`: compare settings of the optimizer by validation loss after the same tokens.
 
-Values of settings come in; one JSON line per training goes into the log, and a table of the settings, with their mean
-validation losses and differences from the base, goes out. The first value of each setting is the base; every other
-value is tried with all else as in the base, or, with --grid, in all combinations. A training that the log already has
-is not repeated, so a sweep can be stopped at any time, go on, and grow. Settings share seeds, that is the initial
-weights and, at one batch size, the windows, so differences are taken seed by seed.
+Each training is one JSON line on stdout and in the log. A table on stderr shows the mean validation loss of each
+setting and its difference from the base. The first value of each option is the base. Every other value is tried with
+the other options at their base, or, with --grid, in all combinations. A training that is in the log is not repeated, so
+a sweep can be stopped, resumed and extended. Settings share seeds: the initial weights and, for one batch size, the
+windows are equal. So differences are computed seed by seed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from itertools import product
@@ -27,19 +27,21 @@ from typing import Any
 
 from tests.benchmarks import training_parity
 from tests.benchmarks.training_jobs import SHAPES
+from tslm.errors import UserError
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a training is tried with.
+    """Settings of one training.
 
     Attributes:
-        lr: peak of the learning rate.
-        warmup: share of the steps in which it rises.
-        final_lr: share of the peak that is left at the end.
-        weight_decay: λ.
-        beta1, beta2: decay rates of the averages of the gradient and of its square.
-        batch_size: windows in a step; the tokens stay the same, so a larger batch takes fewer steps.
+        lr: Peak learning rate.
+        warmup: Fraction of the steps in which the learning rate rises.
+        final_lr: Learning rate at the end, as a fraction of the peak.
+        weight_decay: λ of AdamW.
+        beta1: Decay rate of the average of the gradient.
+        beta2: Decay rate of the average of the squared gradient.
+        batch_size: Windows in a step. The tokens are fixed, so a larger batch takes fewer steps.
     """
 
     lr: float
@@ -56,7 +58,7 @@ DEFAULTS = Setting(lr=3e-3, warmup=0.05, final_lr=0.0, weight_decay=0.01, beta1=
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what the log does not have yet and print the table; return 2 after a mistake, 130 after Ctrl-C, else 0."""
+    """Run the trainings that the log does not have, and return the exit code: 0, 2 after a user's mistake, 130."""
     options = _parser().parse_args(arguments)
     try:
         return _sweep(options)
@@ -67,29 +69,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _sweep(options: argparse.Namespace) -> int:
     if options.tokens < 1 or options.seeds < 1:
-        raise ValueError("--tokens and --seeds take numbers above 0")
+        raise UserError("--tokens and --seeds must be at least 1")
     settings = combinations({field.name: getattr(options, field.name) for field in fields(Setting)}, options.grid)
     options.log.parent.mkdir(parents=True, exist_ok=True)
     code = 0
     with tempfile.TemporaryDirectory() as folder:
-        ids = training_parity.token_ids(options.text, SHAPES[options.shape]["vocab_size"], Path(folder), seed=0)
+        ids = training_parity.token_ids(options.text, SHAPES[options.shape]["vocab_size"], Path(folder), options.seed)
         common = {"text": hashlib.sha256(ids.read_bytes()).hexdigest()[:16], "shape": options.shape,
                   "tokens": options.tokens, "precision": options.precision}
-        trials = [common | asdict(setting) | {"seed": seed} for seed in range(options.seeds) for setting in settings]
+        seeds = range(options.seed, options.seed + options.seeds)
+        trials = [common | asdict(setting) | {"seed": seed} for seed in seeds for setting in settings]
         try:
             run_missing(trials, options.log, lambda trial: train(ids, trial))
         except KeyboardInterrupt:
             code = 130
     done = [line for line in read_log(options.log) if common.items() <= line.items()]
     names = [*(field.name for field in fields(Setting)), "seed"]
-    print(table(settings, options.seeds, {tuple(line[name] for name in names): line["valid"] for line in done}))
+    losses = {tuple(line[name] for name in names): line["valid"] for line in done}
+    print(table(settings, seeds, losses), file=sys.stderr)
     return code
 
 
 def combinations(values: Values, grid: bool) -> list[Setting]:
-    """Return the base and what is to be compared with it.
+    """Return the base and the settings to compare with it.
 
-    Example: two rates and two decays are three settings, or four in a grid.
+    Example: two values of lr and two of weight_decay give three settings, and four in a grid.
     """
     names = list(values)
     if grid:
@@ -104,7 +108,7 @@ def _setting(values: dict[str, float]) -> Setting:
 
 
 def run_missing(trials: list[dict[str, Any]], log: Path, run: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Run the trials that the log lacks, and append each of them, with its results, as soon as it is done."""
+    """Run the trials that the log does not have. Append each one with its result to the log, and print it."""
     lines = read_log(log)
     missing = [trial for trial in trials if not any(trial.items() <= line.items() for line in lines)]
     for number, trial in enumerate(missing, start=1):
@@ -113,14 +117,15 @@ def run_missing(trials: list[dict[str, Any]], log: Path, run: Callable[[dict[str
             file.write(json.dumps(trial | result) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        print(f"… {number}/{len(missing)} {json.dumps(trial | result)}", file=sys.stderr, flush=True)
+        print(json.dumps(trial | result), flush=True)
+        print(f"… {number} of {len(missing)} trainings done", file=sys.stderr, flush=True)
 
 
 def read_log(log: Path) -> list[dict[str, Any]]:
-    """Return the log's lines; a last one that was cut off in the middle is taken out of the file.
+    """Return the lines of a log. An incomplete last line is removed from the file.
 
     Raises:
-        ValueError: a line is not JSON.
+        UserError: A line is not JSON.
     """
     if not log.exists():
         return []
@@ -133,12 +138,12 @@ def read_log(log: Path) -> list[dict[str, Any]]:
         try:
             lines.append(json.loads(line))
         except ValueError as error:
-            raise ValueError(f"{log} is no log of a sweep, for line {number} is not JSON: {error}") from None
+            raise UserError(f"{log} is not a log of a sweep: line {number} is not JSON ({error})") from None
     return lines
 
 
 def train(ids: Path, trial: dict[str, Any]) -> dict[str, Any]:
-    """Train one model, and return `valid`, its loss (None if it is not finite), `train`, `seconds` and versions."""
+    """Train one model; return `valid`, its loss (None if not finite), `train`, `seconds` and versions."""
     import torch
 
     from tslm.training import LanguageModule, OptimizerSettings
@@ -159,19 +164,19 @@ def train(ids: Path, trial: dict[str, Any]) -> dict[str, Any]:
             "seconds": round(time.perf_counter() - start, 1), "tslm": version("tslm"), "torch": version("torch")}
 
 
-def table(settings: list[Setting], seeds: int, losses: dict[tuple[Any, ...], float | None]) -> str:
-    """Return a line for each setting: what it changes in the base, its mean loss, and the difference from the base.
+def table(settings: list[Setting], seeds: Iterable[int], losses: dict[tuple[Any, ...], float | None]) -> str:
+    """Return one line per setting: its changes to the base, its mean loss, and the difference from the base.
 
     The difference is the mean over the seeds that both have, with its standard error.
 
     Args:
-        settings: the base first.
-        seeds: number of them, from 0 on.
-        losses: the loss of (*values of the setting, seed); None for a training that diverged.
+        settings: Settings, the base first.
+        seeds: Seeds.
+        losses: Loss by (*values of the setting, seed); None for a training that diverged.
     """
     base, rows = settings[0], [("setting", "valid loss", "difference", "seeds")]
     for setting in settings:
-        keys = [(*asdict(setting).values(), seed) for seed in range(seeds)]
+        keys = [(*asdict(setting).values(), seed) for seed in seeds]
         found = [losses[key] for key in keys if key in losses]
         finite = [loss for loss in found if loss is not None]
         pairs = [(losses[key], losses.get((*asdict(base).values(), key[-1]))) for key in keys if key in losses]
@@ -201,14 +206,15 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     for name, default in asdict(DEFAULTS).items():
         add(f"--{name.replace('_', '-')}", type=type(default), nargs="+", default=[default], metavar="VALUE",
-            help=f"the base's value and others (default: {default:g})")
-    add("--grid", action="store_true", help="all combinations, not one change at a time")
-    add("--text", type=Path, help="UTF-8 text, of which the last tenth is held out (default: the embedded corpus)")
-    add("--shape", choices=SHAPES, default="small", help="the model (default: small, 3.3M parameters)")
-    add("--tokens", type=int, default=1_000_000, help="of each training (default: 1,000,000)")
-    add("--precision", choices=["fp32", "bf16"], default="bf16", help="of the matmuls (default: bf16)")
-    add("--seeds", type=int, default=3, help="trainings of each setting (default: 3)")
-    add("--log", type=Path, default=Path(".cache/sweep.jsonl"), help="JSON lines (default: .cache/sweep.jsonl)")
+            help=f"value of the base, then others (default: {default:g})")
+    add("--grid", action="store_true", help="try all combinations instead of one change at a time")
+    add("--text", type=Path, help="UTF-8 text; its last tenth is held out (default: the embedded corpus)")
+    add("--shape", choices=SHAPES, default="small", help="model (default: small, 3.3M parameters)")
+    add("--tokens", type=int, default=1_000_000, help="tokens of each training (default: 1,000,000)")
+    add("--precision", choices=["fp32", "bf16"], default="bf16", help="precision of the matmuls (default: bf16)")
+    add("--seed", type=int, default=0, help="first seed (default: 0)")
+    add("--seeds", type=int, default=3, help="number of seeds (default: 3)")
+    add("--log", type=Path, default=Path(".cache/sweep.jsonl"), help="file of JSON lines (default: .cache/sweep.jsonl)")
     return parser
 
 

@@ -26,11 +26,11 @@ def test_each_study_explains_its_options(name, capsys):
 
 
 @pytest.mark.parametrize(("words", "sentence"), [
-    ([], "the name of a study is missing: choose one of tokenizer, unicode"),
+    ([], "the name of a study is missing: choose one of tokenizer, unicode, fast"),
     (["unicoed"], "unknown study 'unicoed': did you mean 'unicode'?"),
     (["tokeniser", "--seed", "1"], "unknown study 'tokeniser': did you mean 'tokenizer'?"),
-    (["xyz"], "unknown study 'xyz': choose one of tokenizer, unicode"),
-    (["--text", "a"], "expected the name of a study before --text, one of tokenizer, unicode"),
+    (["xyz"], "unknown study 'xyz': choose one of tokenizer, unicode, fast"),
+    (["--text", "a"], "expected the name of a study before --text, one of tokenizer, unicode, fast"),
     (["unicode", "--txt", "a"], "unknown option --txt: did you mean --text?"),
     (["tokenizer", "--vocab_size", "many"], "--vocab_size is 'many', but it must be a whole number"),
 ])
@@ -63,7 +63,7 @@ def test_study_tokenizer_answers_mistakes_in_one_sentence(words, parts, tmp_path
     assert main(["study", "tokenizer", *words]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    sentence = err.rpartition("\r")[2].strip().splitlines()[-1]  # behind the progress bars
+    sentence = err.rpartition("\r")[2].strip().splitlines()[-1]  # after the progress bars
     assert sentence.startswith("tslm: ")
     for part in parts:
         assert part in sentence
@@ -73,7 +73,7 @@ def test_study_unicode_prints_its_page(capsys):
     assert main(["study", "unicode", "--text", "naïve"]) == 0
     assert "'naïve'" in capsys.readouterr().out
     assert main(["study", "unicode", "--text", "a\udcff"]) == 2
-    assert capsys.readouterr().err.startswith("tslm: the text holds the lone surrogate U+DCFF at position 1")
+    assert capsys.readouterr().err.startswith("tslm: the text contains the lone surrogate U+DCFF at position 1")
 
 
 def test_study_tokenizer_prints_its_page(capsys, tmp_path, monkeypatch):
@@ -92,7 +92,7 @@ def test_study_tokenizer_prints_its_page(capsys, tmp_path, monkeypatch):
     assert main(["study", "tokenizer", *files, "--tokenizer", "t", "--word", " lowest"]) == 0
     page = capsys.readouterr().out
     assert "text       a.txt, b.txt: 441 bytes\ntokenizer  t: 270 tokens\n" in page
-    assert "The tokenizer's merges and those of this training agree, all 13.\n" in page
+    assert "All 13 merges of the tokenizer and of this training agree.\n" in page
     assert "How is ' lowest' encoded?\n" in page
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tslm.data import TextDataModule, device_windows, windows
+from tslm.data import device_windows, windows
+from tslm.data.datamodule import TextDataModule
 from tslm.data.device_windows import DeviceWindows, copy_ids
 from tslm.data.windows import WindowStream
 

@@ -1,4 +1,4 @@
-"""The Kneser-Ney baseline against a slow one made of dictionaries, and against the laws of probability."""
+"""The Kneser-Ney model against a slow one of dictionaries, and against the laws of probability."""
 
 import math
 from collections import Counter, defaultdict
@@ -10,7 +10,7 @@ from tslm.data.ngram import KneserNey
 
 
 class SlowKneserNey:
-    """Chen and Goodman's equations written down one token at a time."""
+    """Chen and Goodman's equations, one token at a time."""
 
     def __init__(self, ids, vocab_size, order):
         self.vocab_size, self.order = vocab_size, order
@@ -55,7 +55,7 @@ def random_ids(length, vocab_size, seed):
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_equals_the_slow_implementation(order, seed):
+def test_log_probs_equal_those_of_the_slow_implementation(order, seed):
     vocab_size = 12
     train, held_out = random_ids(600, vocab_size - 2, seed), random_ids(200, vocab_size, seed + 10)
     slow = SlowKneserNey(train.tolist(), vocab_size, order)
@@ -71,22 +71,22 @@ def test_probabilities_of_all_tokens_sum_to_one_after_any_context():
     model = KneserNey.fit(train, vocab_size)
     rng = np.random.default_rng(4)
     contexts = [train[i : i + 4] for i in rng.integers(0, len(train) - 4, 20)]  # seen
-    contexts += [rng.integers(0, vocab_size, length) for length in (0, 1, 2, 3, 4, 4, 4)]  # mostly unseen
+    contexts += [rng.integers(0, vocab_size, length) for length in (0, 1, 2, 3, 4, 4, 4)]  # most of them unseen
     for context in contexts:
         last = [model.log_probs(np.append(context, token).astype(np.int64))[-1] for token in range(vocab_size)]
         assert np.exp(last).sum() == pytest.approx(1, abs=1e-12)
         assert np.isfinite(last).all()
 
 
-def test_a_context_of_two_tokens_solves_a_sequence_that_needs_two():
-    sequence = np.tile([0, 1, 2, 0, 2, 1], 300)  # the next token is a function of the last two, never of the last one
+def test_a_trigram_predicts_a_sequence_that_needs_two_tokens_of_context():
+    sequence = np.tile([0, 1, 2, 0, 2, 1], 300)  # two tokens determine the next one, one does not
     loss = [-KneserNey.fit(sequence, 3, order).log_probs(sequence).mean() for order in (1, 2, 3)]
     assert loss[0] == pytest.approx(math.log(3), rel=0.01)
     assert loss[1] == pytest.approx(math.log(2), rel=0.01)
     assert loss[2] < 0.05
 
 
-def test_large_vocabularies_do_not_overflow():
+def test_keys_of_a_large_vocabulary_do_not_overflow():
     ids = np.array([49_999, 0, 49_999, 1, 49_999, 0, 49_999, 1, 7] * 5)
     log_probs = KneserNey.fit(ids, 50_000).log_probs(ids)
     assert np.isfinite(log_probs).all()
@@ -94,11 +94,11 @@ def test_large_vocabularies_do_not_overflow():
 
 
 @pytest.mark.parametrize("bad", [-1, 10])
-def test_ids_outside_the_vocabulary_are_named(bad):
+def test_an_id_outside_the_vocabulary_is_refused(bad):
     with pytest.raises(ValueError, match=rf"token id {bad} is outside the vocabulary of 10 entries"):
         KneserNey.fit(np.array([1, 2, bad, 3, 4, 5]), 10)
 
 
-def test_order_must_fit_the_sequence():
-    with pytest.raises(ValueError, match="order must lie between 1 and the number of tokens"):
+def test_an_order_above_the_number_of_tokens_is_refused():
+    with pytest.raises(ValueError, match="order is 5: give a value from 1 to the number of tokens, 3"):
         KneserNey.fit(np.array([1, 2, 3]), 10, order=5)

@@ -1,89 +1,89 @@
-"""Prepared data: made once, found again, made again where damaged; validation windows; the embedded corpus's floor."""
+"""The cache of prepared data, and the division of the user's files into training and validation text."""
 
 import json
-import math
+import os
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from tslm.data import TextDataModule
-from tslm.data.batches import valid_batches
-from tslm.data.datamodule import read_prompts
-from tslm.data.prepare import Cache, files_corpus, whole
-from tslm.data.toy import sample_stories
-from tslm.tokenizer import Tokenizer
-from tslm.training import LanguageModule
-from tslm.training.floor import measure_floor
+from tslm.data.prepare import TOY_VALID_STORIES, Cache, Texts, file_span, files_corpus, prepare, toy_corpus
+from tslm.errors import MissingFileError, UserError
+from tslm.tokenizer import TokenFile
+
+END = "<|endoftext|>"
 
 
 @pytest.fixture
-def make(story_file, tmp_path):
-    def data(**options):
-        settings = {
-            "train_files": [str(story_file)], "cache_dir": str(tmp_path / "cache"), "vocab_size": 300,
-            "context_length": 32, "batch_size": 4, "num_workers": 1,
-        }
-        return TextDataModule(**(settings | options))
-    return data
+def cache(tmp_path):
+    return Cache(tmp_path / "cache")
 
 
-def files(folder):
-    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != "lock"}
+@pytest.fixture
+def make(story_file, cache):
+    """Prepare the stories; return the tokenizer and the opened token files."""
+    def prepared(texts=None, **options):
+        settings = {"vocab_size": 300, "special_tokens": [END], "num_workers": 1}
+        texts = texts or files_corpus([str(story_file)], None, END)
+        with cache.lock():
+            tokenizer, train, valid = prepare(texts, cache, **(settings | options))
+        return tokenizer, TokenFile.open(train), TokenFile.open(valid)
+    return prepared
 
 
-def test_a_second_run_makes_nothing_again(make, tmp_path, capsys):
-    make().load()
-    before = files(tmp_path / "cache")
+def modification_times(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != "lock"}
+
+
+def test_a_second_run_reuses_every_file_and_prints_nothing(make, cache, capsys):
+    make()
+    before = modification_times(cache.folder)
     capsys.readouterr()
-    make().load()
-    assert files(tmp_path / "cache") == before
-    assert capsys.readouterr() == ("", "")  # no bar, no word
+    make()
+    assert modification_times(cache.folder) == before
+    assert capsys.readouterr() == ("", "")
 
 
-def test_other_settings_make_other_files(make):
-    first, second = make(), make(vocab_size=310)
-    first.load()
-    second.load()
-    assert first.tokenizer.vocab_size == 300
-    assert second.tokenizer.vocab_size == 310
-    assert first.train_tokens.path != second.train_tokens.path
+def test_another_vocabulary_size_makes_another_tokenizer_and_other_token_files(make):
+    (first, first_train, _), (second, second_train, _) = make(), make(vocab_size=310)
+    assert (first.vocab_size, second.vocab_size) == (300, 310)
+    assert first_train.path != second_train.path
 
 
-def test_changed_text_is_noticed(make, tmp_path):
+def test_a_changed_text_is_encoded_again(make, tmp_path):
     text = tmp_path / "text.txt"
-    text.write_text("Once upon a time.<|endoftext|>\n" * 200)
-    first = make(train_files=[str(text)])
-    first.load()
-    text.write_text("Once upon a time, twice.<|endoftext|>\n" * 200)
-    second = make(train_files=[str(text)])
-    second.load()
-    assert len(first.train_tokens) != len(second.train_tokens)
+    lengths = set()
+    for story in ("Once upon a time.", "Once upon a time, twice."):
+        text.write_text(f"{story}{END}\n" * 200)
+        lengths.add(len(make(files_corpus([str(text)], None, END))[1]))
+    assert len(lengths) == 2
 
 
-def test_the_content_hash_is_remembered_by_path_size_and_time(tmp_path, monkeypatch):
-    cache, path = Cache(tmp_path), tmp_path / "a.txt"
+def test_the_content_hash_is_remembered_by_path_size_and_modification_time(tmp_path, cache):
+    cache.folder.mkdir()
+    path = tmp_path / "a.txt"
     path.write_text("once")
-    expected = cache.content_hash(path)
-    monkeypatch.setattr("hashlib.file_digest", lambda *rest: pytest.fail("read again"))
-    assert cache.content_hash(path) == expected
+    os.utime(path, ns=(1, 1))
+    first = cache.content_hash(path)
+    path.write_text("also")
+    os.utime(path, ns=(1, 1))
+    assert cache.content_hash(path) == first  # not read again: nothing that is looked at has changed
+    os.utime(path, ns=(2, 2))
+    assert cache.content_hash(path) != first
+    assert len({cache.content_hash(path), Cache(cache.folder).content_hash(path)}) == 1
 
 
-def test_a_damaged_token_file_is_made_again_and_that_is_said(make, capsys):
-    data = make()
-    data.load()
-    good = np.array(data.train_tokens.ids)
-    path = data.train_tokens.path
-    with open(path, "r+b") as file:
-        file.truncate(100)
-    again = make()
-    again.load()
-    assert np.array_equal(again.train_tokens.ids, good)
-    assert "made again" in capsys.readouterr().out
+def test_a_damaged_token_file_is_encoded_again_with_a_notice(make, capsys):
+    _, train, _ = make()
+    ids = np.array(train.ids)
+    os.truncate(train.path, 100)
+    capsys.readouterr()
+    assert np.array_equal(make()[1].ids, ids)
+    assert "The training text is encoded again" in capsys.readouterr().out
 
 
-def test_one_process_prepares_while_another_waits(tmp_path, capsys):
+def test_one_process_prepares_while_another_waits_with_a_notice(tmp_path, capsys):
     entered, leave = threading.Event(), threading.Event()
 
     def hold():
@@ -94,149 +94,82 @@ def test_one_process_prepares_while_another_waits(tmp_path, capsys):
     thread = threading.Thread(target=hold)
     thread.start()
     assert entered.wait(10)
-    threading.Timer(1.3, leave.set).start()
-    with Cache(tmp_path).lock():
+    threading.Timer(0.1, leave.set).start()
+    with Cache(tmp_path).lock(notice_after=0.01):
         assert leave.is_set()
     thread.join()
     assert "Another process prepares data" in capsys.readouterr().out
 
 
+def test_a_cache_folder_that_cannot_be_created_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    cache = Cache(tmp_path / "file" / "cache")
+    sentence = r"data cannot be kept in .*cache \(Not a directory\): give --data\.cache_dir"
+    with pytest.raises(UserError, match=sentence), cache.lock():
+        pass
+
+
+def test_the_embedded_corpus_has_at_least_one_story(cache):
+    with pytest.raises(UserError, match=r"data\.toy_stories is 0"):
+        toy_corpus(cache, 0, seed=0)
+    train, valid = toy_corpus(cache, 3, seed=0)
+    assert (cache.folder / "toy") in Path(train[0].path).parents
+    assert Path(train[0].path).read_text().count(END) == 3
+    assert Path(valid[0].path).read_text().count(END) == TOY_VALID_STORIES
+
+
 def test_without_validation_files_the_last_documents_are_held_out(story_file):
-    train, valid = files_corpus([str(story_file)], None, "<|endoftext|>")
+    train, valid = files_corpus([str(story_file)], None, END)
     content = story_file.read_bytes()
     assert train[-1].stop == valid[0].start
     assert valid[0].stop == len(content)
-    assert content[: train[-1].stop].rstrip().endswith(b"<|endoftext|>")
+    assert content[: train[-1].stop].rstrip().endswith(END.encode())
     assert 0.01 < (valid[0].stop - valid[0].start) / len(content) < 0.1
 
 
-def test_the_last_records_of_json_lines_are_held_out(make, story_file, tmp_path):
-    stories = [story for story in story_file.read_text(encoding="utf-8").split("<|endoftext|>") if story]
+def test_the_last_records_of_a_jsonl_file_are_held_out(make, story_file, tmp_path):
+    stories = [story for story in story_file.read_text(encoding="utf-8").split(END) if story]
     path = tmp_path / "stories.jsonl"
     path.write_text("".join(json.dumps({"text": story}) + "\n" for story in stories), encoding="utf-8")
-    data = make(train_files=[str(path)])
-    data.load()
-    ids = [*data.train_tokens.ids, *data.valid_tokens.ids]
-    assert data.tokenizer.decode(ids) == "".join(f"{story}<|endoftext|>" for story in stories)
-    assert data.tokenizer.decode(data.valid_tokens.ids[:5]) == stories[-int(np.sum(data.valid_tokens.ids == 0))][:5]
-    assert data.train_tokens.source_bytes + data.valid_tokens.source_bytes == len("".join(stories).encode())
+    tokenizer, train, valid = make(files_corpus([str(path)], None, END))
+    assert tokenizer.decode([*train.ids, *valid.ids]) == "".join(f"{story}{END}" for story in stories)
+    assert tokenizer.decode(valid.ids[:5]) == stories[-int(np.sum(valid.ids == 0))][:5]
+    assert train.source_bytes + valid.source_bytes == len("".join(stories).encode())
 
 
-def test_a_single_record_is_no_training_text(tmp_path):
+def test_a_jsonl_file_with_a_single_record_is_refused(tmp_path):
     path = tmp_path / "one.jsonl"
     path.write_text('{"text": "a story"}\n')
-    with pytest.raises(ValueError, match="has a single record"):
-        files_corpus([str(path)], None, "<|endoftext|>")
+    with pytest.raises(ValueError, match="single record"):
+        files_corpus([str(path)], None, END)
     path.write_text('[{"text": "an array"}]\n')
-    with pytest.raises(ValueError, match=r"one\.jsonl, line 1, is an array"):  # what is no record is said first
-        files_corpus([str(path)], None, "<|endoftext|>")
+    with pytest.raises(ValueError, match=r"one\.jsonl, line 1, is an array"):  # the more useful error comes first
+        files_corpus([str(path)], None, END)
 
 
-def test_the_name_that_says_json_lines_is_part_of_the_key(tmp_path):
-    keys = set()
-    for name in ("a.txt", "a.jsonl"):
-        (tmp_path / name).write_text('{"text": "a"}\n')
-        keys.add(Cache(tmp_path).key([whole(tmp_path / name)]))
-    assert len(keys) == 2
+def test_the_file_format_is_part_of_the_cache_key(tmp_path, cache):
+    cache.folder.mkdir()
+    paths = [tmp_path / "a.txt", tmp_path / "a.jsonl"]
+    for path in paths:
+        path.write_text('{"text": "a"}\n')
+    assert len({cache.key([file_span(path)]) for path in paths}) == 2
 
 
-def test_evaluation_needs_no_training_file(story_file):
-    train, valid = files_corpus(["on-another-machine.txt"], [str(story_file)], "<|endoftext|>", evaluating=True)
-    assert train == ()
-    assert len(valid) == 1
+def test_evaluation_needs_no_training_file(story_file, cache):
+    texts = files_corpus(["on-another-machine.txt"], [str(story_file)], END, evaluating=True)
+    assert texts == Texts((), (file_span(story_file),))
+    with pytest.raises(MissingFileError, match=r"on-another-machine\.txt: give --data\.train_files"):
+        files_corpus(["on-another-machine.txt"], [str(story_file)], END)
 
 
-def test_a_tokenizer_that_is_too_large_is_refused(make, tmp_path):
-    large = make(vocab_size=320)
-    large.load()
-    large.tokenizer.save(tmp_path / "tokenizer")
-    with pytest.raises(ValueError, match=r"has 320 entries, but data\.vocab_size is 300"):
-        make(tokenizer=str(tmp_path / "tokenizer")).load()
-    fits = make(tokenizer=str(tmp_path / "tokenizer"), vocab_size=320)
-    fits.load()
-    assert fits.tokenizer.hash == large.tokenizer.hash
+def test_an_empty_file_is_refused(tmp_path):
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(UserError, match=r"a\.txt is empty"):
+        file_span(tmp_path / "a.txt")
 
 
-def test_another_tokenizer_than_the_checkpoints_is_refused(make, tmp_path):
-    own = make()
-    own.load()
-    own.tokenizer.save(tmp_path / "tokenizer")
-    data = make(tokenizer=str(tmp_path / "tokenizer"))
-    data.use_tokenizer(Tokenizer.from_dir(tmp_path / "tokenizer"))
-    with pytest.raises(ValueError, match=r"not the one that the checkpoint was trained with"):
-        data.use_tokenizer(Tokenizer({i: bytes([i]) for i in range(256)}, []))
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize("length", [2, 32, 33, 34, 100, 257])
-def test_validation_shows_each_target_exactly_once(length, world_size):
-    ids = np.arange(length, dtype=np.uint16)
-    targets = []
-    for rank in range(world_size):
-        batches = valid_batches(ids, 32, 2, rank, world_size)
-        assert len(list(batches)) == len(batches)
-        for inputs, shifted in batches:
-            assert torch.equal(inputs + 1, shifted)
-            targets += shifted.flatten().tolist()
-    assert sorted(targets) == list(range(1, length))
-
-
-def test_bits_per_byte_count_the_bytes_of_the_targets(make):
-    data = make()
-    data.load()
-    ids = np.array(data.valid_tokens.ids)
-    size = sum(len(data.tokenizer.vocab[int(id_)]) for id_ in ids[1:])
-    assert data.valid_bytes_per_token * (len(ids) - 1) == pytest.approx(size)
-
-
-@pytest.mark.parametrize(("content", "part"), [(b"", "holds no prompt"), (b"\n\n", "holds no prompt"),
-                                               (b"One\n\xff", "not UTF-8 at byte 4")])
-def test_a_useless_prompts_file_is_named(tmp_path, content, part):
-    path = tmp_path / "prompts.txt"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=part):
-        read_prompts(str(path))
-
-
-def uniform(vocab_size):
-    """A model that gives every token the same probability: with gains of zero all logits are zero."""
-    module = LanguageModule(vocab_size, 256, 8, 1, 1, 8)
-    torch.nn.init.zeros_(module.model.ln_final.weight)
-    return module.model
-
-
-def test_the_floor_compares_sums_over_whole_stories(tmp_path):
-    data = TextDataModule(corpus="toy", toy_stories=400, vocab_size=1000, cache_dir=str(tmp_path), num_workers=1)
-    data.load()
-    stories = sample_stories(20, seed=99)
-    report = measure_floor(uniform(1000), data.tokenizer, stories, np.array(data.train_tokens.ids), batch_size=3)
-    tokens = sum(len(data.tokenizer.encode(f"\n{story.text}\n<|endoftext|>")) for story in stories)
-    assert report.tokens == tokens
-    assert report.floor_nats == pytest.approx(-sum(story.log_prob for story in stories))
-    assert report.model_nats == pytest.approx(tokens * math.log(1000), rel=1e-5)
-    assert report.floor_gap == pytest.approx(report.model_nats / report.floor_nats - 1)
-    assert 0.3 < report.ngram_gap < 5
-
-
-def test_a_story_that_is_longer_than_the_context_cannot_be_compared(tmp_path):
-    data = TextDataModule(corpus="toy", toy_stories=50, vocab_size=300, cache_dir=str(tmp_path), num_workers=1)
-    data.load()
-    small = LanguageModule(300, 16, 8, 1, 1, 8).model
-    with pytest.raises(ValueError, match=r"but the context is 16"):
-        measure_floor(small, data.tokenizer, sample_stories(2, 1), np.array(data.train_tokens.ids))
-
-
-def test_a_run_on_the_embedded_corpus_ends_with_its_floor(project, cache_dir, capsys):
-    from tslm.__main__ import main
-
-    options = [
-        "--data.toy_stories=400", "--data.vocab_size=1000", f"--data.cache_dir={cache_dir}", "--data.num_workers=1",
-        "--model.d_model=16", "--model.num_layers=1", "--model.num_heads=2", "--model.d_ff=32", "--data.batch_size=2",
-        "--trainer.max_steps=3", "--trainer.precision=32-true", "--generation.max_new_tokens=3",
-    ]
-    assert main(["fit", *options]) == 0
-    summary = json.loads((project / "lightning_logs/version_0/summary.json").read_text())
-    assert summary["floor_gap"] > summary["ngram_gap"] > 0.3  # three steps learn less than counting does
-    out = capsys.readouterr().out
-    for part in ("exact floor", "5-gram model", "bits per byte", "python -m tslm generate", "tensorboard"):
-        assert part in out
+def test_a_tokenizer_larger_than_the_vocabulary_size_is_refused(make):
+    large, *_ = make(vocab_size=320)
+    with pytest.raises(UserError, match=r"has 320 entries, but data\.vocab_size is 300"):
+        make(tokenizer=large)
+    assert make(tokenizer=large, vocab_size=320)[1].tokenizer_hash == large.hash

@@ -1,4 +1,4 @@
-"""The embedded corpus: exact probabilities, one derivation per story, and memories that a 5-gram does not have."""
+"""The embedded corpus: exact probabilities, one derivation per story, and dependencies longer than a 5-gram's."""
 
 import math
 import re
@@ -8,9 +8,11 @@ import pytest
 
 from tslm.data import toy
 from tslm.data.ngram import KneserNey
-from tslm.data.toy_grammar import Draw, Recall, load_grammar
+from tslm.data.toy_grammar import Backreference, Draw, _Compiler, load_grammar
+from tslm.data.toy_parser import story_log_prob
+from tslm.tokenizer import END_OF_TEXT
 
-PIECES = re.compile(r"\w+|[^\w\s]+")  # about what BPE makes of a story
+PIECES = re.compile(r"\w+|[^\w\s]+")  # approximately the tokens of a story
 
 
 @pytest.fixture(scope="module")
@@ -18,13 +20,13 @@ def stories():
     return toy.sample_stories(5000, seed=1)
 
 
-def test_the_inside_probability_is_the_derivations_so_each_story_has_one_derivation(stories):
+def test_the_inside_probability_equals_the_samplers_so_each_story_has_one_derivation(stories):
     for story in stories[:1000]:
-        assert toy.story_log_prob(story.text) == pytest.approx(story.log_prob, abs=1e-9), story.text
+        assert story_log_prob(story.text) == pytest.approx(story.log_prob, abs=1e-9), story.text
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "change",
     [
         lambda text: text[:-1],
         lambda text: text + " ",
@@ -34,23 +36,23 @@ def test_the_inside_probability_is_the_derivations_so_each_story_has_one_derivat
         lambda text: "",
     ],
 )
-def test_what_the_grammar_cannot_write_has_probability_zero(stories, spoil):
+def test_a_text_that_the_grammar_cannot_write_has_probability_zero(stories, change):
     for story in stories[:20]:
-        assert toy.story_log_prob(spoil(story.text)) == -math.inf
+        assert story_log_prob(change(story.text)) == -math.inf
 
 
-def test_a_name_that_does_not_return_has_probability_zero(stories):
-    spoilt = 0
+def test_a_story_with_another_name_in_place_of_the_repeated_one_has_probability_zero(stories):
+    changed = 0
     for story in stories[:50]:
         hero = re.search(r"(?:girl|boy) (?:named|called) ([A-Z]\w+)", story.text)
         if hero and len(re.findall(rf"\b{hero[1]}\b", story.text)) > 1:
             head, tail = story.text[: hero.end()], story.text[hero.end() :]
-            assert toy.story_log_prob(head + re.sub(rf"\b{hero[1]}\b", "Ebenezer", tail, count=1)) == -math.inf
-            spoilt += 1
-    assert spoilt > 20
+            assert story_log_prob(head + re.sub(rf"\b{hero[1]}\b", "Ebenezer", tail, count=1)) == -math.inf
+            changed += 1
+    assert changed > 20
 
 
-def test_the_same_seed_gives_the_same_stories_and_another_seed_others(stories):
+def test_a_seed_determines_the_stories(stories):
     assert toy.sample_stories(50, seed=1) == stories[:50]
     others = {story.text for story in toy.sample_stories(1000, seed=2)}
     assert not others & {story.text for story in stories}
@@ -66,7 +68,7 @@ def test_probabilities_of_every_rule_and_every_list_sum_to_one():
         assert len(choice.cumulative) == len(choice.log_probs) - 1
 
 
-def test_no_list_and_no_rule_holds_anything_twice():
+def test_no_list_and_no_rule_has_duplicates():
     grammar = load_grammar()
     for rule in grammar.rules.values():
         assert len(set(rule.alternatives)) == len(rule.alternatives), rule.name
@@ -74,36 +76,36 @@ def test_no_list_and_no_rule_holds_anything_twice():
             assert len(part.by_text) == len(part.texts), rule.name
 
 
-def test_every_word_is_remembered_before_it_is_repeated():
-    """Walk through all paths of the grammar, keeping only which memories are certain."""
+def test_every_word_is_drawn_before_it_is_repeated():
+    """On all paths through the grammar, keep the set of slots that are certainly filled."""
     grammar = load_grammar()
 
-    def certain_after(part, known):
+    def filled_after(part, filled):
         if isinstance(part, Draw):
-            return known | {part.slot}
-        if isinstance(part, Recall):
-            assert part.slot in known
-        if isinstance(part, str | Recall):
-            return known
+            return filled | {part.slot}
+        if isinstance(part, Backreference):
+            assert part.slot in filled
+        if isinstance(part, str | Backreference):
+            return filled
         ends = []
         for parts in part.alternatives:
-            reached = known
+            reached = filled
             for inner in parts:
-                reached = certain_after(inner, reached)
+                reached = filled_after(inner, reached)
             ends.append(reached)
         return frozenset.intersection(*ends)
 
-    certain_after(grammar.start, frozenset())
+    filled_after(grammar.start, frozenset())
 
 
-def test_choices_are_as_frequent_as_their_probability_says(stories):
+def test_the_frequency_of_a_choice_is_its_probability(stories):
     plots = load_grammar().rules["opening"]
     expected = math.exp(plots.log_probs[0])  # "Once upon a time, there was ..."
     count = sum(story.text.startswith("Once upon a time, there was") for story in stories)
     assert abs(count / len(stories) - expected) < 4 * math.sqrt(expected * (1 - expected) / len(stories))
 
 
-def test_the_entropy_is_the_mean_of_the_log_probabilities_over_other_seeds_too(stories):
+def test_the_mean_log_probability_does_not_depend_on_the_seed(stories):
     other = toy.sample_stories(2000, seed=9)
     means = [np.mean([story.log_prob for story in sample]) for sample in (stories, other)]
     error = np.std([story.log_prob for story in stories]) * math.sqrt(1 / len(stories) + 1 / len(other))
@@ -111,27 +113,27 @@ def test_the_entropy_is_the_mean_of_the_log_probabilities_over_other_seeds_too(s
     assert 65 < -means[0] < 160
 
 
-def test_stories_are_short(stories):
+def test_a_story_has_50_to_170_pieces(stories):
     lengths = np.array([len(PIECES.findall(story.text)) for story in stories])
     assert lengths.min() >= 50
     assert np.percentile(lengths, 99) <= 140
     assert lengths.max() < 170
 
 
-def test_the_vocabulary_is_well_over_sixteen_hundred_words():
+def test_the_vocabulary_has_over_1650_words():
     stories = toy.sample_stories(20_000, seed=3)
     assert len({word for story in stories for word in re.findall(r"[a-z'-]+", story.text.lower())}) > 1650
 
 
-def test_remembered_words_return_30_and_more_pieces_after_they_were_first_said(stories):
+def test_stored_words_are_repeated_30_and_more_pieces_later(stories):
     rules = load_grammar().rules.values()
     parts = [part for rule in rules for parts in rule.alternatives for part in parts]
-    remembered = {text for part in parts if isinstance(part, Draw) and part.slot >= 0 for text in part.texts}
+    stored = {text for part in parts if isinstance(part, Draw) and part.slot >= 0 for text in part.texts}
     distant = []
     for story in stories:
         first, far = {}, 0
         for position, piece in enumerate(PIECES.findall(story.text)):
-            if piece in remembered:
+            if piece in stored:
                 far += position - first.setdefault(piece, position) >= 30
         distant.append(far)
     assert np.mean(np.array(distant) >= 3) > 0.8
@@ -147,9 +149,9 @@ def test_stories_begin_with_a_capital_and_end_with_a_full_stop(stories):
         assert story.text.count('"') % 2 == 0
 
 
-def test_a_5_gram_pays_at_least_1_3_times_the_floor(stories):
+def test_a_5_gram_model_is_at_least_30_percent_above_the_floor(stories):
     held_out = toy.sample_stories(300, seed=2)
-    texts = [[*re.findall(r" ?\w+|[^\w]", story.text), toy.END_OF_TEXT] for story in (*stories, *held_out)]
+    texts = [[*re.findall(r" ?\w+|[^\w]", story.text), END_OF_TEXT] for story in (*stories, *held_out)]
     number = {word: index for index, word in enumerate(sorted({word for words in texts for word in words}))}
     ids = [np.array([number[word] for word in words]) for words in texts]
     model = KneserNey.fit(np.concatenate(ids[: len(stories)]), len(number))
@@ -158,7 +160,7 @@ def test_a_5_gram_pays_at_least_1_3_times_the_floor(stories):
     assert nats >= 1.3 * floor
 
 
-def test_write_corpus_ends_every_story_with_a_line_of_its_own(tmp_path, stories):
+def test_write_corpus_adds_a_separator_line_after_every_story(tmp_path, stories):
     path = tmp_path / "corpus.txt"
     toy.write_corpus(path, 100, seed=1)
     expected = "".join(f"{story.text}\n<|endoftext|>\n" for story in stories[:100])
@@ -166,21 +168,23 @@ def test_write_corpus_ends_every_story_with_a_line_of_its_own(tmp_path, stories)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+def test_an_interrupted_write_leaves_only_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "corpus.txt"
     path.write_text("old")
 
-    def breaks_off(seed):
+    def interrupted(seed):
         yield toy.Story("Once upon a time, nothing happened.", -1.0)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(toy, "iter_stories", breaks_off)
+    monkeypatch.setattr(toy, "iter_stories", interrupted)
     with pytest.raises(KeyboardInterrupt):
         toy.write_corpus(path, 10, seed=1)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_fingerprint_is_a_stable_hash():
-    assert re.fullmatch(r"[0-9a-f]{64}", toy.grammar_fingerprint())
-    assert toy.grammar_fingerprint() == toy.grammar_fingerprint()
+def test_a_changed_word_changes_the_fingerprint():
+    grammar = {"words": "pet 2\n    cat, dog\n", "plots": "story\n    A {pet}.\n"}
+    compiled = _Compiler(**grammar).compile()
+    assert compiled.fingerprint == _Compiler(**grammar).compile().fingerprint
+    assert compiled.fingerprint != _Compiler(**(grammar | {"words": "pet 2\n    cat, fox\n"})).compile().fingerprint

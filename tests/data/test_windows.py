@@ -1,3 +1,5 @@
+"""Random, seeded and sequential windows: equally likely starts, exact arithmetic, every target once."""
+
 import numpy as np
 import pytest
 import torch
@@ -9,13 +11,13 @@ DATASET = np.arange(100, dtype=np.uint16)
 
 def chi_square(starts, number_of_starts):
     counts = np.bincount(starts, minlength=number_of_starts)
-    assert len(counts) == number_of_starts, "a start beyond the last window"
+    assert len(counts) == number_of_starts, "a start is beyond the last window"
     expected = len(starts) / number_of_starts
     return float(((counts - expected) ** 2 / expected).sum())
 
 
 def splitmix64(state):
-    """Return the next state and output of the published algorithm, in Python's integers."""
+    """The published algorithm in Python's integers: return the next state and the output."""
     state = (state + 0x9E3779B97F4A7C15) % 2**64
     z = state
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
@@ -24,7 +26,7 @@ def splitmix64(state):
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.int64])
-def test_get_batch_rows_are_windows_and_targets_are_shifted_by_one(dtype):
+def test_get_batch_returns_windows_and_targets_shifted_by_one(dtype):
     inputs, targets = get_batch(DATASET.astype(dtype), 32, 7, "cpu")
     assert inputs.shape == targets.shape == (32, 7)
     assert inputs.dtype == targets.dtype == torch.int64
@@ -34,20 +36,20 @@ def test_get_batch_rows_are_windows_and_targets_are_shifted_by_one(dtype):
     assert torch.equal(targets, inputs + 1)
 
 
-def test_get_batch_every_start_is_equally_likely():
+def test_get_batch_draws_every_start_equally_often():
     generator = torch.Generator().manual_seed(0)
     starts = torch.cat([get_batch(DATASET, 1000, 7, "cpu", generator)[0][:, 0] for _ in range(93)]).numpy()
-    # 93 starts, 0 to 92: chi-square with 92 degrees of freedom exceeds 147 once in 5,000 runs; the seed is fixed.
+    # Of 93 starts, chi-square has 92 degrees of freedom and exceeds 147 once in 5,000 runs; the seed is fixed.
     assert chi_square(starts, 93) < 147
 
 
-def test_get_batch_shortest_possible_dataset_has_one_window():
+def test_get_batch_finds_one_window_in_the_shortest_possible_dataset():
     inputs, targets = get_batch(DATASET[:8], 4, 7, "cpu")
     assert inputs.tolist() == [list(range(7))] * 4
     assert targets.tolist() == [list(range(1, 8))] * 4
 
 
-def test_get_batch_follows_its_generator():
+def test_get_batch_is_determined_by_its_generator():
     first, second, other = (
         get_batch(DATASET, 16, 7, "cpu", torch.Generator().manual_seed(seed))[0] for seed in (5, 5, 6)
     )
@@ -64,7 +66,7 @@ def test_get_batch_reads_memory_maps(tmp_path):
     for ours, theirs in zip(get_batch(mapped, 8, 5, "cpu", seeds[0]), get_batch(DATASET, 8, 5, "cpu", seeds[1]),
                             strict=True):
         assert torch.equal(ours, theirs)
-        ours += 1  # a batch is its own memory, not a window on the read-only file
+        ours += 1  # a batch is a copy, not a view of the read-only file
 
 
 def test_get_batch_refuses_a_dataset_shorter_than_one_window():
@@ -72,7 +74,7 @@ def test_get_batch_refuses_a_dataset_shorter_than_one_window():
         get_batch(DATASET[:7], 1, 7, "cpu")
 
 
-def test_get_batch_refuses_what_is_no_token_array():
+def test_get_batch_refuses_other_arrays_than_token_ids_and_an_empty_window():
     with pytest.raises(ValueError, match="float64"):
         get_batch(DATASET.astype(np.float64), 1, 7, "cpu")
     with pytest.raises(ValueError, match=r"\(10, 10\)"):
@@ -82,12 +84,12 @@ def test_get_batch_refuses_what_is_no_token_array():
 
 
 @pytest.mark.parametrize("device", ["no such device", "cuda:99"])
-def test_get_batch_unknown_device(device):
+def test_get_batch_refuses_an_unknown_device(device):
     with pytest.raises((RuntimeError, AssertionError)):
         get_batch(DATASET, 1, 7, device)
 
 
-def test_window_stream_is_splitmix64():
+def test_window_stream_uses_the_random_numbers_of_splitmix64():
     state = splitmix64((7 - 0x9E3779B97F4A7C15) % 2**64)[1]  # the seed, mixed
     expected = []
     for _ in range(50):
@@ -96,8 +98,8 @@ def test_window_stream_is_splitmix64():
     assert WindowStream(DATASET, 7, seed=7).starts(range(50)).tolist() == expected
 
 
-def test_window_stream_known_output_of_splitmix64():
-    # The first outputs for the state 1234567, as in Rosetta Code's task on it.
+def test_the_reference_splitmix64_has_the_published_output():
+    # The first outputs for the state 1234567 in Rosetta Code's task "Pseudo-random numbers/Splitmix64".
     state, outputs = 1234567, []
     for _ in range(3):
         state, random = splitmix64(state)
@@ -106,7 +108,7 @@ def test_window_stream_known_output_of_splitmix64():
 
 
 @pytest.mark.parametrize("number", [1, 2, 93, 2**32 - 1, 2**32, 2**32 + 12345, 2**40 + 7, 2**63 - 1])
-def test_window_stream_multiply_high_is_exact(number):
+def test_the_high_half_of_a_128_bit_product_is_exact(number):
     generator = np.random.default_rng(0)
     random = generator.integers(0, 2**64, 1000, dtype=np.uint64)
     random[:4] = [0, 1, 2**32 - 1, 2**64 - 1]
@@ -114,13 +116,13 @@ def test_window_stream_multiply_high_is_exact(number):
 
 
 @pytest.mark.parametrize("seed", [0, 1, -3, 2**70])
-def test_window_stream_every_start_is_equally_likely(seed):
+def test_window_stream_draws_every_start_equally_often(seed):
     starts = WindowStream(DATASET, 7, seed).starts(np.arange(93_000))
     assert starts.dtype == np.int64
     assert chi_square(starts, 93) < 147
 
 
-def test_window_stream_neighbours_in_index_and_seed_are_independent():
+def test_window_stream_neighbours_in_index_and_seed_are_uncorrelated():
     streams = [WindowStream(DATASET, 7, seed).starts(np.arange(200_000)) for seed in (0, 1)]
     zero, one = streams
     for first, second in [(zero, one), (zero[:-1], zero[1:]), (zero[1:], one[:-1])]:
@@ -149,7 +151,7 @@ def test_window_stream_is_a_function_of_seed_and_index():
     assert np.array_equal(first.starts([late]), again.starts(np.arange(late - 5, late + 1))[-1:])
 
 
-def test_window_stream_batches_are_windows(tmp_path):
+def test_window_stream_reads_windows_of_memory_maps(tmp_path):
     DATASET.tofile(tmp_path / "ids")
     mapped = np.memmap(tmp_path / "ids", dtype=np.uint16, mode="r")
     inputs, targets = WindowStream(mapped, 7, seed=0).batch(5, 16)
@@ -164,13 +166,13 @@ def test_window_stream_refuses_a_dataset_shorter_than_one_window():
         WindowStream(DATASET[:5], 7, seed=0)
 
 
-def test_sequential_windows_hand_example():
+def test_sequential_windows_of_a_hand_example():
     assert sequential_windows(DATASET[:10], 4).tolist() == [[0, 4], [4, 4], [8, 1]]
 
 
 @pytest.mark.parametrize("size", [2, 3, 8, 9, 10, 64, 65, 66, 100])
 @pytest.mark.parametrize("context_length", [1, 4, 8, 200])
-def test_sequential_windows_make_each_token_but_the_first_a_target_once(size, context_length):
+def test_in_sequential_windows_each_token_except_the_first_is_a_target_once(size, context_length):
     targets = []
     for start, length in sequential_windows(DATASET[:size], context_length):
         assert 1 <= length <= context_length
@@ -178,6 +180,6 @@ def test_sequential_windows_make_each_token_but_the_first_a_target_once(size, co
     assert targets == list(range(1, size))
 
 
-def test_sequential_windows_refuse_an_array_with_nothing_to_predict():
+def test_sequential_windows_refuse_a_single_token():
     with pytest.raises(ValueError, match="has 1 tokens"):
         sequential_windows(DATASET[:1], 4)

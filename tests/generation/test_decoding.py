@@ -1,9 +1,12 @@
 """Decoding: with the cache equal to without it, alone equal to in a batch, the sliding window, ends and errors."""
 
+import contextlib
+
 import pytest
 import torch
 
-from tslm.generation import decoding, generate, stream
+from tslm import fast
+from tslm.generation import generate, stream
 from tslm.generation.cache import KeyValueCache
 from tslm.model import TransformerConfig, TransformerLM
 
@@ -12,10 +15,10 @@ PROMPTS = [[1, 2, 3], [4], list(range(10)), [7] * 16]
 SEEDED = {"plain": {}, "top_p": {"top_p": 0.8}, "top_k": {"top_k": 5, "temperature": 0.7}}
 
 
-@pytest.fixture(autouse=True, params=["kernel", "torch"])
-def _engine(request, monkeypatch):
-    if request.param == "torch":
-        monkeypatch.setattr(decoding, "native_model", lambda *_, **__: None)
+@pytest.fixture(autouse=True, params=["open", "shut"])
+def _door(request):
+    with fast.shut() if request.param == "shut" else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture
@@ -23,7 +26,7 @@ def model():
     torch.manual_seed(0)
     model = TransformerLM(CONFIG)
     with torch.no_grad():
-        model.lm_head.weight *= 8  # an untrained model is almost indifferent; this one has opinions
+        model.lm_head.weight *= 8  # an untrained model gives nearly equal logits
     return model
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tslm.generation.sampling import SamplingRule, draw, ranked_mask, top_k_mask, top_p_mask
+from tslm.generation.sampling import SamplingRule, choose_tokens, draw, ranked_mask, top_k_mask, top_p_mask
 from tslm.model import softmax
 
 PROBABILITIES = [0.1, 0.5, 0.05, 0.3, 0.05]
@@ -60,7 +60,7 @@ def test_top_k_comes_before_top_p():
 def test_greedy_takes_the_first_of_the_largest(options):
     logits = torch.tensor([[1.0, 3.0, 3.0], [2.0, 0.0, 2.0]])
     rule = SamplingRule(**options)
-    assert rule.choose(logits, None).tolist() == [1, 0]
+    assert choose_tokens.plain(logits, rule.temperature, rule.top_p, rule.top_k, None) == [1, 0]
     assert rule.probabilities(logits).tolist() == [[0, 1, 0], [1, 0, 0]]
 
 
@@ -117,7 +117,7 @@ def test_draw_never_takes_a_token_of_probability_zero():
 def test_frequencies_follow_the_probabilities():
     count, rule = 20_000, SamplingRule(top_p=0.9)
     uniform = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    tokens = rule.choose(LOGITS.expand(count, -1), uniform)
+    tokens = torch.tensor(choose_tokens.plain(LOGITS.expand(count, -1), 1.0, rule.top_p, None, uniform))
     frequency = torch.bincount(tokens, minlength=5) / count
     expected = rule.probabilities(LOGITS)[0]
     assert (frequency - expected).abs().max() < 4 * 0.5 / math.sqrt(count)  # four standard deviations at most

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tslm.data import TextDataModule
+from tslm.data.datamodule import TextDataModule
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tslm.loops.agreement import Agreement
 SCRIPT = """
 import os, signal, sys
 from tests.loops.test_lightning import make_module, make_trainer
-from tslm.data import TextDataModule
+from tslm.data.datamodule import TextDataModule
 from tslm.loops.lightning import StepCallback
 
 class Terminate(StepCallback):

@@ -7,9 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from tslm.model import Embedding, Linear, RMSNorm, RotaryEmbedding, SwiGLU, scaled_dot_product_attention, silu, softmax
-from tslm.model.functional import causal_mask, document_begins, document_mask
-from tslm.model.layers import linear_together
-from tslm.model.rope import rotate_pairs
+from tslm.model.ops import causal_mask, document_mask, document_starts_of, linear, rotate, self_attention
 
 BATCHES = [(), (3,), (2, 1, 3)]
 
@@ -28,9 +26,9 @@ def test_linear_is_x_times_w_transposed(batch):
 
 
 @pytest.mark.parametrize("rows", [1, 50])
-def test_linear_together_is_the_layers_side_by_side(rows):
+def test_linear_with_several_weights_concatenates_their_outputs(rows):
     layers, x = [Linear(6, 4), Linear(6, 3), Linear(6, 5)], torch.randn(2, rows, 6, requires_grad=True)
-    together = linear_together(x, *layers)
+    together = linear(x, *(layer.weight for layer in layers))
     apart = torch.cat([F.linear(x, layer.weight) for layer in layers], -1)
     torch.testing.assert_close(together, apart)
     inputs = [x, *(layer.weight for layer in layers)]
@@ -41,7 +39,7 @@ def test_linear_together_is_the_layers_side_by_side(rows):
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-def test_embedding_looks_rows_up(batch):
+def test_embedding_looks_up_rows(batch):
     layer, ids = Embedding(11, 4), torch.randint(0, 11, (*batch, 6))
     assert torch.equal(layer(ids), F.embedding(ids, layer.weight))
 
@@ -121,15 +119,25 @@ def test_rope_keeps_lengths_and_depends_on_distance_only():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rope_in_one_complex_pass_equals_real_arithmetic(dtype):
+def test_rotation_is_multiplication_by_a_complex_number_of_length_1(dtype):
     rope = RotaryEmbedding(8, 16)
-    x = torch.randn(2, 16, 3, 8, dtype=dtype).transpose(1, 2).requires_grad_()  # strided as in attention
-    fast, plain = rope(x), rotate_pairs(x, rope.at(None, 16))
-    assert fast.dtype == plain.dtype == dtype
-    torch.testing.assert_close(fast, plain)
-    probe, x32 = torch.randn_like(plain), x.detach().float().requires_grad_()
-    exact = torch.autograd.grad(rotate_pairs(x32, rope.at(None, 16)), x32, probe.float())[0]
-    torch.testing.assert_close(torch.autograd.grad(fast, x, probe)[0], exact.to(dtype))
+    x = torch.randn(2, 16, 3, 8, dtype=dtype).transpose(1, 2)  # strided as in attention
+    rotated = rotate(x, rope.at(None, 16))
+    assert rotated.dtype == dtype
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    expected = torch.view_as_real(pairs * torch.view_as_complex(rope.table)).flatten(-2).to(dtype)
+    torch.testing.assert_close(rotated, expected)
+
+
+def test_self_attention_is_masked_attention_of_rotated_heads():
+    qkv, rope = torch.randn(2, 9, 3, 4, 8), RotaryEmbedding(8, 9)
+    q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+    expected = F.scaled_dot_product_attention(rope(q), rope(k), v, is_causal=True).transpose(1, 2)
+    torch.testing.assert_close(self_attention(qkv, rope.table), expected)
+    torch.testing.assert_close(self_attention.plain(qkv, rope.table), expected)
+    starts = torch.tensor([0, 0, 0, 3, 4, 4, 4, 4, 4]).expand(2, 9)
+    parts = [self_attention(qkv[:, a:b], rope.table[a:b]) for a, b in ((0, 3), (3, 4), (4, 9))]
+    torch.testing.assert_close(self_attention(qkv, rope.table, starts), torch.cat(parts, 1))
 
 
 def test_rope_table_stays_float32_and_survives_the_meta_device():
@@ -175,7 +183,7 @@ def test_scaled_dot_product_attention_equals_torch(batch, masked):
     torch.testing.assert_close(scaled_dot_product_attention(q, k, v, mask), expected)
 
 
-def test_scaled_dot_product_attention_of_a_query_that_sees_nothing_is_zero_without_gradient():
+def test_scaled_dot_product_attention_of_a_query_without_a_key_is_zero_without_gradient():
     q, k, v = (torch.randn(3, 4, requires_grad=True) for _ in range(3))
     mask = torch.tensor([[True, False, True], [False] * 3, [True] * 3])
     out = scaled_dot_product_attention(q, k, v, mask)
@@ -191,8 +199,8 @@ def test_scaled_dot_product_attention_with_a_causal_mask():
     torch.testing.assert_close(scaled_dot_product_attention(q, k, v, causal_mask(7)), expected)
 
 
-def test_documents_begin_at_separators_and_nothing_is_seen_before():
-    begins = document_begins(torch.tensor([[5, 6, 0, 7, 0, 8], [0, 0, 1, 1, 1, 0]]), 0)
-    assert begins.tolist() == [[0, 0, 2, 2, 4, 4], [0, 1, 1, 1, 1, 5]]
+def test_documents_start_at_separators_and_the_mask_hides_what_precedes_them():
+    starts = document_starts_of(torch.tensor([[5, 6, 0, 7, 0, 8], [0, 0, 1, 1, 1, 0]]), 0)
+    assert starts.tolist() == [[0, 0, 2, 2, 4, 4], [0, 1, 1, 1, 1, 5]]
     assert document_mask(torch.tensor([0, 0, 2, 2])).int().tolist() == [
         [1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]

@@ -7,7 +7,7 @@ import torch
 
 from tests.benchmarks.training_peers import llama_of
 from tslm.model import TransformerConfig, TransformerLM
-from tslm.model.functional import document_begins
+from tslm.model.ops import document_starts_of
 from tslm.objective import cross_entropy, linear_cross_entropy
 
 CONFIG = TransformerConfig(vocab_size=97, context_length=24, d_model=48, num_layers=3, num_heads=4, d_ff=80)
@@ -103,13 +103,13 @@ def test_transformer_lm_never_looks_ahead(model, ids):
     assert not torch.allclose(ours[:, 10], theirs[:, 10])
 
 
-def test_transformer_lm_sees_a_document_as_if_it_were_alone(model, ids):
+def test_transformer_lm_computes_each_document_by_itself(model, ids):
     ids = ids.clamp(min=1)
     ids[:, [6, 7, 15]] = 0
-    documents = document_begins(ids, 0)
-    assert documents[0].tolist() == [0] * 6 + [6] + [7] * 8 + [15] * (ids.shape[1] - 15)
+    starts = document_starts_of(ids, 0)
+    assert starts[0].tolist() == [0] * 6 + [6] + [7] * 8 + [15] * (ids.shape[1] - 15)
     alone = torch.cat([model.hidden(ids[:, start:end]) for start, end in ((0, 6), (6, 7), (7, 15), (15, None))], 1)
-    torch.testing.assert_close(model.hidden(ids, documents=documents), alone)  # positions are relative
+    torch.testing.assert_close(model.hidden(ids, document_starts=starts), alone)  # positions are relative
     assert not torch.allclose(model.hidden(ids), alone)
 
 

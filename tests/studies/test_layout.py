@@ -1,3 +1,5 @@
+"""Tables, titles and paragraphs on a page of 100 columns."""
+
 from tslm.studies.layout import WIDTH, print_note, print_table, print_title
 
 
@@ -13,7 +15,7 @@ def test_a_table_has_columns_as_wide_as_their_widest_cell(capsys):
     assert capsys.readouterr().out == "a   12\nbc   3\nd\n"
 
 
-def test_titles_and_notes_keep_to_the_width(capsys):
+def test_paragraphs_wrap_at_the_width_of_the_page(capsys):
     print_title("Why?")
     print_note("because " * 30)
     title, line, *note = capsys.readouterr().out.lstrip("\n").splitlines()

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch._inductor.exc import InductorError
 
-from tslm.model import fused
 from tslm.training import compiling
 from tslm.training.module import LanguageModule
 
@@ -31,8 +30,7 @@ def _step(module, dtype):
 
 
 @pytest.mark.parametrize(("dtype", "separator"), [(torch.float32, None), (torch.float32, 5), (torch.bfloat16, None)])
-def test_the_compiled_step_equals_the_step_as_written(dtype, separator, monkeypatch, capsys):
-    monkeypatch.setattr(fused, "QUERY_BLOCK", 5)  # three blocks, the last one shorter
+def test_the_compiled_step_equals_the_step_as_written(dtype, separator, capsys):
     torch.compiler.reset()
     assert separator is None or (_batch()[0] == separator).any()
     plain_loss, plain_gradient = _step(_module(separator), dtype)

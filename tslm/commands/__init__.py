@@ -1,4 +1,5 @@
-"""Every command that is not a Lightning one, a file each: its arguments and one call.
+"""The commands that are not LightningCLI's, one file each: arguments and one call.
 
-`tslm.__main__` lists them; arguments.py holds what their parsers have in common with that of `tslm.cli`.
+`tslm.__main__` lists the commands. arguments.py is the parser that these commands share with `tslm.cli`; options.py
+reads command lines and configuration files as dotted keys.
 """

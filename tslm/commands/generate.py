@@ -1,4 +1,4 @@
-"""`generate`: a prompt in, the prompt and a story out."""
+"""`generate`: prints a prompt and its continuation by a trained model."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from tslm.commands.arguments import Parser
 
 
 def main(argv: list[str]) -> None:
-    """Continue a prompt and print it as it grows.
+    """Continue a prompt and print the text while it is generated.
 
     Args:
         argv: the words after `python -m tslm generate`.
     """
-    from tslm.training.settings import GenerationSettings  # imported here, as both need torch
+    from tslm.training.settings import GenerationSettings  # imported here because both need torch
     from tslm.training.stories import print_story
 
     parser = Parser(prog="python -m tslm generate", description="Continue a prompt with a trained model.")
-    parser.add_argument("--prompt", type=str, default="", help="where the story begins; empty for one of the model's")
+    parser.add_argument("--prompt", type=str, default="", help="how the text begins; if empty, the model starts it")
     parser.add_argument(
         "--ckpt_path", type=str | None, default=None,
-        help="a checkpoint, a run directory, or 'last' or 'best' of the newest run; the newest run's best if left out",
+        help="a checkpoint, a run directory, or 'last' or 'best' of the newest run; 'best' if left out",
     )
     parser.add_class_arguments(GenerationSettings)
     options = parser.parse_args(argv).as_dict()

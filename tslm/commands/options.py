@@ -1,23 +1,40 @@
-"""Options as dotted keys: which ones a command line states, and how to reach into a nested configuration by them."""
+"""Options as dotted keys: which ones a command line or a configuration file states, and access to nested values."""
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tslm.errors import MissingFileError, UserError
+
 
 def asks_for_help(argv: list[str]) -> bool:
-    """Whether the command line only wants to know something."""
-    return any(arg in ("-h", "--help", "--print_config") or arg.startswith("--print_config=") for arg in argv)
+    """Whether the command line asks for information only."""
+    return any(name in ("-h", "--help", "--print_config") for name, _ in stated_options(argv))
+
+
+def stated_options(argv: list[str]) -> list[tuple[str, str]]:
+    """Return the options that a command line states, with dashes, and their values.
+
+    An option without `=` has the next word as its value, or "" at the end; a final `+`, which extends a list, is
+    dropped. `--a=1 --b+ 2 -c` is [("--a", "1"), ("--b", "2"), ("-c", "")].
+    """
+    options = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
+        name, equals, value = word.partition("=")
+        if re.match(r"--?[A-Za-z]", name):  # and not a negative number
+            options.append((name.removesuffix("+"), value if equals else following))
+    return options
 
 
 def flag_keys(argv: list[str]) -> set[str]:
-    """Return the options that a command line states, without dashes and values."""
-    keys = {arg.lstrip("-").split("=")[0] for arg in argv if arg.startswith("--")}
-    return keys | {"config" for arg in argv if arg == "-c"}
+    """Return the keys of the options that a command line states."""
+    return {"config" if name == "-c" else name.lstrip("-") for name, _ in stated_options(argv)}
 
 
 def is_stated(key: str, stated: set[str]) -> bool:
@@ -25,9 +42,33 @@ def is_stated(key: str, stated: set[str]) -> bool:
     return any(key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.") for other in stated)
 
 
-def read_yaml(path: Any) -> dict[str, Any]:
-    """Read a configuration file that has been parsed without complaint before."""
-    return yaml.safe_load(Path(str(path)).read_text(encoding="utf-8")) or {}
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a configuration file.
+
+    Raises:
+        UserError: the file does not exist, is not UTF-8 or not YAML, or holds something else than a mapping.
+    """
+    path = Path(path)
+    if not path.exists():
+        neighbours = {each.name: each for each in path.parent.glob("*.y*ml")}
+        nearest = difflib.get_close_matches(path.name, neighbours, n=1, cutoff=0.75)
+        hint = f"did you mean {neighbours[nearest[0]]}?" if nearest else "give the path of a YAML file"
+        raise MissingFileError(f"configuration file {path} does not exist: {hint}")
+    if not path.is_file():
+        raise UserError(f"configuration {path} is not a file: give the path of a YAML file")
+    try:
+        content = yaml.safe_load(path.read_bytes().decode("utf-8"))
+    except UnicodeDecodeError as error:
+        byte = f"byte {error.object[error.start]:#04x} at offset {error.start}"
+        raise UserError(f"{path} is not UTF-8 text: {byte}") from error
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{path} is not valid YAML{where}: {problem}") from error
+    if not isinstance(content, dict):
+        found = "is empty" if content is None else f"holds {str(content)[:60]!r}"
+        raise UserError(f"{path} {found}, but a configuration is a list of options, each written as `name: value`")
+    return content
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -39,25 +80,14 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
-def has_key(values: Mapping[str, Any], key: str) -> bool:
-    """Whether a nested configuration has a dotted key."""
-    *groups, name = key.split(".")
-    for group in groups:
-        values = values.get(group) if isinstance(values.get(group), Mapping) else {}  # type: ignore[assignment]
-    return name in values
-
-
 def get_key(values: Mapping[str, Any], key: str) -> Any:
     """Return the value of a dotted key."""
-    *groups, name = key.split(".")
-    for group in groups:
-        values = values[group]
-    return values[name]
+    for name in key.split("."):
+        values = values[name]
+    return values
 
 
 def put_key(values: dict[str, Any], key: str, value: Any) -> None:
     """Set the value of a dotted key."""
-    *groups, name = key.split(".")
-    for group in groups:
-        values = values[group]
-    values[name] = value
+    group, _, name = key.rpartition(".")
+    (get_key(values, group) if group else values)[name] = value

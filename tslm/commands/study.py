@@ -1,11 +1,13 @@
-"""`study`: the name of one of the course's questions in, its answer out, found by trying.
+"""`study NAME`: answers one of the course's questions by an experiment.
 
-Nothing is imported before the name is known to be right, as in `tslm.__main__`.
+Nothing heavy is imported before the name is known, as in `tslm.__main__`.
 """
 
 from __future__ import annotations
 
 import difflib
+
+from tslm.errors import UserError
 
 
 def main(argv: list[str]) -> None:
@@ -15,19 +17,19 @@ def main(argv: list[str]) -> None:
         argv: the words after `python -m tslm study`.
 
     Raises:
-        ValueError: there is no study of this name, or no name.
+        UserError: the name is missing or unknown.
     """
     if argv and argv[0] in ("-h", "--help"):
         print(_overview())
     elif not argv or argv[0] not in STUDIES:
-        raise ValueError(_unknown(argv))
+        raise UserError(_unknown(argv))
     else:
         STUDIES[argv[0]][0](argv[1:])
 
 
 def _overview() -> str:
     return "\n".join([
-        "The course's questions, answered by trying.",
+        "The course's questions, each answered by an experiment.",
         "",
         "usage: python -m tslm study NAME [OPTIONS]     (python -m tslm study NAME --help lists the options)",
         "",
@@ -51,18 +53,18 @@ def _tokenizer(argv: list[str]) -> None:
 
     parser = Parser(prog="python -m tslm study tokenizer", description="Measure a tokenizer and its training.")
     parser.add_argument("--input", type=str, nargs="+", default=None,
-                        help="the text: one file or several, UTF-8 or .jsonl; stories of the embedded corpus if none")
-    parser.add_argument("--num_stories", type=int, default=20_000, help="how many of those stories")
+                        help="text files, UTF-8 or .jsonl; if left out, stories of the embedded corpus")
+    parser.add_argument("--num_stories", type=int, default=20_000, help="how many stories of the embedded corpus")
     parser.add_argument("--tokenizer", type=str | None, default=None,
-                        help="a folder that `train-tokenizer` has written; if left out, one is trained on the text")
+                        help="a folder written by `train-tokenizer`; if left out, a tokenizer is trained on the text")
     parser.add_argument("--vocab_size", type=int | None, default=None,
-                        help="of the one that is trained; 10,000 if left out, or as many as --tokenizer has")
+                        help="vocabulary size of the trained tokenizer; if left out, 10,000 or the size of --tokenizer")
     parser.add_argument("--special_tokens", type=list[str] | None, default=None,
-                        help="of the one that is trained; <|endoftext|> if left out, or those of --tokenizer")
-    parser.add_argument("--num_workers", type=int | None, default=None, help="processes; all cores if left out")
+                        help="special tokens of that tokenizer; if left out, <|endoftext|> or those of --tokenizer")
+    parser.add_argument("--num_workers", type=int | None, default=None, help="processes; one per core if left out")
     parser.add_argument("--word", type=str | None, default=None,
-                        help="a word to see encoded merge by merge; a long and frequent one of the text if left out")
-    parser.add_argument("--seed", type=int, default=0, help="which documents are sampled, which stories written")
+                        help="the word whose encoding is shown merge by merge; if left out, a long and frequent one")
+    parser.add_argument("--seed", type=int, default=0, help="selects the sampled documents and the stories")
     print_study(**parser.parse_args(argv).as_dict())
 
 
@@ -70,12 +72,22 @@ def _unicode(argv: list[str]) -> None:
     from tslm.commands.arguments import Parser
     from tslm.studies.unicode import print_study
 
-    parser = Parser(prog="python -m tslm study unicode", description="Look at text as characters and as bytes.")
-    parser.add_argument("--text", type=str | None, default=None, help="a text to look at beside the samples")
+    parser = Parser(prog="python -m tslm study unicode", description="Show text as characters and as bytes.")
+    parser.add_argument("--text", type=str | None, default=None, help="a text that is shown after the samples")
+    print_study(**parser.parse_args(argv).as_dict())
+
+
+def _fast(argv: list[str]) -> None:
+    from tslm.commands.arguments import Parser
+    from tslm.studies.fast_forms import print_study
+
+    parser = Parser(prog="python -m tslm study fast", description="List what runs here for each replaceable function.")
+    parser.add_function_arguments(print_study)
     print_study(**parser.parse_args(argv).as_dict())
 
 
 STUDIES = {
     "tokenizer": (_tokenizer, "training, the longest tokens, compression, speed, and one word merge by merge"),
-    "unicode": (_unicode, "chr(0), three encodings, and bytes that are no text"),
+    "unicode": (_unicode, "chr(0), three encodings, and bytes that are not text"),
+    "fast": (_fast, "what runs here for each replaceable function, how it was checked, and how much faster it is"),
 }

@@ -1,4 +1,4 @@
-"""`tokenize`: a tokenizer's folder and text files in, one file of token ids with its description out."""
+"""`tokenize`: encodes text files into one file of token ids."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def main(argv: list[str]) -> None:
         argv: the words after `python -m tslm tokenize`.
     """
     parser = Parser(prog="python -m tslm tokenize", description="Turn text files into one file of token ids.")
-    parser.add_argument("--tokenizer", type=str, required=True, help="a folder that `train-tokenizer` has written")
+    parser.add_argument("--tokenizer", type=str, required=True, help="a folder written by `train-tokenizer`")
     parser.add_argument("--input", type=str, nargs="+", required=True,
-                        help="the text: one file or several, UTF-8; of .jsonl files the field \"text\" of each line")
+                        help="text files, UTF-8; of a .jsonl file the field \"text\" of each line")
     parser.add_argument("--output", type=str, required=True,
-                        help="the token file; its description lies beside it, with .json at the end of the name")
-    parser.add_argument("--num_workers", type=int | None, default=None, help="processes; all cores if left out")
+                        help="the token file; its description is written to the same name with .json appended")
+    parser.add_argument("--num_workers", type=int | None, default=None, help="processes; one per core if left out")
     options = parser.parse_args(argv)
 
     start = time.perf_counter()

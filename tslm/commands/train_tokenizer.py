@@ -1,4 +1,4 @@
-"""`train-tokenizer`: text files in, a folder with vocab.json and merges.txt out."""
+"""`train-tokenizer`: learns a vocabulary from text files and writes vocab.json and merges.txt."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from tslm.tokenizer.report import train_with_report
 
 
 def main(argv: list[str]) -> None:
-    """Learn a vocabulary, save it and report what it took.
+    """Learn a vocabulary, save it, and print time, memory and compression.
 
     Args:
         argv: the words after `python -m tslm train-tokenizer`.
     """
     parser = Parser(prog="python -m tslm train-tokenizer", description="Learn a byte-pair vocabulary from text files.")
     parser.add_argument("--input", type=str, nargs="+", required=True,
-                        help="the text: one file or several, UTF-8; of .jsonl files the field \"text\" of each line")
+                        help="text files, UTF-8; of a .jsonl file the field \"text\" of each line")
     parser.add_argument("--vocab_size", type=int, default=10_000,
-                        help="maximum size, the special tokens and the 256 bytes included")
+                        help="maximum size, including the special tokens and the 256 bytes")
     parser.add_argument("--special_tokens", type=list[str], default=[END_OF_TEXT],
-                        help="pieces of text that are one token each, and that no other token crosses")
+                        help="strings that are one token each; merges never cross them")
     parser.add_argument("--output", type=str, required=True, help="the folder for vocab.json and merges.txt")
-    parser.add_argument("--num_workers", type=int | None, default=None, help="processes; all cores if left out")
+    parser.add_argument("--num_workers", type=int | None, default=None, help="processes; one per core if left out")
     options = parser.parse_args(argv)
 
     report = train_with_report(options.input, options.vocab_size, options.special_tokens,

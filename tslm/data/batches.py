@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from tslm.data.device_windows import DeviceWindows
-from tslm.data.documents import Places, document_windows
+from tslm.data.documents import Positions, document_windows
 from tslm.data.windows import TokenIds, WindowStream, sequential_windows
 
 Item = TypeVar("Item")
@@ -64,7 +64,7 @@ class ValidBatches:
 
 def valid_batches(
     ids: TokenIds, context_length: int, batch_size: int, rank: int = 0, world_size: int = 1,
-    documents: Places | None = None,
+    documents: Positions | None = None,
 ) -> ValidBatches:
     """Group one process's share of the sequential windows into batches of one length each.
 

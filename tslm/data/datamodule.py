@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 
 from tslm.data.batches import Batches, TrainBatches, ValidBatches, valid_batches
 from tslm.data.device_windows import DeviceWindows
-from tslm.data.documents import DocumentStream, Places, document_starts
+from tslm.data.documents import DocumentStream, Positions, document_starts
 from tslm.data.prepare import (
     TOY_VALID_SEED,
     TOY_VALID_STORIES,
@@ -145,7 +145,7 @@ class TextDataModule(pl.LightningDataModule):
             given = self.train_tokens.ids, self.context_length, self.seed
             self.windows = WindowStream(*given) if documents is None else DocumentStream(*given, documents)
 
-    def _documents(self, tokens: TokenFile) -> Places | None:
+    def _documents(self, tokens: TokenFile) -> Positions | None:
         """Where windows are to begin; None for anywhere."""
         separator = self.separator
         return None if separator is None else document_starts(tokens.ids, separator)

@@ -1,10 +1,10 @@
-"""Windows that begin where documents do, and where that is in an array of token ids.
+"""Windows that start at document boundaries, and the boundaries in an array of token ids.
 
-A window cut anywhere begins as a rule in the middle of a document, and the model has to guess at what it is not shown.
-Where a model will only ever be asked about documents from their beginnings, to continue them or to score them, its
-windows had better begin there too (cf. Ding et al. 2024, "Fewer Truncations Improve Language Modeling").
+A window at a random position usually starts in the middle of a document, where the model lacks the context for its
+first predictions. A model that will continue or score documents from their beginning should be trained on windows that
+start at boundaries (cf. Ding et al. 2024, "Fewer Truncations Improve Language Modeling").
 
-A document begins at the separator before it (`<|endoftext|>`), which is a model's sign that something new begins.
+A document starts at the separator before it (`<|endoftext|>`): the separator tells the model that a new text begins.
 """
 
 from __future__ import annotations
@@ -14,81 +14,89 @@ import numpy.typing as npt
 
 from tslm.data.windows import TokenIds, WindowStream
 
-Places = npt.NDArray[np.int64]
-
-_AT_ONCE = 2**24  # ids: they may be a memory map of something larger than the memory
+Positions = npt.NDArray[np.int64]
 
 
 class DocumentStream(WindowStream):
-    """A stream of windows that begin where those of `document_windows` do, each of them once in an epoch.
+    """An endless stream of the windows of `document_windows`, each of them once per epoch.
 
-    As in a `WindowStream`, window i is a function of (seed, i). With n windows, those of epoch e are sorted by the
-    random numbers e n … e n + n - 1, and window i is the one in place i mod n of epoch ⌊i / n⌋. All are context_length
-    tokens long, so behind its whole documents a window has the beginning of the next one.
+    As in a `WindowStream`, window i is a function of (seed, i). With n windows, epoch e sorts them by the random
+    numbers r_(e·n) … r_(e·n + n - 1), and window i is number i mod n of epoch ⌊i / n⌋ in that order. Every window is
+    context_length tokens long: the beginning of the next document fills the space after the last whole one.
 
     Args:
-        dataset: token ids, a one-dimensional array of integers, memory map or not.
+        dataset: token ids, a one-dimensional array of integers; it may be a memory map.
         context_length: tokens in a window, T.
         seed: any integer.
-        documents: where documents begin, as `document_starts` returns it.
+        documents: the positions at which documents start, from `document_starts`.
 
     Raises:
-        ValueError: the data set is shorter than one window and its last target.
+        UserError: the data set has fewer than T + 1 tokens, or T is below 1.
+        ValueError: the data set is not a one-dimensional array of integers.
     """
 
-    def __init__(self, dataset: TokenIds, context_length: int, seed: int, documents: Places) -> None:
+    def __init__(self, dataset: TokenIds, context_length: int, seed: int, documents: Positions) -> None:
         super().__init__(dataset, context_length, seed)
-        begins = document_windows(dataset, context_length, documents)[:, 0]
-        self.begins = np.minimum(begins, self.number_of_starts - 1)  # the last ones end with the data set
-        self._orders: dict[int, Places] = {}
+        aligned = document_windows(dataset, context_length, documents)[:, 0]
+        self.aligned_starts = np.minimum(aligned, self.number_of_starts - 1)  # the last windows end with the data set
+        self._orders: dict[int, Positions] = {}  # of the last two epochs: a batch at a boundary needs both
 
-    def starts(self, indices: npt.ArrayLike) -> Places:
-        """Return where the windows of these indices (k,), each 0 or more, begin in the data set: (k,), int64."""
-        epochs, places = np.divmod(np.atleast_1d(indices).astype(np.int64), len(self.begins))
-        found = np.empty_like(places)
+    def starts(self, indices: npt.ArrayLike) -> Positions:
+        """Return the positions in the data set at which the windows with indices i ≥ 0 start: (k,) → (k,), int64."""
+        epochs, places = np.divmod(np.atleast_1d(indices).astype(np.int64), len(self.aligned_starts))
+        starts = np.empty_like(places)
         for epoch in np.unique(epochs).tolist():
-            of_epoch = epochs == epoch
-            found[of_epoch] = self.begins[self._order(epoch)[places[of_epoch]]]
-        return found
+            selected = epochs == epoch
+            starts[selected] = self.aligned_starts[self._order(epoch)[places[selected]]]
+        return starts
 
-    def _order(self, epoch: int) -> Places:
-        """Return a random permutation of an epoch's windows, the last two of which are kept: batches meet no more."""
+    def _order(self, epoch: int) -> Positions:
+        """Return the permutation of the windows in an epoch."""
         if epoch not in self._orders:
-            number = len(self.begins)
+            number = len(self.aligned_starts)
             order = np.argsort(self.random(np.arange(epoch * number, (epoch + 1) * number)), kind="stable")
-            kept = list(self._orders.items())[-1:]
-            self._orders = dict([*kept, (epoch, order)])
+            self._orders = dict([*list(self._orders.items())[-1:], (epoch, order)])
         return self._orders[epoch]
 
 
-def document_starts(dataset: TokenIds, separator: int) -> Places:
-    """Return where documents begin: at the data set's first token and at every separator.
+def document_starts(dataset: TokenIds, separator: int, *, chunk_size: int = 2**24) -> Positions:
+    """Return the positions at which documents start: 0, and every separator.
 
     Example: with the separator 0, the ids 5 6 0 7 0 8 have documents at 0, 2 and 4.
 
+    Args:
+        dataset: token ids, (n,).
+        separator: the id of the separator.
+        chunk_size: ids read at a time, because the data set may be a memory map larger than the memory.
+
     Returns:
-        Places in ascending order, int64, the first of them 0.
+        (number of documents,), int64, in ascending order.
     """
-    found = [start + np.flatnonzero(np.asarray(dataset[start : start + _AT_ONCE]) == separator)
-             for start in range(0, len(dataset), _AT_ONCE)]
-    places = np.concatenate([np.zeros(1, dtype=np.int64), *found])
-    return places[1:] if len(places) > 1 and places[1] == 0 else places
+    found = [start + np.flatnonzero(np.asarray(dataset[start : start + chunk_size]) == separator)
+             for start in range(0, len(dataset), chunk_size)]
+    return np.unique(np.concatenate([np.zeros(1, dtype=np.int64), *found]))
 
 
-def document_windows(dataset: TokenIds, context_length: int, documents: Places) -> Places:
-    """Cut a data set into windows of whole documents, in which every token but the first is a target exactly once.
+def document_windows(dataset: TokenIds, context_length: int, documents: Positions) -> Positions:
+    """Divide a data set into windows of whole documents; every token except the first is a target exactly once.
 
-    A window takes as many documents as fit, of one that is longer than a window its beginning, then the next part.
+    A window takes as many whole documents as fit. A document longer than a window is split at multiples of
+    context_length from its start, and its last part may share a window with the documents that follow it.
 
-    Example: with documents at 0, 3 and 5 of nine tokens and a context length of 6: [[0, 5], [5, 3]].
+    Example: with documents at 0, 3 and 5 of nine tokens and a context length of 6, the windows are [[0, 5], [5, 3]].
+
+    Args:
+        dataset: token ids, (n,).
+        context_length: tokens in a window, at most.
+        documents: the positions at which documents start, from `document_starts`.
 
     Returns:
-        (number of windows, 2): start and length, as of `windows.sequential_windows`.
+        (number of windows, 2), int64: start and length, as in `windows.sequential_windows`.
     """
     last = len(dataset) - 1
-    parts = np.maximum(-(-np.diff(documents, append=last) // context_length), 1)  # of each document
-    numbers = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)  # 0, 1, … within each document
-    bounds = np.repeat(documents, parts) + numbers * context_length
+    parts = np.maximum(-(-np.diff(documents, append=last) // context_length), 1)  # number of parts of each document
+    part_index = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)  # 0, 1, … within each document
+    bounds = np.repeat(documents, parts) + part_index * context_length
     bounds = np.append(bounds[bounds < last], last)
     farthest = (np.searchsorted(bounds, bounds + context_length, side="right") - 1).tolist()
     chosen = [0]

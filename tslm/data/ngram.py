@@ -1,7 +1,6 @@
-"""An interpolated Kneser-Ney n-gram model: the baseline that sees 4 tokens back and no further.
+"""An interpolated Kneser-Ney n-gram model: the baseline whose context is the last four tokens.
 
-Token ids come in, the log-probability of each token given its few predecessors goes out. Beside the exact floor of the
-embedded corpus it shows what a model without a long memory can reach.
+Together with the exact floor of the embedded corpus, it shows what a model without a long context can reach.
 """
 
 from dataclasses import dataclass
@@ -17,11 +16,11 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class _Level:
-    """The n-grams of one length n. The number of an n-gram is its place in `keys`."""
+    """The n-grams of one length n. The number of an n-gram is its index in `keys`."""
 
-    keys: IntArray  # (types,) sorted: number of the (n-1)-gram that precedes * vocab_size + last token
+    keys: IntArray  # (types,) sorted: number of the (n-1)-gram before the last token * vocab_size + last token
     probs: FloatArray  # (types,) p(last token | the n-1 before it), interpolated
-    backoff: FloatArray  # (types of length n-1,) the mass that a context leaves to the shorter one
+    backoff: FloatArray  # (types of length n-1,) gamma: the mass that a context leaves to the shorter model
 
 
 class KneserNey:
@@ -31,10 +30,12 @@ class KneserNey:
 
         p_n(w | h) = max(c(hw) - D(c(hw)), 0) / c(h·) + gamma(h) p_{n-1}(w | h'),        p_0 = 1 / vocab_size,
 
-    where gamma(h) returns what the discounts took. For n below `order`, c(hw) is the number of different tokens seen
-    before hw, not the number of times hw was seen. D takes three values per n (for counts 1, 2, and 3 or more),
-    estimated from the counts of counts. A context never seen leaves everything to the shorter one. So the
+    where gamma(h) restores the mass that the discounts removed. For n below `order`, c(hw) is the number of different
+    tokens seen before hw, not the number of times hw was seen. D takes three values per n (for counts 1, 2, and 3 or
+    more), estimated from the counts of counts. An unseen context leaves all mass to the shorter model. So the
     probabilities of all tokens after any context sum to one, and none is zero.
+
+    Example: `-KneserNey.fit(train_ids, vocab_size).log_probs(valid_ids).mean()` is the 5-gram loss in nats per token.
     """
 
     def __init__(self, vocab_size: int, levels: list[_Level]) -> None:
@@ -44,33 +45,33 @@ class KneserNey:
 
     @classmethod
     def fit(cls, ids: Ids, vocab_size: int, order: int = 5) -> Self:
-        """Count the n-grams of `ids` (tokens,) up to length `order` and smooth them.
+        """Count the n-grams of `ids` (tokens,) up to length `order` and smooth the counts.
 
         Raises:
-            ValueError: `ids` is shorter than `order` or holds an id outside the vocabulary.
+            ValueError: `ids` has fewer than `order` tokens or an id outside the vocabulary.
         """
         tokens = _checked(ids, vocab_size)
         if not 1 <= order <= len(tokens):
-            raise ValueError(f"order must lie between 1 and the number of tokens ({len(tokens)}), not {order}")
-        # N-grams are numbered in the order of a dictionary: by their first token, then by the number of the others. So
-        # the places in the order of their n-grams are the places of those others, in theirs, moved by one and sorted by
-        # one more token; and tokens are small numbers, which numpy sorts by radix.
+            raise ValueError(f"order is {order}: give a value from 1 to the number of tokens, {len(tokens)}")
+        # N-grams are numbered in lexicographic order: by their first token, then by the number of their last n-1
+        # tokens. So sorting the positions of the (n-1)-grams, shifted by one, stably by one more token gives the
+        # positions in the order of their n-grams. Tokens are small integers, for which numpy uses a radix sort.
         small = tokens.astype(np.min_scalar_type(vocab_size - 1))
-        numbers = np.zeros(len(tokens) + 1, np.int64)  # of the n-gram at each place; at first of empty ones
-        places = np.arange(len(tokens) + 1)  # in the order of those numbers
+        numbers = np.zeros(len(tokens) + 1, np.int64)  # number of the n-gram at each position; first of the 0-gram
+        positions = np.arange(len(tokens) + 1)  # sorted by `numbers`
         keys, counts = list[IntArray](), list[IntArray]()
         shorter = list[IntArray]()  # for every n-gram, the number of its last n-1 tokens
         for n in range(1, order + 1):
-            places = places[places > 0] - 1
-            places = places[np.argsort(small[places], kind="stable")]
-            begin, rest = small[places], numbers[places + 1]
+            positions = positions[positions > 0] - 1
+            positions = positions[np.argsort(small[positions], kind="stable")]
+            begin, rest = small[positions], numbers[positions + 1]
             new = np.concatenate(([True], (begin[1:] != begin[:-1]) | (rest[1:] != rest[:-1])))
-            first = places[new]
+            first = positions[new]
             keys.append(numbers[first] * vocab_size + tokens[first + n - 1])
             counts.append(np.diff(np.flatnonzero(new), append=len(new)))
             shorter.append(rest[new])
-            numbers = np.empty(len(places), np.int64)
-            numbers[places] = np.cumsum(new) - 1
+            numbers = np.empty(len(positions), np.int64)
+            numbers[positions] = np.cumsum(new) - 1
         levels = list[_Level]()
         lower = np.array([1 / vocab_size])
         for n in range(order):
@@ -81,17 +82,17 @@ class KneserNey:
         return cls(vocab_size, levels)
 
     def log_probs(self, ids: Ids) -> FloatArray:
-        """Return ln p(token | up to order-1 tokens before it) for each token of `ids` (tokens,).
+        """Return ln p(token | up to order-1 tokens before it) for each token of `ids`: (tokens,) → (tokens,).
 
-        The first tokens have fewer predecessors and are scored by the shorter models. Those are made for contexts that
-        were not seen, so score many documents as one sequence rather than one by one.
+        The first tokens have fewer predecessors and are scored by the shorter models. Those are estimated for unseen
+        contexts and score worse, so score many documents as one sequence rather than one by one.
 
         Raises:
             ValueError: `ids` holds an id outside the vocabulary.
         """
         tokens = _checked(ids, self.vocab_size)
         probs = np.full(len(tokens), 1 / self.vocab_size)
-        context = np.zeros(len(tokens), np.int64)  # number of the n-gram before each token; -1: never seen
+        context = np.zeros(len(tokens), np.int64)  # number of the n-gram before each token; -1: unseen
         for level in self._levels:
             key = context * self.vocab_size + tokens
             number = np.minimum(np.searchsorted(level.keys, key), len(level.keys) - 1)
@@ -110,21 +111,21 @@ def _checked(ids: Ids, vocab_size: int) -> IntArray:
 
 
 def _smooth(keys: IntArray, counts: IntArray, lower: FloatArray, context: IntArray, num_contexts: int) -> _Level:
-    """Discount the counts of one length and interpolate with `lower`, what the shorter model gives each n-gram."""
+    """Discount the counts of one length and interpolate them with `lower`, the shorter model's probabilities."""
     discount = _discounts(counts)[np.minimum(counts, 3)]
     total = np.bincount(context, counts, num_contexts)
     taken = np.bincount(context, discount, num_contexts)
-    seen = total > 0  # a context whose n-grams nothing precedes (the very first tokens) has no counts
+    seen = total > 0  # a context has no counts if its n-grams have no predecessor: the very first tokens
     backoff = np.divide(taken, total, out=np.ones(num_contexts), where=seen)
     kept = np.divide(counts - discount, total[context], out=np.zeros(len(keys)), where=seen[context])
     return _Level(keys, kept + backoff[context] * lower, backoff)
 
 
 def _discounts(counts: IntArray) -> FloatArray:
-    """D for counts 0, 1, 2 and 3 or more: D_k = k - (k+1) Y n_{k+1} / n_k, Y = n_1 / (n_1 + 2 n_2).
+    """Return D for counts 0, 1, 2 and 3 or more: D_k = k - (k+1) Y n_{k+1} / n_k with Y = n_1 / (n_1 + 2 n_2).
 
-    n_k is the number of n-grams with count k. Where n_k is zero, as in tiny corpora, the formula says nothing and D is
-    k/2; the bounds keep every D positive, so that some mass is always left for what was never seen.
+    n_k is the number of n-grams with count k. In tiny corpora n_k can be zero and the formula undefined; D is then k/2.
+    The bounds keep every D positive, so that some mass always remains for unseen tokens.
     """
     n = np.bincount(np.minimum(counts, 5), minlength=6).astype(float)
     y = n[1] / (n[1] + 2 * n[2]) if n[1] else 0.5

@@ -1,4 +1,4 @@
-"""TinyStories (Eldan & Li 2023): a folder in, the paths of its training and validation text out, fetched if missing."""
+"""Download TinyStories (Eldan & Li 2023)."""
 
 from __future__ import annotations
 
@@ -10,55 +10,61 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from tslm.errors import UserError
+
 REPOSITORY = "roneneldan/TinyStories"
 TRAIN, VALID = "TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt"
-SECONDS_TO_ANSWER = 5.0
 
 
-def fetch_tinystories(cache_dir: str | Path, *, progress: bool = True) -> tuple[Path, Path]:
-    """Return the training and validation text, 2.2 GB and 22 MB, and download what is not there yet.
+class DownloadError(UserError, ConnectionError):
+    """The server did not answer, refused, or sent something else; the sentence says what to do instead."""
 
-    The environment variable HF_ENDPOINT names a mirror. Nothing but the files is asked for. A broken transfer is
-    resumed; a file appears under its name when it is whole and its checksum is right. Once both are there no network is
-    needed.
+
+def fetch_tinystories(folder: str | Path, *, timeout: float = 5.0) -> tuple[Path, Path]:
+    """Return the paths of the training text (2.2 GB) and the validation text (22 MB); download what is missing.
+
+    The environment variable HF_ENDPOINT names a mirror. Nothing else is requested from the server. An interrupted
+    transfer is resumed. A file gets its name only after its checksum was verified. If both files exist, no network is
+    used.
 
     Args:
-        cache_dir: where the two files lie or shall lie, under their own names.
-        progress: show a progress bar for each file.
+        folder: the folder that holds the two files.
+        timeout: seconds to wait for the server's first answer.
 
     Raises:
-        ConnectionError: no answer, or a broken one; the message says what to do instead.
-        OSError: the folder cannot be written to, or the disk is full.
+        DownloadError: the download failed.
+        OSError: the folder is not writable, or the disk is full.
     """
-    folder = Path(cache_dir)
+    folder = Path(folder)
     for name in (TRAIN, VALID):
         if not (folder / name).is_file():
-            _fetch(name, folder, progress)
+            _fetch(name, folder, timeout)
     return folder / TRAIN, folder / VALID
 
 
-def _fetch(name: str, folder: Path, progress: bool) -> None:
-    # Imported here, so that nobody who has the files waits for it. The endpoint is passed on, because the library
-    # reads the variable only once.
+def _fetch(name: str, folder: Path, timeout: float) -> None:
+    # Imported here because a user who has the files should not wait for it. The endpoint is passed explicitly because
+    # the library reads the variable only once, when it is imported.
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     folder.mkdir(parents=True, exist_ok=True)
     incoming = folder / f"{name}.incoming"
     try:
-        with _telemetry_off(), _progress_bars(progress):
-            # Asked first, because without an answer hf_hub_download tries for up to six minutes.
+        with _telemetry_off():
+            # A request with a short timeout first: if there is no answer, hf_hub_download retries for six minutes.
             url = hf_hub_url(REPOSITORY, name, repo_type="dataset", endpoint=endpoint)
-            etag = get_hf_file_metadata(url, token=False, timeout=SECONDS_TO_ANSWER).etag
+            etag = get_hf_file_metadata(url, token=False, timeout=timeout).etag
             hf_hub_download(REPOSITORY, name, repo_type="dataset", endpoint=endpoint, token=False, local_dir=incoming)
-        _check(incoming / name, etag)
+        _verify(incoming / name, etag)
         os.replace(incoming / name, folder / name)
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
             raise OSError(error.errno, os.strerror(error.errno), str(error.filename or folder)) from error
-        raise ConnectionError(
-            f"TinyStories could not be fetched from {endpoint} ({_reason(error)}): download {TRAIN} and {VALID} by "
-            f"hand from https://huggingface.co/datasets/{REPOSITORY} and pass them with `--config configs/text.yaml "
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DownloadError(
+            f"TinyStories could not be fetched from {endpoint} ({reason[:160]}): download {TRAIN} and {VALID} by hand "
+            f"from https://huggingface.co/datasets/{REPOSITORY} and give them with `--config configs/text.yaml "
             "--data.train_files '[…]' --data.valid_files '[…]'`, or set HF_ENDPOINT to a mirror, or use the quick "
             "start `python -m tslm fit`, which needs no network"
         ) from error
@@ -66,8 +72,8 @@ def _fetch(name: str, folder: Path, progress: bool) -> None:
         shutil.rmtree(incoming, ignore_errors=True)
 
 
-def _check(path: Path, etag: str | None) -> None:
-    """Compare a file with its ETag, which for large files is their SHA-256; the library compares sizes only."""
+def _verify(path: Path, etag: str | None) -> None:
+    """Compare a file with its ETag, which is the SHA-256 of a large file; the library compares only sizes."""
     if etag is None or not re.fullmatch("[0-9a-f]{64}", etag):
         return
     with open(path, "rb") as file:
@@ -78,11 +84,11 @@ def _check(path: Path, etag: str | None) -> None:
 
 @contextlib.contextmanager
 def _telemetry_off() -> Iterator[None]:
-    """Ask for the two files and for nothing else.
+    """Keep the library from requests other than the two files.
 
-    Left to itself, the library fetches from the hub a list of programs that it may run under, and tells the server
-    which of them it found and which torch is installed. It reads its environment variable against this only when it is
-    imported, so the constant behind that is set.
+    By default it downloads a list of programs that may have started it, and reports to the server which of them it
+    found and which version of torch is installed. The environment variable that disables this is read only when the
+    library is imported, so the constant that holds its value is set instead.
     """
     from huggingface_hub import constants
 
@@ -91,22 +97,3 @@ def _telemetry_off() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_DISABLE_TELEMETRY = before
-
-
-@contextlib.contextmanager
-def _progress_bars(shown: bool) -> Iterator[None]:
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    if shown or are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else f"{text[:160]} …"

@@ -1,10 +1,10 @@
-r"""The embedded corpus: short stories from a grammar whose every choice has a known probability.
+r"""The embedded corpus: short stories from a grammar in which every choice has a known probability.
 
-Seeds come in; stories go out, each with the exact log-probability of its text. No model can give held-out stories a
-higher probability on average than the grammar itself, so the grammar's own score is the floor of every model's loss.
+Each story comes with the exact log-probability of its text. No model can assign held-out stories a higher probability
+on average than the grammar does, so the grammar's own negative log-probability is the floor of every model's loss.
 
-What is scored is `text`: the story's characters from its first to its last, and the fact that it ends there. The
-newline and the `<|endoftext|>` line that follow each story in a corpus file are certain and cost nothing, so
+The log-probability covers the characters of `text` and the fact that the story ends after them. In a corpus file, a
+newline and a line `<|endoftext|>` follow each story. Both are certain and add nothing, so
 `"<|endoftext|>\n" + text + "\n<|endoftext|>"`, scored after its first token, has the same floor.
 """
 
@@ -18,17 +18,12 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from tslm.data.toy_grammar import Draw, Part, Recall, Word, load_grammar
-from tslm.data.toy_parser import story_log_prob
+from tslm.data.toy_grammar import Backreference, Draw, Part, Word, load_grammar
 from tslm.tokenizer import END_OF_TEXT
-
-__all__ = [
-    "END_OF_TEXT", "Story", "grammar_fingerprint", "iter_stories", "sample_stories", "story_log_prob", "write_corpus",
-]
 
 
 class Story(NamedTuple):
-    """A story and log p(text) in nats."""
+    """A story's text and log p(text) in nats."""
 
     text: str
     log_prob: float
@@ -40,9 +35,9 @@ def sample_stories(count: int, seed: int) -> list[Story]:
 
 
 def iter_stories(seed: int) -> Iterator[Story]:
-    """Yield independent stories for ever; the same seed gives the same texts on every machine.
+    """Yield independent stories without end; the same seed gives the same texts on every machine.
 
-    Each story is derived top-down: a stack holds what is still to be written, `memory` the words to be repeated.
+    Each story is derived top-down. `stack` holds the parts still to be written, `memory` the words drawn into slots.
     """
     grammar = load_grammar()
     uniform = random.Random(seed).random  # the one method whose sequence Python guarantees across versions
@@ -55,12 +50,9 @@ def iter_stories(seed: int) -> Iterator[Story]:
             part = stack.pop()
             if isinstance(part, str):
                 written.append(part)
-            elif isinstance(part, Recall):
+            elif isinstance(part, Backreference) or (isinstance(part, Draw) and part.only_once and part.slot in memory):
                 written.append(memory[part.slot].forms[part.form])
             elif isinstance(part, Draw):
-                if part.only_once and part.slot in memory:
-                    written.append(memory[part.slot].forms[part.form])
-                    continue
                 index = bisect(part.cumulative, uniform())
                 written.append(part.texts[index])
                 log_prob += part.log_probs[index]
@@ -76,7 +68,7 @@ def iter_stories(seed: int) -> Iterator[Story]:
 def write_corpus(path: str | os.PathLike[str], num_stories: int, seed: int, *, progress: bool = False) -> None:
     """Write the first `num_stories` stories of `seed` to `path`, each followed by a line `<|endoftext|>`.
 
-    The file appears whole or not at all: it is written under another name and then renamed.
+    The file is written under a temporary name and then renamed, so an incomplete file never has the name `path`.
     """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -88,8 +80,3 @@ def write_corpus(path: str | os.PathLike[str], num_stories: int, seed: int, *, p
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def grammar_fingerprint() -> str:
-    """Return a hash that changes whenever a story of some seed could: the key under which a corpus is cached."""
-    return load_grammar().fingerprint

@@ -1,26 +1,28 @@
-"""Reads the story grammar: toy_words.txt and toy_plots.txt come in, rules with exact probabilities go out.
+"""The story grammar: reads toy_words.txt and toy_plots.txt and compiles them to rules with exact probabilities.
 
-It is a context-free grammar with a memory: a rule's alternatives are chosen with fixed probabilities, and a word drawn
-from a list may be remembered under a name, so that it can return later in the story (an attribute grammar).
+It is a context-free grammar with memory (an attribute grammar). The alternatives of a rule have fixed probabilities. A
+word drawn from a list may be stored in a named slot, so that the story can repeat it later.
 
-The notation of toy_plots.txt: a line at the margin names a rule, the indented lines below it are its alternatives, the
-commonest first. In them
+In toy_plots.txt, a line without indentation names a rule. The indented lines below it are its alternatives, the most
+probable first. In an alternative,
 
     {rule}           expands a rule, or draws a word from a list of toy_words.txt
-    {rule?60}        does so with probability 60 %; else it is left out, together with the space before it
-    {hero=girl}      draws a word and remembers it as `hero`
-    {kin?=relative}  draws and remembers it only if `kin` is not known yet, else repeats `kin`
-    [hero]           repeats the remembered word: free for a reader with a memory, dear for one who sees 4 tokens back
-    {look.a} [hero.he]   a form of the word: with its article ("an old"), or the pronoun that agrees
+    {rule?60}        does so with probability 60%; otherwise it and the space before it are left out
+    {hero=girl}      draws a word from the list `girl` and stores it in the slot `hero`
+    {kin?=relative}  does so if the slot `kin` is empty; otherwise repeats the word in `kin`
+    [hero]           repeats the word in `hero`: certain for a reader with memory, improbable for a 5-gram model
+    {look.a} [hero.he]   writes a form of the word: with its article ("an old"), or the pronoun that agrees
 
-The forms are `a` and `A` (the word behind its article, in the middle or at the beginning of a sentence) for every word,
-and for the names in the lists `girl` and `boy` also `he`, `him`, `his`, `He`, `His`, and `girl`: the noun that agrees,
-so that `[hero.girl]` writes "boy" where the hero's name was drawn from the boys' list.
+Every word has the forms `a` and `A`: the word with its indefinite article, in the middle or at the start of a sentence.
+The names in the lists `girl` and `boy` also have the pronouns `he`, `him`, `his`, `He`, `His`, and the form `girl`, the
+noun that agrees: `[hero.girl]` writes "boy" if the hero's name comes from the list `boy`.
 
-Rank makes probability: the r-th alternative of a rule (from 0) weighs 1/(r + 4), and the r-th word of a list 1/(r + s)
-with the number s that stands beside the list's name. A small s makes a few words common and the others rare. Whoever
-edits the plots keeps to two rules: no two derivations give the same text, and no word is repeated before it is drawn.
-The tests hold both.
+Probabilities follow from the rank r, counted from 0. An alternative of a rule has the weight 1/(r + 4). A word of a
+list has the weight 1/(r + s), where s is the number after the list's name. A small s makes a few words common and the
+others rare.
+
+An edit of the plots must keep two properties, which the tests check: no two derivations give the same text, and no
+word is repeated before it is drawn.
 """
 
 import hashlib
@@ -42,14 +44,14 @@ VOWEL_BUT_A, SILENT_H = ("uni", "uku", "use", "one"), ("hour", "honest")  # a un
 
 @dataclass(frozen=True, eq=False)
 class Word:
-    """A word of a list; `forms` maps a form's name ("" for the word itself, "a", "A", "he", ...) to its text."""
+    """A word of a list; `forms` maps the name of a form ("" for the word itself, "a", "A", "he", …) to its text."""
 
     forms: dict[str, str]
 
 
 @dataclass(frozen=True, eq=False)
-class Recall:
-    """The word remembered in `slot`, in `form`."""
+class Backreference:
+    """The word stored in `slot`, written in `form`."""
 
     slot: int
     form: str
@@ -57,7 +59,7 @@ class Recall:
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """A word of a list, in `form`, remembered in `slot` (-1: nowhere)."""
+    """A word drawn from a list, written in `form`, and stored in `slot` (-1: not stored)."""
 
     words: tuple[Word, ...]
     texts: tuple[str, ...]
@@ -65,14 +67,14 @@ class Draw:
     cumulative: tuple[float, ...]
     slot: int
     form: str
-    only_once: bool  # if the slot is taken already, repeat its word instead
+    only_once: bool  # if the slot is not empty, repeat its word instead
     by_text: dict[str, int]
-    lengths: tuple[int, ...]  # the distinct lengths of `texts`: what a parser has to try
+    lengths: tuple[int, ...]  # the distinct lengths of `texts`, for the parser
 
 
 @dataclass(eq=False)
 class Rule:
-    """A choice between `alternatives`, each a sequence of parts that are written one after the other."""
+    """A choice between `alternatives`; each is a sequence of parts."""
 
     name: str
     alternatives: list[tuple["Part", ...]] = field(default_factory=list)
@@ -80,12 +82,19 @@ class Rule:
     cumulative: tuple[float, ...] = ()
 
 
-Part = str | Recall | Draw | Rule
+Part = str | Backreference | Draw | Rule
 
 
 @dataclass(frozen=True)
 class Grammar:
-    """The compiled grammar: its start symbol, every rule by name, and how many words a story may remember."""
+    """The compiled grammar.
+
+    Attributes:
+        start: the start symbol.
+        rules: every rule by name.
+        num_slots: number of slots for stored words.
+        fingerprint: a hash that changes whenever a story of some seed could change; it keys the cached corpus.
+    """
 
     start: Rule
     rules: dict[str, Rule]
@@ -95,21 +104,21 @@ class Grammar:
 
 @cache
 def load_grammar() -> Grammar:
-    """Compile the two text files that lie beside this module, once per process."""
+    """Compile toy_words.txt and toy_plots.txt, once per process."""
     folder = resources.files(__package__)
     words, plots = (folder.joinpath(name).read_text("utf-8") for name in ("toy_words.txt", "toy_plots.txt"))
     return _Compiler(words, plots).compile()
 
 
 def zipf(count: int, shift: int) -> list[float]:
-    """Probabilities that fall with rank r as 1/(r + shift)."""
+    """Return the probabilities p_r ∝ 1/(r + shift) for the ranks r = 0 … count - 1 (Zipf's law with an offset)."""
     weights = [1 / (rank + shift) for rank in range(count)]
     total = sum(weights)
     return [weight / total for weight in weights]
 
 
 class _Compiler:
-    """Turns the notation into parts; one pass over the rules, each rule object being made before it is filled."""
+    """Compiles the notation to rules; all rule objects exist before the first is filled, so rules can be recursive."""
 
     PART = re.compile(r" ?\{\w+\?\d+\}|\{[^}]+\}|\[[^\]]+\]|[^{\[ ]+| ")
 
@@ -125,46 +134,46 @@ class _Compiler:
         self.fingerprint = hashlib.sha256("\0".join((words, plots, code)).encode()).hexdigest()
 
     def compile(self) -> Grammar:
-        """Fill the rules, and return the grammar that they make."""
+        """Fill the rules and return the grammar."""
         for name, lines in self.lines.items():
-            self._fill(self.rules[name], [self._parts(line) for line in lines], zipf(len(lines), RULE_SHIFT))
+            self._fill(self.rules[name], [self._parse_line(line) for line in lines], zipf(len(lines), RULE_SHIFT))
         return Grammar(self.rules["story"], self.rules, len(self.slots), self.fingerprint)
 
     def _fill(self, rule: Rule, alternatives: list[tuple[Part, ...]], probs: Sequence[float]) -> Rule:
         rule.alternatives, rule.log_probs, rule.cumulative = alternatives, *_tables(probs)
         return rule
 
-    def _parts(self, line: str) -> tuple[Part, ...]:
+    def _parse_line(self, line: str) -> tuple[Part, ...]:
         parts: list[Part] = []
         for piece in self.PART.findall(line):
-            part = self._part(piece)
+            part = self._parse_part(piece)
             if isinstance(part, str) and parts and isinstance(parts[-1], str):
                 parts[-1] += part
             else:
                 parts.append(part)
         return tuple(parts)
 
-    def _part(self, piece: str) -> Part:
+    def _parse_part(self, piece: str) -> Part:
         if optional := re.fullmatch(r"( ?)\{(\w+)\?(\d+)\}", piece):
             space, name, percent = optional.groups()
-            chance = int(percent) / 100
-            body = (space, self._part(f"{{{name}}}")) if space else (self._part(f"{{{name}}}"),)
-            return self._fill(self.rules.setdefault(piece, Rule(piece)), [body, ()], (chance, 1 - chance))
-        if recall := re.fullmatch(r"\[(\w+)(?:\.(\w+))?\]", piece):
-            return Recall(self._slot(recall[1]), recall[2] or "")
+            prob = int(percent) / 100
+            body = (space, self._parse_part(f"{{{name}}}")) if space else (self._parse_part(f"{{{name}}}"),)
+            return self._fill(self.rules.setdefault(piece, Rule(piece)), [body, ()], (prob, 1 - prob))
+        if backreference := re.fullmatch(r"\[(\w+)(?:\.(\w+))?\]", piece):
+            return Backreference(self._slot(backreference[1]), backreference[2] or "")
         if choice := re.fullmatch(r"\{(?:(\w+)(\??)=)?(\w+)(?:\.(\w+))?\}", piece):
-            variable, once, name, form = choice.groups()
+            slot, once, name, form = choice.groups()
             if name in self.rules:
                 return self.rules[name]
-            return _draw(*self.lists[name], self._slot(variable) if variable else -1, form or "", bool(once))
+            return _draw(*self.lists[name], self._slot(slot) if slot else -1, form or "", bool(once))
         return piece
 
-    def _slot(self, variable: str) -> int:
-        return self.slots.setdefault(variable, len(self.slots))
+    def _slot(self, name: str) -> int:
+        return self.slots.setdefault(name, len(self.slots))
 
 
 def _blocks(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield (name, indented lines below it); `#` starts a comment line."""
+    """Yield each unindented line with the indented lines below it; a line that starts with `#` is a comment."""
     name, lines = "", list[str]()
     for line in text.splitlines():
         if line.startswith("    "):
@@ -194,5 +203,5 @@ def _draw(words: tuple[Word, ...], shift: int, slot: int, form: str, only_once: 
 
 
 def _tables(probs: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(log-probabilities, cumulative sums but the last): bisecting the sums with a uniform number draws an index."""
+    """Return log-probabilities, and the cumulative sums without the last: `bisect(sums, uniform())` draws an index."""
     return tuple(math.log(p) for p in probs), tuple(accumulate(probs))[:-1]

@@ -1,20 +1,21 @@
-"""Reads a story back: the probability that the grammar writes exactly this text, summed over every way to write it.
+"""Parse a story: the probability that the grammar writes exactly this text, summed over all its derivations.
 
-This is the inside probability. It shares the grammar's rules with the sampler and nothing else, so where it equals the
-probability of the sampler's own choices, that story has a single derivation and p(story) is exact.
+This is the inside probability. The parser shares the rules of the grammar with the sampler, and no other code. If the
+inside probability equals the probability of the sampler's own choices, the story has a single derivation and p(story)
+is exact.
 """
 
 import math
 from collections import defaultdict
 
-from tslm.data.toy_grammar import Draw, Grammar, Part, Recall, Rule, Word, load_grammar
+from tslm.data.toy_grammar import Backreference, Draw, Grammar, Part, Rule, Word, load_grammar
 
 Memory = tuple[Word | None, ...]
-State = tuple[int, Memory]  # characters read so far, and what is remembered
+State = tuple[int, Memory]  # number of characters read, and the words in the slots
 
 
 def story_log_prob(text: str) -> float:
-    """Return log p(text) in nats under the story grammar, or -inf if the grammar cannot write it.
+    """Return log p(text) in nats under the story grammar, or -inf if the grammar cannot write the text.
 
     Example: `story_log_prob(story.text)` equals `story.log_prob` for every story of `sample_stories`.
     """
@@ -25,14 +26,14 @@ def story_log_prob(text: str) -> float:
 
 
 class _Inside:
-    """Top-down parsing with a memo: each (rule, position, memory) is worked out once."""
+    """A top-down parser with memoisation: each (rule, position, memory) is computed once."""
 
     def __init__(self, text: str, grammar: Grammar) -> None:
         self.text = text
         self.memo: dict[tuple[Rule, State], dict[State, float]] = {}
 
     def ends(self, rule: Rule, state: State) -> dict[State, float]:
-        """Every state in which `rule`, begun in `state`, can end, with its probability."""
+        """Return each state in which `rule` can end if it starts in `state`, with its probability."""
         key = rule, state
         if key not in self.memo:
             total: dict[State, float] = defaultdict(float)
@@ -59,20 +60,20 @@ class _Inside:
                 for length in part.lengths:
                     index = part.by_text.get(self.text[position : position + length])
                     if index is not None:
-                        kept = memory if part.slot < 0 else _remember(memory, part.slot, part.words[index])
-                        after[position + length, kept] += prob * math.exp(part.log_probs[index])
+                        updated = memory if part.slot < 0 else _store(memory, part.slot, part.words[index])
+                        after[position + length, updated] += prob * math.exp(part.log_probs[index])
                 continue
-            expected = part if isinstance(part, str) else _recalled(part, memory)
+            expected = part if isinstance(part, str) else _stored(part, memory)
             if self.text.startswith(expected, position):
                 after[position + len(expected), memory] += prob
         return after
 
 
-def _remember(memory: Memory, slot: int, word: Word) -> Memory:
+def _store(memory: Memory, slot: int, word: Word) -> Memory:
     return (*memory[:slot], word, *memory[slot + 1 :])
 
 
-def _recalled(part: Recall | Draw, memory: Memory) -> str:
+def _stored(part: Backreference | Draw, memory: Memory) -> str:
     word = memory[part.slot]
-    assert word is not None, "the grammar repeats a word that it has not drawn"
+    assert word is not None, "the grammar repeats a word before it draws one"
     return word.forms[part.form]

@@ -9,48 +9,51 @@ from __future__ import annotations
 import contextlib
 import copy
 import sys
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from typing import TYPE_CHECKING, Any
-
-from tslm.fast.door import Case
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tslm.fast.door import Substitute
 
-def difference(
-    plain: Callable[..., Any], substitute: Callable[..., Any], cases: Sequence[Case], tolerance: float, key: Hashable
-) -> str:
-    """Return in words how a substitute differs from a function on some cases, or "" if it agrees on all of them.
+
+def difference(plain: Callable[..., Any], substitute: Substitute, key: Hashable) -> str:
+    """Return in words how a substitute differs from a function on its probes, or "" if it agrees on all of them.
 
     Args:
         plain: the function as it is written.
         substitute: what is to replace it.
-        cases: what to compare them on.
-        tolerance: largest relative error of a tensor; 0 for bit-identical results.
         key: what the substitute's `supports` returned; its attribute `autocast`, if it has one, is a dtype that
             autocast is switched on with while the substitute runs.
+
+    Raises:
+        UnavailableError: the substitute cannot run on this machine.
     """
-    autocast = getattr(key, "autocast", None)
-    for case in cases:
-        try:
-            expected = _outcome(plain, _copied(case.arguments, widen=True), case.finish, None)
-        except Exception as error:  # whoever edited the function will see it at the call itself
-            return f"it raises {type(error).__name__} ({error})"
-        found = _outcome(substitute, _copied(case.arguments), case.finish, autocast)
-        if len(found) != len(expected):
-            return f"its results are {len(expected)} values, the substitute's {len(found)}"
-        for ours, theirs in zip(expected, found, strict=True):
-            if error := _error(ours, theirs, tolerance):
-                return error
+    autocast, tolerance = getattr(key, "autocast", None), substitute.tolerance(key)
+    fast = substitute.function if substitute.probed is None else substitute.probed(key)
+    with _suspended():
+        for case in substitute.probes(key):
+            try:
+                expected = _outcome(plain, _copied(case.arguments, widen=True), case.finish, None)
+            except Exception as error:  # the call itself will show it, with its traceback
+                return f"it raises {type(error).__name__} ({error})"
+            found = _outcome(fast, _copied(case.arguments), case.finish, autocast)
+            if len(found) != len(expected):
+                return f"its results are {len(expected)} values, the substitute's {len(found)}"
+            for ours, theirs in zip(expected, found, strict=True):
+                if found_difference := _error(ours, theirs, tolerance):
+                    return found_difference
     return ""
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
-    """‖found - expected‖ / ‖expected‖ in the l2 norm; 0 for equal tensors, infinite where shapes differ or NaN is."""
+    """‖found - expected‖ / ‖expected‖ in the l2 norm; 0 for equal tensors, infinite if shapes or NaNs differ."""
     if found.shape != expected.shape:
         return float("inf")
     found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
+    both_nan = found.isnan() & expected.isnan()
+    found, expected = found.masked_fill(both_nan, 0.0), expected.masked_fill(both_nan, 0.0)
     distance, size = float((found - expected).norm()), float(expected.norm())
     if distance == 0:
         return 0.0
@@ -73,14 +76,14 @@ def _error(expected: object, found: object, tolerance: float) -> str:
 def _outcome(
     function: Callable[..., Any], arguments: tuple[Any, ...], finish: Callable[[Any], Any], autocast: Any  # noqa: ANN401
 ) -> list[Any]:
-    """Everything a call changes: its results, its tensor arguments afterwards, and the gradients of its leaves."""
+    """Everything a call changes: its results, the gradients of its leaves, and its other arguments afterwards."""
     if "torch" not in sys.modules:
         return [finish(function(*arguments))]
     import torch
 
     leaves = [each for each in _tensors(arguments) if each.requires_grad]
     device = next((each.device.type for each in _tensors(arguments)), "cpu")
-    with _quiet_torch(device, autocast):
+    with torch.autocast(device, autocast or torch.bfloat16, enabled=autocast is not None, cache_enabled=False):
         results = list(_parts(finish(function(*arguments))))
         differentiable = [each for each in results if _is_tensor(each) and each.requires_grad]
         gradients: list[Any] = []
@@ -88,22 +91,28 @@ def _outcome(
             weights = [torch.linspace(-1, 2, each.numel(), dtype=torch.float32, device=each.device).view_as(each)
                        .to(each.dtype) for each in differentiable]
             gradients = list(torch.autograd.grad(differentiable, leaves, weights))
-    changed = [each for each in _tensors(arguments) if not each.requires_grad]
-    return [*results, *gradients, *changed]
+    after = [each for each in _numbers(arguments) if not each.requires_grad]
+    return [*results, *gradients, *after]
 
 
 @contextlib.contextmanager
-def _quiet_torch(device: str, autocast: Any) -> Iterator[None]:  # noqa: ANN401 - a torch.dtype or None
-    """Suspend what may surround the first call: inference mode, autocast, hooks on saved tensors, a compiled step."""
+def _suspended() -> Iterator[None]:
+    """Suspend what may surround the first call of a function: inference mode, autocast, hooks on saved tensors."""
+    if "torch" not in sys.modules:
+        yield
+        return
     import torch
 
     def same(tensor: Tensor) -> Tensor:
         return tensor
 
-    with (
-        torch.inference_mode(False), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(same, same),
-        torch.autocast(device, dtype=autocast or torch.bfloat16, enabled=autocast is not None, cache_enabled=False),
-    ):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(same, same))
+        for device in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(device, enabled=False) if device == "cpu" or torch.cuda.is_available()
+                                else contextlib.nullcontext())
         yield
 
 
@@ -144,9 +153,22 @@ def _tensors(value: Any) -> Iterator[Tensor]:  # noqa: ANN401
             yield from _tensors(each)
 
 
+def _numbers(value: Any) -> Iterator[Tensor]:  # noqa: ANN401
+    """Every tensor and every number of some arguments, numbers as tensors: some forms keep a counter in either way."""
+    import torch
+
+    if isinstance(value, int | float):
+        yield torch.tensor(float(value), dtype=torch.float64)
+    elif _is_tensor(value):
+        yield value
+    elif isinstance(value, dict | tuple | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(each)
+
+
 def _is_tensor(value: object) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
+    loaded = sys.modules.get("torch")  # nothing is a tensor before torch is imported
+    return loaded is not None and isinstance(value, loaded.Tensor)
 
 
 def _shown(tensor: Any) -> str:  # noqa: ANN401

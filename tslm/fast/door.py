@@ -24,11 +24,10 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
-from tslm.fast.table import SUBSTITUTES
+from tslm.fast.table import SUBSTITUTES, Place
 
 P = ParamSpec("P")
 R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
 
 
 class DisagreementWarning(UserWarning):
@@ -62,6 +61,9 @@ class Substitute:
             dtype, whatever else selects other code), or None if the substitute is not made for such arguments.
         probes: returns the cases that are compared for a key. May raise UnavailableError.
         tolerance: largest relative error (see `agreement.relative_error`) for a key; 0 means equal.
+        precise: returns, for a key of low precision, another one that must agree as well. Otherwise the tolerance of
+            bfloat16 would hide a small change of a formula.
+        probed: returns the function that is compared for a key, if that is not `function`.
         traceable: whether torch.compile may see it, because it is an operator registered with torch.
         examples: arguments of realistic size for a key, to measure what the substitute gains.
         keys: the keys that exist on this machine, for the listing.
@@ -71,25 +73,28 @@ class Substitute:
     supports: Callable[..., Hashable | None]
     probes: Callable[[Any], Iterable[Case]]
     tolerance: Callable[[Any], float]
+    precise: Callable[[Any], Hashable | None] = field(default=lambda key: None)
+    probed: Callable[[Any], Callable[..., Any]] | None = None
     traceable: bool = False
     examples: Callable[[Any], Case] | None = None
     keys: Callable[[], Iterable[Hashable]] = field(default=lambda: ())
 
 
-class Replaceable(Protocol[P, R_co]):
+class Replaceable(Protocol[P, R]):
     """A function of the core behind the door; `plain` is the function as it is written."""
 
-    plain: Callable[P, R_co]
+    plain: Callable[P, R]
     __name__: str
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the substitute, or the function itself."""
 
 
 _functions: dict[str, Replaceable[..., Any]] = {}  # by dotted name
-_substitutes: dict[str, Substitute] = {}  # by "module:attribute"
-_disagreements: dict[tuple[str, Hashable], str] = {}  # why not, by substitute and key; "" where both agree
-_for_compiler: dict[str, Callable[..., Any]] = {}  # what torch.compile sees instead of the function, by dotted name
+_substitutes: dict[Place, Substitute | None] = {}
+_disagreements: dict[tuple[Place, Hashable], str] = {}  # why a substitute is not taken, "" if it is
+_for_compiler: dict[tuple[str, str], Callable[..., Any]] = {}  # what torch.compile sees, by function and device
+_messages: set[str] = set()  # what the user has been told
 _shut_depth = 0
 
 
@@ -105,7 +110,7 @@ def replaceable(function: Callable[P, R]) -> Replaceable[P, R]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if is_compiling():
-            return cast(R, _for_compiler.get(name, function)(*args, **kwargs))
+            return cast(R, _for_compiler.get((name, _device_of(args)), function)(*args, **kwargs))
         return cast(R, choose(name, *args, **kwargs)(*args, **kwargs))
 
     door = cast(Replaceable[P, R], call)
@@ -119,9 +124,9 @@ def choose(name: str, *args: Any, **kwargs: Any) -> Callable[..., Any]:  # noqa:
     plain = _functions[name].plain
     if not is_open():
         return plain
+    device = _device_of(args)
     for place in SUBSTITUTES.get(name, ()):
-        substitute = load(place)
-        if substitute is None:
+        if place.device != device or (substitute := load(place)) is None:
             continue
         key = substitute.supports(*args, **kwargs)
         if key is not None and disagreement(name, place, key) == "":
@@ -129,45 +134,57 @@ def choose(name: str, *args: Any, **kwargs: Any) -> Callable[..., Any]:  # noqa:
     return plain
 
 
-def disagreement(name: str, place: str, key: Hashable) -> str:
+def disagreement(name: str, place: Place, key: Hashable) -> str:
     """Return why a substitute does not run for a key, or "" if it agrees; compares at the first question only."""
     if (place, key) not in _disagreements:
         substitute = load(place)
         assert substitute is not None
-        plain = _functions[name].plain
         _disagreements[place, key] = ""  # a probe may pass through the door itself
-        reason, warning = _compare(plain, substitute, key)
+        precise = substitute.precise(key)
+        reason = "" if precise is None else disagreement(name, place, precise)
+        message = ""
+        if not reason:
+            reason, message = _compare(name, substitute, key)
         _disagreements[place, key] = reason
-        if warning:
-            warnings.warn(f"{name} runs as it is written, without its substitute: {reason}", DisagreementWarning,
-                          stacklevel=3)
-        elif substitute.traceable and not reason:
-            _for_compiler[name] = substitute.function
+        if not reason:
+            if substitute.traceable:
+                _for_compiler[name, place.device] = substitute.function
+        elif message and message not in _messages:
+            _messages.add(message)
+            warnings.warn(message, DisagreementWarning, stacklevel=4)
     return _disagreements[place, key]
 
 
-def _compare(plain: Callable[..., Any], substitute: Substitute, key: Hashable) -> tuple[str, bool]:
+def _compare(name: str, substitute: Substitute, key: Hashable) -> tuple[str, str]:
+    """Return the reason why a substitute is not taken, "" if it is, and what to tell the user about it."""
     from tslm.fast.agreement import difference
 
     try:
-        cases = list(substitute.probes(key))
-        reason = difference(plain, substitute.function, cases, substitute.tolerance(key), key)
-        return reason, bool(reason)
+        reason = difference(_functions[name].plain, substitute, key)
     except UnavailableError as error:
-        return str(error), True
+        return str(error), f"functions run as they are written, more slowly, because {error}"
+    return reason, f"{name} runs as it is written, without its substitute, because {reason}"
 
 
-def load(place: str) -> Substitute | None:
-    """Import a substitute, "module:attribute"; None where a library that it needs is not installed."""
+def load(place: Place) -> Substitute | None:
+    """Import a substitute; None where a library that it needs, such as Triton, is not installed."""
     if place not in _substitutes:
-        module, _, attribute = place.partition(":")
         try:
-            _substitutes[place] = getattr(importlib.import_module(module), attribute)
+            _substitutes[place] = getattr(importlib.import_module(place.module), place.attribute)
         except ModuleNotFoundError as error:
             if error.name is not None and error.name.partition(".")[0] == "tslm":
                 raise
-            return None
+            _substitutes[place] = None
     return _substitutes[place]
+
+
+def _device_of(args: tuple[Any, ...]) -> str:
+    """The device type of the first argument, or of its first element; "" if that is no tensor."""
+    first = args[0] if args else None
+    if isinstance(first, list | tuple) and first:
+        first = first[0]
+    device = getattr(first, "device", None)
+    return getattr(device, "type", "")
 
 
 def is_open() -> bool:
@@ -190,6 +207,7 @@ def forget() -> None:
     """Compare again at the next call of each function, because a function has changed."""
     _disagreements.clear()
     _for_compiler.clear()
+    _messages.clear()
 
 
 def functions() -> dict[str, Replaceable[..., Any]]:

@@ -1,7 +1,7 @@
-"""The decoding loop: prompts of token ids in, new token ids out, one per sequence and step.
+"""The decoding loop: prompts of token ids are continued by one token per sequence and step.
 
-`generate` collects what `stream` yields. Both run on a `NextLogits`: with a key-value cache, by the C kernel or by
-torch, or without one, which computes everything anew at each step and is the reference for the others.
+`generate` collects what `stream` yields. The logits of a step come from a `NextLogits`: with a key-value cache
+(`CachedLogits`, or its substitute in C), or without one (`uncached_logits`, the definition).
 
 Shapes: B sequences, T positions, D d_model, V vocab_size.
 """
@@ -15,16 +15,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from tslm.errors import UserError
+from tslm.fast import replaceable
 from tslm.generation.cache import KeyValueCache
-from tslm.generation.native import native_model
-from tslm.generation.sampling import SamplingRule
+from tslm.generation.sampling import SamplingRule, choose_tokens
 from tslm.model import TransformerLM
-from tslm.model.hardware import matmul_dtype
+from tslm.model.dtypes import matmul_dtype
 
-# Logits (B, V) for the next token of each sequence that is still growing, given {row: all its tokens so far}.
+# Logits (B, V) of the next token of each unfinished sequence, given {row: all its tokens so far}.
 NextLogits = Callable[[dict[int, list[int]]], Tensor]
-# A token for each row of logits (B, V), given the rule and a random number per row; -1 for logits that are not finite.
-Choose = Callable[[SamplingRule, Tensor, Tensor | None], list[int]]
 
 
 def generate(
@@ -58,13 +57,13 @@ def stream(
 ) -> Iterator[list[int | None]]:
     """Yield, step by step, the next token of each sequence, and None for a sequence that has reached its stop token.
 
-    A token is predicted from at most the last `context_length` tokens, at positions 0, 1, …: once a sequence is longer,
-    its window slides, and the keys of all its tokens change with their positions. So the cache serves a sequence up to
-    context_length tokens; beyond, each step computes the whole window.
+    A token is predicted from at most the last `context_length` tokens, at positions 0, 1, …. Once a sequence is longer,
+    its window slides, and the keys of all its tokens change with their positions. So the cache serves a sequence of up
+    to context_length tokens; after that, each step computes the whole window.
 
-    On a CPU the C kernel does the steps where it can be compiled (native.py), and multiplies a model of millions of
-    weights in bfloat16 if the processor does; elsewhere torch does them. The same seed gives the same tokens on the
-    same of these ways. The kernel takes the weights as they are at the first step.
+    On a CPU a C kernel may compute the steps (fast/cpu/decoder.py), and multiplies a model of millions of weights in
+    bfloat16 if the processor does. The same seed gives the same tokens on the same machine. The kernel uses the weights
+    as they are at the first step.
 
     Args:
         model: a TransformerLM; it runs in eval mode and without gradients, and gets its mode back.
@@ -75,31 +74,31 @@ def stream(
         top_k: number of tokens kept.
         stop_token: the id that ends a sequence; it is not yielded.
         generator: source of the random numbers, torch's global one by default. Each step takes one number per prompt,
-            whether it still grows or not, so the end of one sequence does not change the others.
+            also for finished sequences, so the end of one sequence does not change the others.
         vocab_size: only ids below this are chosen; for a tokenizer with fewer entries than the model has rows.
-        use_cache: False computes every step from the tokens alone, by torch and in the model's own dtype: slow, and the
-            same result but for rounding.
+        use_cache: False computes every step from the tokens alone, in the model's own dtype: slow, and the same result
+            up to rounding.
 
     Raises:
-        ValueError: an option is out of range, a prompt is empty or holds an id outside the vocabulary, or the model
+        UserError: an option is out of range, a prompt is empty or holds an id outside the vocabulary, or the model
             gives logits that are not finite.
     """
     rule = SamplingRule(temperature, top_p, top_k)
     rows, context = model.config.vocab_size, model.config.context_length
     vocab_size = rows if vocab_size is None else vocab_size
     if not 1 <= vocab_size <= rows:
-        raise ValueError(f"vocab_size is {vocab_size}; the model has {rows} rows, so it must be 1 to {rows}")
+        raise UserError(f"vocab_size is {vocab_size}; the model has {rows} rows, so it must be 1 to {rows}")
     if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 0")
+        raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 0")
     if stop_token is not None and not 0 <= stop_token < vocab_size:
-        raise ValueError(f"stop_token is {stop_token}; the token ids go from 0 to {vocab_size - 1}")
+        raise UserError(f"stop_token is {stop_token}; the token ids go from 0 to {vocab_size - 1}")
     prompts = _as_prompts(prompt_ids)
     for prompt in prompts:
         if not prompt:
-            raise ValueError("a prompt is empty; put at least one token into it, such as the id of <|endoftext|>")
+            raise UserError("a prompt is empty; put at least one token into it, such as the id of <|endoftext|>")
         if not 0 <= min(prompt) <= max(prompt) < vocab_size:
             wrong = next(token for token in prompt if not 0 <= token < vocab_size)
-            raise ValueError(f"a prompt holds the token id {wrong}; the token ids go from 0 to "
+            raise UserError(f"a prompt holds the token id {wrong}; the token ids go from 0 to "
                              f"{vocab_size - 1}, so the prompt may come from another tokenizer")
     longest = max(map(len, prompts), default=0)
     if longest > context:
@@ -117,20 +116,22 @@ def _steps(model: TransformerLM, sequences: list[list[int]], max_new_tokens: int
     was_training = model.training
     model.eval()
     try:
-        next_logits, choose = _engine(model, sequences, max_new_tokens, use_cache)
+        max_length = min(model.config.context_length, max(map(len, sequences), default=0) + max_new_tokens)
+        logits_of = next_logits(model, len(sequences), max_length) if use_cache else partial(uncached_logits, model)
         for _ in range(max_new_tokens):
             if not growing:
                 return
-            logits = next_logits(growing)[:, :vocab_size]
+            logits = logits_of(growing)[:, :vocab_size]
             uniform = None
             if not rule.greedy:
                 device = "cpu" if generator is None else generator.device
                 uniform = torch.rand(len(sequences), dtype=torch.float64, generator=generator, device=device)
                 if len(growing) < len(sequences):
                     uniform = uniform[list(growing)]
-            chosen = choose(rule, logits, uniform)
+            chosen = choose_tokens(logits, rule.temperature, rule.top_p, rule.top_k, uniform)
             if min(chosen) < 0:
-                raise ValueError("the model's logits are not finite: its training diverged or its file is damaged")
+                raise UserError("the model's logits are not finite, because its training diverged or its file is "
+                                "damaged: use an earlier checkpoint")
             tokens: list[int | None] = [None] * len(sequences)
             for row, token in zip(list(growing), chosen, strict=True):
                 if token == stop_token:
@@ -144,33 +145,25 @@ def _steps(model: TransformerLM, sequences: list[list[int]], max_new_tokens: int
         model.train(was_training)
 
 
-def _engine(model: TransformerLM, sequences: list[list[int]], max_new_tokens: int, use_cache: bool,
-            ) -> tuple[NextLogits, Choose]:
-    """How this run computes logits and chooses from them: by the C kernel where it can, else by torch."""
-    if not use_cache:
-        return partial(uncached_logits, model), choose_by_torch
-    max_length = min(model.config.context_length, max(map(len, sequences), default=0) + max_new_tokens)
-    native = native_model(model, len(sequences), max_length) if sequences else None
-    if native is None:
-        return CachedLogits(model, max_length), choose_by_torch
-    return native.logits, native.choose
+@replaceable
+def next_logits(model: TransformerLM, batch_size: int, max_length: int) -> NextLogits:
+    """Return what computes the logits of each step of a run, with a key-value cache.
 
-
-def choose_by_torch(rule: SamplingRule, logits: Tensor, uniform: Tensor | None) -> list[int]:
-    """`Choose` by `SamplingRule.choose`."""
-    if not torch.isfinite(logits.amax()):
-        return [-1] * len(logits)
-    tokens = rule.choose(logits, None if uniform is None else uniform.to(logits.device))
-    return tokens.tolist()
+    Args:
+        model: computes the logits.
+        batch_size: number of sequences, B.
+        max_length: the largest length of a sequence, at most context_length.
+    """
+    return CachedLogits(model, max_length)
 
 
 class CachedLogits:
-    """`NextLogits` with a cache: the first call reads the prompts, each later one only the newest tokens."""
+    """`NextLogits` with a cache: the first call computes the prompts, each later one only the newest tokens."""
 
     def __init__(self, model: TransformerLM, max_length: int) -> None:
         self.model, self.max_length = model, max_length
         self.cache: KeyValueCache | None = None
-        self.rows: list[int] = []  # of the batch, in the cache's order
+        self.rows: list[int] = []  # rows of the batch, in the order of the cache
 
     def __call__(self, growing: dict[int, list[int]]) -> Tensor:
         """Logits (B, V) after each sequence, in the order of `growing`."""
@@ -209,14 +202,14 @@ class CachedLogits:
 
 
 def uncached_logits(model: TransformerLM, growing: dict[int, list[int]]) -> Tensor:
-    """`NextLogits` from the last context_length tokens of each sequence and nothing else: the definition."""
+    """`NextLogits` from the last context_length tokens of each sequence, without a cache: the definition."""
     return _last_logits(model, [tokens[-model.config.context_length :] for tokens in growing.values()], None)
 
 
 def _last_logits(model: TransformerLM, sequences: list[list[int]], cache: KeyValueCache | None) -> Tensor:
     """Logits (B, V) after the last token of each sequence, from one pass over all of them, padded on the right.
 
-    Attention is causal, so what stands behind a sequence's last token does not reach it.
+    Attention is causal, so the padding after a sequence's last token does not change its logits.
     """
     device = model.lm_head.weight.device
     length = max(map(len, sequences))

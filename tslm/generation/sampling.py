@@ -15,9 +15,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tslm.errors import UserError
+from tslm.fast import replaceable
 from tslm.model import softmax
 
 _FIRST_RANKED = 64
+
+
+@replaceable
+def choose_tokens(
+    logits: Tensor, temperature: float, top_p: float, top_k: int | None, uniform: Tensor | None
+) -> list[int]:
+    """Choose a token from each row of logits (B, V); -1 for a row if the logits are not finite.
+
+    Among equal logits the lowest id comes first, so the choice is the same on every run.
+
+    Args:
+        logits: (B, V).
+        temperature: see `SamplingRule`, as for top_p and top_k.
+        top_p: share of probability kept.
+        top_k: number of tokens kept.
+        uniform: (B) in [0, 1), decides each draw; a greedy rule needs none.
+    """
+    if not torch.isfinite(logits.amax()):
+        return [-1] * len(logits)
+    rule = SamplingRule(temperature, top_p, top_k)
+    if rule.greedy:
+        return logits.argmax(-1).tolist()
+    assert uniform is not None, "only a greedy rule does without random numbers"
+    return draw(rule.probabilities(logits), uniform.to(logits.device)).tolist()
 
 
 @dataclass(frozen=True)
@@ -30,7 +56,7 @@ class SamplingRule:
         top_k: number of tokens kept; None keeps all.
 
     Raises:
-        ValueError: a value is outside its range.
+        UserError: a value is outside its range.
     """
 
     temperature: float = 1.0
@@ -39,30 +65,20 @@ class SamplingRule:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature is {self.temperature}; it must be a number of at least 0, where 0 always "
+            raise UserError(f"temperature is {self.temperature}; it must be a number of at least 0, where 0 always "
                              "takes the most probable token")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1, where 1 keeps every token")
+            raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1, where 1 keeps every token")
         if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; it must be at least 1, or None to keep every token")
+            raise UserError(f"top_k is {self.top_k}; it must be at least 1, or None to keep every token")
 
     @property
     def greedy(self) -> bool:
         """Whether the rule leaves nothing to chance."""
         return self.temperature == 0 or self.top_k == 1
 
-    def choose(self, logits: Tensor, uniform: Tensor | None) -> Tensor:
-        """Token ids (B) for logits (B, V); `uniform` (B) in [0, 1) decides each draw, and a greedy rule needs none.
-
-        Among equal logits the lowest id comes first, so the choice is the same on every run.
-        """
-        if self.greedy:
-            return logits.argmax(-1)
-        assert uniform is not None, "only a greedy rule can do without random numbers"
-        return draw(self.probabilities(logits), uniform)
-
     def probabilities(self, logits: Tensor) -> Tensor:
-        """The distribution (B, V) from which `choose` draws: float32, zero where a token was cut off.
+        """The distribution (B, V) from which `choose_tokens` draws: float32, zero where a token was cut off.
 
         Example: logits ln [0.5, 0.3, 0.2] with top_p 0.7 keep the first two, since 0.5 alone does not reach 0.7, and
         give [0.625, 0.375, 0].

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from tslm.errors import UserError
 from tslm.generation.decoding import generate, stream
 from tslm.model import TransformerLM
 from tslm.tokenizer import END_OF_TEXT, Tokenizer
@@ -49,7 +50,7 @@ def complete(model: TransformerLM, tokenizer: Tokenizer, prompts: Iterable[str],
         One `Completion` per prompt, in order.
 
     Raises:
-        ValueError: as `stream` and `encode_prompt` do.
+        UserError: as `stream` and `encode_prompt` do.
     """
     prompts = list(prompts)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
@@ -96,13 +97,13 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     `<|endoftext|>` is taken as it is, and so is every prompt for a tokenizer without that token.
 
     Raises:
-        ValueError: the prompt is empty and the tokenizer has no `<|endoftext|>` to begin with.
+        UserError: the prompt is empty and the tokenizer has no `<|endoftext|>` to begin with.
     """
     if stop_token(tokenizer) is not None and not prompt.startswith(END_OF_TEXT):
         prompt = f"{END_OF_TEXT}\n{prompt}"
     ids = tokenizer.encode(prompt)
     if not ids:
-        raise ValueError(f"the prompt is empty, and this tokenizer has no {END_OF_TEXT} to begin a text with; "
+        raise UserError(f"the prompt is empty, and this tokenizer has no {END_OF_TEXT} to begin a text with; "
                          "give at least one character")
     return ids
 

@@ -1,13 +1,12 @@
-"""Token ids to logits: the Transformer, its layers, and the formulas that they are made of.
+"""Token ids to logits: the Transformer, its layers, and the formulas that they use.
 
-Reading order: functional.py (the formulas), layers.py, rope.py, attention.py, transformer.py; then fused.py, which
-computes the same with fewer passes over memory, and native/, which does so in C.
+Reading order: ops.py (every formula, once), layers.py, attention.py, rope.py, transformer.py, init.py.
 """
 
 from tslm.model.attention import MultiHeadSelfAttention
 from tslm.model.config import TransformerConfig
-from tslm.model.functional import scaled_dot_product_attention, silu, softmax
 from tslm.model.layers import Embedding, Linear, RMSNorm, SwiGLU
+from tslm.model.ops import scaled_dot_product_attention, silu, softmax
 from tslm.model.rope import RotaryEmbedding
 from tslm.model.transformer import TransformerBlock, TransformerLM
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+from tslm.errors import UserError
+
 
 @dataclass(frozen=True)
 class TransformerConfig:
@@ -23,7 +25,7 @@ class TransformerConfig:
         rope_theta: base of the rotary embedding's wavelengths.
 
     Raises:
-        ValueError: a size is not a positive integer, d_model does not split into num_heads heads of even width, or
+        UserError: a size is not a positive integer, d_model does not split into num_heads heads of even width, or
             rope_theta is not a positive finite number.
     """
 
@@ -39,14 +41,14 @@ class TransformerConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name != "rope_theta" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"{field.name} is {value!r}; it must be a whole number of at least 1")
+                raise UserError(f"{field.name} is {value!r}; it must be a whole number of at least 1")
         if not 0 < self.rope_theta < math.inf:
-            raise ValueError(f"rope_theta is {self.rope_theta!r}; it must be a positive number, such as 10000")
+            raise UserError(f"rope_theta is {self.rope_theta!r}; it must be a positive number, such as 10000")
         if self.d_model % self.num_heads:
-            raise ValueError(f"d_model is {self.d_model}, which does not split into num_heads = {self.num_heads} equal "
+            raise UserError(f"d_model is {self.d_model}, which does not split into num_heads = {self.num_heads} equal "
                              f"heads; choose a d_model that is a multiple of {2 * self.num_heads}")
         if self.head_dim % 2:
-            raise ValueError(f"d_model {self.d_model} over num_heads {self.num_heads} gives heads of width "
+            raise UserError(f"d_model {self.d_model} over num_heads {self.num_heads} gives heads of width "
                              f"{self.head_dim}; RoPE turns pairs, so the width must be even: choose a d_model that is "
                              f"a multiple of {2 * self.num_heads}")
 

@@ -1,4 +1,4 @@
-"""The Transformer language model: token ids in, logits for the next token out.
+"""The Transformer language model: logits of the next token for each position of a sequence of token ids.
 
     token_embeddings → num_layers × block → ln_final → lm_head;   block:  x += attn(ln1 x);  x += ffn(ln2 x)
 
@@ -16,32 +16,20 @@ from torch import Tensor
 from torch.nn import Module, ModuleList
 from torch.utils.checkpoint import checkpoint
 
-from tslm.model.attention import LayerCacheLike, MultiHeadSelfAttention
+from tslm.errors import UserError
+from tslm.model.attention import MultiHeadSelfAttention
 from tslm.model.config import TransformerConfig
 from tslm.model.layers import Embedding, Linear, RMSNorm, SwiGLU
+from tslm.model.ops import LayerCacheLike
 from tslm.model.rope import RotaryEmbedding
 
 
-class KeyValueCacheLike(Protocol):
-    """What the model asks of a key-value cache: one part per layer, and how many positions are to be attended.
-
-    `generation.KeyValueCache` is one.
-    """
-
-    length: int
-
-    @property
-    def layers(self) -> Sequence[LayerCacheLike]:
-        """The parts, first layer first."""
-        ...
-
-
 class TransformerLM(Module):
-    """A pre-norm decoder-only Transformer with RMSNorm, RoPE and SwiGLU, no bias and an untied head.
+    """A pre-norm decoder-only Transformer with RMSNorm, RoPE and SwiGLU, without biases and with an untied head.
 
     Attributes:
-        recompute: whether a block keeps only its input for the backward pass, which computes the rest of it again
-            (Chen et al. 2016, "sublinear memory cost").
+        recompute: whether the backward pass computes the inside of each block again instead of keeping it (Chen et al.
+            2016, "Training Deep Nets with Sublinear Memory Cost").
 
     State-dict names: token_embeddings.weight, layers.{i}.attn.{q,k,v,output}_proj.weight, layers.{i}.ln1.weight,
     layers.{i}.ln2.weight, layers.{i}.ffn.{w1,w2,w3}.weight, ln_final.weight, lm_head.weight.
@@ -67,30 +55,31 @@ class TransformerLM(Module):
 
     def forward(self, token_ids: Tensor, positions: Tensor | None = None,
                 cache: KeyValueCacheLike | None = None) -> Tensor:
-        """Logits (..., T, V) for the token after each of `token_ids` (..., T); arguments as in `hidden`."""
+        """Logits (..., T, V) of the token after each of `token_ids` (..., T); arguments as in `hidden`."""
         return self.lm_head(self.hidden(token_ids, positions, cache))  # type: ignore[no-any-return]
 
     def hidden(self, token_ids: Tensor, positions: Tensor | None = None, cache: KeyValueCacheLike | None = None,
-               documents: Tensor | None = None) -> Tensor:
-        """The last layer's normalised vectors (..., T, D), which the head turns into logits.
+               document_starts: Tensor | None = None) -> Tensor:
+        """The normalised output of the last block (..., T, D), from which the head computes the logits.
 
-        Training takes these, since `objective.linear_cross_entropy` joins the head with the loss.
+        Training uses this, because `objective.linear_cross_entropy` joins the head with the loss.
 
         Args:
             token_ids: (..., T), integers in 0 … V-1, T at most context_length.
-            positions: (B, T), each token's place in its sequence, for tokens that continue what is in the cache; None
-                for 0 … T-1.
+            positions: each token's position in its sequence (B, T), for tokens that continue what is in the cache;
+                None for 0 … T-1.
             cache: keys and values of earlier tokens, which this call extends.
-            documents: (..., T), where each token's document begins (`functional.document_begins`), of which alone it
-                sees anything; neither with positions nor with a cache. None where each sequence is one document.
+            document_starts: the first position of each token's document (..., T), see `ops.document_starts_of`: a
+                token attends to its own document only. Not together with positions or a cache. None if each sequence
+                is one document.
 
         Raises:
-            ValueError: T exceeds context_length.
+            UserError: T exceeds context_length.
         """
         length = token_ids.shape[-1]
         if length > self.config.context_length:
-            raise ValueError(f"a sequence of {length} tokens is longer than context_length = "
-                             f"{self.config.context_length}; pass at most the last {self.config.context_length} tokens")
+            raise UserError(f"a sequence of {length} tokens is longer than context_length = "
+                            f"{self.config.context_length}; pass at most the last {self.config.context_length} tokens")
         rotation = self.rope.at(positions, length)
         mask = None
         if cache is not None and positions is not None:
@@ -101,26 +90,27 @@ class TransformerLM(Module):
         run_block = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False) if (
             self.recompute and training) else run
         for i, block in enumerate(self.layers):
-            x = run_block(block, x, rotation, None if cache is None else cache.layers[i], positions, mask, documents)
+            layer_cache = None if cache is None else cache.layers[i]
+            x = run_block(block, x, rotation, layer_cache, positions, mask, document_starts)
         return run(self.ln_final, x)
 
     def compile_layers(self, on: bool = True) -> None:
-        """From now on compile whatever computes gradients; `on=False` takes it back.
+        """Compile what computes gradients from the next call on; `on=False` takes it back.
 
-        One block is compiled, at its first use, and serves them all: the whole model would take minutes instead of
-        seconds. Validation and generation, whose shapes change, stay as they are. Whoever calls this is to be ready for
-        the compiler's errors in the first forward and backward pass.
+        One block is compiled at its first use and serves all blocks; the whole model would take minutes instead of
+        seconds. Validation and generation, whose shapes change, are not compiled. The compiler's errors appear in the
+        first forward and backward pass, and the caller must handle them.
         """
         self._run_compiled = torch.compile(_run, dynamic=False) if on else None
 
     def num_parameters(self) -> int:
-        """Number of trainable weights."""
+        """Number of trainable parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def flops_per_token(self) -> int:
         """Floating-point operations per token of training at full context, forward and backward.
 
-        6 per weight that takes part in a matmul (2 forward, 4 backward; the embedding is a lookup), and
+        6 per weight of a matmul (2 forward, 4 backward; the embedding is a lookup), plus
         6 · num_layers · context_length · d_model for the two matmuls of causal attention, half of which is masked.
         """
         c = self.config
@@ -129,7 +119,10 @@ class TransformerLM(Module):
 
 
 class TransformerBlock(Module):
-    """x + attn(ln1(x)), then x + ffn(ln2(x)): normalisation inside the branch (Xiong et al. 2020, "pre-norm")."""
+    """x + attn(ln1(x)), then x + ffn(ln2(x)): normalisation inside the branch (Xiong et al. 2020, "pre-norm").
+
+    Shapes: (..., T, D) to (..., T, D).
+    """
 
     def __init__(self, d_model: int, num_heads: int, d_ff: int) -> None:
         super().__init__()
@@ -140,10 +133,25 @@ class TransformerBlock(Module):
 
     def forward(self, x: Tensor, rotation: Tensor | None = None, cache: LayerCacheLike | None = None,
                 positions: Tensor | None = None, mask: Tensor | None = None,
-                documents: Tensor | None = None) -> Tensor:
-        """(..., T, D) to (..., T, D); the further arguments are those of the attention."""
-        x = x + self.attn(self.ln1(x), rotation, cache, positions, mask, documents)
+                document_starts: Tensor | None = None) -> Tensor:
+        """Apply the block to (..., T, D); the other arguments are those of the attention."""
+        x = x + self.attn(self.ln1(x), rotation, cache, positions, mask, document_starts)
         return x + self.ffn(self.ln2(x))  # type: ignore[no-any-return]
+
+
+class KeyValueCacheLike(Protocol):
+    """What the model needs of a key-value cache; `generation.KeyValueCache` provides it.
+
+    Attributes:
+        length: number of slots to attend to.
+    """
+
+    length: int
+
+    @property
+    def layers(self) -> Sequence[LayerCacheLike]:
+        """One part for each layer, first layer first."""
+        ...
 
 
 def _run(layer: Module, *arguments: object) -> Tensor:

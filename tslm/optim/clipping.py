@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from tslm.errors import UserError
+
 
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[Tensor] | Tensor, max_norm: float, eps: float = 1e-6) -> Tensor:
@@ -27,10 +29,10 @@ def clip_gradients(parameters: Iterable[Tensor] | Tensor, max_norm: float, eps: 
         The norm before clipping, a scalar tensor; 0 if no parameter has a gradient.
 
     Raises:
-        ValueError: max_norm is not above 0.
+        UserError: max_norm is not above 0.
     """
     if not max_norm > 0:
-        raise ValueError(f"max_norm is {max_norm}, but it must be above 0; to train without clipping, do not call this")
+        raise UserError(f"max_norm is {max_norm}, but it must be above 0; to train without clipping, do not call this")
     if isinstance(parameters, Tensor):
         parameters = [parameters]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]

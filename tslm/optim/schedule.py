@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 
+from tslm.errors import UserError
+
 
 def lr_cosine_schedule(t: int, lr_max: float, lr_min: float, warmup_steps: int, cosine_steps: int) -> float:
     r"""Return the learning rate of step t, counted from 0 (Loshchilov & Hutter 2017, with a warm-up before it).
@@ -29,7 +31,7 @@ def lr_cosine_schedule(t: int, lr_max: float, lr_min: float, warmup_steps: int, 
         cosine_steps: T_c, counted from step 0 like T_w, not from the end of the warm-up.
 
     Raises:
-        ValueError: as in `check_schedule`.
+        UserError: as in `check_schedule`.
     """
     check_schedule(lr_max, lr_min, warmup_steps, cosine_steps)
     if t < warmup_steps:
@@ -44,12 +46,12 @@ def check_schedule(lr_max: float, lr_min: float, warmup_steps: int, cosine_steps
     """Refuse settings that make no schedule; the arguments are those of `lr_cosine_schedule`.
 
     Raises:
-        ValueError: a rate is negative, lr_min is above lr_max, or the warm-up is negative or longer than the schedule.
+        UserError: a rate is negative, lr_min is above lr_max, or the warm-up is negative or longer than the schedule.
     """
     if not 0 <= lr_min <= lr_max:
-        raise ValueError(f"lr_min is {lr_min} and lr_max is {lr_max}, but the rates must satisfy 0 <= lr_min <= lr_max")
+        raise UserError(f"lr_min is {lr_min} and lr_max is {lr_max}, but the rates must satisfy 0 <= lr_min <= lr_max")
     if not 0 <= warmup_steps <= cosine_steps:
-        raise ValueError(
+        raise UserError(
             f"warmup_steps is {warmup_steps} and cosine_steps is {cosine_steps}, but the warm-up is the first part of "
             "the schedule: choose 0 <= warmup_steps <= cosine_steps"
         )

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from tslm.errors import UserError
+
 
 class SGD(Optimizer):
     r"""Gradient descent with the rate lr / √(t + 1), t counted from 0.
@@ -27,12 +29,12 @@ class SGD(Optimizer):
         lr: the rate of the first step.
 
     Raises:
-        ValueError: lr is negative or not a number.
+        UserError: lr is negative or not a number.
     """
 
     def __init__(self, params: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float) -> None:
         if not lr >= 0:
-            raise ValueError(f"lr is {lr}, but a learning rate must be 0 or more")
+            raise UserError(f"lr is {lr}, but a learning rate must be 0 or more")
         super().__init__(params, {"lr": lr})
 
     @overload

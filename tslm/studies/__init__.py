@@ -1,5 +1,4 @@
-"""The course's questions, answered by trying it on this machine: one file for each command `study NAME`.
+"""The questions of Stanford CS336, assignment 1, answered by experiments: one file for each command `study NAME`.
 
-In each, functions that measure and return data stand apart from those that print it; layout.py holds what the printed
-pages have in common. The questions are those of Stanford CS336, assignment 1.
+Functions that measure return data; other functions print it. layout.py formats what the printed pages share.
 """

@@ -1,4 +1,4 @@
-"""Plain-text pages of 100 columns: titles, tables and notes. Text goes in, lines on the standard output come out."""
+"""Format plain-text pages of 100 columns: titles, paragraphs and tables on the standard output."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ WIDTH = 100
 
 
 def print_title(text: str) -> None:
-    """Print a title, set apart from what stands above it."""
+    """Print an underlined title after an empty line."""
     print(f"\n{text}\n{'-' * len(text)}")
 
 
 def print_note(text: str) -> None:
-    """Print a paragraph."""
+    """Print a paragraph, wrapped at the width of the page."""
     print(textwrap.fill(text, WIDTH, break_on_hyphens=False))
 
 
 def print_table(rows: Sequence[Sequence[str]], alignment: str) -> None:
-    """Print cells in columns as wide as the widest of them, two spaces apart.
+    """Print a table; each column is as wide as its widest cell, and two spaces separate columns.
 
     Args:
-        rows: the lines of the table, its heading among them.
-        alignment: `<` or `>` for each column. In the last one, which may hold anything, long text goes on below itself.
+        rows: the cells, including the header row.
+        alignment: `<` or `>` for each column. If the last one is `<`, its long cells wrap onto further lines.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     if alignment[-1] == "<":

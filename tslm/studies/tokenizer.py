@@ -1,31 +1,34 @@
-"""Measures what a byte-pair tokenizer and its training are worth on a text.
-
-Text files come in, or none, and a tokenizer if there is one; a `TokenizerStudy` goes out, and tokenizer_page.py prints
-it.
-"""
+"""Measure a byte-pair tokenizer and its training on a text; tokenizer_page.py prints the result."""
 
 from __future__ import annotations
 
+import heapq
+import mmap
 import os
+import random
+import re
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
 from tslm.data.toy import write_corpus
-from tslm.studies.documents import iter_documents, read_document, sample_documents
-from tslm.tokenizer import END_OF_TEXT, Tokenizer, encode_files
+from tslm.errors import UserError
+from tslm.tokenizer import END_OF_TEXT, Span, Tokenizer, encode_files
 from tslm.tokenizer.bpe import MergeStep, rank_merges, replay
+from tslm.tokenizer.jsonl import is_jsonl, read_documents
 from tslm.tokenizer.pretokenize import find_pretokens
 from tslm.tokenizer.report import TrainingReport, train_with_report
 
-_STRINGS_BYTES = 1 << 22  # how much is encoded string by string: about a second
+MAX_DOCUMENT_BYTES = 1 << 20  # a text without END_OF_TEXT is a single document, perhaps of gigabytes
+MAX_STRING_BYTES = 1 << 22  # what `measure_strings` encodes: about a second of work
 
 
 class Document(NamedTuple):
-    """A document's beginning, its size in bytes, and the number of tokens that it takes."""
+    """The first 50 characters of a document, its size in bytes, and its number of tokens."""
 
     text: str
     num_bytes: int
@@ -33,7 +36,7 @@ class Document(NamedTuple):
 
 
 class Speed(NamedTuple):
-    """What was done, how many bytes of text it went through, and in how many seconds."""
+    """The name of an operation, the bytes of text it processed, and the seconds it took."""
 
     name: str
     num_bytes: int
@@ -47,19 +50,19 @@ class Speed(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenizerStudy:
-    """All that was measured.
+    """All measurements.
 
     Attributes:
-        tokenizer: the one that the study is about.
-        training: a training on the text, of `tokenizer` or of one of the same size.
-        vocab_size: the size that the training was asked for.
-        common_merges: how many merges, from the first, are the same in both; None where both are one.
+        tokenizer: the tokenizer under study.
+        training: a training on the text, of `tokenizer` itself or of a tokenizer with the same size.
+        vocab_size: the requested vocabulary size of that training.
+        common_merges: length of the common prefix of both merge lists; None if `tokenizer` was trained here.
         num_bytes: size of the text.
-        num_tokens: of the whole text, special tokens among them.
+        num_tokens: number of tokens of the text, special tokens included.
         documents: a random sample.
-        speeds: of encoding.
+        speeds: encoding speeds.
         word: a pre-token.
-        steps: its encoding.
+        steps: the encoding of `word`, merge by merge.
     """
 
     tokenizer: Tokenizer
@@ -89,43 +92,43 @@ def study_tokenizer(
 
     Args:
         input: text files; None for stories of the embedded corpus.
-        num_stories: how many of those.
-        tokenizer: the folder of a tokenizer, which gives size and special tokens of the training too; None for the one
-            that is trained.
-        vocab_size: of the training; None for 10,000.
-        special_tokens: of the training; None for `<|endoftext|>`.
-        num_workers: processes; None for one per core.
-        word: a pre-token to replay; None for `pick_word`.
-        seed: of the stories and of the sample of documents.
+        num_stories: number of those stories.
+        tokenizer: the folder of a tokenizer, whose size and special tokens the training takes; None studies the
+            tokenizer that is trained here.
+        vocab_size: vocabulary size of the training; None for 10,000.
+        special_tokens: special tokens of the training; None for `<|endoftext|>`.
+        num_workers: number of processes; None for one per core.
+        word: the pre-token to encode merge by merge; None for `pick_word`.
+        seed: seed of the stories and of the sample of documents.
 
     Raises:
         OSError: a file or the tokenizer's folder cannot be read.
-        ValueError: options contradict each other, the text holds no word, the vocabulary lacks a byte of text or word,
-            or the word is not one pre-token.
+        UserError: options contradict each other, the text contains no word, or `word` is not one pre-token.
+        ValueError: the vocabulary lacks a byte of the text or of `word`.
     """
     if tokenizer and (vocab_size is not None or special_tokens is not None):
-        raise ValueError(
-            "--vocab_size and --special_tokens are for a tokenizer that is trained here, but --tokenizer was given; "
+        raise UserError(
+            "--vocab_size and --special_tokens describe a tokenizer to train, but --tokenizer names an existing one: "
             "leave out one or the other"
         )
     if num_stories < 1:
-        raise ValueError(f"num_stories is {num_stories}; give 1 or more")
+        raise UserError(f"num_stories is {num_stories}: give 1 or more")
     given = Tokenizer.from_dir(tokenizer) if tokenizer else None
     size = given.vocab_size if given else vocab_size if vocab_size is not None else 10_000
     specials = given.special_tokens if given else special_tokens if special_tokens is not None else [END_OF_TEXT]
     if word is not None:
         check_word(word, specials)
         if given:
-            given.encode(word)  # says before anything long if the vocabulary lacks a byte of it
+            given.encode(word)  # raises before the long training if the vocabulary lacks a byte of the word
 
     with tempfile.TemporaryDirectory() as folder:
         source = input or [os.path.join(folder, "stories.txt")]
         if not input:
             write_corpus(source[0], num_stories, seed)
         training = train_with_report(source, size, specials, num_workers=num_workers, progress=True)
-        texts = list(filter(None, map(read_document, sample_documents(source, 10, seed))))  # of JSONL some are empty
+        texts = list(filter(None, map(read_document, sample_documents(source, 10, seed))))  # JSONL can have empty ones
         if not (training.counts and texts):
-            raise ValueError("the text holds nothing but white space and special tokens; give one with words")
+            raise UserError("the text contains only white space and special tokens: give a text with words")
         subject = given or training.tokenizer
         in_files, num_tokens = measure_files(subject, source, Path(folder, "ids.bin"), num_workers)
         as_strings = measure_strings(subject, source)
@@ -144,28 +147,61 @@ def study_tokenizer(
     )
 
 
+def iter_documents(source: Sequence[str | os.PathLike[str]]) -> Iterator[Span]:
+    """Yield the spans of all documents that are not blank, in order.
+
+    A document of a text file ends before `<|endoftext|>` or at the end of the file. In a JSONL file, each line is one.
+    """
+    for path in source:
+        end = b"\n" if is_jsonl(path) else re.escape(END_OF_TEXT.encode())
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            start = 0
+            for boundary in re.finditer(end + b"|\\Z", text):
+                if text[start : boundary.start()].strip():
+                    yield Span(path, start, boundary.start())
+                start = boundary.end()
+
+
+def sample_documents(source: Sequence[str | os.PathLike[str]], count: int, seed: int) -> list[Span]:
+    """Return `count` random documents in their order, or all if there are fewer."""
+    uniform = random.Random(seed).random
+    sample = heapq.nsmallest(count, ((uniform(), number, span) for number, span in enumerate(iter_documents(source))))
+    return [span for _, _, span in sorted(sample, key=lambda entry: entry[1])]
+
+
+def read_document(span: Span) -> str:
+    """Return the text of a document, truncated to its first mebibyte."""
+    if is_jsonl(span.path):
+        data = next(read_documents(*span))[:MAX_DOCUMENT_BYTES]
+    else:
+        with open(span.path, "rb") as file:
+            file.seek(span.start)
+            data = file.read(min(span.stop - span.start, MAX_DOCUMENT_BYTES))
+    return data.decode(errors="ignore")  # the truncation may split a character, which is dropped
+
+
 def check_word(word: str, special_tokens: Sequence[str]) -> None:
-    """Check that a word can be replayed.
+    """Check that a word is one pre-token.
 
     Raises:
-        ValueError: it is not one pre-token.
+        UserError: it is not.
     """
     if word in special_tokens:
-        raise ValueError(f"word {word!r} is a special token, which is never merged; give an ordinary word")
+        raise UserError(f"word {word!r} is a special token, which is never merged: give an ordinary word")
     pretokens = find_pretokens(word)
     if len(pretokens) != 1:
-        raise ValueError(
-            f"word {word!r} is {len(pretokens)} pre-tokens {pretokens}, and nothing is merged across them; give one"
+        raise UserError(
+            f"word {word!r} is {len(pretokens)} pre-tokens {pretokens}, and merges never cross pre-tokens: give one"
         )
 
 
 def pick_word(counts: Mapping[bytes, int]) -> str:
-    """Return the most frequent word of at least ten bytes; where none is as long, the longest."""
+    """Return the most frequent word of at least ten bytes, or the longest word if none is that long."""
     return max(counts, key=lambda word: (is_word(word), min(len(word), 10), counts[word], word)).decode()
 
 
 def is_word(token: bytes) -> bool:
-    """Tell whether a token is letters, with at most one space in front."""
+    """Return whether a token consists of letters, with at most one space before them."""
     try:
         return token.decode().removeprefix(" ").isalpha()
     except UnicodeDecodeError:
@@ -173,15 +209,15 @@ def is_word(token: bytes) -> bool:
 
 
 def count_common_merges(one: Tokenizer, other: Tokenizer) -> int:
-    """Return how many merges, from the first, two tokenizers have in common."""
-    pairs = enumerate(zip(one.merges, other.merges, strict=False))
-    return next((rank for rank, (left, right) in pairs if left != right), min(len(one.merges), len(other.merges)))
+    """Return the length of the common prefix of two merge lists."""
+    pairs = zip(one.merges, other.merges, strict=False)
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 def measure_files(
     tokenizer: Tokenizer, source: Sequence[str | os.PathLike[str]], output: Path, num_workers: int | None
 ) -> tuple[Speed, int]:
-    """Encode whole files with `encode_files`; return its speed and the number of tokens."""
+    """Encode whole files with `encode_files`; return the speed and the number of tokens."""
     fresh = _without_caches(tokenizer)
     start = time.perf_counter()
     tokens = encode_files(fresh, source, output, num_workers=num_workers, progress=True)
@@ -189,13 +225,13 @@ def measure_files(
 
 
 def measure_strings(tokenizer: Tokenizer, source: Sequence[str | os.PathLike[str]]) -> Speed:
-    """Encode documents from the beginning of the text with `encode`, one at a time; return its speed."""
+    """Encode the first documents of the text one at a time with `encode`; return the speed."""
     texts: list[str] = []
     num_bytes = 0
     for span in iter_documents(source):
         texts.append(read_document(span))
         num_bytes += len(texts[-1].encode())
-        if num_bytes >= _STRINGS_BYTES:
+        if num_bytes >= MAX_STRING_BYTES:
             break
     fresh = _without_caches(tokenizer)
     start = time.perf_counter()
@@ -205,5 +241,5 @@ def measure_strings(tokenizer: Tokenizer, source: Sequence[str | os.PathLike[str
 
 
 def _without_caches(tokenizer: Tokenizer) -> Tokenizer:
-    """Return an equal tokenizer that has not met a word yet, for what came before should not count."""
+    """Return an equal tokenizer with empty caches, so that earlier encodings do not count."""
     return Tokenizer(tokenizer.vocab, tokenizer.merges, tokenizer.special_tokens)

@@ -1,4 +1,4 @@
-"""`study tokenizer`: prints, question by question, what tokenizer.py has measured."""
+"""Print the measurements of tokenizer.py as answers to the course's questions: the command `study tokenizer`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,21 @@ from tslm.tokenizer.report import bytes_per_token, longest_tokens
 PILE_BYTES = 825e9  # Gao et al. 2020
 
 
-def print_study(**options: Any) -> None:  # noqa: ANN401  (passed on as they are)
-    """Answer the questions about the tokenizer; `study_tokenizer` documents options and errors."""
-    study = study_tokenizer(**options)
-    source = ", ".join(options["input"] or ["stories of the embedded corpus"])
-    print(f"text       {source}: {study.num_bytes:,} bytes")
-    print(f"tokenizer  {options['tokenizer'] or 'trained on this text'}: {len(study.tokenizer.vocab):,} tokens")
+def print_study(**options: Any) -> None:  # noqa: ANN401  (passed through)
+    """Measure a tokenizer and print the page; `study_tokenizer` documents options and errors."""
+    print_page(study_tokenizer(**options), options["input"], options["tokenizer"])
+
+
+def print_page(study: TokenizerStudy, input: Sequence[str] | None = None, tokenizer: str | None = None) -> None:
+    """Print all answers.
+
+    Args:
+        study: the measurements.
+        input: the text files that were studied; None for the embedded corpus.
+        tokenizer: the folder of the tokenizer that was studied; None if it was trained on the text.
+    """
+    print(f"text       {', '.join(input or ['stories of the embedded corpus'])}: {study.num_bytes:,} bytes")
+    print(f"tokenizer  {tokenizer or 'trained on this text'}: {len(study.tokenizer.vocab):,} tokens")
     _print_training(study)
     _print_longest(study.tokenizer)
     _print_compression(study)
@@ -30,7 +39,7 @@ def print_study(**options: Any) -> None:  # noqa: ANN401  (passed on as they are
 def _print_training(study: TokenizerStudy) -> None:
     training = study.training
     merges = len(training.tokenizer.merges)
-    print_title("What does training take?")
+    print_title("How much time and memory does training take?")
     print_table([
         ["phase", "seconds", "share", ""],
         ["counting", f"{training.counting_seconds:.2f}", f"{training.counting_seconds / training.seconds:.0%}",
@@ -41,15 +50,16 @@ def _print_training(study: TokenizerStudy) -> None:
     ], "<>><")
     print_note(f"Peak memory: {training.memory}.")
     if len(training.tokenizer.vocab) < study.vocab_size:
-        print_note(f"It ended at {len(training.tokenizer.vocab):,} of {study.vocab_size:,} tokens, because no pair was "
-                   "left: every pre-token of the text had become one token.")
+        print_note(f"Training ended at {len(training.tokenizer.vocab):,} of {study.vocab_size:,} tokens, because no "
+                   "pair was left: every pre-token of the text is one token.")
     if study.common_merges is None:
         return
     if study.common_merges == len(study.tokenizer.merges) == merges:
-        print_note(f"The tokenizer's merges and those of this training agree, all {merges:,}.")
+        print_note(f"All {merges:,} merges of the tokenizer and of this training agree.")
     else:
-        print_note(f"The tokenizer has {len(study.tokenizer.merges):,} merges and this training made {merges:,}; the "
-                   f"first {study.common_merges:,} agree. It was trained on another text or by another rule.")
+        print_note(f"The tokenizer has {len(study.tokenizer.merges):,} merges, and this training made {merges:,}. The "
+                   f"first {study.common_merges:,} agree. The tokenizer was trained on another text or by another "
+                   "rule.")
 
 
 def _print_longest(tokenizer: Tokenizer) -> None:
@@ -58,26 +68,26 @@ def _print_longest(tokenizer: Tokenizer) -> None:
     print_table([["bytes", "", "token (· is a space)"],
                  *([str(len(token)), "letters" if is_word(token) else "", show(token)] for token in longest)], "><<")
     merged = {left + right for left, right in tokenizer.merges}
-    print_note(f"{sum(map(is_word, longest))} of {len(longest)} are letters, with at most one space in front: words or "
-               f"parts of words; so are {sum(map(is_word, merged)):,} of all {len(merged):,} merged tokens.")
+    print_note(f"{sum(map(is_word, longest))} of these {len(longest)} are words or parts of words: letters with at "
+               f"most one space before them. Of all {len(merged):,} merged tokens, {sum(map(is_word, merged)):,} are.")
 
 
 def _print_compression(study: TokenizerStudy) -> None:
-    print_title("How many bytes of text does a token stand for?")
+    print_title("How many bytes of text does a token represent?")
     rows = [_compression(document.num_bytes, document.num_tokens, repr(document.text))
             for document in study.documents]
     num_bytes, num_tokens = (sum(column) for column in list(zip(*study.documents, strict=True))[1:])
     print_table([
         ["bytes", "tokens", "bytes per token", "document"], *rows,
-        _compression(num_bytes, num_tokens, "these documents together"),
-        _compression(study.num_bytes, study.num_tokens, "the whole text, special tokens among the tokens"),
+        _compression(num_bytes, num_tokens, "total of these documents"),
+        _compression(study.num_bytes, study.num_tokens, "the whole text, special tokens included"),
     ], ">>><")
     ratio = bytes_per_token(study.tokenizer, study.training.counts)
-    print_note(f"Special tokens left out, the whole text has {ratio:.2f} bytes per token.")
+    print_note(f"Without special tokens, the whole text has {ratio:.2f} bytes per token.")
 
 
-def _compression(num_bytes: int, num_tokens: int, what: str) -> list[str]:
-    return [f"{num_bytes:,}", f"{num_tokens:,}", f"{num_bytes / num_tokens:.2f}", what]
+def _compression(num_bytes: int, num_tokens: int, name: str) -> list[str]:
+    return [f"{num_bytes:,}", f"{num_tokens:,}", f"{num_bytes / num_tokens:.2f}", name]
 
 
 def _print_speeds(speeds: Sequence[Speed]) -> None:
@@ -91,15 +101,15 @@ def _print_speeds(speeds: Sequence[Speed]) -> None:
 
 
 def _print_sizes(study: TokenizerStudy) -> None:
-    print_title("Why are ids kept in 16 bits?")
+    print_title("Why are ids stored in 16 bits?")
     rows = [[f"ids of {bits} bits", f"{study.num_tokens * bits // 8:,}", f"{bits // 8}",
              f"{study.num_tokens * bits / 8 / study.num_bytes:.2f}"] for bits in (16, 32, 64)]
     print_table([["", "bytes", "bytes per token", "of the text"],
                  ["text", f"{study.num_bytes:,}", f"{study.num_bytes / study.num_tokens:.2f}", "1.00"], *rows], "<>>>")
     size = study.tokenizer.vocab_size
     if size <= 1 << 16:
-        print_note(f"The largest of {size:,} ids is below 2^16 = {1 << 16:,}: 16 bits hold each, 8 would not; more "
-                   "would be zeros to write and to read.")
+        print_note(f"The largest of {size:,} ids is below 2^16 = {1 << 16:,}, so 16 bits are enough and 8 are not. "
+                   "More bits would store only zeros.")
     else:
         print_note(f"{size:,} ids do not fit into 2^16 = {1 << 16:,}; this vocabulary needs 32 bits.")
 
@@ -108,16 +118,16 @@ def _print_replay(study: TokenizerStudy) -> None:
     print_title(f"How is {study.word!r} encoded?")
     rows = []
     for step in study.steps:
-        rank, pair = "", "(none is left)"
+        rank, pair = "", "(none)"
         if step.rank is not None:
             rank, pair = f"{step.rank:,}", " ".join(map(show, study.tokenizer.merges[step.rank]))
         rows.append([rank, pair, " ".join(map(show, step.tokens))])
     print_table([["rank", "next merge", "tokens so far"], *rows], "><<")
-    print_note("The rank is the merge's place among all merges: of those that could be applied, the one made earliest "
-               "in training goes first.")
+    print_note("The rank is the position in the list of merges. Of the possible merges, the one with the lowest rank, "
+               "which training made first, is applied next.")
 
 
 def show(token: bytes) -> str:
-    """Return a token in visible signs: a space as ·, and what is no character, or not a printable one, as escapes."""
+    """Return a token in printable characters: a space as ·, other bytes and characters as escapes."""
     text = token.decode(errors="backslashreplace").replace(" ", "·")
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

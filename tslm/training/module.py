@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from tslm.generation import Completion, complete
 from tslm.model import TransformerConfig, TransformerLM
-from tslm.model.functional import document_begins
+from tslm.model.ops import document_starts_of
 from tslm.objective import linear_cross_entropy
 from tslm.optim import AdamW, clip_gradients
 from tslm.tokenizer import Tokenizer
@@ -26,10 +26,10 @@ from tslm.training.checkpoint import CHECKPOINT_KEY, fit_part
 from tslm.training.compiling import try_compiled
 from tslm.training.cuda_step import CudaStep, applies
 from tslm.training.micro_batches import loss_by_micro_batches
+from tslm.training.saved_settings import saved_form
 from tslm.training.settings import GenerationSettings, OptimizerSettings
 from tslm.training.skipped import SkippedSteps, SkipReport, with_telling_gradient
 
-LOSS_CHUNK_SIZES = {"cpu": 512, "cuda": 16_384}
 # Adding up its gradients makes a micro-batch 1 to 3% slower, which a larger batch gets back by touching less memory.
 WHOLE_TOKENS, MICRO_BATCH_TOKENS = 4096, 2048
 
@@ -106,14 +106,13 @@ class LanguageModule(pl.LightningModule):
 
     def mean_loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy in nats of windows (..., T) against their next tokens (..., T)."""
-        documents = None if self.separator is None else document_begins(inputs, self.separator)
-        hidden = self.model.hidden(inputs, documents=documents)
+        starts = None if self.separator is None else document_starts_of(inputs, self.separator)
+        hidden = self.model.hidden(inputs, document_starts=starts)
         weight, loss_of = self.model.lm_head.weight, linear_cross_entropy
         # On a GPU a kernel of our own does all of the loss but its matmuls.
         if self._compiled_loss is not None and torch.is_grad_enabled() and not hidden.is_cuda:
             loss_of = self._compiled_loss
-        chunk_size = self.loss_chunk_size or LOSS_CHUNK_SIZES["cuda" if hidden.is_cuda else "cpu"]
-        return loss_of(hidden.flatten(0, -2), weight, targets.flatten(), chunk_size)
+        return loss_of(hidden.flatten(0, -2), weight, targets.flatten(), self.loss_chunk_size)
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """Return the mean loss of a batch of windows, with a gradient that is finite only if the loss is."""
@@ -254,10 +253,10 @@ class LanguageModule(pl.LightningModule):
         self.clip(gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what makes the file stand alone: architecture, tokenizer, command line, random number generators."""
+        """Add what makes the file stand alone: architecture, tokenizer, settings, random number generators."""
         checkpoint[CHECKPOINT_KEY] = {
             "architecture": asdict(self.model.config),
-            "config": self.run_config,
+            **saved_form(self.run_config),
             "tokenizer": tokenizer_texts(self.tokenizer) if self.tokenizer is not None else None,
             "rng": {
                 "cpu": torch.get_rng_state(),

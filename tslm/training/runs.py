@@ -13,6 +13,7 @@ from tslm.model import TransformerConfig, TransformerLM
 from tslm.tokenizer import Tokenizer
 from tslm.tokenizer.serialization import tokenizer_from_texts
 from tslm.training.checkpoint import check_shapes, fit_part, is_intact, read_checkpoint
+from tslm.training.saved_settings import read_architecture
 
 RUNS = "lightning_logs"
 CHECKPOINTS = "checkpoints"
@@ -40,7 +41,7 @@ def load_model(path: str | Path) -> LoadedModel:
     own = fit_part(state, path)
     if own["tokenizer"] is None:
         raise ValueError(f"{path} holds no tokenizer: it was trained on something else than text")
-    model = TransformerLM(TransformerConfig(**own["architecture"]))
+    model = TransformerLM(TransformerConfig(**read_architecture(own, path)))
     weights = {k.removeprefix(MODEL_PREFIX): v for k, v in state["state_dict"].items() if k.startswith(MODEL_PREFIX)}
     check_shapes(weights, model.state_dict(), str(path))
     model.load_state_dict(weights)

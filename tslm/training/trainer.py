@@ -9,9 +9,9 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from tslm.fast.forms import cpu_multiplies_bfloat16
 from tslm.loops.lightning import InterruptAtBoundary, install_step_loop
 from tslm.loops.step import Budget, Cadence
-from tslm.model.hardware import cpu_multiplies_bfloat16
 from tslm.training.checkpoint import read_checkpoint
 from tslm.training.compiling import Choice, pays
 from tslm.training.loggers import run_loggers

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.campaigns.fuzz_inputs import nasty_specials, nasty_text, odd_tokenizer, salted
+from tests.campaigns.fuzz_inputs import nasty_specials, nasty_text, odd_tokenizer, with_specials
 from tslm import Tokenizer, count_pretokens, encode_files, fast, merge_pretokens, train_bpe
 from tslm.fast import door
 from tslm.tokenizer import bpe, train
@@ -44,7 +44,7 @@ def test_public_functions_agree_with_the_door_open_and_shut(tmp_path_factory, se
     rng = random.Random(seed)
     folder = tmp_path_factory.mktemp("text")
     specials = nasty_specials(rng)
-    text = salted(rng, nasty_text(rng, length), specials)
+    text = with_specials(rng, nasty_text(rng, length), specials)
     tokenizer = odd_tokenizer(rng, text, specials, complete=complete)
     arguments = tokenizer.vocab, tokenizer.merges, tokenizer.special_tokens
     with warnings.catch_warnings():

@@ -1,0 +1,112 @@
+"""Compiling the C kernels: once, into the cache folder, and one sentence where that fails."""
+
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from tests.conftest import needs_compiler
+from tslm.fast.cpu import build, kernels
+from tslm.fast.door import UnavailableError
+
+SOURCES = kernels.SOURCES
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CC", raising=False)
+    build.load.cache_clear()
+    yield
+    build.load.cache_clear()
+
+
+def _kept(tmp_path):
+    return sorted(path.name for path in (tmp_path / "cache" / "tslm").iterdir())
+
+
+@needs_compiler
+def test_a_library_is_compiled_once_and_kept(tmp_path):
+    path = build.build(SOURCES, torch.float32)
+    written = path.stat().st_mtime_ns
+    assert build.build(SOURCES, torch.float32) == path
+    assert path.stat().st_mtime_ns == written
+    assert _kept(tmp_path) == [path.name]
+    assert build.load(SOURCES, torch.float32) is build.load(SOURCES, torch.float32)
+
+
+@needs_compiler
+def test_concurrent_builds_leave_one_library(tmp_path):
+    with ThreadPoolExecutor(3) as pool:
+        paths = set(pool.map(build.build, [SOURCES] * 3, [torch.float32] * 3))
+    assert [path.name for path in paths] == _kept(tmp_path)
+
+
+@needs_compiler
+def test_another_source_dtype_or_compiler_is_another_library(tmp_path, monkeypatch):
+    keys = {build._key(SOURCES, ["cc"], build.FLAGS), build._key(SOURCES, ["cc"], [*build.FLAGS, "-DBFLOAT16"]),
+            build._key(SOURCES, ["cc", "-O1"], build.FLAGS)}
+    changed = tuple(tmp_path / source.name for source in SOURCES)
+    for source, copy in zip(SOURCES, changed, strict=True):
+        copy.write_text(source.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    keys.add(build._key(changed, ["cc"], build.FLAGS))
+    header = tmp_path / build.HEADER.name
+    header.write_text(build.HEADER.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    monkeypatch.setattr(build, "HEADER", header)
+    keys.add(build._key(SOURCES, ["cc"], build.FLAGS))
+    monkeypatch.setattr(build, "_processor", lambda: "another")
+    keys.add(build._key(SOURCES, ["cc"], build.FLAGS))
+    assert len(keys) == 6
+
+
+@needs_compiler
+@pytest.mark.parametrize(("compiler", "reason"), [
+    ("no-such-compiler", "no C compiler: no-such-compiler is not found"), ("false", "false fails: exit code 1"),
+    ("cc --no-such-option", "cc fails: .*error: .*no-such-option")])
+def test_without_a_working_compiler_the_reason_is_given(monkeypatch, compiler, reason):
+    monkeypatch.setenv("CC", compiler)
+    with pytest.raises(UnavailableError, match=rf"the C kernels are missing \({reason}"):
+        build.load(SOURCES, torch.float32)
+
+
+@needs_compiler
+def test_an_empty_compiler_variable_means_the_default(monkeypatch):
+    monkeypatch.setenv("CC", " ")
+    assert build.load(SOURCES, torch.float32) is not None
+
+
+@needs_compiler
+def test_ctrl_c_in_the_terminal_does_not_reach_the_compiler(tmp_path, monkeypatch):
+    script = tmp_path / "cc"
+    tell = f"{sys.executable} -c 'import os; print(os.getpgrp())' >> {tmp_path}/groups"
+    script.write_text(f'#!/bin/sh\n{tell}\nexec cc "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CC", str(script))
+    assert build.build(SOURCES, torch.float32).exists()
+    groups = (tmp_path / "groups").read_text().split()
+    assert len(groups) == 2  # one call for the version, one to compile
+    assert str(os.getpgrp()) not in groups
+
+
+@needs_compiler
+def test_a_compiler_error_is_named_by_its_first_line(tmp_path, monkeypatch):
+    (tmp_path / "broken.c").write_text("int main(void) { return missing; }\n")
+    with pytest.raises(UnavailableError, match=r"cc fails: .*broken\.c.*missing"):
+        build.build((tmp_path / "broken.c",), torch.float32)
+    assert _kept(tmp_path) == []
+
+
+@needs_compiler
+def test_an_unwritable_cache_folder_is_an_unavailable_kernel(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(UnavailableError, match="the C kernels are missing"):
+        build.load(SOURCES, torch.float32)
+
+
+def test_windows_has_no_kernels(monkeypatch):
+    monkeypatch.setattr(build.platform, "system", lambda: "Windows")
+    with pytest.raises(UnavailableError, match="Windows"):
+        build.build(SOURCES, torch.float32)

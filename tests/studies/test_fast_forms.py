@@ -1,0 +1,52 @@
+"""`study fast`: what runs for each replaceable function, and why."""
+
+import pytest
+
+from tests.conftest import needs_compiler
+from tslm import fast
+from tslm.__main__ import main
+from tslm.fast import DisagreementWarning, door
+from tslm.fast.table import SUBSTITUTES
+from tslm.model import ops
+from tslm.studies.fast_forms import reports
+
+
+@pytest.fixture(autouse=True)
+def _fresh_door():
+    door.forget()
+    yield
+    door.forget()
+
+
+@needs_compiler
+def test_every_replaceable_function_is_listed():
+    rows = list(reports(seconds=0))
+    assert {row.function for row in rows} == set(SUBSTITUTES)
+    assert all(row.reason == "" and row.speedup is None for row in rows)
+    assert {row.runs for row in rows if row.function == "tslm.model.ops.rms_norm"} == {"fast.cpu.kernels.rms_norm"}
+
+
+@needs_compiler
+def test_an_edited_function_is_listed_as_written_with_the_reason(monkeypatch):
+    plain = ops.rms_norm.plain
+    monkeypatch.setattr(ops.rms_norm, "plain", lambda *arguments: 3 * plain(*arguments))
+    with pytest.warns(DisagreementWarning):
+        rows = [row for row in reports(seconds=0) if row.function == "tslm.model.ops.rms_norm"]
+    assert {row.runs for row in rows} == {"as written"}
+    assert all("on a probe it gives" in row.reason for row in rows)
+
+
+@needs_compiler
+def test_the_page_says_what_runs_and_how_much_faster_it_is(capsys):
+    assert main(["study", "fast", "--seconds", "0.001"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = [line for line in lines if line.startswith("generation.sampling.choose_tokens")]
+    assert row.endswith("×")
+
+
+def test_with_the_door_shut_everything_runs_as_written(capsys):
+    with fast.shut():
+        assert main(["study", "fast", "--seconds", "0"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("The door is shut")
+    assert not any("fast.cpu" in line for line in lines)

@@ -1,0 +1,99 @@
+"""Compiles the C kernels at their first use and keeps the library in the user's cache folder.
+
+The library's name holds a hash of everything it depends on: the sources, the compiler, the flags, and the processor,
+because it is compiled for the one at hand. It appears by a rename, so two processes that compile at once do not disturb
+each other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+from tslm.fast.door import UnavailableError
+
+HEADER = Path(__file__).with_name("simd.h")  # included by every source
+FLAGS = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
+_TIMEOUT = 120  # seconds, for a compiler that hangs; compiling takes about one
+
+
+@functools.cache
+def load(sources: tuple[Path, ...], dtype: torch.dtype) -> ctypes.CDLL:
+    """Return the library of some C files that multiplies in `dtype`, float32 or bfloat16.
+
+    Raises:
+        UnavailableError: it cannot be compiled or loaded here; the message says why.
+    """
+    try:
+        return ctypes.CDLL(str(build(sources, dtype)))
+    except (RuntimeError, OSError) as error:  # RuntimeError: the user has no home folder
+        raise UnavailableError(f"the C kernels are missing ({error})") from error
+
+
+def build(sources: tuple[Path, ...], dtype: torch.dtype) -> Path:
+    """Compile the sources unless that has been done, and return the library's path.
+
+    The environment variable `CC` names another compiler than `cc`, and `XDG_CACHE_HOME` another cache folder than
+    `~/.cache`.
+
+    Raises:
+        UnavailableError: there is no compiler, or it fails; always on Windows.
+        OSError: the cache folder cannot be written.
+    """
+    if platform.system() == "Windows":
+        raise UnavailableError("they are not compiled on Windows")
+    compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    if shutil.which(compiler[0]) is None:
+        raise UnavailableError(f"no C compiler: {compiler[0]} is not found; install one, or name one in CC")
+    flags = [*FLAGS, *(["-DBFLOAT16"] if dtype == torch.bfloat16 else [])]
+    path = _folder() / f"kernel-{_key(sources, compiler, flags)}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=path.parent) as folder:
+            new = Path(folder) / path.name
+            _run([*compiler, *flags, "-o", str(new), *map(str, sources), "-lm"])
+            os.replace(new, path)
+    return path
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tslm"
+
+
+def _key(sources: tuple[Path, ...], compiler: list[str], flags: list[str]) -> str:
+    parts = [_run([*compiler, "--version"]), shlex.join([*compiler, *flags]), _processor()]
+    parts += [path.read_text(encoding="utf-8") for path in [*sources, HEADER]]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    """Return what `-march=native` depends on: the processor's features, or its name where features are not listed."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    features = {line for line in lines if line.startswith(("flags", "Features", "model name", "CPU part"))}
+    return "\n".join([platform.machine(), platform.processor(), *sorted(features)])
+
+
+def _run(command: list[str]) -> str:
+    try:
+        # In a session of its own, because Ctrl-C would end the compiler while training finishes its step.
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT, check=False,
+                              start_new_session=True)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UnavailableError(f"{command[0]} does not run: {error}") from error
+    if done.returncode != 0:
+        line = next((line for line in done.stderr.splitlines() if "error:" in line), f"exit code {done.returncode}")
+        raise UnavailableError(f"{command[0]} fails: {line}")
+    return done.stdout

@@ -1,0 +1,70 @@
+"""The forms in which a tensor function is called (device, dtype, autocast), and probes that several devices share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tslm.fast.door import Case
+
+
+class Form(NamedTuple):
+    """One form of a call; agreement is checked once for each.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        dtype: of the function's first tensor.
+        autocast: the dtype that autocast gives to matmuls; None where it is off.
+    """
+
+    device: str
+    dtype: torch.dtype
+    autocast: torch.dtype | None = None
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype in which a matmul runs."""
+        return self.autocast or self.dtype
+
+
+def form_of(x: Tensor) -> Form:
+    """Return the form of a call whose first tensor is `x`."""
+    device = x.device.type
+    on = x.dtype != torch.float64 and not x.is_meta and torch.is_autocast_enabled(device)
+    return Form(device, x.dtype, torch.get_autocast_dtype(device) if on else None)
+
+
+def attends_to_itself(qkv: Tensor, rotation: Tensor | None, cached: tuple[object, ...]) -> bool:
+    """Whether a call of `ops.self_attention` has no cache or mask, and pairs of features to rotate."""
+    same_for_all = rotation is None or rotation.ndim == 3
+    return same_for_all and qkv.shape[-1] % 2 == 0 and all(each is None for each in cached)
+
+
+def drawn(*size: int, dtype: torch.dtype, device: str = "cpu", seed: int = 0, scale: float = 1.0) -> Tensor:
+    """Return a leaf tensor of normal random numbers that requires a gradient, for probes and examples."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(size, generator=generator, dtype=torch.float32) * scale
+    return values.to(device, dtype).requires_grad_()
+
+
+def rotation_table(length: int, width: int, device: str = "cpu") -> Tensor:
+    """Return cosines and sines (length, width / 2, 2) of some angles, for probes and examples."""
+    angles = torch.outer(torch.arange(length, dtype=torch.float32), 0.7 ** torch.arange(width // 2))
+    return torch.stack((angles.cos(), angles.sin()), -1).to(device)
+
+
+def loss_case(form: Form, tokens: int, d_model: int, vocab_size: int, chunk_size: int | None) -> Case:
+    """Arguments of `linear_and_loss`, for the probes of every device."""
+    targets = torch.arange(tokens) * 7919 % vocab_size
+    weight = drawn(vocab_size, d_model, dtype=form.dtype, device=form.device, seed=1, scale=0.3)
+    hidden = drawn(tokens, d_model, dtype=form.dtype, device=form.device)
+    return Case((hidden, weight, targets.to(form.device), chunk_size))
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 itself, so that it is faster than float32."""
+    # The public torch.backends.cpu.get_cpu_capability knows the vector width but not bfloat16.
+    probes = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
+    return any(probe() for probe in probes if probe is not None)

@@ -1,0 +1,128 @@
+"""Which form of each replaceable function runs on this machine, how it was checked, and how much faster it is."""
+
+from __future__ import annotations
+
+import importlib
+import statistics
+import time
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from tslm.fast import door
+from tslm.fast.table import SUBSTITUTES, Place
+from tslm.model import TransformerConfig, TransformerLM
+
+# The course's model with two of its four layers, for the function that needs a model.
+EXAMPLE = TransformerConfig(10_000, 256, d_model=512, num_layers=2, num_heads=16, d_ff=1344)
+
+
+class FormReport(NamedTuple):
+    """One form of a function.
+
+    Attributes:
+        function: dotted name of the function.
+        form: device and dtype.
+        runs: the substitute, or "as written".
+        reason: why the function runs as written; "" if a substitute runs.
+        speedup: time of the function as written over time of the substitute; None where it was not measured.
+    """
+
+    function: str
+    form: str
+    runs: str
+    reason: str
+    speedup: float | None
+
+
+def print_study(seconds: float = 0.5) -> None:
+    """Print a line for each function and form.
+
+    Args:
+        seconds: how long to measure each form for; 0 measures nothing.
+    """
+    state = "open" if door.is_open() else "shut (TSLM_FAST=0)"
+    print(f"The door is {state}. A substitute runs if it agrees with the function as it is written.\n")
+    print(f"{'function':<42}{'form':<28}{'runs':<32}{'faster':>8}")
+    for row in reports(seconds):
+        speedup = "" if row.speedup is None else f"{row.speedup:.1f}×"
+        print(f"{row.function.removeprefix('tslm.'):<42}{row.form:<28}{row.runs:<32}{speedup:>8}", flush=True)
+        if row.reason:
+            print(f"    {row.reason}")
+
+
+def reports(seconds: float) -> Iterator[FormReport]:
+    """Compare and measure every substitute that this machine can run; yield a report for each function and form.
+
+    Args:
+        seconds: how long to measure each form for; 0 measures nothing.
+    """
+    for name, places in SUBSTITUTES.items():
+        importlib.import_module(name.rpartition(".")[0])
+        rows = [row for place in places for row in _rows(name, place, seconds)]
+        yield from rows or [FormReport(name, "every form", "as written", "", None)]
+
+
+def _rows(name: str, place: Place, seconds: float) -> list[FormReport]:
+    substitute = door.load(place)
+    if substitute is None:
+        return []
+    rows = []
+    for key, example in _examples(name, substitute):
+        reason = door.disagreement(name, place, key) if door.is_open() else "the door is shut"
+        speedup = None
+        if not reason and seconds and example is not None:
+            plain = door.functions()[name].plain
+            speedup = _seconds(plain, example, key, seconds) / _seconds(substitute.function, example, key, seconds)
+        runs = "as written" if reason else f"{place.module.removeprefix('tslm.')}.{substitute.function.__name__}"
+        rows.append(FormReport(name, _form(key), runs, reason, speedup))
+    return rows
+
+
+def _examples(name: str, substitute: door.Substitute) -> list[tuple[Hashable, door.Case | None]]:
+    """Return the keys of this machine, each with arguments of realistic size."""
+    if name == "tslm.generation.decoding.next_logits":
+        torch.manual_seed(0)
+        model = TransformerLM(EXAMPLE).eval()
+
+        def twenty_steps(next_logits: Callable[[dict[int, list[int]]], Any]) -> None:
+            with torch.inference_mode():
+                for end in range(1, 21):
+                    next_logits({0: list(range(end))})
+
+        key = substitute.supports(model, 1, 64)
+        _keep_alive.append(model)
+        return [] if key is None else [(key, door.Case((model, 1, 64), twenty_steps))]
+    return [(key, None if substitute.examples is None else substitute.examples(key)) for key in list(substitute.keys())]
+
+
+_keep_alive: list[object] = []  # a key holds its model weakly
+
+
+def _seconds(function: Callable[..., Any], case: door.Case, key: Hashable, budget: float) -> float:
+    """Median time of a call, with its gradients where there are any."""
+    times: list[float] = []
+    autocast = getattr(key, "autocast", None)
+    started = time.perf_counter()
+    while len(times) < 4 or time.perf_counter() - started < budget:
+        begin = time.perf_counter()
+        with torch.autocast(_device(key), autocast or torch.bfloat16, enabled=autocast is not None):
+            result = case.finish(function(*case.arguments))
+        if isinstance(result, torch.Tensor) and result.requires_grad:
+            result.sum().backward()
+        if _device(key) == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[1:])  # the first call warms up
+
+
+def _device(key: Hashable) -> str:
+    return getattr(key, "device", "cpu")
+
+
+def _form(key: Hashable) -> str:
+    dtype, autocast = getattr(key, "dtype", None), getattr(key, "autocast", None)
+    if dtype is None:
+        return str(key)
+    return f"{_device(key)} " + " → ".join(str(each).removeprefix("torch.") for each in (dtype, autocast) if each)

@@ -1,0 +1,272 @@
+"""Which settings of a checkpoint are used: plain values of a fixed list of options, checked before the parser runs.
+
+A checkpoint may come from anybody. The option parser imports and instantiates every class that a setting names, and
+loads every file that is named in place of a group of options. So a setting of a checkpoint reaches the parser only if
+`ALLOWED` lists its option and its value passes the check of that option. No check accepts the name of a class, a
+callable, or a path to write to.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from typing import Any, NamedTuple
+
+from tslm.model import TransformerConfig
+
+Check = Callable[[object], bool]
+
+LARGEST = 2**63 - 1
+LARGEST_SIZE = 2**24  # of one dimension of the model
+LONGEST_TEXT, LONGEST_LIST = 1_000_000, 100_000
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
+
+
+class PlainSettings(NamedTuple):
+    """The settings of a checkpoint, divided.
+
+    Attributes:
+        allowed: Dotted key and value of every setting that may be used.
+        left_out: Dotted keys of the options that had another value than the default and are not used.
+    """
+
+    allowed: dict[str, Any]
+    left_out: list[str]
+
+
+def whole(least: int = 0, most: int = LARGEST) -> Check:
+    """Accept an int from `least` to `most`, and no bool."""
+    return lambda value: type(value) is int and least <= value <= most
+
+
+def number(least: float = 0.0) -> Check:
+    """Accept a finite float, or a 64-bit int, of at least `least`."""
+    return lambda value: (
+        (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) <= LARGEST)
+    ) and value >= least
+
+
+def one_of(*names: str) -> Check:
+    """Accept one of these strings."""
+    return lambda value: type(value) is str and value in names
+
+
+def optional(check: Check) -> Check:
+    """Accept None, too."""
+    return lambda value: value is None or check(value)
+
+
+def either(*checks: Check) -> Check:
+    """Accept what one of the checks accepts."""
+    return lambda value: any(check(value) for check in checks)
+
+
+def list_of(check: Check, least: int = 0, most: int = LONGEST_LIST) -> Check:
+    """Accept a flat list or tuple of `least` to `most` values that the check accepts."""
+    return lambda value: (
+        (type(value) is list or type(value) is tuple) and least <= len(value) <= most and all(map(check, value))
+    )
+
+
+def switch(value: object) -> bool:
+    """Accept true and false."""
+    return type(value) is bool
+
+
+def text(value: object) -> bool:
+    """Accept a string that UTF-8 can encode."""
+    return type(value) is str and len(value) <= LONGEST_TEXT and not re.search("[\ud800-\udfff]", value)
+
+
+def path_to_read(value: object) -> bool:
+    """Accept a string of printable characters: the name of a text file."""
+    return type(value) is str and value.isprintable() and 0 < len(value) <= 4096
+
+
+def max_time(value: object) -> bool:
+    """Accept days, hours, minutes and seconds as Lightning writes them: 00:12:00:00."""
+    return type(value) is str and re.fullmatch(r"[0-9]{2}(:[0-9]{2}){3}", value) is not None
+
+
+_devices = either(whole(-1, 64), list_of(whole(0, 63), least=1, most=64), one_of("auto"))
+_batches = optional(either(whole(), number()))
+
+# Every option whose value is taken from a checkpoint, with the check of the value. All of them are ours, or are scalars
+# of Lightning's Trainer. The only paths are those of texts, which are read. A string stands only where the option's
+# type is a text, a list of texts, or a fixed set of names.
+ALLOWED: dict[str, Check] = {
+    "seed_everything": either(switch, whole(0, 2**32 - 1)),
+    "trainer.max_steps": optional(whole(1)),
+    "trainer.max_tokens": optional(whole(1)),
+    "trainer.val_every_n_steps": whole(),
+    "trainer.log_every_n_steps": whole(),
+    "trainer.save_every_n_steps": whole(),
+    "trainer.accelerator": one_of("auto", "cpu", "gpu", "cuda"),
+    "trainer.precision": one_of(*PRECISIONS),
+    "trainer.compile": either(switch, one_of("auto")),
+    "trainer.gradient_clip_val": optional(number()),
+    "trainer.gradient_clip_algorithm": optional(one_of("norm")),
+    "trainer.enable_progress_bar": switch,
+    "trainer.devices": _devices,
+    "trainer.num_nodes": whole(1, 65_536),
+    "trainer.fast_dev_run": either(switch, whole()),
+    "trainer.min_epochs": optional(whole()),
+    "trainer.min_steps": optional(whole()),
+    "trainer.max_time": optional(max_time),
+    "trainer.limit_train_batches": _batches,
+    "trainer.limit_val_batches": _batches,
+    "trainer.limit_test_batches": _batches,
+    "trainer.limit_predict_batches": _batches,
+    "trainer.overfit_batches": either(whole(), number()),
+    "trainer.val_check_interval": _batches,
+    "trainer.check_val_every_n_epoch": optional(whole(1)),
+    "trainer.accumulate_grad_batches": whole(1),
+    "trainer.deterministic": optional(either(switch, one_of("warn"))),
+    "trainer.benchmark": optional(switch),
+    "trainer.inference_mode": switch,
+    "trainer.detect_anomaly": switch,
+    "trainer.sync_batchnorm": switch,
+    "trainer.reload_dataloaders_every_n_epochs": whole(),
+    "model.d_model": whole(1, LARGEST_SIZE),
+    "model.num_layers": whole(1, LARGEST_SIZE),
+    "model.num_heads": whole(1, LARGEST_SIZE),
+    "model.d_ff": whole(1, LARGEST_SIZE),
+    "model.rope_theta": number(),
+    "model.loss_chunk_size": optional(whole(1)),
+    "model.recompute": switch,
+    "model.micro_batch_size": optional(whole(1)),
+    "data.corpus": optional(one_of("toy", "tinystories", "files")),
+    "data.train_files": optional(list_of(path_to_read)),
+    "data.valid_files": optional(list_of(path_to_read)),
+    "data.vocab_size": whole(1, LARGEST_SIZE),
+    "data.context_length": whole(1, LARGEST_SIZE),
+    "data.batch_size": whole(1),
+    "data.seed": whole(-LARGEST),
+    "data.align_documents": switch,
+    "data.on_device": optional(switch),
+    "data.special_tokens": list_of(text),
+    "data.num_workers": optional(whole(1, 1024)),
+    "data.toy_stories": whole(1),
+    "data.toy_seed": whole(-LARGEST),
+    "data.prompts": optional(list_of(text)),
+    "data.prompts_file": optional(path_to_read),
+    "optimizer.lr": number(),
+    "optimizer.lr_min": number(),
+    "optimizer.warmup_steps": optional(whole()),
+    "optimizer.cosine_steps": optional(whole()),
+    "optimizer.betas": list_of(number(), least=2, most=2),
+    "optimizer.eps": number(),
+    "optimizer.weight_decay": number(),
+    "optimizer.max_skipped": whole(1),
+    "generation.max_new_tokens": whole(),
+    "generation.temperature": number(),
+    "generation.top_p": number(),
+    "generation.top_k": optional(whole(1)),
+    "generation.seed": whole(-LARGEST),
+    "checkpoint.keep": whole(1),
+}
+
+# The options that are left out, with their defaults. The value may name a class, a plugin or a place to write to, or it
+# switches parts of Lightning off. The user is told where it was not the default. Three more options are never looked
+# up: `config`, `ckpt_path`, and `data.tokenizer`, because a checkpoint holds the tokenizer itself.
+NOT_TAKEN: dict[str, str | bool | None] = {
+    "trainer.default_root_dir": ".",
+    "trainer.callbacks": None,
+    "trainer.logger": None,
+    "trainer.plugins": None,
+    "trainer.strategy": "auto",
+    "trainer.profiler": None,
+    "trainer.model_registry": None,
+    "trainer.enable_checkpointing": None,
+    "trainer.barebones": False,
+    "data.cache_dir": ".cache/tslm",
+    "checkpoint.dirpath": None,
+}
+KNOWN = (*ALLOWED, *NOT_TAKEN)
+
+_ABSENT = object()
+
+
+def plain_settings(config: object) -> PlainSettings:
+    """Divide the settings of a checkpoint into those that may be used and those that are left out.
+
+    Only the keys of `ALLOWED` and `NOT_TAKEN` are looked up. Whatever else the settings hold is never touched.
+
+    Args:
+        config: nested settings, as `fit` saves them; anything else holds no settings.
+    """
+    allowed: dict[str, Any] = {}
+    left_out = []
+    for key, check in ALLOWED.items():
+        value = _plain_form(key, _look_up(config, key))
+        if value is _ABSENT:
+            continue
+        if check(value):
+            allowed[key] = list(value) if isinstance(value, list | tuple) else value
+        else:
+            left_out.append(key)
+    for key, default in NOT_TAKEN.items():
+        value = _look_up(config, key)
+        if value is not _ABSENT and not (type(value) is type(default) and value == default):
+            left_out.append(key)
+    return PlainSettings(allowed, left_out)
+
+
+def saved_form(config: object) -> dict[str, Any]:
+    """Return what a checkpoint holds of the settings: `config`, the nested allowed ones, and `left_out`, only names."""
+    allowed, left_out = plain_settings(config)
+    nested: dict[str, Any] = {}
+    for key, value in allowed.items():
+        group, _, name = key.rpartition(".")
+        (nested.setdefault(group, {}) if group else nested)[name] = value
+    return {"config": nested, "left_out": left_out}
+
+
+def read_settings(part: dict[str, Any]) -> PlainSettings:
+    """Return the settings that `fit` saved in a checkpoint, whatever the file holds in their place.
+
+    Args:
+        part: what `fit` adds to a checkpoint.
+    """
+    allowed, left_out = plain_settings(part.get("config"))
+    names = part.get("left_out")
+    named = {name for name in names if type(name) is str} if type(names) is list else set()
+    return PlainSettings(allowed, [key for key in KNOWN if key in named or key in left_out])
+
+
+def read_architecture(part: dict[str, Any], path: object) -> dict[str, Any]:
+    """Return the sizes of the model that a checkpoint holds, as the arguments of `TransformerConfig`.
+
+    Args:
+        part: what `fit` adds to a checkpoint.
+        path: the checkpoint, for the message.
+
+    Raises:
+        ValueError: the sizes are missing, incomplete or no sizes.
+    """
+    sizes, names = part.get("architecture"), [field.name for field in fields(TransformerConfig)]
+    if type(sizes) is not dict or set(sizes) != set(names):
+        raise ValueError(f"{path} does not hold the architecture, which is {', '.join(names)}: give another checkpoint")
+    for name in names:
+        check = ALLOWED.get(f"model.{name}") or ALLOWED[f"data.{name}"]
+        if not check(sizes[name]):
+            raise ValueError(f"{path} holds an architecture with an impossible {name}: give another checkpoint")
+    return asdict(TransformerConfig(**sizes))
+
+
+def _look_up(config: object, key: str) -> object:
+    """Return the value of a dotted key in nested settings, or `_ABSENT`."""
+    for name in key.split("."):
+        if type(config) is not dict or name not in config:
+            return _ABSENT
+        config = config[name]
+    return config
+
+
+def _plain_form(key: str, value: object) -> object:
+    """Return a number of devices that the command line left as a string as the int that it means."""
+    if key == "trainer.devices" and type(value) is str and re.fullmatch(r"-1|[0-9]{1,4}", value):
+        return int(value)
+    return value
