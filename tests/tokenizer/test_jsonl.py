@@ -15,7 +15,7 @@ from tslm.tokenizer.jsonl import DOCUMENT_END, is_jsonl, read_documents
 from tslm.tokenizer.train import count_corpus
 
 SPECIALS = [END_OF_TEXT, "a b", "\n\n"]
-# Two of these begin or end like the token that stands between documents.
+# Two of these begin or end like the token between documents.
 OVERLAPPING = [END_OF_TEXT, END_OF_TEXT * 2, f"x{END_OF_TEXT}", f"{END_OF_TEXT}\n", " ", "é"]
 PIECES = [*TRICKY, *"    ", END_OF_TEXT, "a b", "low", "lower", *"\\\"\ud7ff\ue000\U0010ffff", "\\n", "👩\u200d👧"]
 anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -41,7 +41,7 @@ def make_tokenizer(specials, text="low lower lowest a b lower 1234 é "):
 
 
 def with_ends(tokenizer, texts):
-    """Encode each document alone, with its end behind it."""
+    """Encode each document alone, followed by its end."""
     end = tokenizer.special_ids.get(END_OF_TEXT)
     ids = []
     for text in texts:
@@ -138,7 +138,7 @@ def test_tokenizer_jsonl_needs_nothing_of_a_vocabulary(tmp_path):
         assert (file.vocab_size, file.tokenizer_hash) == (tokenizer.vocab_size, tokenizer.hash)
 
 
-def test_tokenizer_jsonl_is_cut_behind_line_breaks_only(tmp_path):
+def test_tokenizer_jsonl_is_cut_after_line_breaks_only(tmp_path):
     texts = [tricky_text(random.Random(n), n % 50) for n in range(60)]
     path = write_jsonl(tmp_path / "a.jsonl", texts)
     (tmp_path / "b.txt").write_text("some plain words " * 9)

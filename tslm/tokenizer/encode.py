@@ -69,7 +69,7 @@ def encode_corpus(
     block_bytes: int = _BLOCK_BYTES,
     pool_bytes: int = POOL_BYTES,
 ) -> TokenFile:
-    """Do what `encode_files` does, with a choice of sizes, which do not change the result.
+    """Encode as `encode_files` does, with a choice of sizes, which do not change the result.
 
     `task_bytes` is the size of the part that a worker encodes at a time, `block_bytes` the size of the blocks in which
     a part is read. Texts smaller than `pool_bytes` are encoded in this process.

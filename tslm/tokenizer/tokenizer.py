@@ -164,21 +164,23 @@ class Tokenizer:
 
     def _encode_new(self, pretokens: Sequence[str], text: str) -> list[int]:
         """Return the ids of pre-tokens, some of which are not in the cache, and add these to it."""
-        known = [*map(self._known.get, pretokens)]
-        new = [pretoken for pretoken, ids in zip(pretokens, known, strict=True) if ids is None]
+        found = [*map(self._known.get, pretokens)]
+        places = [place for place, ids in enumerate(found) if ids is None]
+        new = [pretokens[place] for place in places]
         try:
-            fresh = dict(zip(new, encode_pretokens([*map(str.encode, new)], self._vocabulary), strict=True))
+            encoded = encode_pretokens([*map(str.encode, new)], self._vocabulary)
         except KeyError as error:
             raise _missing_token(error.args[0]) from None
         except UnicodeEncodeError:
             _to_utf8(text)  # raises, and names the position in the text
             raise
-        if len(self._known) + len(fresh) > _CACHED_WORDS:
+        if len(self._known) + len(new) > _CACHED_WORDS:
             self._known = {}
-        self._known.update((pretoken, ids) for pretoken, ids in fresh.items() if len(pretoken) <= _LONGEST_CACHED)
-        return [*chain.from_iterable([
-            fresh[pretoken] if ids is None else ids for pretoken, ids in zip(pretokens, known, strict=True)
-        ])]
+        for place, pretoken, ids in zip(places, new, encoded, strict=True):
+            found[place] = ids
+            if len(pretoken) <= _LONGEST_CACHED:
+                self._known[pretoken] = ids
+        return [*chain.from_iterable(found)]  # type: ignore[arg-type]  # no None is left
 
     def encode_iterable(self, iterable: Iterable[str]) -> Iterator[int]:
         """Yield, lazily, the ids of a text that arrives in parts of any size, such as the lines of an open file.

@@ -111,7 +111,7 @@ def count_corpus(
     block_bytes: int = BLOCK_BYTES,
     pool_bytes: int = POOL_BYTES,
 ) -> dict[bytes, int]:
-    """Do what `count_pretokens` does, with a choice of sizes, which do not change the result.
+    """Count as `count_pretokens` does, with a choice of sizes, which do not change the result.
 
     `largest_part` is the size of the largest part that a worker counts at a time, `block_bytes` the size of the blocks
     in which a part is read. Texts smaller than `pool_bytes` are counted in this process.

@@ -152,7 +152,7 @@ class _Feed(Generic[Task, Result]):
         return True
 
     def _replace(self, future: Future[Result]) -> None:
-        """Start a task in place of one that is done; not after an error, when the executor may hold its own lock."""
+        """Start another task when one is done; not after an error, when the executor may hold its own lock."""
         if not future.cancelled() and future.exception() is None:
             self._start_next()
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tslm.fast.door import Case, Substitute
 from tslm.fast.tokenizer.hash_tables import Keys, keep_freed_memory
-from tslm.fast.tokenizer.probes import PROBE_SPECIALS, PROBE_TEXTS
+from tslm.fast.tokenizer.probes import PROBE_SPECIALS, PROBE_TEXTS, example_words
 from tslm.fast.tokenizer.scanner import Positions, pretoken_bounds, special_pattern
 from tslm.fast.tokenizer.segments import divide_specials, segment_bounds
 from tslm.fast.tokenizer.word_table import WordTable
@@ -94,4 +94,10 @@ def _probes(key: object) -> list[Case]:
     return [Case(([*PROBE_TEXTS, b" joined\xffby \xff\xff"], PROBE_SPECIALS))]
 
 
-COUNT_BLOCKS = Substitute(count_blocks, _supports, _probes, tolerance=lambda key: 0, keys=lambda: ["numpy"])
+def _example(key: object) -> Case:
+    return Case(([b"".join(example_words(5000, 30_000)) for _ in range(5)], []))
+
+
+COUNT_BLOCKS = Substitute(
+    count_blocks, _supports, _probes, tolerance=lambda key: 0, examples=_example, keys=lambda: ["numpy"]
+)

@@ -16,7 +16,7 @@ import numpy as np
 from tslm.fast.door import Case, Substitute
 from tslm.fast.tokenizer.encode_words import Ids, WordEncoder, word_encoder
 from tslm.fast.tokenizer.hash_tables import keep_freed_memory
-from tslm.fast.tokenizer.probes import PROBE_TEXTS, Vocabulary, probe_vocabulary
+from tslm.fast.tokenizer.probes import PROBE_TEXTS, Vocabulary, example_vocabulary, example_words, probe_vocabulary
 from tslm.fast.tokenizer.scanner import Positions, pretoken_bounds, special_pattern
 from tslm.fast.tokenizer.segments import divide_specials, segment_bounds
 from tslm.fast.tokenizer.word_table import WordTable
@@ -174,6 +174,10 @@ def _probes(key: object) -> list[Case]:
     return [Case((text, vocabulary), finish=lambda ids: ids.tolist()) for text in texts]
 
 
+def _example(key: object) -> Case:
+    return Case((b"".join(example_words(2000, 100_000 if key == "large" else 2000)), example_vocabulary()))
+
+
 ENCODE_BLOCK = Substitute(
-    encode_block, _supports, _probes, tolerance=lambda key: 0, keys=lambda: ["small", "large"]
+    encode_block, _supports, _probes, tolerance=lambda key: 0, examples=_example, keys=lambda: ["small", "large"]
 )

