@@ -24,7 +24,7 @@ def test_tokenizer_blocks_have_the_pretokens_of_the_whole_text():
         assert apart == slow_pretokens(text, SPECIALS), (text, blocks)
 
 
-def test_tokenizer_blocks_come_soon_and_stay_small():
+def test_tokenizer_first_block_is_early_and_blocks_stay_small():
     taken = 0
 
     def endless():

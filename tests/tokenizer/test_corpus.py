@@ -63,7 +63,7 @@ def test_tokenizer_bytes_that_are_not_utf8_are_named(tmp_path, data, byte, offse
         list(read_pieces([Span(path, 0, len(data))], size))
 
 
-def test_tokenizer_character_cut_by_a_file_border_is_not_utf8(tmp_path):
+def test_tokenizer_character_cut_by_a_file_boundary_is_not_utf8(tmp_path):
     first, second = write(tmp_path / "1.txt", b"a\xc3"), write(tmp_path / "2.txt", b"\xa9b")
     with pytest.raises(ValueError, match=r"1\.txt is not UTF-8: byte 0xc3 at offset 1"):
         list(read_pieces(Corpus([first, second]).spans))

@@ -82,7 +82,7 @@ def test_peak_memory_counts_the_largest_child_for_each_other_worker(tmp_path):
     assert 200 << 20 < own_bytes < 310 << 20
 
 
-def test_a_report_does_without_memory_where_the_system_does_not_tell_it(path, monkeypatch):
+def test_a_report_omits_memory_where_the_system_does_not_report_it(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
     assert peak_memory(1) is None
     assert "peak memory    not known on this system" in train_with_report(path, 300, SPECIALS).lines()

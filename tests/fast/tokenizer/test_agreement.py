@@ -38,6 +38,34 @@ def outcomes(text, specials, folder, tokenizer_arguments, max_merges):
     yield outcome(lambda: encode_files(tokenizer, path, folder / "ids.bin", num_workers=1).ids.tolist())
 
 
+def as_list(call):
+    """Return the result of a call as a list, or the token that the vocabulary lacks."""
+    try:
+        return list(call())
+    except KeyError as error:
+        return f"lacks {error.args[0]!r}"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.booleans(), st.sampled_from([3, 40, 400, 10_000]))
+def test_replaceable_functions_agree_with_their_definitions(seed, complete, length):
+    rng = random.Random(seed)
+    specials = nasty_specials(rng)
+    text = with_specials(rng, nasty_text(rng, length), specials)
+    vocabulary = odd_tokenizer(rng, text, specials, complete=complete)._vocabulary
+    blocks = [text[:length].encode(), b"", text.encode() + b"\xff" + b" low lower" * rng.choice([1, 4000])]
+    special_bytes = [*vocabulary.special_ids]
+    counts = train.count_blocks.plain(blocks, special_bytes)
+    words = [*counts]
+    assert train.count_blocks(blocks, special_bytes) == counts
+    assert list(bpe.merge_pairs(counts, 7)) == list(bpe.merge_pairs.plain(counts, 7))
+    assert as_list(lambda: bpe.encode_pretokens(words, vocabulary)) == as_list(
+        lambda: bpe.encode_pretokens.plain(words, vocabulary))
+    for block in blocks:
+        assert as_list(lambda block=block: bpe.encode_block(block, vocabulary)) == as_list(
+            lambda block=block: bpe.encode_block.plain(block, vocabulary))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.booleans(), st.sampled_from([3, 40, 400]))
 def test_public_functions_agree_with_the_door_open_and_shut(tmp_path_factory, seed, complete, length):

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -43,6 +44,7 @@ class BlockEncoder:
     """
 
     def __init__(self, words: WordEncoder, special_tokens: list[bytes], capacity: int, frugal: bool = False) -> None:
+        self._words = words
         self._specials = special_pattern(special_tokens)
         self._within_segments, self._across_segments = divide_specials(special_tokens)
         encode_pretokens = partial(words.encode_all, frugal=frugal)
@@ -58,12 +60,18 @@ class BlockEncoder:
         """
         if not block:
             return np.empty(0, np.uint32)
+        bounds = segment_bounds(block, self._across_segments) if self._segments is not None else None
         with self._lock:
-            if self._segments is not None:
-                bounds = segment_bounds(block, self._across_segments)
-                if bounds is not None:
+            try:
+                if self._segments is not None and bounds is not None:
                     return self._segments.lookup(block, bounds)[0]
-            return self._pretokens.lookup(block, pretoken_bounds(block, self._specials))[0]
+                bounds = pretoken_bounds(block, self._specials)
+                return self._pretokens.lookup(block, bounds)[0]
+            except KeyError:
+                bounds = pretoken_bounds(block, self._specials)
+                words = [block[start:stop] for start, stop in pairwise(bounds.tolist())]
+                self._words.encode(words)  # raises an error for the first missing token of the block
+                raise
 
     def _encode_segments(self, text: bytes, bounds: Positions) -> tuple[Ids, Positions]:
         """Return the joined ids of segments, and how many each has."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
-from itertools import chain, count, pairwise
+from itertools import chain, pairwise
 from operator import add
 from weakref import WeakKeyDictionary
 
@@ -41,7 +41,7 @@ class WordEncoder:
         self._merged = dict(zip(self._ranks.values(), merged, strict=True))  # the token of each rank
         # A number for each token of the merges, the 256 bytes first. A symbol that is always merged may have no id.
         self._tokens = [*dict.fromkeys(chain((bytes([byte]) for byte in range(256)), lefts, rights, merged))]
-        self._symbols = dict(zip(self._tokens, count(), strict=False))
+        self._symbols = {token: symbol for symbol, token in enumerate(self._tokens)}
         self._symbol_ids = np.array([self._ids.get(token, -1) for token in self._tokens], np.int64)
         self._pair_ranks = PairRanks(self._numbered(lefts), self._numbered(rights), ranks, len(self._tokens) + 1)
         self._merged_symbols = np.zeros(self._pair_ranks.never, np.int64)
@@ -55,7 +55,6 @@ class WordEncoder:
         ids = self._symbol_ids[symbols[np.cumsum(counts)[single] - 1]]
         self._single = {entries[n]: id_ for n, id_ in zip(single.tolist(), ids.tolist(), strict=True)}
         self._single |= vocabulary.special_ids
-        self._single_tuples = {word: (id_,) for word, id_ in self._single.items()}
 
     def _numbered(self, tokens: Sequence[bytes]) -> Symbols:
         return np.fromiter(map(self._symbols.__getitem__, tokens), np.int64, len(tokens))
@@ -66,8 +65,11 @@ class WordEncoder:
         Raises:
             KeyError: the vocabulary lacks a token of the result.
         """
-        single, ids = self._single_tuples.get, self._ids
-        return [single(word) or tuple([ids[token] for token in self._merge(word)]) for word in words]
+        single, ids = self._single.get, self._ids
+        return [
+            (id_,) if (id_ := single(word)) is not None else tuple([ids[token] for token in self._merge(word)])
+            for word in words
+        ]
 
     def encode_all(self, text: bytes, bounds: Positions, frugal: bool = False) -> tuple[Ids, Positions]:
         """Return the joined ids of all words of a text, and how many each word has.
