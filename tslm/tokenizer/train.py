@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from tslm.errors import UserError
@@ -18,6 +20,10 @@ from tslm.tokenizer.corpus import Corpus, Span, TextInput, read_blocks
 from tslm.tokenizer.jsonl import DOCUMENT_END
 from tslm.tokenizer.pretokenize import encode_specials, find_pretokens, special_pattern, split_specials
 from tslm.tokenizer.workers import POOL_BYTES, map_in_order, resolve_workers
+
+# Joined pre-tokens, their sizes in bytes and their counts. Sending and adding 300,000 words in this form takes a third of
+# the time that it takes as dictionaries.
+PackedCounts: TypeAlias = tuple[bytes, npt.NDArray[np.intp], npt.NDArray[np.uint64]]
 
 # Each part costs about 50 ms: its words are new to the worker, and its counts are sent back. So parts are large at
 # first, and small at the end, so that all workers end together (guided self-scheduling, Polychronopoulos and Kuck
@@ -123,13 +129,15 @@ def count_corpus(
 
     tasks = (_Task(spans, specials, block_bytes) for spans in corpus.split(part_bytes, specials))
     results = map_in_order(_count_part, tasks, corpus.size, num_workers, executor, pool_bytes)
-    total = Counter[bytes]()
     bar = tqdm(total=corpus.size, desc="counting", unit="B", unit_scale=True, disable=not progress)
-    with bar, closing(results):
+
+    def parts() -> Iterator[PackedCounts]:
         for counts, file_bytes in results:
-            total.update(counts)
+            yield counts
             bar.update(file_bytes)
-    return dict(total)
+
+    with bar, closing(results):
+        return add_counts(parts())
 
 
 class _Task(NamedTuple):
@@ -138,7 +146,7 @@ class _Task(NamedTuple):
     block_bytes: int
 
 
-def _count_part(task: _Task) -> tuple[dict[bytes, int], int]:
+def _count_part(task: _Task) -> tuple[PackedCounts, int]:
     """Count one part of the text; also return the bytes that were read."""
     blocks = read_blocks(task.spans, task.specials, task.block_bytes)
     counts = count_blocks(blocks, [*task.specials, DOCUMENT_END])
@@ -146,7 +154,7 @@ def _count_part(task: _Task) -> tuple[dict[bytes, int], int]:
 
 
 @replaceable
-def count_blocks(blocks: Iterable[bytes], special_tokens: Sequence[bytes]) -> dict[bytes, int]:
+def count_blocks(blocks: Iterable[bytes], special_tokens: Sequence[bytes]) -> PackedCounts:
     """Count the pre-tokens of blocks of text in UTF-8; special tokens, which may hold any bytes, are not counted."""
     pattern = special_pattern(special_tokens)
     counts = Counter[str]()
@@ -154,7 +162,20 @@ def count_blocks(blocks: Iterable[bytes], special_tokens: Sequence[bytes]) -> di
         for piece, is_special in split_specials(block, pattern):
             if not is_special:
                 counts.update(find_pretokens(piece.decode()))
-    return {pretoken.encode(): count for pretoken, count in counts.items()}
+    pretokens = [pretoken.encode() for pretoken in counts]
+    return b"".join(pretokens), np.array([*map(len, pretokens)], np.intp), np.array([*counts.values()], np.uint64)
+
+
+@replaceable
+def add_counts(parts: Iterable[PackedCounts]) -> dict[bytes, int]:
+    """Return the sum of the counts of several parts of a text."""
+    total = Counter[bytes]()
+    for text, sizes, counts in parts:
+        end = 0
+        for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+            total[text[end : end + size]] += count
+            end += size
+    return dict(total)
 
 
 def merge_pretokens(

@@ -12,7 +12,7 @@ from tslm import Tokenizer, count_pretokens, encode_files, fast, merge_pretokens
 from tslm.fast import door
 from tslm.tokenizer import bpe, train
 
-REPLACEABLE = [train.count_blocks, bpe.merge_pairs, bpe.encode_pretokens, bpe.encode_block]
+REPLACEABLE = [train.count_blocks, train.add_counts, bpe.merge_pairs, bpe.encode_pretokens, bpe.encode_block]
 
 
 def outcome(call):
@@ -55,9 +55,11 @@ def test_replaceable_functions_agree_with_their_definitions(seed, complete, leng
     vocabulary = odd_tokenizer(rng, text, specials, complete=complete)._vocabulary
     blocks = [text[:length].encode(), b"", text.encode() + b"\xff" + b" low lower" * rng.choice([1, 4000])]
     special_bytes = [*vocabulary.special_ids]
-    counts = train.count_blocks.plain(blocks, special_bytes)
+    packed = train.count_blocks.plain(blocks, special_bytes)
+    counts = train.add_counts.plain([packed])
     words = [*counts]
-    assert train.count_blocks(blocks, special_bytes) == counts
+    assert train.add_counts.plain([train.count_blocks(blocks, special_bytes)]) == counts
+    assert train.add_counts([packed, packed]) == train.add_counts.plain([packed, packed])
     assert list(bpe.merge_pairs(counts, 7)) == list(bpe.merge_pairs.plain(counts, 7))
     assert as_list(lambda: bpe.encode_pretokens(words, vocabulary)) == as_list(
         lambda: bpe.encode_pretokens.plain(words, vocabulary))
@@ -100,7 +102,12 @@ def test_files_and_texts_that_are_large_agree_with_the_door_open_and_shut(tmp_pa
 
 
 def edited_counts(blocks, special_tokens):
-    return {word.upper(): 2 * count for word, count in original[train.count_blocks](blocks, special_tokens).items()}
+    text, sizes, counts = original[train.count_blocks](blocks, special_tokens)
+    return text.upper(), sizes, counts
+
+
+def edited_sum(parts):
+    return {word: 2 * count for word, count in original[train.add_counts](parts).items()}
 
 
 def edited_merges(counts, max_merges):
@@ -123,6 +130,7 @@ LONG = " low lower, lowest" * 500
     ("function", "edited", "use"),
     [
         (train.count_blocks, edited_counts, lambda path, tokenizer: count_pretokens(path, [], num_workers=1)),
+        (train.add_counts, edited_sum, lambda path, tokenizer: count_pretokens(path, [], num_workers=1)),
         (bpe.merge_pairs, edited_merges, lambda path, tokenizer: merge_pretokens({b"low": 5, b"lower": 2}, 259, [])),
         (bpe.encode_pretokens, edited_pretokens, lambda path, tokenizer: tokenizer().encode(" slow xyz")),
         (bpe.encode_block, edited_block, lambda path, tokenizer: tokenizer().encode(LONG)),

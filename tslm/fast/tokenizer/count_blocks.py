@@ -1,9 +1,10 @@
-"""Counts pre-tokens in blocks of text with hash tables in numpy: a substitute for `tokenizer.train.count_blocks`."""
+"""Counts pre-tokens with hash tables in numpy: substitutes for `count_blocks` and `add_counts` of `tokenizer.train`."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
@@ -17,7 +18,10 @@ from tslm.fast.tokenizer.word_table import WordTable
 _BATCH = 1 << 14  # words that are looked up in the wider tables at a time
 
 
-def count_blocks(blocks: Iterable[bytes], special_tokens: Sequence[bytes]) -> dict[bytes, int]:
+PackedCounts: TypeAlias = tuple[bytes, Positions, Keys]  # joined words, their sizes and their counts
+
+
+def count_blocks(blocks: Iterable[bytes], special_tokens: Sequence[bytes]) -> PackedCounts:
     """Count the pre-tokens of blocks of text: in prose by way of its segments (see `segments`), elsewhere directly."""
     keep_freed_memory()
     pattern = special_pattern(special_tokens)
@@ -32,7 +36,17 @@ def count_blocks(blocks: Iterable[bytes], special_tokens: Sequence[bytes]) -> di
     text, sizes, counts = segments.words()
     bounds = pretoken_bounds(text, within_segments)
     pretokens.add_times(text, bounds, counts[np.searchsorted(np.cumsum(sizes), bounds[:-1], "right")])
-    return pretokens.as_dict(without=special_tokens)
+    for token in special_tokens:
+        pretokens.remove(token)
+    return pretokens.words()
+
+
+def add_counts(parts: Iterable[PackedCounts]) -> dict[bytes, int]:
+    """Return the sum of the counts of several parts of a text."""
+    total = _Tally()
+    for text, sizes, counts in parts:
+        total.add_times(text, np.append(0, np.cumsum(sizes)), counts)
+    return _unpacked(total.words())
 
 
 class _Tally:
@@ -67,37 +81,52 @@ class _Tally:
             np.add.at(self._table.values, numbers, np.uint64(1))
             self._waiting, self._waiting_count = [], 0
 
-    def words(self) -> tuple[bytes, Positions, Keys]:
-        """Return the joined distinct words, their sizes and their counts."""
+    def remove(self, word: bytes) -> None:
+        """Set the count of a word to 0."""
         self._flush()
-        words = self._table.words()
-        return words.text, words.sizes, self._table.values[words.numbers]
+        numbers, _ = self._table.number(word, np.array([0, len(word)]))
+        self._table.values[numbers] = 0
 
-    def as_dict(self, without: Iterable[bytes]) -> dict[bytes, int]:
-        """Return the count of each word, except those in `without`."""
-        text, sizes, counts = self.words()
-        ends = np.cumsum(sizes)
-        counted = {
-            text[start:end]: count
-            for start, end, count in zip((ends - sizes).tolist(), ends.tolist(), counts.tolist(), strict=True)
-        }
-        for word in without:
-            counted.pop(word, None)
-        return counted
+    def words(self) -> PackedCounts:
+        """Return the joined distinct words, their sizes and their counts, without words of count 0."""
+        self._flush()
+        text, sizes, numbers = self._table.words()
+        counts = self._table.values[numbers]
+        kept = counts > 0
+        text = np.frombuffer(text, np.uint8)[np.repeat(kept, sizes)].tobytes()
+        return text, sizes[kept], counts[kept]
 
 
-def _supports(blocks: object, special_tokens: object) -> str | None:
+def _supports(*arguments: object) -> str | None:
     return "numpy" if sys.byteorder == "little" else None
 
 
+def _unpacked(packed: PackedCounts) -> dict[bytes, int]:
+    text, sizes, counts = packed
+    ends = np.cumsum(sizes).tolist()
+    return {text[end - size : end]: n for size, end, n in zip(sizes.tolist(), ends, counts.tolist(), strict=True)}
+
+
 def _probes(key: object) -> list[Case]:
-    return [Case(([*PROBE_TEXTS, b" joined\xffby \xff\xff"], PROBE_SPECIALS))]
+    return [Case(([*PROBE_TEXTS, b" joined\xffby \xff\xff"], PROBE_SPECIALS), finish=_unpacked)]
+
+
+def _sum_probes(key: object) -> list[Case]:
+    parts = [(b"lowlower\0", [3, 5, 1], [5, 2, 1]), (b"", [], []), (b"lower and\0", [5, 4, 1], [1 << 40, 7, 1])]
+    return [Case(([(text, np.array(sizes, np.intp), np.array(counts, np.uint64)) for text, sizes, counts in parts],))]
 
 
 def _example(key: object) -> Case:
     return Case(([b"".join(example_words(5000, 30_000)) for _ in range(5)], []))
 
 
+def _sum_example(key: object) -> Case:
+    return Case(([count_blocks([b"".join(example_words(20_000, 60_000))], [])] * 3,))
+
+
 COUNT_BLOCKS = Substitute(
     count_blocks, _supports, _probes, tolerance=lambda key: 0, examples=_example, keys=lambda: ["numpy"]
+)
+ADD_COUNTS = Substitute(
+    add_counts, _supports, _sum_probes, tolerance=lambda key: 0, examples=_sum_example, keys=lambda: ["numpy"]
 )
