@@ -217,15 +217,14 @@ def test_json_lines_train_like_text(project, tiny, story_file):
     assert main(["fit", "--config", TEXT, *tiny, *options]) == 0
 
 
-@pytest.mark.parametrize(("clip", "parts"), [("null", []), ("0.1", []), ("0.1", ["--model.micro_batch_size=1"])])
-def test_two_processes_train_like_one_with_the_doubled_batch(project, tiny, clip, parts):
+@pytest.mark.parametrize(("clip", "split"), [("null", []), ("0.1", []), ("0.1", ["--data.micro_batch_size=1"])])
+def test_two_processes_train_like_one_with_the_same_batch(project, tiny, clip, split):
     """Runs in a subprocess, because `ddp` starts the second process from the command line of the first."""
     options = [
         *tiny, "--trainer.max_steps=3", "--trainer.val_every_n_steps=2", "--trainer.log_every_n_steps=1",
         "--trainer.precision=32-true", f"--trainer.gradient_clip_val={clip}", "--optimizer.eps=1e-3",
     ]
-    shared = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=2",
-              *parts]
+    shared = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", *split]
     run = subprocess.run(
         [sys.executable, "-m", "tslm", "fit", "--config", TEXT, *options, *shared], capture_output=True, text=True,
         timeout=120, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -282,7 +281,9 @@ def test_resuming_refuses_another_architecture_and_a_spent_budget(in_runs, capsy
     (["fit", "--optimizer.lr_min=1"], "optimizer.lr_min is 1"),
     (["fit", "--optimizer.betas=[0.9,1.5]"], "optimizer.betas"),
     (["fit", "--model.loss_chunk_size=0"], "model.loss_chunk_size is 0"),
-    (["fit", "--model.micro_batch_size=0"], "model.micro_batch_size is 0"),
+    (["fit", "--data.micro_batch_size=0"], "data.micro_batch_size is 0"),
+    (["fit", "--data.batch_size=6", "--data.micro_batch_size=4"], "must be a multiple of 4: give --data.batch_size 4"),
+    (["fit", "--trainer.accumulate_grad_batches=2"], "give --data.batch_size 12 and --data.micro_batch_size 6 instead"),
     (["fit", "--generation.top_p=7"], "top_p"),
     (["fit", "--trainer.gradient_clip_val=0"], "gradient_clip_val is 0"),
     (["fit", "--trainer.max_steps=5", "--optimizer.warmup_steps=9"], "warmup_steps is 9"),

@@ -24,12 +24,12 @@ from tslm.data.datamodule import TextDataModule
 from tslm.errors import UserError
 from tslm.tokenizer.serialization import tokenizer_from_texts
 from tslm.training.checkpoint import fit_part, read_checkpoint
+from tslm.training.checkpoint_callback import Checkpoints, run_dir
 from tslm.training.module import LanguageModule
-from tslm.training.predictions import print_predictions, write_predictions
 from tslm.training.runs import find_checkpoint, run_of
 from tslm.training.saved_settings import plain_settings, read_architecture, read_settings
-from tslm.training.saving import Checkpoints, run_dir
 from tslm.training.settings import GenerationSettings, OptimizerSettings
+from tslm.training.stories import print_predictions, write_predictions
 from tslm.training.trainer import StepTrainer
 
 QUICK_START = "quickstart.yaml"

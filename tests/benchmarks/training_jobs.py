@@ -88,13 +88,17 @@ def _our_step(form: str, shape: Shape, batches: Iterator[Any], seed: int, device
     """Return the step of the bare loop on the module that `fit` trains; on a GPU, as a CUDA graph."""
     import torch
 
+    from tslm.data.batches import split_batch
     from tslm.loops.bare import BareDriver
     from tslm.training import LanguageModule
-    from tslm.training.memory import keep_freed_memory
+    from tslm.training.malloc import keep_freed_memory
 
     torch.manual_seed(seed)
-    micro_batch_size = _TOKENS if form == WHOLE else None
-    module = LanguageModule(**shape, recompute=form == RECOMPUTED, micro_batch_size=micro_batch_size).to(device)
+    module = LanguageModule(**shape, recompute=form == RECOMPUTED).to(device)
+    windows = len(next(batches)[0])
+    size, accumulate = (windows, 1) if form == WHOLE else split_batch(
+        windows, shape["context_length"], device_type=device)
+    parts = (part for batch in batches for part in zip(*(side.split(size) for side in batch), strict=True))
     if form == "compiled":
         module.compile_step()
     if device == "cpu":
@@ -103,8 +107,8 @@ def _our_step(form: str, shape: Shape, batches: Iterator[Any], seed: int, device
         module.use_cuda_graph(True)
     made = module.make_optimizer(max_steps=1000)
     driver = BareDriver(
-        module, made["optimizer"], made["lr_scheduler"]["scheduler"], batches, max_norm=training_peers.MAX_NORM,
-        autocast=lambda: torch.autocast(device, torch.bfloat16),
+        module, made["optimizer"], made["lr_scheduler"]["scheduler"], parts, accumulate=accumulate,
+        max_norm=training_peers.MAX_NORM, autocast=lambda: torch.autocast(device, torch.bfloat16),
     )
 
     def step() -> None:
@@ -140,7 +144,7 @@ def matmul_seconds(shape: str, batch_size: int, passes: int, device: str) -> flo
     """
     import torch
 
-    from tslm.training.memory import keep_freed_memory
+    from tslm.training.malloc import keep_freed_memory
 
     if device == "cpu":
         keep_freed_memory()  # otherwise page faults of the results would count

@@ -299,7 +299,7 @@ print(linear_cross_entropy(model.hidden(tokens), model.lm_head.weight, tokens).i
     original = linear_cross_entropy(model.hidden(tokens), model.lm_head.weight, tokens).item()
     assert abs(float(done.stdout) - original) > 1e-3
     assert done.stderr.count("runs as it is written") <= 1
-    assert "swiglu_linear runs as it is written" in done.stderr or "functions run as they are written" in done.stderr
+    assert "swiglu_linear runs as it is written" in done.stderr or "run as they are written" in done.stderr
 
 
 def test_the_probes_of_choices_are_pickleable_by_name():

@@ -1,4 +1,4 @@
-"""What the tests of the loops share: windows of a small text."""
+"""Shared by the tests of the loops: windows of a small text."""
 
 import pytest
 
@@ -7,9 +7,9 @@ from tslm.data.datamodule import TextDataModule
 
 @pytest.fixture
 def data(story_file, cache_dir):
-    def make():
-        return TextDataModule(
-            train_files=[str(story_file)], cache_dir=str(cache_dir), vocab_size=300, context_length=32, batch_size=4,
-            num_workers=1,
-        )
+    def make(**options):
+        return TextDataModule(**{
+            "train_files": [str(story_file)], "cache_dir": str(cache_dir), "vocab_size": 300, "context_length": 32,
+            "batch_size": 4, "num_workers": 1,
+        } | options)
     return make

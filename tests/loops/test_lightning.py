@@ -1,4 +1,4 @@
-"""The step loop inside Lightning: the attributes it relies on, its boundaries, exact resumption, and its plain twin."""
+"""The step loop inside Lightning: the attributes it uses, its boundaries, exact resumption, and the bare loop."""
 
 import inspect
 import os
@@ -32,10 +32,12 @@ def make_trainer(folder, max_steps, **options):
     } | options)
 
 
-def fit(folder, data, max_steps, ckpt_path=None, **options):
-    module = make_module()
+def fit(folder, data, max_steps, ckpt_path=None, *, module=None, windows=(4, None), **options):
+    """Train on steps of (batch_size, micro_batch_size) windows."""
+    module = module or make_module()
     trainer = make_trainer(folder, max_steps, **options)
-    trainer.fit(module, datamodule=data(), ckpt_path=ckpt_path)
+    batch_size, micro_batch_size = windows
+    trainer.fit(module, datamodule=data(batch_size=batch_size, micro_batch_size=micro_batch_size), ckpt_path=ckpt_path)
     return module, trainer
 
 
@@ -49,34 +51,63 @@ def test_lightning_still_has_every_protected_attribute_that_the_step_loop_uses()
     assert isinstance(loop.epoch_loop, _TrainingEpochLoop)
     for name in (
         "run", "reset", "on_run_start", "advance", "on_iteration_done", "_should_accumulate", "_should_check_val_fx",
-        "_build_kwargs", "global_step", "max_steps", "val_loop", "_batches_that_stepped", "batch_progress",
-        "automatic_optimization",
+        "global_step", "max_steps", "val_loop", "_batches_that_stepped", "batch_progress", "automatic_optimization",
     ):
         assert hasattr(loop.epoch_loop, name), name
     assert list(inspect.signature(_TrainingEpochLoop.run).parameters) == ["self", "data_fetcher"]
     assert list(inspect.signature(_TrainingEpochLoop.advance).parameters) == ["self", "data_fetcher"]
     assert hasattr(loop.trainer._logger_connector, "_first_loop_iter")
-    assert "_current_fx_name" in vars(pl.LightningModule())
-    for name in ("callback_hooks", "lightning_module_hook", "strategy_hook"):
-        parameters = inspect.signature(getattr(call, f"_call_{name}")).parameters
-        assert list(parameters)[:3] == ["trainer", "hook_name", "args"]
+    assert {"ready", "started", "processed", "completed"} <= set(vars(loop.epoch_loop.batch_progress.current))
+    assert list(inspect.signature(call._call_lightning_module_hook).parameters)[:2] == ["trainer", "hook_name"]
     source = inspect.getsource(_FitLoop.advance)
     assert "self.epoch_loop.run(self._data_fetcher)" in source
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_twenty_steps_are_bit_identical_with_lightning_and_without(tmp_path, data, accumulate):
-    module, _ = fit(tmp_path, data, 20, accumulate_grad_batches=accumulate, val_every_n_steps=7)
-    plain, plain_data = make_module(), data()
-    plain_data.setup("fit")
-    made = plain.make_optimizer(20)
-    windows = plain_data.windows
-    batches = (windows.batch(index, 4) for index in range(20 * accumulate))
-    driver = BareDriver(plain, made["optimizer"], made["lr_scheduler"]["scheduler"], batches, accumulate=accumulate)
-    before = weights(plain)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(("micro_batch_size", "accumulate"), [(None, 1), (2, 4)])
+def test_twenty_steps_are_bit_identical_with_lightning_and_without(
+    tmp_path, data, micro_batch_size, accumulate, precision
+):
+    module, trainer = fit(
+        tmp_path, data, 20, windows=(8, micro_batch_size), val_every_n_steps=7, precision=precision
+    )
+    assert trainer.accumulate_grad_batches == accumulate
+    bare, bare_data = make_module(), data(batch_size=8, micro_batch_size=micro_batch_size)
+    bare_data.setup("fit")
+    size, count = bare_data.split(1, "cpu")
+    assert count == accumulate
+    made = bare.make_optimizer(20)
+    batches = (bare_data.windows.batch(index, size) for index in range(20 * accumulate))
+    driver = BareDriver(
+        bare, made["optimizer"], made["lr_scheduler"]["scheduler"], batches, accumulate=accumulate,
+        autocast=lambda: torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"),
+    )
+    before = weights(bare)
     train(driver, 20, Cadence(log=5))
-    assert torch.equal(weights(module), weights(plain))
-    assert not torch.equal(before, weights(plain))
+    assert torch.equal(weights(module), weights(bare))
+    assert not torch.equal(before, weights(bare))
+
+
+class Batches(StepCallback):
+    """Records the inputs of every optimizer step."""
+
+    def __init__(self):
+        self.steps = {}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.steps.setdefault(trainer.global_step, []).append(batch[0])
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 4, 2, 1])
+def test_the_windows_of_a_step_do_not_depend_on_their_split(tmp_path, data, micro_batch_size):
+    seen = Batches()
+    fit(tmp_path, data, 3, windows=(8, micro_batch_size), callbacks=[seen], limit_val_batches=0)
+    whole = data()
+    whole.setup("fit")
+    for step, parts in seen.steps.items():
+        assert [len(part) for part in parts] == [micro_batch_size or 8] * (8 // (micro_batch_size or 8))
+        assert torch.equal(torch.cat(parts), whole.windows.batch(step, 8)[0])
+    assert list(seen.steps) == [0, 1, 2]
 
 
 class Boundaries(StepCallback):
@@ -93,9 +124,9 @@ class Boundaries(StepCallback):
         self.events.append(("save", step))
 
 
-def test_boundaries_count_optimizer_steps_and_not_batches(tmp_path, data):
+def test_boundaries_count_optimizer_steps_and_not_micro_batches(tmp_path, data):
     seen = Boundaries()
-    fit(tmp_path, data, 6, accumulate_grad_batches=3, val_every_n_steps=4, log_every_n_steps=3, callbacks=[seen])
+    fit(tmp_path, data, 6, windows=(6, 2), val_every_n_steps=4, log_every_n_steps=3, callbacks=[seen])
     assert seen.events == [
         ("log", 3), ("validate", 4), ("log", 4), ("save", 4), ("validate", 6), ("log", 6), ("save", 6),
     ]
@@ -103,7 +134,7 @@ def test_boundaries_count_optimizer_steps_and_not_batches(tmp_path, data):
 
 @pytest.mark.parametrize("stop", [2, 3, 5])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, data, stop):
-    options = {"accumulate_grad_batches": 2, "val_every_n_steps": 3, "save_every_n_steps": 1, "log_every_n_steps": 2}
+    options = {"windows": (4, 2), "val_every_n_steps": 3, "save_every_n_steps": 1, "log_every_n_steps": 2}
     whole, _ = fit(tmp_path / "whole", data, 8, **options)
 
     class StopAt(StepCallback):
@@ -118,7 +149,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, data, s
     assert torch.equal(weights(whole), weights(resumed))
 
 
-def test_a_run_that_is_extended_goes_on_with_the_longer_schedule(tmp_path, data):
+@pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1), (2, None)])
+def test_a_resumed_run_may_split_its_steps_differently(tmp_path, data, before, after):
+    """Lightning counts micro-batches; a step that began in the middle of its count would lack some of its windows."""
+    seen = Batches()
+    fit(tmp_path, data, 3, windows=(4, before))
+    last = next(tmp_path.rglob("last.ckpt"))
+    fit(tmp_path, data, 6, ckpt_path=str(last), windows=(4, after), callbacks=[seen])
+    assert {step: sum(map(len, parts)) for step, parts in seen.steps.items()} == {3: 4, 4: 4, 5: 4}
+    stream = data()
+    stream.setup("fit")
+    assert torch.equal(torch.cat(seen.steps[3]), stream.windows.batch(3, 4)[0])
+
+
+def test_an_extended_run_continues_with_the_longer_schedule(tmp_path, data):
     fit(tmp_path, data, 4)
     last = next(tmp_path.rglob("last.ckpt"))
     _, trainer = fit(tmp_path, data, 10, ckpt_path=str(last))
@@ -127,7 +171,7 @@ def test_a_run_that_is_extended_goes_on_with_the_longer_schedule(tmp_path, data)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(rate(10), abs=1e-12)
 
 
-def test_a_spent_budget_is_said(tmp_path, data):
+def test_a_spent_budget_is_an_error(tmp_path, data):
     fit(tmp_path, data, 3)
     last = next(tmp_path.rglob("last.ckpt"))
     with pytest.raises(ValueError, match="is at step 3 and the budget is 3 steps"):
@@ -142,7 +186,7 @@ class Press(StepCallback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_ctrl_c_ends_behind_a_whole_step_that_is_saved(tmp_path, data, capsys):
+def test_ctrl_c_ends_after_a_complete_step_that_is_saved(tmp_path, data, capsys):
     before = signal.getsignal(signal.SIGINT)
     _, trainer = fit(tmp_path, data, 50, callbacks=[Press()])
     assert trainer.global_step == 3
@@ -155,7 +199,7 @@ def test_ctrl_c_ends_behind_a_whole_step_that_is_saved(tmp_path, data, capsys):
 
 
 @pytest.mark.parametrize("during", ["on_train_batch_start", "on_validation_batch_start"])
-def test_sigterm_ends_behind_a_whole_step_that_is_saved(tmp_path, data, during, capsys):
+def test_sigterm_ends_after_a_complete_step_that_is_saved(tmp_path, data, during, capsys):
     terminate = StepCallback()
 
     def hook(trainer, *rest):
@@ -168,4 +212,4 @@ def test_sigterm_ends_behind_a_whole_step_that_is_saved(tmp_path, data, during, 
     assert exit_.value.code == 128 + signal.SIGTERM
     kept = torch.load(next(tmp_path.rglob("last.ckpt")), weights_only=True)
     assert kept["global_step"] == (3 if during == "on_train_batch_start" else 2)
-    assert "which is saved" in capsys.readouterr().out
+    assert "SIGTERM: stopped after optimizer step" in capsys.readouterr().out

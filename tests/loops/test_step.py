@@ -4,7 +4,7 @@ from tslm.loops import Budget, Cadence, StepLoop
 
 
 class Recorder:
-    """A driver that writes down what the loop asks of it."""
+    """A driver that records the calls of the loop."""
 
     def __init__(self, stop_at=None):
         self.events, self.steps, self.stop_at = [], 0, stop_at
@@ -34,7 +34,7 @@ def run(max_steps, cadence, *, stop_at=None, start=0):
     return loop, driver
 
 
-def test_between_steps_comes_validation_then_log_then_save():
+def test_a_boundary_validates_then_logs_then_saves():
     _, driver = run(4, Cadence(val=2, log=2, save=2))
     assert driver.events == [
         ("validate", 2), ("log", 2), ("save", 2),
@@ -52,7 +52,7 @@ def test_every_validation_is_saved_and_every_save_is_logged_first():
     ]
 
 
-def test_zero_means_at_the_end_only():
+def test_zero_means_only_at_the_end():
     _, driver = run(5, Cadence())
     assert driver.events == [("validate", 5), ("log", 5), ("save", 5)]
 
@@ -79,7 +79,7 @@ def test_a_stop_is_never_without_a_save():
     assert driver.events == [("log", 2), ("log", 3), ("save", 3)]
 
 
-def test_a_stop_that_validation_asks_for_is_heard_behind_its_save():
+def test_a_stop_requested_by_validation_takes_effect_after_its_save():
     class StopsWhileValidating(Recorder):
         def validate(self):
             super().validate()
@@ -90,7 +90,7 @@ def test_a_stop_that_validation_asks_for_is_heard_behind_its_save():
     assert driver.events == [("validate", 2), ("log", 2), ("save", 2)]
 
 
-def test_a_restored_loop_goes_on_behind_its_position():
+def test_a_restored_loop_continues_after_its_position():
     whole, first = run(7, Cadence(val=2, log=3, save=5))
     part, second = run(7, Cadence(val=2, log=3, save=5), start=4)
     assert part.state_dict() == whole.state_dict() == {"step": 7}

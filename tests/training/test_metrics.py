@@ -1,41 +1,107 @@
-"""What a run reports of its speed."""
+"""The speed that a run reports, by a clock that the test advances, and metrics.csv."""
 
-import time
+import csv
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger
 
 from tests.loops.conftest import data  # noqa: F401 (a fixture)
 from tests.loops.test_lightning import fit
-from tslm.training import LanguageModule
+from tslm.loops.lightning import StepCallback
 from tslm.training.metrics import StepMetrics
-from tslm.training.skipped import SkippedSteps
 
-SECONDS = 0.2
-
-
-def test_the_clock_of_training_runs_until_the_device_is_done(tmp_path, data, monkeypatch):  # noqa: F811
-    """On a GPU the processor is ahead; only where it reads something does it wait for the steps that it has ordered."""
-    report = SkippedSteps.report
-
-    def waits(skipped):
-        time.sleep(SECONDS)
-        return report(skipped)
-
-    plain, slow = StepMetrics(), StepMetrics()
-    fit(tmp_path / "plain", data, 4, callbacks=[plain], log_every_n_steps=2, val_every_n_steps=2)
-    monkeypatch.setattr(SkippedSteps, "report", waits)
-    fit(tmp_path / "slow", data, 4, callbacks=[slow], log_every_n_steps=2, val_every_n_steps=2)
-    assert plain.tokens_seen == slow.tokens_seen == 4 * 4 * 32
-    assert slow.seconds > 2 * SECONDS  # a wait for each two steps at the least
-    assert slow.tokens_per_second < 4 * 4 * 32 / (2 * SECONDS)
+STEP, VALIDATION, SAVE = 1.0, 100.0, 10_000.0  # seconds
+WINDOWS, CONTEXT = 4, 32
 
 
-def test_validation_is_no_time_of_training(tmp_path, data, monkeypatch):  # noqa: F811
-    metrics, step = StepMetrics(), LanguageModule.validation_step
+class Clock:
+    now = 0.0
 
-    def slowly(module, batch, batch_idx):
-        time.sleep(5 * SECONDS)
-        step(module, batch, batch_idx)
+    def __call__(self):
+        return self.now
 
-    monkeypatch.setattr(LanguageModule, "validation_step", slowly)
-    start = time.perf_counter()
-    fit(tmp_path, data, 2, callbacks=[metrics])  # validates two batches at the end
-    assert metrics.seconds < time.perf_counter() - start - 10 * SECONDS
+
+class Work(StepCallback):
+    """Lets each step, validation and checkpoint take its time."""
+
+    def __init__(self, clock):
+        self.clock = clock
+
+    def on_before_optimizer_step(self, *rest):
+        self.clock.now += STEP
+
+    def on_validation_batch_start(self, *rest):
+        self.clock.now += VALIDATION
+
+    def on_save_checkpoint(self, *rest):
+        self.clock.now += SAVE
+
+
+def test_speed_counts_training_without_validation_and_saving(tmp_path, data):  # noqa: F811
+    clock = Clock()
+    metrics = StepMetrics(clock)
+    fit(tmp_path, data, 6, callbacks=[metrics, Work(clock)], log_every_n_steps=1, val_every_n_steps=2,
+        save_every_n_steps=3)
+    assert clock.now == 6 * STEP + 3 * 2 * VALIDATION + 4 * SAVE
+    assert metrics.tokens_seen == 6 * WINDOWS * CONTEXT
+    assert metrics.seconds == 6 * STEP
+    assert metrics.tokens_per_second == WINDOWS * CONTEXT / STEP
+    assert metrics.latest["tokens_per_second"] == WINDOWS * CONTEXT / STEP
+
+
+def test_the_clock_runs_until_the_device_has_completed_its_steps(tmp_path, data, monkeypatch):  # noqa: F811
+    """A GPU works through its queue after the CPU has launched the steps; reading the skipped steps waits for it."""
+    clock = Clock()
+    metrics = StepMetrics(clock)
+
+    class Queue(StepCallback):
+        def on_train_start(self, trainer, pl_module):
+            report = pl_module.skipped.report
+
+            def waits():
+                clock.now += STEP
+                return report()
+
+            pl_module.skipped.report = waits
+
+    fit(tmp_path, data, 4, callbacks=[metrics, Queue()], log_every_n_steps=2, limit_val_batches=0)
+    assert metrics.seconds == 2 * STEP
+
+
+def test_reported_losses_are_means_over_the_windows_of_their_steps(tmp_path, data):  # noqa: F811
+    whole, split = StepMetrics(), StepMetrics()
+    for metrics, size in ((whole, None), (split, 1)):
+        fit(tmp_path / str(size), data, 3, windows=(4, size), callbacks=[metrics], log_every_n_steps=3)
+    assert abs(whole.latest["train_loss"] - split.latest["train_loss"]) < 1e-4
+    assert abs(whole.latest["valid_loss"] - split.latest["valid_loss"]) < 1e-4
+    assert whole.tokens_seen == split.tokens_seen == 3 * WINDOWS * CONTEXT
+
+
+def steps_in(folder):
+    with next(folder.rglob("metrics.csv")).open() as file:
+        return [int(row["step"]) for row in csv.DictReader(file)]
+
+
+def test_each_row_is_written_at_once(tmp_path, data):  # noqa: F811
+    seen = []
+
+    class Look(StepCallback):
+        def on_train_batch_start(self, trainer, *rest):
+            seen.append(steps_in(tmp_path) if trainer.global_step else [])
+
+    fit(tmp_path, data, 4, callbacks=[Look()], log_every_n_steps=1)
+    assert seen == [[], [1], [1, 2], [1, 2, 3]]
+    assert steps_in(tmp_path) == [1, 2, 3, 4, 4]  # the last row is of the validation
+
+
+@pytest.mark.filterwarnings("ignore:Experiment logs directory")
+def test_a_checkpoint_saves_what_loggers_hold_back(tmp_path, data):  # noqa: F811
+    seen = {}
+
+    class Look(StepCallback):
+        def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+            seen[trainer.global_step] = steps_in(tmp_path)
+
+    fit(tmp_path, data, 4, callbacks=[Look()], logger=CSVLogger(tmp_path, flush_logs_every_n_steps=1000),
+        log_every_n_steps=1, save_every_n_steps=2)
+    assert seen == {2: [1, 2], 4: [1, 2, 3, 4, 4]}

@@ -88,6 +88,17 @@ def test_what_is_saved_is_what_is_read(defaults):
     assert left_out == ["trainer.strategy", "trainer.profiler"]
 
 
+def test_batches_of_earlier_versions_are_read_in_the_options_of_this_one():
+    config = {"data": {"batch_size": 4}, "trainer": {"devices": "2"}, "model": {"micro_batch_size": 2}}
+    allowed, left_out = read_settings({"config": config})
+    assert allowed == {"data.batch_size": 8, "data.micro_batch_size": 2, "trainer.devices": 2}
+    assert left_out == []
+    config["model"]["micro_batch_size"] = "evil"
+    assert read_settings({"config": config})[0]["data.micro_batch_size"] == 4
+    config["data"]["micro_batch_size"] = None  # a setting of this version
+    assert read_settings({"config": config})[0]["data.batch_size"] == 4
+
+
 def test_devices_of_the_command_line_become_a_number():
     assert plain_settings({"trainer": {"devices": "2"}}) == ({"trainer.devices": 2}, [])
     assert plain_settings({"trainer": {"devices": [0, 1]}}) == ({"trainer.devices": [0, 1]}, [])
@@ -413,10 +424,10 @@ def test_an_architecture_that_is_none_stops_loading_in_a_sentence(place):
 
 def test_the_plain_settings_are_all_that_an_exact_resume_needs(project, tiny):
     changed = [
-        "--trainer.val_every_n_steps=2", "--trainer.accumulate_grad_batches=2", "--trainer.gradient_clip_val=0.3",
+        "--trainer.val_every_n_steps=2", "--trainer.gradient_clip_val=0.3",
         "--seed_everything=5", "--data.seed=3", "--data.align_documents=true", "--optimizer.betas=[0.8,0.99]",
         "--optimizer.warmup_steps=1", "--optimizer.eps=1e-6", "--model.loss_chunk_size=50",
-        "--model.micro_batch_size=2", "--trainer.devices=1",
+        "--data.micro_batch_size=2", "--trainer.devices=1",
     ]
     assert main(["fit", "--config", TEXT, *tiny, *changed]) == 0
     runs = project / "lightning_logs"

@@ -1,4 +1,4 @@
-"""The trainer's options reach what they are about: precision, compiling, memory, recomputation, chunks of the loss."""
+"""The trainer's options take effect: precision, compiling, memory, recomputation, chunks of the loss."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def make(**options):
 
 @pytest.mark.parametrize(("fast", "precision", "words"), [
     (True, "bf16-mixed", "computes in bfloat16"), (False, "32-true", "does not compute in bfloat16")])
-def test_precision_is_chosen_by_what_the_processor_multiplies(tmp_path, monkeypatch, capsys, fast, precision, words):
+def test_auto_precision_is_bfloat16_if_the_processor_is_fast(tmp_path, monkeypatch, capsys, fast, precision, words):
     monkeypatch.setattr(trainer, "cpu_multiplies_bfloat16", lambda: fast)
     made = make_trainer(tmp_path, 1, precision="auto")
     assert made.precision == precision
@@ -53,10 +53,10 @@ def test_the_options_of_a_run_reach_the_step(tmp_path, data, monkeypatch):  # no
     calls.clear(), chunks.clear()
     make_trainer(tmp_path, 1, **options | {"compile": "auto"}).fit(make(), datamodule=data())
     assert calls == ["keep_freed_memory"]
-    assert chunks == [module.LOSS_CHUNK_SIZES["cpu"]]
+    assert chunks == [None]
 
 
-def test_recomputing_changes_no_bit_of_a_training(tmp_path, data):  # noqa: F811
+def test_recomputing_is_bit_identical(tmp_path, data):  # noqa: F811
     ends = []
     for recompute in (False, True):
         trained = make(recompute=recompute)
@@ -67,7 +67,7 @@ def test_recomputing_changes_no_bit_of_a_training(tmp_path, data):  # noqa: F811
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
 def test_other_precisions_train_and_generate(tmp_path, data, precision):  # noqa: F811
-    """Around each step of a `-true` precision Lightning changes the dtype that torch gives to new tensors."""
+    """With a `-true` precision Lightning changes torch's default dtype around each step."""
     start, trained = weights(make()), make()
     made = make_trainer(tmp_path, 5, precision=precision)
     made.fit(trained, datamodule=data())
@@ -84,7 +84,7 @@ def test_other_precisions_train_and_generate(tmp_path, data, precision):  # noqa
     assert len(under) == 5
 
 
-def test_apples_gpus_are_kept_off(tmp_path, monkeypatch):
+def test_apples_gpus_are_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     options = {"max_steps": 1, "default_root_dir": str(tmp_path), "precision": "32-true"}
     assert isinstance(StepTrainer(**options).accelerator, CPUAccelerator)

@@ -1,4 +1,7 @@
-"""Batches of windows as the trainer iterates over them: without end for training, all of them once for validation."""
+"""The batches that the trainer iterates over: endless random windows for training, all windows once for validation.
+
+This file also decides how many windows are computed at a time.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,75 @@ import torch
 from tslm.data.device_windows import DeviceWindows
 from tslm.data.documents import Positions, document_windows
 from tslm.data.windows import TokenIds, WindowStream, sequential_windows
+from tslm.errors import UserError
+
+# Limits on a CPU, in tokens. Up to WHOLE_TOKENS a process computes all its windows at once; more are split into
+# micro-batches of at most MICRO_BATCH_TOKENS. Most memory of a training step are the activations of the windows that
+# are computed at a time, so micro-batches halve the memory of 64 windows. They lose no speed: adding up gradients costs
+# 1 to 3%, which a batch above the first limit regains because less memory is touched.
+WHOLE_TOKENS, MICRO_BATCH_TOKENS = 4096, 2048
 
 Item = TypeVar("Item")
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
+def default_micro_batch(windows: int, context_length: int, device_type: str) -> int:
+    """Return how many of a process's windows are computed at a time, unless the user states it; at least 1.
+
+    A GPU computes all of them at once. A CPU does so up to `WHOLE_TOKENS`, else it takes the largest divisor of
+    `windows` that has at most `MICRO_BATCH_TOKENS`.
+
+    Example: 64 windows of 256 tokens are computed 8 at a time on a CPU, and 16 windows all at once.
+    """
+    if device_type != "cpu" or windows * context_length <= WHOLE_TOKENS:
+        return windows
+    most = max(1, MICRO_BATCH_TOKENS // context_length)
+    return max(size for size in range(1, most + 1) if windows % size == 0)
+
+
+def split_batch(
+    batch_size: int, context_length: int, *, world_size: int = 1, device_type: str = "cpu",
+    micro_batch_size: int | None = None,
+) -> tuple[int, int]:
+    """Split the windows of one optimizer step: batch_size = world_size · accumulate · micro_batch_size.
+
+    Args:
+        batch_size: windows of one optimizer step, over all processes.
+        context_length: tokens in a window.
+        world_size: number of processes.
+        device_type: "cpu", "cuda", …
+        micro_batch_size: windows computed at a time in one process; None for `default_micro_batch`.
+
+    Returns:
+        micro_batch_size and accumulate, the micro-batches that each process computes in one optimizer step.
+
+    Raises:
+        UserError: batch_size is not divisible by world_size · micro_batch_size.
+    """
+    multiple = world_size * (micro_batch_size or 1)
+    if batch_size % multiple:
+        lower = batch_size // multiple * multiple
+        reasons, choices = "", f"--data.batch_size {f'{lower} or ' * bool(lower)}{lower + multiple}"
+        if micro_batch_size is not None:
+            reasons += f" with data.micro_batch_size {micro_batch_size}"
+            choices += ", or another --data.micro_batch_size"
+        if world_size > 1:
+            reasons += f" on {world_size} processes"
+            choices += ", or another --trainer.devices"
+        raise UserError(
+            f"data.batch_size is {batch_size}, but{reasons} it must be a multiple of {multiple}: give {choices}"
+        )
+    windows = batch_size // world_size
+    size = micro_batch_size or default_micro_batch(windows, context_length, device_type)
+    return size, windows // size
+
+
 class TrainBatches:
-    """Random windows from a given batch on; it has no state, so resuming needs none."""
+    """Micro-batches of random windows without end, from number `first` on.
+
+    There is no state to save: micro-batch i of process r holds the windows (i · world_size + r) · batch_size and the
+    following ones, batch_size in all.
+    """
 
     def __init__(
         self, windows: WindowStream | DeviceWindows, batch_size: int, first: int, rank: int, world_size: int
@@ -34,7 +99,7 @@ class TrainBatches:
 
 
 class Batches(Generic[Item]):
-    """Batches that are all there; a plain list would be taken for several loaders."""
+    """A finite loader over batches in memory. Lightning would take a plain list for several loaders."""
 
     def __init__(self, items: Sequence[Item]) -> None:
         self.items = items
@@ -47,7 +112,12 @@ class Batches(Generic[Item]):
 
 
 class ValidBatches:
-    """Windows in batches, those of a batch all of one length."""
+    """Batches of validation windows; the windows of one batch have the same length.
+
+    Args:
+        ids: the text's tokens.
+        groups: for each batch the (start, length) of its windows.
+    """
 
     def __init__(self, ids: TokenIds, groups: list[list[tuple[int, int]]]) -> None:
         self.ids, self.groups = ids, groups
@@ -68,8 +138,8 @@ def valid_batches(
 ) -> ValidBatches:
     """Group one process's share of the sequential windows into batches of one length each.
 
-    A batch stands where its last window does in the text, and those that never filled stand at the end; so what comes
-    first, if not all of it is looked at, is no choice by length.
+    A batch is placed where its last window is in the text; batches that are not full come at the end. So a validation
+    that is limited to the first batches does not select windows by their length.
 
     Args:
         ids: the text's tokens.
@@ -77,13 +147,13 @@ def valid_batches(
         batch_size: windows in a batch, at most.
         rank: number of this process.
         world_size: number of processes.
-        documents: where documents begin, for windows that begin there; None for windows one behind the other.
+        documents: where documents begin, for windows that begin there; None for consecutive windows.
     """
     windows = (sequential_windows(ids, context_length) if documents is None
                else document_windows(ids, context_length, documents))
-    groups, filling = [], defaultdict[int, list[tuple[int, int]]](list)
+    groups, open_groups = [], defaultdict[int, list[tuple[int, int]]](list)
     for start, length in windows[rank::world_size].tolist():
-        filling[length].append((start, length))
-        if len(filling[length]) == batch_size:
-            groups.append(filling.pop(length))
-    return ValidBatches(ids, groups + list(filling.values()))
+        open_groups[length].append((start, length))
+        if len(open_groups[length]) == batch_size:
+            groups.append(open_groups.pop(length))
+    return ValidBatches(ids, groups + list(open_groups.values()))

@@ -1,4 +1,4 @@
-"""What the trainer asks for: batches of windows, prepared from whatever text the user named."""
+"""The data of a training: prepares the text that the user named, and serves it as batches of windows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 import lightning.pytorch as pl
 
-from tslm.data.batches import Batches, TrainBatches, ValidBatches, valid_batches
+from tslm.data.batches import Batches, TrainBatches, ValidBatches, split_batch, valid_batches
 from tslm.data.device_windows import DeviceWindows
 from tslm.data.documents import DocumentStream, Positions, document_starts
 from tslm.data.prepare import (
@@ -22,6 +22,7 @@ from tslm.data.prepare import (
 )
 from tslm.data.toy import Story, sample_stories
 from tslm.data.windows import WindowStream
+from tslm.errors import MissingFileError, UserError
 from tslm.tokenizer import END_OF_TEXT, TokenFile, Tokenizer
 
 OPENINGS = ["Once upon a time", "One day", "There was a little", "In a small"]
@@ -30,7 +31,7 @@ EVALUATING = ("validate", "test")
 
 
 class TextDataModule(pl.LightningDataModule):
-    """Windows out of a text, which is tokenized first if it is not yet.
+    """Windows of a text. If there is no tokenizer or token file for the text yet, they are made first.
 
     Args:
         corpus: `toy`, the embedded corpus; `tinystories`, downloaded at first use; `files`, the user's. Unless
@@ -39,15 +40,17 @@ class TextDataModule(pl.LightningDataModule):
         valid_files: Text files to validate on; unless given, the last documents of the training text are held out.
         vocab_size: Largest vocabulary, the 256 bytes and the special tokens included; also the model's.
         context_length: Tokens in a window; also the model's.
-        batch_size: Windows in a batch of one process.
+        batch_size: Windows of one optimizer step, over all processes.
+        micro_batch_size: Windows that one process computes at a time; their gradients are added up until the step has
+            its batch_size. Peak memory grows with it. Unless given, a GPU computes all windows of its process at once,
+            and a CPU does so up to 4,096 tokens, above which it takes as many as have 2,048.
         seed: Decides which windows are drawn, and in which order.
-        align_documents: Whether documents are seen as the model will see them later, from their beginnings and each by
-            itself: windows, the validation's too, begin where documents do, no token attends to another document than
-            its own, and each window comes once in an epoch; otherwise they are drawn from anywhere.
-        on_device: Whether the token ids are copied to the device once, and the windows, which are the same either way,
-            drawn there; unless given, on a CUDA GPU.
+        align_documents: Whether windows start at document boundaries, for training and validation, and attention is
+            masked across documents; each window then comes once in an epoch. Otherwise windows start anywhere.
+        on_device: Whether the token ids are copied to the device once, and the windows gathered there; the windows are
+            the same either way. Unless given, only on a CUDA GPU.
         special_tokens: Strings that are one token each; the first one separates documents.
-        tokenizer: Folder of a tokenizer that exists already, instead of one trained on the training text.
+        tokenizer: Folder of an existing tokenizer; unless given, one is trained on the training text.
         cache_dir: Where prepared data is kept.
         num_workers: Processes for tokenizing; all cores unless given.
         toy_stories: Stories that the embedded corpus has for training.
@@ -64,6 +67,7 @@ class TextDataModule(pl.LightningDataModule):
         vocab_size: int = 10_000,
         context_length: int = 256,
         batch_size: int = 32,
+        micro_batch_size: int | None = None,
         seed: int = 0,
         align_documents: bool = False,
         on_device: bool | None = None,
@@ -77,18 +81,19 @@ class TextDataModule(pl.LightningDataModule):
         prompts_file: str | None = None,
     ) -> None:
         super().__init__()
-        check_sizes(vocab_size, len(special_tokens), context_length, batch_size)
+        check_sizes(vocab_size, len(special_tokens), context_length, batch_size, micro_batch_size)
         if align_documents and not special_tokens:
-            raise ValueError("data.align_documents is on, but data.special_tokens names none to tell documents apart: "
-                             f"give --data.special_tokens '[\"{END_OF_TEXT}\"]', or leave --data.align_documents out")
+            raise UserError("data.align_documents is on, but data.special_tokens names none to tell documents apart: "
+                            f"give --data.special_tokens '[\"{END_OF_TEXT}\"]', or leave --data.align_documents out")
         self.corpus = corpus or ("files" if train_files else "toy")
         if self.corpus != "files" and (train_files or valid_files):
-            raise ValueError(
+            raise UserError(
                 f"data.corpus is {self.corpus!r}, but files are named: leave --data.train_files and --data.valid_files "
                 "out, or give --data.corpus files"
             )
         self.train_files, self.valid_files = train_files, valid_files
-        self.vocab_size, self.context_length, self.batch_size = vocab_size, context_length, batch_size
+        self.vocab_size, self.context_length = vocab_size, context_length
+        self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.seed, self.on_device, self.special_tokens = seed, on_device, list(special_tokens)
         self.align_documents = align_documents
         self.tokenizer = Tokenizer.from_dir(tokenizer) if tokenizer is not None else None
@@ -100,27 +105,36 @@ class TextDataModule(pl.LightningDataModule):
         self.valid_tokens: TokenFile | None = None
 
     @property
-    def tokens_per_batch(self) -> int:
-        """Tokens that one process sees in one batch."""
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step, over all processes."""
         return self.batch_size * self.context_length
 
-    def use_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Encode with a checkpoint's tokenizer: a model understands no other ids.
+    def split(self, world_size: int, device_type: str) -> tuple[int, int]:
+        """Return the windows that each process computes at a time, and how often it does so in an optimizer step.
 
         Raises:
-            ValueError: another tokenizer was asked for.
+            UserError: batch_size is not divisible by world_size · micro_batch_size.
+        """
+        return split_batch(self.batch_size, self.context_length, world_size=world_size, device_type=device_type,
+                           micro_batch_size=self.micro_batch_size)
+
+    def use_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Encode with a checkpoint's tokenizer, which defines the ids of its model.
+
+        Raises:
+            UserError: `tokenizer` names a different one.
         """
         if self.tokenizer is not None and self.tokenizer.hash != tokenizer.hash:
-            raise ValueError(
+            raise UserError(
                 "the tokenizer in data.tokenizer is not the one that the checkpoint was trained with: leave "
                 "--data.tokenizer out, or train a new model"
             )
         self.tokenizer = tokenizer
 
     def prepare_data(self) -> None:
-        """Make what is missing: corpus, tokenizer, token files; `predict` needs none of them.
+        """Make the corpus, the tokenizer and the token files that are missing; `predict` needs none of them.
 
-        It is all opened as well: a text that is too short should stop the run before there is a run directory.
+        The files are opened as well, so that a text that is too short stops the run before it has a run directory.
         """
         if self._command != "predict":
             self.load()
@@ -129,7 +143,7 @@ class TextDataModule(pl.LightningDataModule):
         """Make what is missing, then open the token files.
 
         Raises:
-            ValueError: a text is too short for a window, and for whatever `prepare` finds wrong.
+            UserError: a text is too short for a window, or `prepare` rejects it.
         """
         with self.cache.lock():
             self.tokenizer, train, valid = prepare(
@@ -138,7 +152,7 @@ class TextDataModule(pl.LightningDataModule):
             )
         self.valid_tokens = TokenFile.open(valid)
         if len(self.valid_tokens) < 2:
-            raise ValueError("the validation text has fewer than 2 tokens, so it has nothing to predict: give more")
+            raise UserError("the validation text has fewer than 2 tokens, so it has nothing to predict: give more")
         if train is not None:
             self.train_tokens = TokenFile.open(train)
             documents = self._documents(self.train_tokens)
@@ -146,25 +160,25 @@ class TextDataModule(pl.LightningDataModule):
             self.windows = WindowStream(*given) if documents is None else DocumentStream(*given, documents)
 
     def _documents(self, tokens: TokenFile) -> Positions | None:
-        """Where windows are to begin; None for anywhere."""
+        """Return where documents begin, for windows that start there; None for windows that start anywhere."""
         separator = self.separator
         return None if separator is None else document_starts(tokens.ids, separator)
 
     @property
     def separator(self) -> int | None:
-        """The token that stands between documents, where windows are to keep to these; else None.
+        """The token between documents, if windows are aligned with documents; else None.
 
         Raises:
-            ValueError: the tokenizer has no such token.
+            UserError: the tokenizer has no such token.
         """
         if not self.align_documents:
             return None
         assert self.tokenizer is not None
         name = self.special_tokens[0]
         if name not in self.tokenizer.special_ids:
-            raise ValueError(
-                f"data.align_documents is on, but the tokenizer has no token {name!r} that stands between "
-                "documents: leave --data.align_documents out, or name its own with --data.special_tokens"
+            raise UserError(
+                f"data.align_documents is on, but the tokenizer has no token {name!r} to separate "
+                "documents: leave --data.align_documents out, or name the tokenizer's own with --data.special_tokens"
             )
         return self.tokenizer.special_ids[name]
 
@@ -174,7 +188,7 @@ class TextDataModule(pl.LightningDataModule):
         if self.corpus == "tinystories":
             return tinystories_corpus(self.cache)
         if not self.train_files:
-            raise ValueError(
+            raise UserError(
                 "the corpus is 'files', but no file is named: give --data.train_files '[\"my.txt\"]', or another "
                 "--data.corpus (toy or tinystories)"
             )
@@ -186,7 +200,7 @@ class TextDataModule(pl.LightningDataModule):
         return self.trainer.state.fn if self.trainer is not None else None
 
     def setup(self, stage: str) -> None:
-        """Open the token files in this process, and give the module its tokenizer and what stands between documents."""
+        """Open the token files in this process, and pass what depends on them to the module."""
         if stage == "predict":
             return
         if self.valid_tokens is None:
@@ -194,6 +208,7 @@ class TextDataModule(pl.LightningDataModule):
         module = getattr(self.trainer, "lightning_module", None)
         if module is not None:
             module.tokenizer, module.separator = self.tokenizer, self.separator
+            module.micro_batch_size = self.micro_batch_size
 
     @property
     def valid_bytes_per_token(self) -> float:
@@ -204,27 +219,42 @@ class TextDataModule(pl.LightningDataModule):
         return (self.valid_tokens.source_bytes - len(first)) / (len(self.valid_tokens) - 1)
 
     def held_out_stories(self) -> list[Story] | None:
-        """Return the validation stories with their exact probabilities; None where the corpus has no known ones."""
+        """Return the validation stories with their exact probabilities; None if the corpus has no known ones."""
         return sample_stories(TOY_VALID_STORIES, self.toy_seed + TOY_VALID_SEED) if self.corpus == "toy" else None
 
     def train_dataloader(self) -> TrainBatches:
-        """Serve random windows without end, from wherever training stands."""
-        assert self.trainer is not None
+        """Serve micro-batches of random windows without end, from the current optimizer step on.
+
+        Step s has the windows s · batch_size … (s + 1) · batch_size - 1, however they are split.
+
+        Raises:
+            UserError: batch_size is not divisible by the number of processes and micro-batches.
+        """
+        trainer = self.trainer
+        assert trainer is not None
         assert self.windows is not None
-        first = self.trainer.global_step * self.trainer.accumulate_grad_batches
-        rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        device = self.trainer.strategy.root_device
+        rank, world_size, accumulate = trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches
+        micro_batch_size, rest = divmod(self.batch_size, world_size * accumulate)
+        if rest:  # with a stock Trainer; StepTrainer derives its accumulation from `split`
+            raise UserError(
+                f"data.batch_size is {self.batch_size}, but the trainer divides it among {world_size} processes and "
+                f"{accumulate} micro-batches: give --data.batch_size a multiple of {world_size * accumulate}"
+            )
+        device = trainer.strategy.root_device
         on_device = device.type == "cuda" if self.on_device is None else self.on_device
         windows = DeviceWindows(self.windows, device) if on_device else self.windows
-        return TrainBatches(windows, self.batch_size, first, rank, world_size)
+        return TrainBatches(windows, micro_batch_size, trainer.global_step * accumulate, rank, world_size)
 
     def val_dataloader(self) -> ValidBatches:
-        """Serve the validation text in order, every target exactly once, shared out among the processes."""
+        """Serve the validation text in order, each target exactly once, divided among the processes.
+
+        As in training, a batch has batch_size windows over all processes.
+        """
         assert self.valid_tokens is not None
         assert self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        return valid_batches(self.valid_tokens.ids, self.context_length, self.batch_size, rank, world_size,
-                             self._documents(self.valid_tokens))
+        return valid_batches(self.valid_tokens.ids, self.context_length, max(1, self.batch_size // world_size), rank,
+                             world_size, self._documents(self.valid_tokens))
 
     def test_dataloader(self) -> ValidBatches:
         """Serve the validation text: TinyStories and the toy corpus have no third part."""
@@ -237,30 +267,33 @@ class TextDataModule(pl.LightningDataModule):
 
 
 def read_prompts(path: str) -> list[str]:
-    """Read one prompt per line; empty lines are passed over.
+    """Read one prompt per line; empty lines are skipped.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds no prompt or is not UTF-8.
+        MissingFileError: there is no such file.
+        UserError: it holds no prompt or is not UTF-8.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no prompts file at {path}: write one prompt per line into it")
+        raise MissingFileError(f"there is no prompts file at {path}: write one prompt per line into it")
     try:
         lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 at byte {error.start}: save it as UTF-8") from error
+        raise UserError(f"{path} is not UTF-8 at byte {error.start}: save it as UTF-8") from error
     if not lines:
-        raise ValueError(f"{path} holds no prompt: write one per line")
+        raise UserError(f"{path} holds no prompt: write one per line")
     return lines
 
 
-def check_sizes(vocab_size: int, num_special: int, context_length: int, batch_size: int) -> None:
-    """Raise a ValueError for sizes that cannot work, before anything is prepared."""
+def check_sizes(
+    vocab_size: int, num_special: int, context_length: int, batch_size: int, micro_batch_size: int | None
+) -> None:
+    """Raise a UserError for impossible sizes, before anything is prepared."""
     if vocab_size < 256 + num_special:
-        raise ValueError(
+        raise UserError(
             f"data.vocab_size is {vocab_size}, but the 256 bytes and the special tokens alone need {256 + num_special}:"
             f" give --data.vocab_size at least {256 + num_special}"
         )
-    for name, value in {"context_length": context_length, "batch_size": batch_size}.items():
-        if value < 1:
-            raise ValueError(f"data.{name} is {value}: give --data.{name} at least 1")
+    sizes = {"context_length": context_length, "batch_size": batch_size, "micro_batch_size": micro_batch_size}
+    for name, value in sizes.items():
+        if value is not None and value < 1:
+            raise UserError(f"data.{name} is {value}: give --data.{name} at least 1")

@@ -94,7 +94,8 @@ _functions: dict[str, Replaceable[..., Any]] = {}  # by dotted name
 _substitutes: dict[Place, Substitute | None] = {}
 _disagreements: dict[tuple[Place, Hashable], str] = {}  # why a substitute is not taken, "" if it is
 _for_compiler: dict[tuple[str, str], Callable[..., Any]] = {}  # what torch.compile sees, by function and device
-_messages: set[str] = set()  # what the user has been told
+_warned: set[str] = set()  # functions, and messages about missing substitutes, that the user has been told of
+_UNAVAILABLE = "functions run as they are written, or by slower substitutes, because"
 _shut_depth = 0
 
 
@@ -149,8 +150,8 @@ def disagreement(name: str, place: Place, key: Hashable) -> str:
         if not reason:
             if substitute.traceable:
                 _for_compiler[name, place.device] = substitute.function
-        elif message and message not in _messages:
-            _messages.add(message)
+        elif message and name not in _warned and message not in _warned:
+            _warned.update((message,) if message.startswith(_UNAVAILABLE) else (name,))
             warnings.warn(message, DisagreementWarning, stacklevel=4)
     return _disagreements[place, key]
 
@@ -162,7 +163,7 @@ def _compare(name: str, substitute: Substitute, key: Hashable) -> tuple[str, str
     try:
         reason = difference(_functions[name].plain, substitute, key)
     except UnavailableError as error:
-        return str(error), f"functions run as they are written, more slowly, because {error}"
+        return str(error), f"{_UNAVAILABLE} {error}"
     return reason, f"{name} runs as it is written, without its substitute, because {reason}"
 
 
@@ -207,7 +208,7 @@ def forget() -> None:
     """Compare again at the next call of each function, because a function has changed."""
     _disagreements.clear()
     _for_compiler.clear()
-    _messages.clear()
+    _warned.clear()
 
 
 def functions() -> dict[str, Replaceable[..., Any]]:

@@ -55,6 +55,14 @@ def rotation_table(length: int, width: int, device: str = "cpu") -> Tensor:
     return torch.stack((angles.cos(), angles.sin()), -1).to(device)
 
 
+def attention_case(form: Form, batch: int, length: int, heads: int, width: int, documents: bool) -> Case:
+    """Arguments of `self_attention`, for the probes of every device."""
+    starts = torch.zeros(batch, length, dtype=torch.int64, device=form.device)
+    starts[-1, 3:] = 3  # the last sequence holds two documents
+    qkv = drawn(batch, length, 3, heads, width, dtype=form.dtype, device=form.device)
+    return Case((qkv, rotation_table(length, width, form.device), starts if documents else None))
+
+
 def loss_case(form: Form, tokens: int, d_model: int, vocab_size: int, chunk_size: int | None) -> Case:
     """Arguments of `linear_and_loss`, for the probes of every device."""
     targets = torch.arange(tokens) * 7919 % vocab_size

@@ -29,6 +29,8 @@ SUBSTITUTES: dict[str, tuple[Place, ...]] = {
     "tslm.model.ops.self_attention": (
         Place("cpu", "tslm.fast.cpu.kernels", "SELF_ATTENTION"),
         Place("cuda", "tslm.fast.gpu.attention", "SELF_ATTENTION"),
+        Place("cpu", "tslm.fast.operators", "SELF_ATTENTION"),
+        Place("cuda", "tslm.fast.operators", "SELF_ATTENTION"),
     ),
     "tslm.model.ops.swiglu_linear": (
         Place("cpu", "tslm.fast.cpu.kernels", "SWIGLU_LINEAR"),
@@ -37,6 +39,8 @@ SUBSTITUTES: dict[str, tuple[Place, ...]] = {
     "tslm.objective.linear_and_loss": (
         Place("cpu", "tslm.fast.cpu.kernels", "LINEAR_AND_LOSS"),
         Place("cuda", "tslm.fast.gpu.cross_entropy", "LINEAR_AND_LOSS"),
+        Place("cpu", "tslm.fast.operators", "LINEAR_AND_LOSS"),
+        Place("cuda", "tslm.fast.operators", "LINEAR_AND_LOSS"),
     ),
     "tslm.optim.adamw.adamw_step": (Place("cuda", "tslm.fast.gpu.adamw", "ADAMW_STEP"),),
     "tslm.generation.sampling.choose_tokens": (Place("cpu", "tslm.fast.cpu.sampling", "CHOOSE_TOKENS"),),

@@ -1,7 +1,6 @@
 """Logits to text: sampling rules, the key-value cache, the decoding loop, and completion of texts.
 
-Reading order: sampling.py, decoding.py, cache.py, text.py; then kernel.c, kernel_sampling.c and native.py, which
-compute the same on a CPU, about as fast as the memory delivers the weights.
+Reading order: sampling.py, decoding.py, cache.py, text.py.
 """
 
 from tslm.generation.cache import KeyValueCache

@@ -1,4 +1,4 @@
-"""The key-value cache: what attention computed for earlier positions, kept in memory reserved once.
+"""The key-value cache: keys and values of earlier positions, in memory that is allocated once.
 
 Shapes: B sequences, H heads, T new positions, S visible slots, C capacity, K head dimension.
 """
@@ -14,14 +14,14 @@ from tslm.model import TransformerConfig
 class KeyValueCache:
     """Keys and values of every layer for a batch of sequences; slot p of a sequence belongs to its position p.
 
-    Sequences may differ in length. A batch is filled padded on the right: a slot behind the end of a shorter sequence
-    holds the padding's keys until the real token at that position overwrites them, which is before any query may see
-    the slot, as queries attend to slots up to their own position only.
+    Sequences may differ in length. Prompts are padded on the right: a slot after the end of a shorter sequence holds
+    keys of padding until the real token at that position overwrites them. No query attends to the slot before that,
+    because queries attend to slots up to their own position only.
 
     Args:
         config: the model's sizes.
         batch_size: number of sequences, B.
-        capacity: slots per sequence, C: the longest that a sequence can become, at most context_length.
+        capacity: slots per sequence, C: the largest length of a sequence, at most context_length.
         dtype: of keys and values; the one in which the model's matmuls run.
         device: where the model is.
 
@@ -33,13 +33,13 @@ class KeyValueCache:
     def __init__(self, config: TransformerConfig, batch_size: int, capacity: int, dtype: torch.dtype,
                  device: torch.device) -> None:
         shape = (config.num_layers, 2, batch_size, config.num_heads, capacity, config.head_dim)
-        # Zeros, because a masked slot still takes part in a product with weight 0, and 0 times NaN is NaN.
+        # Zeros, because a masked slot takes part in a product with weight 0, and 0 · NaN is NaN.
         self._memory = torch.zeros(shape, dtype=dtype, device=device)
         self.length = 0
         self.layers = [LayerCache(self, keys, values) for keys, values in self._memory]
 
     def drop(self, row: int) -> None:
-        """Take a sequence out of the batch; the last one moves to its place, so that one row is copied, not all."""
+        """Remove a sequence from the batch; the last one moves to its row, so that only one row is copied."""
         last = self._memory.shape[2] - 1
         if row != last:
             self._memory[:, :, row, :, : self.length] = self._memory[:, :, last, :, : self.length]
@@ -57,7 +57,7 @@ class LayerCache:
     def update(self, keys: Tensor, values: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
         """Store (B, H, T, K) at `positions` (B, T); return the visible slots (B, H, S, K) of both.
 
-        Without positions the T tokens open their sequences: they are stored from slot 0 on and returned as they are.
+        Without positions the T tokens are the first of their sequences: stored from slot 0 on and returned as they are.
         """
         if positions is None:
             self.keys[:, :, : keys.shape[2]] = keys

@@ -1,4 +1,4 @@
-"""Generation between texts: prompts as strings in, stories as strings out, whole or piece by piece."""
+"""Generation of text from text prompts, whole or piece by piece."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def complete(model: TransformerLM, tokenizer: Tokenizer, prompts: Iterable[str],
 def stream_text(model: TransformerLM, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, *,
                 temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None,
                 seed: int | None = None) -> Iterator[str]:
-    """Yield what the model adds to one prompt as soon as it is readable; the pieces join to `complete`'s text."""
+    """Yield the continuation of one prompt as soon as it is readable; the pieces join to the text of `complete`."""
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     steps = stream(model, encode_prompt(tokenizer, prompt), max_new_tokens, temperature=temperature, top_p=top_p,
                    top_k=top_k, stop_token=stop_token(tokenizer), generator=generator, vocab_size=tokenizer.vocab_size)
@@ -77,7 +77,7 @@ def stream_text(model: TransformerLM, tokenizer: Tokenizer, prompt: str, max_new
 
 
 def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """Decode token by token; the bytes of a character that tokens share are held back until it is complete.
+    """Decode token by token; bytes of an incomplete character are held back until the character is complete.
 
     The pieces join to `tokenizer.decode(ids)`, and none of them is empty.
     """
@@ -90,11 +90,11 @@ def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    r"""Token ids of a prompt, as the model has seen texts begin: behind `<|endoftext|>` and a newline.
+    r"""Token ids of a prompt after `<|endoftext|>` and a newline, which is how documents begin in training.
 
     The files of the embedded corpus and of TinyStories hold `The end.\n<|endoftext|>\nOnce upon a time`, so a story
-    that is asked for by an empty prompt begins behind that newline and not with it. A prompt that brings its own
-    `<|endoftext|>` is taken as it is, and so is every prompt for a tokenizer without that token.
+    from an empty prompt starts after that newline. A prompt that starts with `<|endoftext|>` is taken as it is, and so
+    is every prompt for a tokenizer without that token.
 
     Raises:
         UserError: the prompt is empty and the tokenizer has no `<|endoftext|>` to begin with.
@@ -103,7 +103,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
         prompt = f"{END_OF_TEXT}\n{prompt}"
     ids = tokenizer.encode(prompt)
     if not ids:
-        raise UserError(f"the prompt is empty, and this tokenizer has no {END_OF_TEXT} to begin a text with; "
+        raise UserError(f"the prompt is empty, and this tokenizer has no {END_OF_TEXT} to start a text with; "
                          "give at least one character")
     return ids
 

@@ -1,7 +1,7 @@
-"""The training loop, whose unit is the optimizer step: what a step is surrounded by, apart from who executes it.
+"""The training loop. Its unit is the optimizer step, because random windows have no epochs.
 
-`base` says what a loop is, `step` what happens after each optimizer step; `bare` and `lightning` are the two
-drivers that execute the steps, one in plain PyTorch and one inside a `lightning.Trainer`.
+`base` defines a loop, and `step` defines what happens between two optimizer steps. Two drivers execute the steps:
+`bare` in plain PyTorch and `lightning` inside a `lightning.Trainer`.
 """
 
 from tslm.loops.base import Loop

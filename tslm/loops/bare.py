@@ -1,7 +1,7 @@
-"""The same `StepLoop` driving the same LightningModule in plain PyTorch: what training is once everything is off.
+"""The bare loop: `StepLoop` drives the LightningModule in plain PyTorch, without a Trainer.
 
-It exists to be read in one sitting, and as the yardstick for what Lightning adds: twenty steps through it and twenty
-through a Trainer leave bit-identical weights.
+Read this file first to see what a training step is. It is also the yardstick for what Lightning adds: twenty steps of
+the bare loop and twenty steps of a Trainer give bit-identical weights.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 
 from tslm.loops.step import Budget, Cadence, StepLoop
 
-Batch = tuple[torch.Tensor, torch.Tensor]
+Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and targets, (windows, tokens) each
 
 
 class TrainableModule(Protocol):
     """The part of a LightningModule that training needs."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        """Return the mean loss of a batch."""
+        """Return the mean loss of a micro-batch."""
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of a loss that `training_step` returned."""
@@ -30,25 +30,25 @@ class TrainableModule(Protocol):
         """Add a batch to the validation loss."""
 
     def reset_validation(self) -> None:
-        """Forget the validation batches seen so far."""
+        """Reset the validation loss."""
 
     def clip(self, max_norm: float | None) -> None:
         """Clip the gradients in place and remember their norm."""
 
 
 class BareDriver:
-    """One optimizer step after another on one device.
+    """Take optimizer steps on one device.
 
     Args:
         module: computes the loss and clips.
         optimizer: updates the module's parameters.
-        schedule: sets the learning rate behind each step.
-        batches: windows without end.
-        accumulate: batches whose gradients are averaged for one step.
-        max_norm: largest global norm of the gradient; None does not clip.
+        schedule: sets the learning rate after each step.
+        micro_batches: an endless iterator of windows; all micro-batches have the same size.
+        accumulate: micro-batches in one optimizer step; the step's gradient is the mean of theirs.
+        max_norm: largest global norm of the gradient; None disables clipping.
         autocast: makes the context in which the loss is computed.
         on_log: called with the step and its mean loss when a report is due.
-        valid_batches: what `validate` shows the module.
+        valid_batches: the validation data.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class BareDriver:
         module: TrainableModule,
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LambdaLR,
-        batches: Iterator[Batch],
+        micro_batches: Iterator[Batch],
         *,
         accumulate: int = 1,
         max_norm: float | None = 1.0,
@@ -64,35 +64,37 @@ class BareDriver:
         on_log: Callable[[int, torch.Tensor], None] | None = None,
         valid_batches: list[Batch] | None = None,
     ) -> None:
-        self.module, self.optimizer, self.schedule, self.batches = module, optimizer, schedule, batches
-        self.accumulate, self.max_norm, self.autocast, self.on_log = accumulate, max_norm, autocast, on_log
+        self.module, self.optimizer, self.schedule = module, optimizer, schedule
+        self.micro_batches, self.accumulate = micro_batches, accumulate
+        self.max_norm, self.autocast, self.on_log = max_norm, autocast, on_log
         self.valid_batches = valid_batches or []
-        self.batches_seen = 0
+        self.micro_batches_seen = 0
         self.loss = torch.zeros(())
 
     def train_step(self) -> None:
-        """Accumulate the gradients of `accumulate` batches, clip, update, advance the schedule."""
+        """Add up the gradients of `accumulate` micro-batches, clip, update, advance the schedule."""
         self.optimizer.zero_grad()
         self.loss = torch.zeros(())
         for _ in range(self.accumulate):
             with self.autocast():
-                loss = self.module.training_step(next(self.batches), self.batches_seen) / self.accumulate
+                loss = self.module.training_step(next(self.micro_batches), self.micro_batches_seen) / self.accumulate
             self.module.backward(loss)
             self.loss = self.loss + loss.detach()
-            self.batches_seen += 1
+            del loss  # or its graph would occupy memory during the next forward pass
+            self.micro_batches_seen += 1
         self.module.clip(self.max_norm)
         self.optimizer.step()
         self.schedule.step()
 
     def validate(self) -> None:
-        """Show the module every validation batch."""
+        """Compute the loss of every validation batch."""
         self.module.reset_validation()
         with torch.no_grad(), self.autocast():
             for index, batch in enumerate(self.valid_batches):
                 self.module.validation_step(batch, index)
 
     def log(self, step: int) -> None:
-        """Hand the last step's loss to whoever wants it."""
+        """Pass the last step's loss to `on_log`."""
         if self.on_log is not None:
             self.on_log(step, self.loss)
 

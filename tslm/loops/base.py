@@ -1,4 +1,4 @@
-"""What a loop is: something that advances until it is done, and whose position can be saved and restored."""
+"""The interface of a loop: it advances until it is done, and its position can be saved and restored."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Any
 class Loop(ABC):
     """Call `advance` until `done`.
 
-    A loop holds its whole position in `state_dict`, so that a loop restored from it goes on exactly where the other
-    one stood.
+    `state_dict` holds the loop's whole position. A loop that loads it continues exactly where the saved loop stopped.
     """
 
     def run(self) -> None:
-        """Advance until done; a loop that is done from the start does nothing."""
+        """Advance until the loop is done; if it is done already, do nothing."""
         while not self.done:
             self.advance()
 
@@ -33,4 +32,4 @@ class Loop(ABC):
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a position that `state_dict` returned."""
+        """Restore a position that `state_dict` returned."""

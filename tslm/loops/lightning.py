@@ -1,85 +1,80 @@
-"""Lets `StepLoop` drive a `lightning.Trainer`: strategies, precision, callbacks, loggers and flags keep working.
+"""The Lightning driver: `StepLoop` inside a `lightning.Trainer`, with its strategies, precision, callbacks and loggers.
 
-Loop customisation left Lightning's public interface in 2.0, so this file, and no other, touches its protected loop
-classes; a contract test names each attribute used here, and pyproject.toml pins Lightning to the minor version that
-passes it. Lightning's own epoch loop counts batches and validates, logs and saves between any two of them; ours
-replaces its `run` by a `StepLoop` whose steps are made of Lightning's `advance`.
+Loop customisation left Lightning's public interface in 2.0. Only this file uses its protected loop classes. A contract
+test names each attribute used here, and pyproject.toml pins Lightning to the minor version that passes it. Lightning's
+own epoch loop counts batches, and validates, logs and saves between any two batches. `StepEpochLoop` replaces its `run`
+by a `StepLoop`, and composes each optimizer step of Lightning's `advance`, which processes one micro-batch.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
-from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from tslm.loops.agreement import Agreement
 from tslm.loops.step import Budget, Cadence, StepLoop
+from tslm.loops.stop_consensus import StopConsensus
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM ended
 
 
 class StepCallback(pl.Callback):
-    """A Lightning callback that also hears of the boundaries between optimizer steps."""
+    """A Lightning callback with hooks for the boundaries between optimizer steps."""
 
     def on_step_log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Called when a report is due; `step` optimizer steps have been taken."""
+        """Called when a report is due, after `step` optimizer steps."""
 
     def on_step_save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Called when a checkpoint is due; validation and logging of this step are over."""
+        """Called when a checkpoint is due, after the validation and the report of this step."""
 
 
 class StepEpochLoop(_TrainingEpochLoop):
-    """The driver of a `StepLoop` inside Lightning's fit loop, in which all of training is one endless epoch."""
+    """Drives a `StepLoop` inside Lightning's fit loop; the whole training is one endless epoch."""
 
     def __init__(self, trainer: pl.Trainer, cadence: Cadence) -> None:
         super().__init__(trainer)
         self.cadence = cadence
         self._fetcher: _DataFetcher | None = None
-        self._arguments: list[str] = []  # of training_step
-        self._agreement: Agreement | None = None  # with the other processes, where there are any
-        self._sigterm = False  # received by this process
-        self._terminated = False  # because of a SIGTERM of this process or any other
+        self._consensus: StopConsensus | None = None  # only with several processes
+        self._sigterm = False  # this process received SIGTERM
+        self._terminated = False  # the loop ends because this or another process received SIGTERM
 
     def set_budget(self, budget: Budget) -> None:
-        """Fix the number of optimizer steps, known once the tokens of a step are."""
+        """Set the number of optimizer steps."""
         self.max_steps = budget.max_steps
 
     def run(self, data_fetcher: _DataFetcher) -> None:
         """Run a `StepLoop` from the restored position to the end of the budget."""
         self.reset()
+        self._restore_batch_count()
         self.on_run_start(data_fetcher)
-        self._fetcher, self._arguments = data_fetcher, []
+        self._fetcher = data_fetcher
         if self.trainer.world_size > 1:
-            self._agreement = Agreement(2)
-            self._take_over_sigterm()
+            self._consensus = StopConsensus(2)
+            self._replace_sigterm_handler()
         loop = StepLoop(self, Budget(self.max_steps), self.cadence)
         loop.load_state_dict({"step": self.global_step})
-        with direct_hooks(self.trainer):
-            loop.run()
+        loop.run()
         self._fetcher = None
-        if self._agreement is not None:
-            self._agreement.finish()
+        if self._consensus is not None:
+            self._consensus.finish()
         if loop.stopped and self._terminated:
             if self.trainer.is_global_zero:
-                print(f"\nSIGTERM: stopped behind optimizer step {loop.step:,}, which is saved.", flush=True)
+                print(f"\nSIGTERM: stopped after optimizer step {loop.step:,}, which is saved.", flush=True)
             raise SIGTERMException(TERMINATED)
 
     def train_step(self) -> None:
-        """Advance Lightning's loop through the batches of one optimizer step."""
+        """Advance Lightning's loop through the micro-batches of one optimizer step."""
         assert self._fetcher is not None
         for optimizer in self.trainer.optimizers:
-            optimizer.zero_grad()  # Lightning does it behind the forward pass, which has no use for the old gradients
+            optimizer.zero_grad()  # Lightning zeroes after the forward pass; until then old gradients occupy memory
         while True:
             self.advance(self._fetcher)
             self.on_iteration_done()
@@ -88,46 +83,56 @@ class StepEpochLoop(_TrainingEpochLoop):
         self._batches_that_stepped += 1
 
     def validate(self) -> None:
-        """Run Lightning's validation loop, as its epoch loop would between two batches."""
+        """Run Lightning's validation loop, as its own epoch loop does between two batches."""
         trainer = self.trainer
         if not trainer.enable_validation:
             return
-        trainer.validating = True  # selects the loop that hooks and results belong to
+        trainer.validating = True  # selects the loop to which hooks and results belong
         first_iteration = trainer._logger_connector._first_loop_iter
         call._call_lightning_module_hook(trainer, "on_validation_model_zero_grad")
         try:
             self.val_loop.run()
         except SIGTERMException:
-            self._sigterm = True  # given up in the middle; the step itself is whole, and what follows saves it
+            self._sigterm = True  # validation was interrupted, but the optimizer step is complete and will be saved
         finally:
             trainer.training = True
         trainer._logger_connector._first_loop_iter = first_iteration
 
     def log(self, step: int) -> None:
-        """Tell every callback that a report is due."""
+        """Call `on_step_log` of every callback."""
         for callback in self._step_callbacks():
             callback.on_step_log(self.trainer, self.trainer.lightning_module, step)
 
     def save(self, step: int) -> None:
-        """Tell every callback that a checkpoint is due."""
+        """Call `on_step_save` of every callback."""
         for callback in self._step_callbacks():
             callback.on_step_save(self.trainer, self.trainer.lightning_module, step)
 
     def stop_requested(self) -> bool:
-        """Whether a callback or a signal asks for the end; several processes hear of it together, one boundary late."""
+        """Whether a callback or a signal asks for the end; several processes learn it together, one boundary later."""
         trainer = self.trainer
         stop, sigterm = trainer.should_stop, trainer.received_sigterm or self._sigterm
-        if self._agreement is not None:
-            stop, sigterm = self._agreement.ask(stop, sigterm)
+        if self._consensus is not None:
+            stop, sigterm = self._consensus.exchange(stop, sigterm)
         self._terminated = sigterm
         if stop or sigterm:
             trainer.should_stop = True  # or Lightning's fit loop would begin another epoch
         return stop or sigterm
 
-    def _take_over_sigterm(self) -> None:
-        """Only remember a SIGTERM: Lightning's handler would broadcast it in the middle of whatever others exchange.
+    def _restore_batch_count(self) -> None:
+        """Set Lightning's count of micro-batches to a multiple of the accumulation.
 
-        Lightning puts back what was there before its own handler when the training ends.
+        Lightning ends an optimizer step where the count is such a multiple. A checkpoint may come from a run with
+        another accumulation, and its count would make the first step too short.
+        """
+        count = self.global_step * self.trainer.accumulate_grad_batches
+        for stage in ("ready", "started", "processed", "completed"):
+            setattr(self.batch_progress.current, stage, count)
+
+    def _replace_sigterm_handler(self) -> None:
+        """Let SIGTERM only set a flag: Lightning's handler broadcasts it, even in the middle of another exchange.
+
+        At the end of the training Lightning restores the handler that preceded its own.
         """
 
         def handler(signum: int, frame: FrameType | None) -> None:
@@ -140,91 +145,16 @@ class StepEpochLoop(_TrainingEpochLoop):
         return [callback for callback in self.trainer.callbacks if isinstance(callback, StepCallback)]
 
     def _should_check_val_fx(self, data_fetcher: _DataFetcher) -> bool:
-        return False  # validation is the StepLoop's business, also behind a restart
-
-    def _build_kwargs(self, kwargs: OrderedDict[str, Any], batch: Any, batch_idx: int) -> OrderedDict[str, Any]:
-        """Choose the arguments of training_step; Lightning would read its signature again for every batch."""
-        self._arguments = self._arguments or list(super()._build_kwargs(OrderedDict(), batch, batch_idx))
-        values = {"batch": batch, "batch_idx": batch_idx}
-        return OrderedDict((name, values[name]) for name in self._arguments)
+        return False  # the StepLoop decides when to validate, also after a restart
 
     def _broadcast_sigterm_tensor(self) -> None:
-        """Do nothing: Lightning would stop between two batches, without a save; `stop_requested` does it."""
-
-
-class NoProfiler(PassThroughProfiler):
-    """What Lightning takes where no profiler is asked for, but without a generator around each action of a step."""
-
-    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
-        """Measure nothing."""
-        return _NOTHING
-
-
-_NOTHING = nullcontext()
-
-
-@contextmanager
-def direct_hooks(trainer: pl.Trainer) -> Iterator[None]:
-    """Inside, a trainer's hooks are called where somebody implements them, with nothing around each call.
-
-    In every step Lightning offers six hooks to each callback, most of which have none of them, and calls seventeen of
-    the module and the strategy, each behind a debug message, in a profiler's context, between two assignments to an
-    attribute of an nn.Module, which are slow. Here each hook's listeners are found once; order, arguments, results and
-    the name by which `self.log` knows where it stands are Lightning's. A trainer with a profiler keeps Lightning's way.
-    """
-    if not isinstance(trainer.profiler, NoProfiler):  # type: ignore[attr-defined]
-        yield
-        return
-    known: list[pl.Callback] = []
-    listeners: dict[str, list[pl.Callback]] = {}
-    module, attributes = trainer.lightning_module, trainer.lightning_module.__dict__
-
-    def call_callbacks(of: pl.Trainer, hook: str, *arguments: Any, **named: Any) -> None:
-        if of is not trainer:
-            lightnings["_call_callback_hooks"](of, hook, *arguments, **named)
-            return
-        if known != of.callbacks:  # type: ignore[attr-defined]
-            known[:] = of.callbacks  # type: ignore[attr-defined]
-            listeners.clear()
-        if hook not in listeners:
-            listeners[hook] = [callback for callback in known if _implements(callback, hook)]
-        before, attributes["_current_fx_name"] = attributes["_current_fx_name"], hook
-        for callback in listeners[hook]:
-            getattr(callback, hook)(of, module, *arguments, **named)
-        attributes["_current_fx_name"] = before
-
-    def calls_of(owner: object, name: str) -> Callable[..., Any]:
-        def call_hook(of: pl.Trainer, hook: str, *arguments: Any, **named: Any) -> Any:
-            if of is not trainer:
-                return lightnings[name](of, hook, *arguments, **named)
-            before, attributes["_current_fx_name"] = attributes["_current_fx_name"], hook
-            result = getattr(owner, hook)(*arguments, **named)
-            attributes["_current_fx_name"] = before
-            return result
-
-        return call_hook
-
-    ours: dict[str, Callable[..., Any]] = {"_call_callback_hooks": call_callbacks}
-    for owner, name in ((module, "_call_lightning_module_hook"), (trainer.strategy, "_call_strategy_hook")):
-        ours[name] = calls_of(owner, name)
-    lightnings = {name: getattr(call, name) for name in ours}
-    vars(call).update(ours)
-    try:
-        yield
-    finally:
-        vars(call).update(lightnings)
-
-
-def _implements(callback: pl.Callback, hook: str) -> bool:
-    """Whether a callback's hook, in its class or set on the object, is another than the empty one of the base class."""
-    function = getattr(callback, hook)
-    return callable(function) and getattr(function, "__func__", function) is not getattr(pl.Callback, hook, None)
+        """Do nothing: Lightning would stop between two micro-batches, without saving; `stop_requested` stops."""
 
 
 class InterruptAtBoundary(pl.Callback):
-    """Turns the first Ctrl-C into a stop at the next step boundary, where a checkpoint is written; a second one kills.
+    """Turns the first Ctrl-C into a stop at the next step boundary, with a checkpoint; a second one stops at once.
 
-    Lightning itself would stop in the middle of whatever runs, perhaps with half of the parameters updated.
+    Lightning itself would stop in the middle of a step, possibly with half of the parameters updated.
     """
 
     def __init__(self) -> None:
@@ -232,7 +162,7 @@ class InterruptAtBoundary(pl.Callback):
         self._previous: Any = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over SIGINT while training."""
+        """Handle SIGINT while training."""
 
         def handler(signum: int, frame: FrameType | None) -> None:
             if self.interrupted:
@@ -242,21 +172,19 @@ class InterruptAtBoundary(pl.Callback):
 
         try:
             self._previous = signal.signal(signal.SIGINT, handler)
-        except ValueError:  # not in the main thread, where no Ctrl-C arrives either
+        except ValueError:  # not the main thread, which is the only one that Ctrl-C reaches
             self._previous = None
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give SIGINT back, however training ended."""
+        """Restore the previous SIGINT handler, however the training ended."""
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
             self._previous = None
 
 
 def install_step_loop(trainer: pl.Trainer, cadence: Cadence) -> StepEpochLoop:
-    """Replace a trainer's epoch loop by the step loop; call once, before `fit`."""
+    """Replace a trainer's epoch loop by the step loop; call it once, before `fit`."""
     loop = StepEpochLoop(trainer, cadence)
     trainer.fit_loop.epoch_loop = loop
     trainer.fit_loop.max_epochs = -1
-    if type(trainer.profiler) is PassThroughProfiler:  # type: ignore[attr-defined]
-        trainer.profiler = NoProfiler()  # type: ignore[attr-defined]
     return loop

@@ -1,7 +1,6 @@
-"""The loop of training: optimizer steps up to a budget, with validation, logging and saving between them.
+"""The training loop: optimizer steps up to a budget, with validation, logging and saving between them.
 
-Random windows have no epochs, so everything here is counted in optimizer steps. The loop decides *when*; a `Driver`
-knows *how*.
+Everything is counted in optimizer steps. The loop decides *when* something happens; a `Driver` executes it.
 """
 
 from __future__ import annotations
@@ -9,12 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from tslm.errors import UserError
 from tslm.loops.base import Loop
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train, in optimizer steps.
+    """The length of a training in optimizer steps.
 
     Example:
         >>> Budget.of(max_tokens=1_000_000, tokens_per_step=4096)
@@ -28,26 +28,26 @@ class Budget:
         """Make a budget from steps or from tokens; tokens are rounded up to whole steps.
 
         Raises:
-            ValueError: not exactly one of the two is given, or it is not positive.
+            UserError: both or none of the two are given, or the given one is not positive.
         """
         if (max_steps is None) == (max_tokens is None):
-            raise ValueError(
+            raise UserError(
                 f"the budget is max_steps or max_tokens, one of them, but got max_steps={max_steps} and "
                 f"max_tokens={max_tokens}: give --trainer.max_steps or --trainer.max_tokens"
             )
         name, amount = ("max_steps", max_steps) if max_steps is not None else ("max_tokens", max_tokens)
         assert amount is not None
         if amount < 1:
-            raise ValueError(f"{name} is {amount}, but a budget is at least 1: give a positive --trainer.{name}")
+            raise UserError(f"{name} is {amount}, but a budget is at least 1: give a positive --trainer.{name}")
         return cls(amount if max_steps is not None else -(-amount // tokens_per_step))
 
 
 @dataclass(frozen=True)
 class Cadence:
-    """Every how many optimizer steps something happens; 0 means only at the end.
+    """The number of optimizer steps between two validations, reports and checkpoints; 0 means only at the end.
 
     Raises:
-        ValueError: a number is negative.
+        UserError: a number is negative.
     """
 
     val: int = 0
@@ -57,26 +57,26 @@ class Cadence:
     def __post_init__(self) -> None:
         for name, steps in vars(self).items():
             if steps < 0:
-                raise ValueError(f"{name}_every_n_steps is {steps}: give a number of steps, or 0 for the end only")
+                raise UserError(f"{name}_every_n_steps is {steps}: give a number of steps, or 0 for the end only")
 
 
 class Driver(Protocol):
-    """Who executes what the loop decides."""
+    """Executes what the loop decides."""
 
     def train_step(self) -> None:
-        """Take one optimizer step: all its batches forward and backward, clip, update, advance the schedule."""
+        """Take one optimizer step: forward and backward passes, clipping, update, learning-rate schedule."""
 
     def validate(self) -> None:
         """Measure the model on the validation data."""
 
     def log(self, step: int) -> None:
-        """Report what has been measured since the last report."""
+        """Report the figures collected since the last report."""
 
     def save(self, step: int) -> None:
         """Write a checkpoint of everything that the next step depends on."""
 
     def stop_requested(self) -> bool:
-        """Whether somebody (a signal, early stopping) wants the loop to end at this boundary."""
+        """Whether a signal or a callback asks the loop to end at this boundary."""
 
 
 def _due(every: int, step: int) -> bool:
@@ -84,13 +84,13 @@ def _due(every: int, step: int) -> bool:
 
 
 class StepLoop(Loop):
-    """Optimizer steps until the budget is spent; between two steps, in this order: validate, log, save, stop.
+    """Take optimizer steps until the budget is spent. Between two steps: validate, log, save, stop, in this order.
 
-    The order matters for exact resumption. A checkpoint is written behind the validation of its step, so that a run
-    resumed from it need not repeat it, and behind the log, so that a loss that is no longer finite is noticed before
-    it is saved. Every validation is followed by a save: the best model seen is always on disk. The last step, be it
-    of the budget or of a requested stop, logs and saves whatever the cadence; the budget's last step also validates. A
-    stop that is requested too late for the save of its step waits for the next one.
+    The order makes resumption exact. A checkpoint is saved after the validation of its step, so a resumed run does not
+    repeat that validation. It is saved after the report, so a diverged training is noticed before it is saved. Every
+    validation is followed by a checkpoint, so the best model so far is always on disk. The last step always reports
+    and saves; if the budget ends there, it also validates. A stop that is requested too late to save its step takes
+    effect after the next step.
     """
 
     def __init__(self, driver: Driver, budget: Budget, cadence: Cadence) -> None:
@@ -102,11 +102,11 @@ class StepLoop(Loop):
 
     @property
     def done(self) -> bool:
-        """Whether the budget is spent or a stop was asked for."""
+        """Whether the budget is spent or a stop was requested."""
         return self.stopped or self.step >= self.budget.max_steps
 
     def advance(self) -> None:
-        """Take one optimizer step and do what is due behind it."""
+        """Take one optimizer step, then do what is due after it."""
         self.driver.train_step()
         self.step += 1
         self.stopped = self.driver.stop_requested()
@@ -120,13 +120,13 @@ class StepLoop(Loop):
             self.driver.log(self.step)
         if saving:
             self.driver.save(self.step)
-            self.stopped = self.stopped or self.driver.stop_requested()  # validation may have asked for it
+            self.stopped = self.stopped or self.driver.stop_requested()  # early stopping decides during validation
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of optimizer steps taken."""
         return {"step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind the given number of optimizer steps."""
+        """Continue after the given number of optimizer steps."""
         self.step = int(state["step"])
         self.stopped = False

@@ -1,7 +1,7 @@
-"""Every random number that a new model starts from: truncated normals, drawn by inverse distribution function.
+"""The initial weights of a model: truncated normal distributions, drawn by the inverse distribution function.
 
-Linear weights have variance 2 / (d_in + d_out) (Glorot and Bengio 2010), embeddings variance 1, both cut at three
-standard deviations; gains are 1. The draws come from torch's global generator, so `torch.manual_seed` fixes them.
+Linear weights have variance 2 / (d_in + d_out) (Glorot and Bengio 2010), embeddings variance 1, both truncated at
+three standard deviations; gains are 1. The draws come from torch's global generator, so `torch.manual_seed` fixes them.
 """
 
 from __future__ import annotations
@@ -11,35 +11,35 @@ import math
 import torch
 from torch import Tensor
 
-CUT = 3.0  # in standard deviations
+TRUNCATION = 3.0  # in standard deviations
 
 
 def init_linear_(weight: Tensor) -> Tensor:
-    """Fill a (d_out, d_in) weight in place with variance 2 / (d_in + d_out) before the cut."""
+    """Fill a (d_out, d_in) weight in place with variance 2 / (d_in + d_out) before truncation."""
     d_out, d_in = weight.shape
     return truncated_normal_(weight, std=math.sqrt(2 / (d_in + d_out)))
 
 
 def init_embedding_(weight: Tensor) -> Tensor:
-    """Fill a (vocab_size, d_model) table in place with variance 1 before the cut."""
+    """Fill a (vocab_size, d_model) table in place with variance 1 before truncation."""
     return truncated_normal_(weight, std=1.0)
 
 
 def init_gain_(weight: Tensor) -> Tensor:
-    """Set the gain of a normalisation to 1 in place: it starts by changing nothing."""
+    """Set the gain of a normalisation to 1 in place."""
     with torch.no_grad():
         return weight.fill_(1.0)
 
 
-def truncated_normal_(tensor: Tensor, std: float, cut: float = CUT) -> Tensor:
-    """Fill `tensor` in place with samples of N(0, std²), conditioned on |x| <= cut * std.
+def truncated_normal_(tensor: Tensor, std: float, truncation: float = TRUNCATION) -> Tensor:
+    """Fill `tensor` in place with samples of N(0, std²), conditioned on |x| <= truncation · std.
 
-    If U is uniform on (-e, e) with e = erf(cut / √2), then x = std · √2 · erfinv(U) has that distribution: erfinv is
-    the inverse of the normal distribution function up to scale, and the ends ±e map to ±cut. No sample is rejected, so
-    the cost and the number of draws are fixed.
+    If U is uniform on (-e, e) with e = erf(truncation / √2), then x = std · √2 · erfinv(U) has that distribution:
+    erfinv is the inverse of the normal distribution function up to scale, and ±e map to ±truncation. No sample is
+    rejected, so the number of draws is fixed.
     """
-    edge = math.erf(cut / math.sqrt(2))
+    edge = math.erf(truncation / math.sqrt(2))
     with torch.no_grad():
         draw = torch.empty_like(tensor, dtype=torch.float32).uniform_(-edge, edge)  # half precision has too few steps
-        draw = draw.erfinv_().mul_(std * math.sqrt(2)).clamp_(-cut * std, cut * std)
+        draw = draw.erfinv_().mul_(std * math.sqrt(2)).clamp_(-truncation * std, truncation * std)
         return tensor.copy_(draw)

@@ -1,4 +1,4 @@
-"""Gradients in, better parameters out: SGD, AdamW, the cosine schedule and gradient clipping.
+"""Optimization: SGD, AdamW, the cosine schedule and gradient clipping.
 
 Read sgd.py first (an optimizer in its smallest form), then adamw.py, schedule.py and clipping.py.
 """

@@ -1,4 +1,4 @@
-"""Gradient clipping: one bad batch must not throw the weights far away. Gradients in, shorter gradients out."""
+"""Gradient clipping: the gradient of one bad batch must not move the weights far."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from tslm.errors import UserError
 
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[Tensor] | Tensor, max_norm: float, eps: float = 1e-6) -> Tensor:
-    """Scale all gradients, in place, by one common factor where their joint l2 norm reaches a maximum.
+    """Scale all gradients, in place, by one common factor if their global l2 norm reaches a maximum.
 
         n = √(Σ gᵢ²)  over all entries of all gradients;   n ≥ max_norm:  g ← g · max_norm / (n + eps)
 
-    Below max_norm no bit of any gradient changes. The direction of the step stays what it was (Pascanu et al. 2013).
-    Nothing is read back from the device: the decision is made there, so that a GPU does not wait for Python.
+    Below max_norm no bit of any gradient changes. The direction of the step does not change (Pascanu et al. 2013, "On
+    the difficulty of training recurrent neural networks"). If the norm is NaN, all gradients become NaN, as with
+    torch's `clip_grad_norm_`. The decision is made on the device, so that the processor does not wait for a GPU.
 
     Args:
         parameters: parameters in any iterable; those without a gradient are skipped.
-        max_norm: the norm from which on gradients are scaled, above 0.
+        max_norm: the largest norm that is not scaled, above 0.
         eps: keeps the division away from 0.
 
     Returns:
@@ -42,8 +43,8 @@ def clip_gradients(parameters: Iterable[Tensor] | Tensor, max_norm: float, eps: 
     dtype = functools.reduce(torch.promote_types, {gradient.dtype for gradient in gradients}, torch.float32)
     norms = torch._foreach_norm(gradients, 2, dtype=dtype)
     norm = torch.stack([each.to(norms[0].device) for each in norms]).square().sum().sqrt()
-    # Multiplying by exactly 1 leaves every bit as it is, and costs less than asking the device whether it is needed.
-    scale = (max_norm / (norm + eps)).masked_fill_((norm >= max_norm).logical_not_(), 1.0)
+    # Multiplying by exactly 1 changes no bit, and costs less than reading from the device whether it is needed.
+    scale = (max_norm / (norm + eps)).masked_fill_(norm < max_norm, 1.0)
     for device in {gradient.device for gradient in gradients}:
         torch._foreach_mul_([each for each in gradients if each.device == device], scale.to(device))
     return norm

@@ -1,7 +1,6 @@
-"""The learning rate as a function of the step: a linear warm-up, half a cosine down, then a floor.
+"""The learning rate as a function of the step: a linear warm-up, half a cosine, then a constant.
 
-A step and four settings come in, a rate goes out. `check_schedule` looks at the settings alone, so that a mistake shows
-before a training begins and not at its first step.
+`check_schedule` checks the settings alone, so that a mistake is reported before training starts.
 """
 
 from __future__ import annotations
@@ -18,10 +17,8 @@ def lr_cosine_schedule(t: int, lr_max: float, lr_min: float, warmup_steps: int, 
         T_w ≤ t ≤ T_c    lr_min + ½ (1 + cos(π (t - T_w) / (T_c - T_w))) (lr_max - lr_min)
         t > T_c          lr_min
 
-    With T_w = 0 the first step has lr_max already. With T_w = T_c the cosine is the single point t = T_w, where it has
-    its starting value lr_max.
-
-    For lr_max = 1, lr_min = 0, T_w = 2, T_c = 6 the rates of the steps 0 to 7 are 0, 0.5, 1, 0.854, 0.5, 0.146, 0, 0.
+    With T_w = 0 the first step has lr_max. With T_w = T_c the cosine is the single point
+    t = T_w, with the value lr_max.
 
     Args:
         t: the step.
@@ -32,6 +29,9 @@ def lr_cosine_schedule(t: int, lr_max: float, lr_min: float, warmup_steps: int, 
 
     Raises:
         UserError: as in `check_schedule`.
+
+    Example: for lr_max = 1, lr_min = 0, T_w = 2, T_c = 6 the rates of the steps 0 to 7 are 0, 0.5, 1, 0.854, 0.5,
+        0.146, 0, 0.
     """
     check_schedule(lr_max, lr_min, warmup_steps, cosine_steps)
     if t < warmup_steps:

@@ -1,7 +1,4 @@
-"""Stochastic gradient descent with a step size that decays by itself: the smallest useful optimizer.
-
-Gradients come in on the parameters, smaller losses go out. `AdamW` next door has the same shape and more state.
-"""
+"""Stochastic gradient descent with a decaying step size: the smallest useful optimizer."""
 
 from __future__ import annotations
 
@@ -21,15 +18,15 @@ class SGD(Optimizer):
 
         θ ← θ - lr / √(t + 1) · g
 
-    For lr = 1 and the loss θ², starting at θ = 1, the gradient is 2 and the first step leads to -1; there the gradient
-    is -2 and the second step, now of rate 1/√2, leads to -1 + √2 ≈ 0.414.
-
     Args:
         params: parameters, or parameter groups as dictionaries.
         lr: the rate of the first step.
 
     Raises:
         UserError: lr is negative or not a number.
+
+    Example: for lr = 1 and the loss θ², starting at θ = 1, the gradient is 2 and the first step leads to -1. There the
+        gradient is -2, and the second step, with the rate 1/√2, leads to -1 + √2 ≈ 0.414.
     """
 
     def __init__(self, params: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float) -> None:

@@ -60,41 +60,48 @@ def reports(seconds: float) -> Iterator[FormReport]:
     """
     for name, places in SUBSTITUTES.items():
         importlib.import_module(name.rpartition(".")[0])
-        rows = [row for place in places for row in _rows(name, place, seconds)]
+        rows = list(_rows(name, places, seconds))
         yield from rows or [FormReport(name, "every form", "as written", "", None)]
 
 
-def _rows(name: str, place: Place, seconds: float) -> list[FormReport]:
-    substitute = door.load(place)
-    if substitute is None:
-        return []
-    rows = []
-    for key, example in _examples(name, substitute):
-        reason = door.disagreement(name, place, key) if door.is_open() else "the door is shut"
-        speedup = None
-        if not reason and seconds and example is not None:
-            plain = door.functions()[name].plain
-            speedup = _seconds(plain, example, key, seconds) / _seconds(substitute.function, example, key, seconds)
-        runs = "as written" if reason else f"{place.module.removeprefix('tslm.')}.{substitute.function.__name__}"
-        rows.append(FormReport(name, _form(key), runs, reason, speedup))
-    return rows
+def _rows(name: str, places: tuple[Place, ...], seconds: float) -> Iterator[FormReport]:
+    plain = door.functions()[name].plain
+    for key, case in _examples(name, places):
+        with _autocast(key):
+            chosen = door.choose(name, *case.arguments)
+        reason, speedup, runs = "", None, "as written"
+        for place in places:
+            if (substitute := door.load(place)) is not None and substitute.function is chosen:
+                runs = f"{place.module.removeprefix('tslm.')}.{chosen.__name__}"
+        if chosen is plain:
+            reasons = [door.disagreement(name, place, key) for place in places if door.is_open() and door.load(place)]
+            reason = reasons[0] if reasons else "the door is shut"
+        elif seconds:
+            speedup = _seconds(plain, case, key, seconds) / _seconds(chosen, case, key, seconds)
+        yield FormReport(name, _form(key), runs, reason, speedup)
 
 
-def _examples(name: str, substitute: door.Substitute) -> list[tuple[Hashable, door.Case | None]]:
-    """Return the keys of this machine, each with arguments of realistic size."""
-    if name == "tslm.generation.decoding.next_logits":
-        torch.manual_seed(0)
-        model = TransformerLM(EXAMPLE).eval()
+def _examples(name: str, places: tuple[Place, ...]) -> Iterator[tuple[Hashable, door.Case]]:
+    """Yield the forms of this machine, each with arguments of realistic size."""
+    for place in places:
+        substitute = door.load(place)
+        if substitute is None:
+            continue
+        if name == "tslm.generation.decoding.next_logits":
+            torch.manual_seed(0)
+            model = TransformerLM(EXAMPLE).eval()
+            if (model_form := substitute.supports(model, 1, 64)) is not None:
+                _keep_alive.append(model)
+                yield model_form, door.Case((model, 1, 64), _twenty_steps)
+        elif substitute.examples is not None:
+            for key in list(substitute.keys()):
+                yield key, substitute.examples(key)
 
-        def twenty_steps(next_logits: Callable[[dict[int, list[int]]], Any]) -> None:
-            with torch.inference_mode():
-                for end in range(1, 21):
-                    next_logits({0: list(range(end))})
 
-        key = substitute.supports(model, 1, 64)
-        _keep_alive.append(model)
-        return [] if key is None else [(key, door.Case((model, 1, 64), twenty_steps))]
-    return [(key, None if substitute.examples is None else substitute.examples(key)) for key in list(substitute.keys())]
+def _twenty_steps(next_logits: Callable[[dict[int, list[int]]], Any]) -> None:
+    with torch.inference_mode():
+        for end in range(1, 21):
+            next_logits({0: list(range(end))})
 
 
 _keep_alive: list[object] = []  # a key holds its model weakly
@@ -103,11 +110,10 @@ _keep_alive: list[object] = []  # a key holds its model weakly
 def _seconds(function: Callable[..., Any], case: door.Case, key: Hashable, budget: float) -> float:
     """Median time of a call, with its gradients where there are any."""
     times: list[float] = []
-    autocast = getattr(key, "autocast", None)
     started = time.perf_counter()
     while len(times) < 4 or time.perf_counter() - started < budget:
         begin = time.perf_counter()
-        with torch.autocast(_device(key), autocast or torch.bfloat16, enabled=autocast is not None):
+        with _autocast(key):
             result = case.finish(function(*case.arguments))
         if isinstance(result, torch.Tensor) and result.requires_grad:
             result.sum().backward()
@@ -115,6 +121,11 @@ def _seconds(function: Callable[..., Any], case: door.Case, key: Hashable, budge
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)
     return statistics.median(times[1:])  # the first call warms up
+
+
+def _autocast(key: Hashable) -> torch.autocast:
+    dtype = getattr(key, "autocast", None)
+    return torch.autocast(_device(key), dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def _device(key: Hashable) -> str:

@@ -1,7 +1,7 @@
-"""From windows to a run directory: the LightningModule, its trainer, callbacks and checkpoints.
+"""Training with Lightning: the module, the trainer, its callbacks, checkpoints and run directories.
 
-Names are imported at their first use: the checkpoint functions need torch only, and a command that generates text
-should not wait for lightning.
+Read `module` and `trainer` first. Names are imported at their first use, because importing lightning takes seconds, and
+the checkpoint functions and the `generate` command do not need it.
 """
 
 from __future__ import annotations
@@ -41,5 +41,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """List the public names although none of them is imported yet."""
+    """List the public names, including those that are not imported yet."""
     return sorted(__all__)

@@ -1,8 +1,8 @@
-"""Compiling the training step: when it pays, the first try, and the way back to the step as it is written.
+"""Compile the training step where it pays, and fall back to the step as written if that fails.
 
-torch.compile makes a few loops of Triton (on a CPU: of C++) of the passes that lie between two matmuls. The matmuls
-themselves, most of a step, stay what they are. It needs a C++ compiler and up to a minute; a second run finds most of
-the work in the compiler's cache. On a CPU only who asks gets it: the kernels in C (model/native) do as much, at once.
+torch.compile fuses the operations between two matmuls into Triton kernels (on a CPU: C++ loops). The matmuls, most of a
+step, stay as they are. Compiling needs a C++ compiler and up to a minute; later runs find most of the result in the
+compiler's cache. On a CPU a step is compiled only on request, because the C kernels are as fast and available at once.
 """
 
 from __future__ import annotations
@@ -14,54 +14,44 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+if TYPE_CHECKING:
+    from tslm.training.module import LanguageModule
+
 Choice = bool | Literal["auto"]
 
-# Floating-point operations of a whole run from which on compiling saves more time than it takes: on an H200 those of 40
-# seconds, of which it saves a third.
+# Floating-point operations of a whole run above which compiling saves more time than it takes. On an H200 they take 40
+# seconds, and compiling saves a third of them.
 WORTH_FLOPS = {"cuda": 8e15}
 
 
-class Compilable(Protocol):
-    """What is compiled: a loss whose parts can be exchanged for compiled ones."""
-
-    def training_loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return the mean loss of a batch, by the parts of it that training computes at a time."""
-
-    def use_compiled(self, on: bool) -> None:
-        """Exchange the parts, or take them back."""
-
-    def parameters(self) -> Iterable[torch.nn.Parameter]:
-        """Return what gradients are taken of."""
-
-
 def pays(choice: Choice, flops: float, device: str) -> bool:
-    """Whether to compile for a run of `flops` floating-point operations: `auto` asks whether they are enough."""
+    """Whether to compile for a run of `flops` floating-point operations; `auto` compares them with `WORTH_FLOPS`."""
     return flops >= WORTH_FLOPS.get(device, math.inf) if choice == "auto" else choice
 
 
 def missing_compiler() -> str | None:
-    """Say why nothing can be compiled on this machine; None if there is no reason known beforehand."""
+    """Return why this machine cannot compile, or None if no reason is known in advance."""
     if sys.platform == "win32":
-        return "on Windows it is not tried"
+        return "on Windows it is not supported"
     name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     return None if shutil.which(name) else f"there is no C++ compiler called {name}; CXX may name another"
 
 
-def try_compiled(module: Compilable, batch: tuple[torch.Tensor, torch.Tensor], say: Callable[[str], Any]) -> bool:
+def try_compiled(module: LanguageModule, batch: tuple[torch.Tensor, torch.Tensor], say: Callable[[str], Any]) -> bool:
     """Compile a module's step for batches like this one; if that fails, leave the module as it was.
 
-    The loss and its gradients are computed once and thrown away: the backward pass, too, is compiled at its first use,
-    where nobody could catch its errors.
+    The loss and its gradients are computed once and discarded. Otherwise the backward pass would be compiled inside
+    Lightning's backward, where its errors could not be caught.
 
     Args:
-        module: what to compile.
-        batch: inputs and targets, as they will come in every step.
-        say: told what happens, a line each time.
+        module: the module to compile.
+        batch: inputs and targets of the shape that all steps have.
+        say: receives messages, a line each.
 
     Returns:
         Whether the step is compiled now.
@@ -70,11 +60,11 @@ def try_compiled(module: Compilable, batch: tuple[torch.Tensor, torch.Tensor], s
     if reason is None:
         say("Compiling the training step: up to a minute, less if the compiler remembers it")
         started = time.perf_counter()
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses CUDA where none is needed
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a missing CUDA on CPUs
         module.use_compiled(True)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the compiler's looking at everything, also at what it leaves alone
+                warnings.simplefilter("ignore")  # the compiler warns of code that it inspects but does not compile
                 loss = module.training_loss(*batch)
                 torch.autograd.grad(loss, [each for each in module.parameters() if each.requires_grad])
         except _compiler_errors() as error:
@@ -88,7 +78,7 @@ def try_compiled(module: Compilable, batch: tuple[torch.Tensor, torch.Tensor], s
 
 
 def _compiler_errors() -> tuple[type[Exception], ...]:
-    from torch._dynamo.exc import TorchDynamoException  # imports the compiler, which takes seconds
+    from torch._dynamo.exc import TorchDynamoException  # importing the compiler takes seconds
     from torch._inductor.exc import InductorError
 
     return TorchDynamoException, InductorError, OSError, ImportError

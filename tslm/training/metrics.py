@@ -1,49 +1,60 @@
-"""What a run reports: losses, learning rate, gradient norm, speed. One callback measures; loggers and the bar show."""
+"""The figures of a run: losses, learning rate, gradient norm and speed, and the loggers that receive them.
+
+One callback measures. TensorBoard, metrics.csv, the progress bar and the summary show what it measured.
+"""
 
 from __future__ import annotations
 
 import math
 import time
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from tslm.data.datamodule import TextDataModule
 from tslm.loops.lightning import StepCallback
 from tslm.objective import bits_per_byte, perplexity
 from tslm.training.module import LanguageModule
-from tslm.training.skipped import SkipReport
+from tslm.training.nonfinite import SkipReport
+from tslm.training.runs import RUNS
 
 
 class StepMetrics(StepCallback):
-    """Collects the loss of every step and reports means at the logging cadence, in optimizer steps and tokens.
+    """Collects the loss of every step, and reports means at the logging cadence.
 
-    Between two reports nothing is read from the device: the loss is summed there, and asking for it would make the
-    processor wait for every step.
+    Between two reports nothing is read from the device: the losses are summed there, because reading one would make the
+    CPU wait for every step.
+
+    Args:
+        clock: returns the time in seconds.
     """
 
-    def __init__(self) -> None:
-        self.tokens_seen = 0  # by all processes, since the first step of the run, resumed parts included
-        self.skipped_steps = 0  # for a gradient that was not finite; resumed parts included
-        self.seconds = 0.0  # of training, validation and saving apart
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.tokens_seen = 0  # by all processes, since the first step of the run, including resumed parts
+        self.skipped_steps = 0  # because of a gradient that was not finite; including resumed parts
+        self.seconds = 0.0  # of training, without validation and saving
         self.latest: dict[str, float] = {}
-        self._tokens_here = 0  # by this process's run alone: a resumed run's speed is its own
+        self._clock = clock
+        self._started: float | None = None  # when the clock was started; None while it is stopped
+        self._tokens_here = 0  # in this part of the run, which defines its speed
         self._learning_rate = 0.0
-        self._loss_sum, self._finite = torch.zeros(2).unbind()  # over batches, and how many had a finite loss
-        self._skipped_before = 0  # in the parts of the run before this one
+        self._loss_sum, self._finite = torch.zeros(2).unbind()  # over micro-batches with a finite loss; their number
+        self._skipped_before = 0  # in earlier parts of the run
         self._steps_at_log = 0
         self._tokens_at_log = 0
         self._interval = 0.0  # seconds of training since the last report
-        self._clock: float | None = None
 
     @property
     def tokens_per_second(self) -> float:
-        """Training speed over the whole run."""
+        """Mean training speed of this part of the run."""
         return self._tokens_here / self.seconds if self.seconds else 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin a run or a part of one."""
+        """Begin a run, or continue a resumed one."""
         self._tokens_at_log = self.tokens_seen
         self._loss_sum, self._finite = torch.zeros(2, device=pl_module.device).unbind()
         self._skipped_before = self.skipped_steps
@@ -52,15 +63,15 @@ class StepMetrics(StepCallback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Note the step's learning rate before the schedule moves on; start the clock, also behind a validation."""
+        """Remember the step's learning rate before the schedule advances; start the clock if it is stopped."""
         self._learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])
-        if self._clock is None:
-            self._clock = time.perf_counter()
+        if self._started is None:
+            self._started = self._clock()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add a batch; its loss arrives already divided by their number."""
+        """Add a micro-batch. Lightning has divided its loss by the number of micro-batches in a step."""
         finite = outputs["loss"].isfinite()
         self._loss_sum += outputs["loss"].masked_fill(~finite, 0.0)
         self._finite += finite
@@ -69,39 +80,34 @@ class StepMetrics(StepCallback):
         self._tokens_here += tokens
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop the clock of training, and start the sums of validation."""
+        """Stop the clock, and reset the sums of validation."""
         assert isinstance(pl_module, LanguageModule)
         pl_module.reset_validation()
         self._stop_clock(pl_module)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the sums of testing."""
+        """Reset the sums of testing."""
         assert isinstance(pl_module, LanguageModule)
         pl_module.reset_validation()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Report the validation loss over all tokens of all processes."""
-        assert isinstance(pl_module, LanguageModule)
-        figures = validation_figures(trainer, pl_module)
-        pl_module.log_dict({f"valid_{name}": value for name, value in figures.items()}, logger=False)
+        figures = self._evaluated(trainer, pl_module, "valid")
         self.latest |= {f"valid_{name}": value for name, value in figures.items()}
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             report(trainer, {f"valid/{name}": value for name, value in figures.items()}, trainer.global_step)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report the test loss over all tokens of all processes."""
-        assert isinstance(pl_module, LanguageModule)
-        figures = validation_figures(trainer, pl_module)
-        pl_module.log_dict({f"test_{name}": value for name, value in figures.items()}, logger=False)
+        """Publish the test loss over all tokens of all processes."""
+        self._evaluated(trainer, pl_module, "test")
 
     def on_step_log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Report the means since the last report."""
         assert isinstance(pl_module, LanguageModule)
         skipped = self._stop_clock(pl_module)
-        steps = step - self._steps_at_log
-        if not steps:
+        if step == self._steps_at_log:
             return
-        if trainer.scaler is None:  # a loss scaler tries its scales out by steps that overflow
+        if trainer.scaler is None:  # a loss scaler finds its scale by steps that overflow
             pl_module.check_skipped(skipped)
         self._count_skipped(trainer, skipped.total, step)
         sums = trainer.strategy.reduce(torch.stack([self._loss_sum, self._finite]), reduce_op="mean")  # over processes
@@ -124,18 +130,25 @@ class StepMetrics(StepCallback):
         self._steps_at_log, self._tokens_at_log, self._interval = step, self.tokens_seen, 0.0
 
     def on_step_save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Leave the time of saving out; this callback stands before the one that saves."""
+        """Stop the clock before saving; this callback precedes the one that saves."""
         assert isinstance(pl_module, LanguageModule)
         self._stop_clock(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is counted."""
+        """Return the counts."""
         return {"tokens_seen": self.tokens_seen, "skipped_steps": self.skipped_steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting from there."""
+        """Restore the counts."""
         self.tokens_seen = state_dict["tokens_seen"]
-        self.skipped_steps = state_dict.get("skipped_steps", 0)  # earlier versions stopped instead of skipping
+        self.skipped_steps = state_dict.get("skipped_steps", 0)  # early checkpoints lack it: those runs skipped no step
+
+    def _evaluated(self, trainer: pl.Trainer, pl_module: pl.LightningModule, prefix: str) -> dict[str, float]:
+        """Return the figures of an evaluation, and publish them as `trainer.callback_metrics`."""
+        assert isinstance(pl_module, LanguageModule)
+        figures = validation_figures(trainer, pl_module)
+        pl_module.log_dict({f"{prefix}_{name}": value for name, value in figures.items()}, logger=False)
+        return figures
 
     def _count_skipped(self, trainer: pl.Trainer, total: int, step: int) -> None:
         new = self._skipped_before + total - self.skipped_steps
@@ -144,18 +157,18 @@ class StepMetrics(StepCallback):
             print(f"\nSkipped {new} of the steps up to {step:,}: their gradient was not finite.", flush=True)
 
     def _stop_clock(self, module: LanguageModule) -> SkipReport:
-        """Stop the clock once the device has done all steps given to it; the report of skipped ones waits for that."""
+        """Stop the clock when the device has completed all steps; reading the skipped steps waits for it."""
         skipped = module.skipped.report()
-        if self._clock is not None:
-            passed = time.perf_counter() - self._clock
+        if self._started is not None:
+            passed = self._clock() - self._started
             self.seconds += passed
             self._interval += passed
-            self._clock = None
+            self._started = None
         return skipped
 
 
 def validation_figures(trainer: pl.Trainer, module: LanguageModule) -> dict[str, float]:
-    """Return loss, perplexity and, where the text's size is known, bits per byte, over all processes' tokens."""
+    """Return loss, perplexity and, if the text's size is known, bits per byte, over the tokens of all processes."""
     totals = torch.stack([module.valid_nats, torch.tensor(float(module.valid_tokens), dtype=torch.float64)])
     if trainer.world_size > 1:
         totals = trainer.strategy.reduce(totals.to(trainer.strategy.root_device), reduce_op="sum").cpu()
@@ -170,6 +183,29 @@ def validation_figures(trainer: pl.Trainer, module: LanguageModule) -> dict[str,
 
 
 def report(trainer: pl.Trainer, figures: dict[str, float], step: int) -> None:
-    """Hand figures to every logger, under the number of optimizer steps taken."""
+    """Send figures to every logger, under the number of optimizer steps taken."""
     for logger in trainer.loggers:
         logger.log_metrics(figures, step=step)
+
+
+def run_loggers(root: str) -> list[pl.loggers.Logger]:
+    """Return the TensorBoard and CSV loggers of a new run directory `lightning_logs/version_N`."""
+    board = TensorBoardLogger(root, name=RUNS)
+    return [board, MetricsFile(root, name=RUNS, version=board.version)]
+
+
+class MetricsFile(CSVLogger):
+    """metrics.csv in a run directory that other loggers share, of which CSVLogger would warn.
+
+    Each row is written at once, so that a run can be followed and a killed run keeps its rows.
+    """
+
+    def __init__(self, save_dir: str, **kwargs: Any) -> None:
+        super().__init__(save_dir, flush_logs_every_n_steps=1, **kwargs)
+
+    @property
+    def experiment(self) -> Any:
+        """The writer, opened at its first use."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Experiment logs directory")
+            return super().experiment

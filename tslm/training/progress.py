@@ -1,4 +1,4 @@
-"""The progress bar: optimizer steps, time left, and the figures that the last report had."""
+"""The progress bars: one for the training, with the latest figures, and a short one for each evaluation."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from tqdm import tqdm
 from tslm.loops.lightning import StepCallback
 from tslm.training.metrics import StepMetrics
 
+FIGURES = {"train_loss": "loss {:.3f}", "valid_loss": "valid {:.3f}", "tokens_per_second": "{:,.0f} tokens/s"}
+
 
 class StepProgress(StepCallback, pl.callbacks.ProgressBar):
-    """A bar over the budget's optimizer steps, and a short one for each validation.
+    """A bar over the budget's optimizer steps, and a short one while evaluating.
 
-    The bar shows what the last report measured and asks the device for nothing itself.
+    The bar shows what the last report measured, and reads nothing from the device itself.
     """
 
     def __init__(self) -> None:
@@ -23,7 +25,7 @@ class StepProgress(StepCallback, pl.callbacks.ProgressBar):
         self._evaluation: tqdm[Any] | None = None
 
     def disable(self) -> None:
-        """Do nothing: processes other than the first show nothing anyway."""
+        """Do nothing: only the first process shows bars anyway."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar at the step that training starts from."""
@@ -35,7 +37,7 @@ class StepProgress(StepCallback, pl.callbacks.ProgressBar):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move on where an optimizer step has ended."""
+        """Advance the bar at the end of an optimizer step."""
         if self._train is not None and trainer.global_step > self._train.n:
             self._train.update(trainer.global_step - self._train.n)
 
@@ -52,56 +54,39 @@ class StepProgress(StepCallback, pl.callbacks.ProgressBar):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Close the bars, so that the message starts on its own line."""
-        for bar in (self._evaluation, self._train):
-            if bar is not None:
-                bar.close()
-        self._train = self._evaluation = None
+        self._close_evaluation()
+        self.on_train_end(trainer, pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the short bar."""
         self._open_evaluation(trainer, "validating", trainer.num_val_batches)
 
-    def on_validation_batch_end(self, trainer: pl.Trainer, *rest: Any, **named: Any) -> None:
-        """Move the short bar."""
-        self._move_evaluation()
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the short bar."""
-        self._close_evaluation()
-
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the short bar."""
         self._open_evaluation(trainer, "testing", trainer.num_test_batches)
-
-    def on_test_batch_end(self, trainer: pl.Trainer, *rest: Any, **named: Any) -> None:
-        """Move the short bar."""
-        self._move_evaluation()
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the short bar."""
-        self._close_evaluation()
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the short bar."""
         self._open_evaluation(trainer, "writing stories", trainer.num_predict_batches)
 
-    def on_predict_batch_end(self, trainer: pl.Trainer, *rest: Any, **named: Any) -> None:
-        """Move the short bar."""
-        self._move_evaluation()
+    def on_validation_batch_end(self, *arguments: Any, **named: Any) -> None:
+        """Advance the short bar."""
+        if self._evaluation is not None:
+            self._evaluation.update()
 
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close the short bar."""
         self._close_evaluation()
+
+    on_test_end = on_predict_end = on_validation_end
 
     def _open_evaluation(self, trainer: pl.Trainer, what: str, batches: Any) -> None:
         total = sum(batches) if isinstance(batches, list) else batches
         self._evaluation = tqdm(
             total=total, desc=what, unit=" batches", leave=False, dynamic_ncols=True, disable=not trainer.is_global_zero
         )
-
-    def _move_evaluation(self) -> None:
-        if self._evaluation is not None:
-            self._evaluation.update()
 
     def _close_evaluation(self) -> None:
         if self._evaluation is not None:
@@ -110,10 +95,9 @@ class StepProgress(StepCallback, pl.callbacks.ProgressBar):
 
 
 def latest_figures(trainer: pl.Trainer) -> str:
-    """Write the last report's loss and speed, and the last validation's loss, in one short line."""
+    """Format the last report's loss and speed, and the last validation's loss, in one short line."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, StepMetrics):
             latest = callback.latest
-            names = {"train_loss": "loss {:.3f}", "valid_loss": "valid {:.3f}", "tokens_per_second": "{:,.0f} tokens/s"}
-            return ", ".join(text.format(latest[name]) for name, text in names.items() if name in latest)
+            return ", ".join(text.format(latest[name]) for name, text in FIGURES.items() if name in latest)
     return ""

@@ -1,7 +1,7 @@
-"""Run directories: where a run keeps what, which one is the newest, and its model ready for use.
+"""Run directories: where a run keeps its files, which run is the newest, and how its model is loaded.
 
-A run directory holds `checkpoints/`, `config.yaml`, `tokenizer/`, TensorBoard events, `metrics.csv` and, at the
-end, `summary.json`. This file needs torch only, so that text comes without waiting for lightning.
+A run directory holds `checkpoints/`, `config.yaml`, `tokenizer/`, TensorBoard events, `metrics.csv` and, after the end,
+`summary.json`. This file does not import lightning, so that `generate` starts quickly.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from tslm.errors import MissingFileError, UserError
 from tslm.model import TransformerConfig, TransformerLM
 from tslm.tokenizer import Tokenizer
 from tslm.tokenizer.serialization import tokenizer_from_texts
@@ -17,12 +18,12 @@ from tslm.training.saved_settings import read_architecture
 
 RUNS = "lightning_logs"
 CHECKPOINTS = "checkpoints"
-ELSEWHERE = "checkpoints.txt"  # names the folder, where it is one of the user's choice
+FOLDER_FILE = "checkpoints.txt"  # in a run directory: names the folder of its checkpoints if the user chose another one
 MODEL_PREFIX = "model."  # LanguageModule holds the TransformerLM under this name
 
 
 class LoadedModel(NamedTuple):
-    """A trained model with its tokenizer."""
+    """A trained model with its tokenizer, and the file and the optimizer step that it comes from."""
 
     model: TransformerLM
     tokenizer: Tokenizer
@@ -31,16 +32,19 @@ class LoadedModel(NamedTuple):
 
 
 def load_model(path: str | Path) -> LoadedModel:
-    """Load the model and the tokenizer that a checkpoint of `fit` holds.
+    """Load the model and the tokenizer from a checkpoint of `fit`; the model is in evaluation mode on the CPU.
+
+    Example:
+        >>> model, tokenizer, path, step = load_model("lightning_logs/version_0/checkpoints/best.ckpt")
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or is no checkpoint of `fit`.
+        MissingFileError: there is no such file.
+        UserError: the file is damaged, or is not a checkpoint of `fit`.
     """
     state = read_checkpoint(path)
     own = fit_part(state, path)
     if own["tokenizer"] is None:
-        raise ValueError(f"{path} holds no tokenizer: it was trained on something else than text")
+        raise UserError(f"{path} holds no tokenizer, because it was not trained on text: give another --ckpt_path")
     model = TransformerLM(TransformerConfig(**read_architecture(own, path)))
     weights = {k.removeprefix(MODEL_PREFIX): v for k, v in state["state_dict"].items() if k.startswith(MODEL_PREFIX)}
     check_shapes(weights, model.state_dict(), str(path))
@@ -49,7 +53,7 @@ def load_model(path: str | Path) -> LoadedModel:
 
 
 def find_checkpoint(wanted: str | None, *, prefer: str = "last", root: Path = Path()) -> tuple[Path, list[str]]:
-    """Say which checkpoint file is meant, with remarks that the user should read.
+    """Resolve `--ckpt_path`; also return notices for the user.
 
     Args:
         wanted: a file; a run directory or a folder of checkpoints; `last` or `best` of the newest run; or None,
@@ -57,31 +61,34 @@ def find_checkpoint(wanted: str | None, *, prefer: str = "last", root: Path = Pa
         prefer: `last` or `best`, for folders and None.
         root: folder that holds `lightning_logs`.
 
+    Returns:
+        The checkpoint file, and notices about skipped files and about which file was chosen.
+
     Raises:
-        FileNotFoundError: nothing of that name exists, or no run has an intact checkpoint.
+        MissingFileError: nothing of that name exists, or no run has an intact checkpoint.
     """
     if wanted in (None, "last", "best"):
         prefer = wanted or prefer
-        passed_over: list[str] = []
+        skipped: list[str] = []
         for run in runs_newest_first(root / RUNS):
-            found, remarks = newest_intact(checkpoint_folder(run), prefer)
-            passed_over += remarks
+            found, notices = newest_intact(checkpoint_folder(run), prefer)
+            skipped += notices
             if found:
-                return found, [*passed_over, f"Checkpoint: {found} ({run.name}'s {found.stem})"]
-            passed_over.append(f"{run} has no intact checkpoint and is passed over.")
-        raise FileNotFoundError(
+                return found, [*skipped, f"Checkpoint: {found} ({run.name}'s {found.stem})"]
+            skipped.append(f"{run} has no intact checkpoint and is skipped.")
+        raise MissingFileError(
             f"no run under {root / RUNS} has a checkpoint yet: train with `python -m tslm fit`, or give --ckpt_path"
         )
     path = Path(str(wanted))
     if path.is_dir():
-        is_run = (path / CHECKPOINTS).is_dir() or (path / ELSEWHERE).is_file()
+        is_run = (path / CHECKPOINTS).is_dir() or (path / FOLDER_FILE).is_file()
         folder = checkpoint_folder(path) if is_run else path
-        found, remarks = newest_intact(folder, prefer)
+        found, notices = newest_intact(folder, prefer)
         if not found:
-            raise FileNotFoundError(f"the folder {path} holds no intact checkpoint (*.ckpt): give another --ckpt_path")
-        return found, [*remarks, f"Checkpoint: {found}"]
+            raise MissingFileError(f"the folder {path} holds no intact checkpoint (*.ckpt): give another --ckpt_path")
+        return found, [*notices, f"Checkpoint: {found}"]
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"there is no checkpoint at {path}: give --ckpt_path a .ckpt file, a run directory, or 'last' or 'best' "
             "for the newest run's"
         )
@@ -89,10 +96,10 @@ def find_checkpoint(wanted: str | None, *, prefer: str = "last", root: Path = Pa
 
 
 def newest_intact(folder: Path, prefer: str) -> tuple[Path | None, list[str]]:
-    """Return the preferred checkpoint of a folder, or the newest intact one, and what was passed over on the way.
+    """Return the best or the newest intact checkpoint of a folder, or None, and notices about damaged files.
 
-    `last` is tried first only as long as no file is newer: a run that was killed between writing a checkpoint and
-    naming it has lost the name and not the checkpoint.
+    `best` is tried first if it is preferred; then all files from the newest to the oldest. `last` only wins over files
+    of its own age, because a run may be killed after it has written a checkpoint and before `last` links to it.
     """
 
     def written(path: Path) -> tuple[int, bool, str]:
@@ -100,16 +107,16 @@ def newest_intact(folder: Path, prefer: str) -> tuple[Path | None, list[str]]:
 
     newest_first = sorted(folder.glob("*.ckpt"), key=written, reverse=True)
     best = [folder / "best.ckpt"] if prefer == "best" and (folder / "best.ckpt").exists() else []
-    remarks: list[str] = []
+    notices: list[str] = []
     for path in dict.fromkeys([*best, *newest_first]):
         if is_intact(path):
-            return path, remarks
-        remarks.append(f"{path} is damaged and passed over.")
-    return None, remarks
+            return path, notices
+        notices.append(f"{path} is damaged and skipped.")
+    return None, notices
 
 
 def runs_newest_first(folder: Path) -> list[Path]:
-    """List the run directories, the one that trained last first; what is only read or predicted from does not count."""
+    """List the run directories by the time of their last training; evaluation and prediction do not count."""
 
     def trained(run: Path) -> int:
         files = [*run.glob("events.*"), *run.glob("metrics.csv"), *checkpoint_folder(run).glob("*.ckpt")]
@@ -119,7 +126,7 @@ def runs_newest_first(folder: Path) -> list[Path]:
 
 
 def run_of(checkpoint: Path, root: Path = Path()) -> Path:
-    """Return the run directory that a checkpoint belongs to; the checkpoint's own folder where no run claims it."""
+    """Return the run directory of a checkpoint, or the checkpoint's own folder if it belongs to no run."""
     folder = checkpoint.resolve().parent
     for run in runs_newest_first(root / RUNS):
         if checkpoint_folder(run).resolve() == folder:
@@ -128,6 +135,6 @@ def run_of(checkpoint: Path, root: Path = Path()) -> Path:
 
 
 def checkpoint_folder(run: Path) -> Path:
-    """Return where a run keeps its checkpoints: in itself, unless it says that the user chose another folder."""
-    elsewhere = run / ELSEWHERE
+    """Return where a run keeps its checkpoints: in its own directory, or in the folder that its user chose."""
+    elsewhere = run / FOLDER_FILE
     return Path(elsewhere.read_text(encoding="utf-8").strip()) if elsewhere.is_file() else run / CHECKPOINTS

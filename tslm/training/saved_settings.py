@@ -14,7 +14,9 @@ from collections.abc import Callable
 from dataclasses import asdict, fields
 from typing import Any, NamedTuple
 
+from tslm.errors import UserError
 from tslm.model import TransformerConfig
+from tslm.training.settings import translate_batch_settings
 
 Check = Callable[[object], bool]
 
@@ -136,13 +138,13 @@ ALLOWED: dict[str, Check] = {
     "model.rope_theta": number(),
     "model.loss_chunk_size": optional(whole(1)),
     "model.recompute": switch,
-    "model.micro_batch_size": optional(whole(1)),
     "data.corpus": optional(one_of("toy", "tinystories", "files")),
     "data.train_files": optional(list_of(path_to_read)),
     "data.valid_files": optional(list_of(path_to_read)),
     "data.vocab_size": whole(1, LARGEST_SIZE),
     "data.context_length": whole(1, LARGEST_SIZE),
     "data.batch_size": whole(1),
+    "data.micro_batch_size": optional(whole(1)),
     "data.seed": whole(-LARGEST),
     "data.align_documents": switch,
     "data.on_device": optional(switch),
@@ -167,6 +169,9 @@ ALLOWED: dict[str, Check] = {
     "generation.seed": whole(-LARGEST),
     "checkpoint.keep": whole(1),
 }
+
+# Options of earlier versions, which `translate_batch_settings` expresses by today's.
+FORMER: dict[str, Check] = {"model.micro_batch_size": optional(whole(1))}
 
 # The options that are left out, with their defaults. The value may name a class, a plugin or a place to write to, or it
 # switches parts of Lightning off. The user is told where it was not the default. Three more options are never looked
@@ -225,12 +230,18 @@ def saved_form(config: object) -> dict[str, Any]:
 
 
 def read_settings(part: dict[str, Any]) -> PlainSettings:
-    """Return the settings that `fit` saved in a checkpoint, whatever the file holds in their place.
+    """Return the settings that `fit` saved in a checkpoint, in the options of today's version.
+
+    Whatever else the file holds in place of settings is ignored.
 
     Args:
         part: what `fit` adds to a checkpoint.
     """
-    allowed, left_out = plain_settings(part.get("config"))
+    config = part.get("config")
+    allowed, left_out = plain_settings(config)
+    if "data.micro_batch_size" not in allowed:
+        former = {key: value for key, check in FORMER.items() if check(value := _look_up(config, key))}
+        allowed = translate_batch_settings(allowed | former)
     names = part.get("left_out")
     named = {name for name in names if type(name) is str} if type(names) is list else set()
     return PlainSettings(allowed, [key for key in KNOWN if key in named or key in left_out])
@@ -244,15 +255,15 @@ def read_architecture(part: dict[str, Any], path: object) -> dict[str, Any]:
         path: the checkpoint, for the message.
 
     Raises:
-        ValueError: the sizes are missing, incomplete or no sizes.
+        UserError: the sizes are missing, incomplete or no sizes.
     """
     sizes, names = part.get("architecture"), [field.name for field in fields(TransformerConfig)]
     if type(sizes) is not dict or set(sizes) != set(names):
-        raise ValueError(f"{path} does not hold the architecture, which is {', '.join(names)}: give another checkpoint")
+        raise UserError(f"{path} does not hold the architecture, which is {', '.join(names)}: give another checkpoint")
     for name in names:
         check = ALLOWED.get(f"model.{name}") or ALLOWED[f"data.{name}"]
         if not check(sizes[name]):
-            raise ValueError(f"{path} holds an architecture with an impossible {name}: give another checkpoint")
+            raise UserError(f"{path} holds an architecture with an impossible {name}: give another checkpoint")
     return asdict(TransformerConfig(**sizes))
 
 

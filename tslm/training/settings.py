@@ -1,10 +1,13 @@
-"""The options of optimization and of text generation: what `--optimizer.*` and `--generation.*` mean."""
+"""The settings of `--optimizer.*` and `--generation.*`, and the translation of settings saved by earlier versions."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from tslm.errors import UserError
 from tslm.generation import SamplingRule
 from tslm.optim import check_schedule, lr_cosine_schedule
 
@@ -16,13 +19,13 @@ class OptimizerSettings:
     Args:
         lr: Peak learning rate, reached at the end of the warm-up.
         lr_min: Learning rate at the end of the schedule.
-        warmup_steps: Steps of linear warm-up; unless given, a twentieth of the budget.
+        warmup_steps: Steps of linear warm-up; unless given, a twentieth of cosine_steps.
         cosine_steps: Step at which the schedule reaches lr_min; unless given, the budget.
-        betas: Decay rates of the averages of the gradient and of its square.
+        betas: Decay rates of the first and the second moment.
         eps: Added to the root of the second moment.
-        weight_decay: Decay per step, times the learning rate, apart from the gradient.
-        max_skipped: A step whose loss or gradient is not finite is skipped; this many in a row end the training, at the
-            next report.
+        weight_decay: Decay per step, times the learning rate; decoupled from the gradient.
+        max_skipped: A step whose loss or gradient is not finite is skipped; this many skipped steps in a row end the
+            training at the next report.
     """
 
     lr: float = 3e-3
@@ -35,10 +38,10 @@ class OptimizerSettings:
     max_skipped: int = 3
 
     def check(self) -> None:
-        """Check what does not depend on the budget, before anything is prepared.
+        """Check the settings that do not depend on the budget.
 
         Raises:
-            ValueError: a setting is out of range.
+            UserError: a setting is out of range.
         """
         for name, value, fine, allowed in (
             ("lr", self.lr, self.lr >= 0, "0 or more"),
@@ -49,13 +52,13 @@ class OptimizerSettings:
             ("max_skipped", self.max_skipped, self.max_skipped >= 1, "1 or more"),
         ):
             if not fine:
-                raise ValueError(f"optimizer.{name} is {value}, but it must be {allowed}: change --optimizer.{name}")
+                raise UserError(f"optimizer.{name} is {value}, but it must be {allowed}: change --optimizer.{name}")
 
     def schedule(self, max_steps: int) -> Callable[[int], float]:
         """Return the learning rate as a function of the step, for a budget of `max_steps`.
 
         Raises:
-            ValueError: the warm-up is longer than the schedule.
+            UserError: the warm-up is longer than the schedule.
         """
         cosine_steps = self.cosine_steps if self.cosine_steps is not None else max_steps
         warmup_steps = self.warmup_steps if self.warmup_steps is not None else cosine_steps // 20
@@ -69,9 +72,9 @@ class GenerationSettings:
 
     Args:
         max_new_tokens: Longest continuation, in tokens.
-        temperature: The logits are divided by it; 0 takes the likeliest token each time.
-        top_p: Draw from the smallest set of tokens whose probabilities reach this sum.
-        top_k: Draw from this many likeliest tokens.
+        temperature: The logits are divided by it; 0 always takes the most likely token.
+        top_p: Draw from the smallest set of most likely tokens whose probabilities reach this sum.
+        top_k: Draw from this many most likely tokens.
         seed: Seed of the draws.
     """
 
@@ -82,11 +85,41 @@ class GenerationSettings:
     seed: int = 0
 
     def check(self) -> None:
-        """Check the ranges now, and not at the first story of a training.
+        """Check the ranges before training, not when the first story is drawn.
 
         Raises:
-            ValueError: a setting is out of range.
+            UserError: a setting is out of range.
         """
         SamplingRule(self.temperature, self.top_p, self.top_k)
         if self.max_new_tokens < 0:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}: give 0 or more")
+            raise UserError(f"max_new_tokens is {self.max_new_tokens}: give 0 or more")
+
+
+def translate_batch_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Express the batch settings that an earlier version saved by today's options.
+
+    Formerly `data.batch_size` counted the windows of one process in one of `trainer.accumulate_grad_batches` batches.
+    Now it counts the windows of one optimizer step over all processes. A run resumed with the translated settings
+    continues with the same windows. `data.micro_batch_size` becomes what was computed at a time, or a divisor of it,
+    unless that was the whole step; then it is left to its default. Settings that have `data.micro_batch_size` are
+    returned unchanged.
+
+    Example: batch_size 16 with accumulate_grad_batches 4 on 2 devices becomes batch_size 128 with micro_batch_size 16.
+
+    Args:
+        settings: values by dotted keys, such as "data.batch_size"; not changed.
+    """
+    if "data.batch_size" not in settings or "data.micro_batch_size" in settings:
+        return settings
+    new = dict(settings)
+    windows, accumulate = new["data.batch_size"], new.get("trainer.accumulate_grad_batches", 1)
+    devices = new.get("trainer.devices")
+    processes = len(devices) if isinstance(devices, list) else devices if isinstance(devices, int) else 1
+    step = windows * accumulate * max(1, processes) * new.get("trainer.num_nodes", 1)
+    size = math.gcd(windows, min(windows, new.pop("model.micro_batch_size", None) or windows))
+    new["data.batch_size"], new["data.micro_batch_size"] = step, size if size < step else None
+    if accumulate > 1:
+        new["trainer.accumulate_grad_batches"] = 1
+        if isinstance(limit := new.get("trainer.limit_val_batches"), int):
+            new["trainer.limit_val_batches"] = -(-limit // accumulate)  # validation batches have grown as much
+    return new

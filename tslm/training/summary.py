@@ -1,4 +1,4 @@
-"""The end of a run: what was reached, in figures and in stories, printed and left in the run directory."""
+"""What a run shows to a person: a story after each validation, and at the end a summary of figures and stories."""
 
 from __future__ import annotations
 
@@ -7,27 +7,50 @@ import time
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from tslm.data.datamodule import TextDataModule
+from tslm.errors import UserError
 from tslm.generation import Completion
 from tslm.loops.lightning import StepCallback
 from tslm.tokenizer import END_OF_TEXT, Tokenizer
 from tslm.training.checkpoint import replace_atomically
-from tslm.training.floor import FloorReport, measure_floor
+from tslm.training.checkpoint_callback import Checkpoints, run_dir
+from tslm.training.entropy_floor import FloorReport, measure_floor
 from tslm.training.metrics import StepMetrics
 from tslm.training.module import LanguageModule
-from tslm.training.saving import Checkpoints, run_dir
 
 SUMMARY = "summary.json"
 
 Found = TypeVar("Found", bound=pl.Callback)
 
 
-class RunSummary(StepCallback):
-    """Keeps the tokenizer with the run, and at the end writes `summary.json` and prints what a person wants to know.
+class StorySamples(pl.Callback):
+    """Writes a story to TensorBoard after each validation.
 
     Args:
-        prompts: Where the sample stories begin.
+        prompt: The beginning of the story; the module's generation settings decide how it is drawn.
+    """
+
+    def __init__(self, prompt: str = "Once upon a time") -> None:
+        self.prompt = prompt
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the story, with the same seed each time, and log it as text."""
+        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not boards or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, LanguageModule)
+        for story in pl_module.complete_prompts([self.prompt]) if pl_module.tokenizer is not None else []:
+            for logger in boards:
+                logger.experiment.add_text("story", f"**{story.prompt}**{story.text}", trainer.global_step)
+
+
+class RunSummary(StepCallback):
+    """Saves the tokenizer in the run directory; at the end writes `summary.json` and prints the summary.
+
+    Args:
+        prompts: The beginnings of the sample stories.
     """
 
     def __init__(self, prompts: list[str] | None = None) -> None:
@@ -35,13 +58,13 @@ class RunSummary(StepCallback):
         self.started = time.perf_counter()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the tokenizer, so that the run directory is complete from the beginning."""
+        """Save the tokenizer at the start, so that the run directory is usable from the first checkpoint on."""
         assert isinstance(pl_module, LanguageModule)
         if trainer.is_global_zero and pl_module.tokenizer is not None:
             pl_module.tokenizer.save(run_dir(trainer) / "tokenizer")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure, write and print."""
+        """Measure the floor, write `summary.json` and print; a run that stopped early says how to continue."""
         assert isinstance(pl_module, LanguageModule)
         if not trainer.is_global_zero:
             return
@@ -53,18 +76,19 @@ class RunSummary(StepCallback):
         if stopped:
             print(stopped_text(summary, trainer.max_steps), flush=True)
             return
-        stories = [] if pl_module.tokenizer is None else pl_module.tell(self.prompts_for(pl_module.tokenizer))
+        stories = [] if pl_module.tokenizer is None else pl_module.complete_prompts(
+            self.prompts_for(pl_module.tokenizer))
         print(summary_text(summary, floor, stories), flush=True)
 
     def prompts_for(self, tokenizer: Tokenizer) -> list[str]:
-        """Leave the empty prompt out where there is no `<|endoftext|>` for a story to begin behind."""
+        """Omit the empty prompt if the tokenizer has no `<|endoftext|>` from which a story could begin."""
         return [prompt for prompt in self.prompts if prompt or END_OF_TEXT in tokenizer.special_ids]
 
     def summarize(self, trainer: pl.Trainer, floor: FloorReport | None) -> dict[str, Any]:
-        """Gather the run's figures; None where one could not be measured.
+        """Collect the run's figures; a figure that could not be measured is None.
 
-        Losses are in nats per token. `story_loss`, `story_floor` and `story_ngram` are those of the model, the grammar
-        and the 5-gram model on whole held-out stories; `floor_gap` and `ngram_gap` compare the sums behind them.
+        Losses are in nats per token. `story_loss`, `story_floor` and `story_ngram` are the losses of the model, the
+        grammar and the 5-gram model on whole held-out stories. `floor_gap` and `ngram_gap` are relative to the floor.
         """
         metrics = find(trainer, StepMetrics)
         checkpoints = find(trainer, Checkpoints)
@@ -101,7 +125,7 @@ def find(trainer: pl.Trainer, kind: type[Found]) -> Found:
 
 
 def floor_of(trainer: pl.Trainer, module: LanguageModule) -> FloorReport | None:
-    """Compare with the exact floor, where the corpus has one."""
+    """Compare the model with the exact floor; None if the corpus has none, or if it cannot be measured."""
     data = getattr(trainer, "datamodule", None)
     stories = data.held_out_stories() if isinstance(data, TextDataModule) else None
     if not stories or module.tokenizer is None or data is None or data.train_tokens is None:
@@ -109,13 +133,13 @@ def floor_of(trainer: pl.Trainer, module: LanguageModule) -> FloorReport | None:
     try:
         with trainer.precision_plugin.forward_context():
             return measure_floor(module.model, module.tokenizer, stories, data.train_tokens.ids)
-    except ValueError as error:  # no reason to lose the rest of the summary
+    except UserError as error:  # the rest of the summary is still useful
         print(f"The floor was not measured: {error}", flush=True)
         return None
 
 
 def summary_text(summary: dict[str, Any], floor: FloorReport | None, stories: list[Completion]) -> str:
-    """Write the summary for a person."""
+    """Format the summary for a person."""
     rows = [
         ("tokens seen", f"{summary['tokens_seen']:,} in {summary['steps']:,} steps"),
         ("speed", f"{summary['tokens_per_second']:,.0f} tokens/s; {summary['seconds']:.0f} s in all"),
@@ -149,20 +173,20 @@ NEXT_COMMANDS = (
 
 
 def stopped_text(summary: dict[str, Any], max_steps: int) -> str:
-    """Say where a run that ended early stands, and how to go on."""
+    """Say at which step a run stopped, and how to resume it."""
     return (
-        f"\nStopped at step {summary['steps']:,} of {max_steps:,}. Go on with:\n"
+        f"\nStopped at step {summary['steps']:,} of {max_steps:,}. Resume with:\n"
         f"  python -m tslm fit --ckpt_path {summary['checkpoint']}"
     )
 
 
 def best_figure(summary: dict[str, Any]) -> str:
-    """Say which validation was the best, whose checkpoint `generate` takes."""
+    """Format the lowest validation loss; `generate` uses the checkpoint of that step."""
     if summary["best_step"] is None:
         return "not measured"
     return f"{summary['best_valid_loss']:.4f} at step {summary['best_step']:,}, kept as best.ckpt"
 
 
 def figure(value: float | None, unit: str) -> str:
-    """Write a figure, or that there is none."""
+    """Format a figure that may be None."""
     return "not measured" if value is None else f"{value:.4f} {unit}".rstrip()

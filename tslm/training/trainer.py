@@ -1,4 +1,4 @@
-"""A lightning.Trainer whose unit is the optimizer step: its budget, cadences, precision and the callbacks of a run."""
+"""A lightning.Trainer that counts optimizer steps: its budget, cadences, precision, and the callbacks of a run."""
 
 from __future__ import annotations
 
@@ -9,45 +9,45 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from tslm.data.datamodule import TextDataModule
+from tslm.errors import UserError
 from tslm.fast.forms import cpu_multiplies_bfloat16
 from tslm.loops.lightning import InterruptAtBoundary, install_step_loop
 from tslm.loops.step import Budget, Cadence
 from tslm.training.checkpoint import read_checkpoint
+from tslm.training.checkpoint_callback import AtomicCheckpointIO, Checkpoints
 from tslm.training.compiling import Choice, pays
-from tslm.training.loggers import run_loggers
-from tslm.training.memory import keep_freed_memory
-from tslm.training.metrics import StepMetrics
+from tslm.training.malloc import keep_freed_memory
+from tslm.training.metrics import StepMetrics, run_loggers
 from tslm.training.module import LanguageModule
 from tslm.training.progress import StepProgress
 from tslm.training.runs import RUNS, find_checkpoint
-from tslm.training.samples import StorySamples
-from tslm.training.saving import AtomicCheckpointIO, Checkpoints
-from tslm.training.summary import RunSummary
+from tslm.training.summary import RunSummary, StorySamples
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true"]
 
 
 class StepTrainer(pl.Trainer):
-    """Trains by optimizer steps; everything else is Lightning's.
+    """A Trainer whose budget, validation, logging and saving are counted in optimizer steps.
 
     Args:
         max_steps: Budget in optimizer steps. Give this or max_tokens.
         max_tokens: Budget in tokens, rounded up to whole steps.
         val_every_n_steps: Validate every this many optimizer steps, and at the end; 0 means at the end only.
         log_every_n_steps: Report loss, learning rate, gradient norm and speed every this many optimizer steps.
-        save_every_n_steps: Save a checkpoint every this many optimizer steps, behind each validation, and at the end.
-        accelerator: cpu, gpu and the like, or `auto`: a GPU where there is one, but not Apple's, which lack float64.
-        precision: Lightning's precision, or `auto`: bf16-mixed where the processor or GPU computes in bfloat16, else
-            32-true.
-        compile: Whether to compile the training step: true, false, or `auto` for where it saves more time than it
-            takes, which is in long runs on a GPU. Without a C++ compiler the step runs as it is written, with a word.
-        gradient_clip_val: Largest global norm of the gradient; None does not clip.
-        default_root_dir: Folder that gets `lightning_logs`.
+        save_every_n_steps: Save a checkpoint every this many optimizer steps, after each validation, and at the end.
+        accelerator: cpu, gpu and the like, or `auto`: a GPU if there is one. Apple's GPUs are not used, because they
+            lack float64.
+        precision: Lightning's precision, or `auto`: bf16-mixed if the device computes in bfloat16, else 32-true.
+        compile: Whether to compile the training step: true, false, or `auto`, which compiles if that saves more time
+            than it takes, as in long runs on a GPU. Without a C++ compiler the step runs as written, with a notice.
+        gradient_clip_val: Largest global norm of the gradient; None disables clipping.
+        default_root_dir: Folder for `lightning_logs`.
         callbacks: Further callbacks.
         logger: A logger or several; unless given, TensorBoard and metrics.csv; False for none.
         plugins: Lightning plugins.
         enable_progress_bar: Whether to show progress bars.
-        kwargs: Whatever else Lightning's Trainer takes.
+        kwargs: Further arguments of Lightning's Trainer.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class StepTrainer(pl.Trainer):
         if precision == "auto":
             precision = auto_precision(str(accelerator))
         if gradient_clip_val is not None and gradient_clip_val <= 0:
-            raise ValueError(
+            raise UserError(
                 f"trainer.gradient_clip_val is {gradient_clip_val}: give a norm above 0, or null for no clipping"
             )
         given = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks is not None else []
@@ -89,7 +89,7 @@ class StepTrainer(pl.Trainer):
             plugins=[*(plugins if isinstance(plugins, list) else [plugins] if plugins else []), AtomicCheckpointIO()],
             enable_progress_bar=enable_progress_bar,
             log_every_n_steps=log_every_n_steps,
-            # What follows belongs to epochs or single batches, which the step loop does without.
+            # The step loop has no epochs, and does nothing between two micro-batches.
             max_epochs=-1,
             num_sanity_val_steps=0,
             enable_model_summary=False,
@@ -97,6 +97,7 @@ class StepTrainer(pl.Trainer):
             use_distributed_sampler=False,
             **kwargs,
         )
+        self._stated_accumulation = self.accumulate_grad_batches  # `fit` replaces it
         self.unlogged_dir = Path(TensorBoardLogger(default_root_dir, name=RUNS).log_dir)  # for a run without loggers
         self.step_loop = install_step_loop(self, Cadence(val_every_n_steps, log_every_n_steps, save_every_n_steps))
 
@@ -120,22 +121,17 @@ class StepTrainer(pl.Trainer):
             weights_only: No effect; loading a checkpoint never runs code.
 
         Raises:
-            ValueError: the budget is not given, or already spent by the checkpoint, or micro-batches are asked for
-                with a loss that is scaled.
-            FileNotFoundError: there is no such checkpoint.
+            UserError: the budget is missing, or the checkpoint has already spent it; the batch size cannot be split; or
+                the accumulation is stated where it follows from the batch size.
+            MissingFileError: there is no such checkpoint.
         """
         max_steps, max_tokens = self._budget_options
-        tokens = getattr(datamodule, "tokens_per_batch", 1) * self.accumulate_grad_batches * self.world_size
+        data = next((each for each in (datamodule, train_dataloaders) if isinstance(each, TextDataModule)), None)
+        tokens = self.accumulate_grad_batches * self.world_size if data is None else self._split_batch(data)
         budget = Budget.of(max_steps=max_steps, max_tokens=max_tokens, tokens_per_step=tokens)
         self.step_loop.set_budget(budget)
         if isinstance(model, LanguageModule):
-            model.optimizer_settings.schedule(budget.max_steps)  # too long a warm-up shows before a run directory does
-            if self.scaler is not None and model.micro_batch_size is not None:
-                raise ValueError(
-                    f"model.micro_batch_size is {model.micro_batch_size}, but precision {self.precision} scales its "
-                    "loss, which goes with whole batches only: leave --model.micro_batch_size out and give "
-                    "--trainer.accumulate_grad_batches, or another --trainer.precision"
-                )
+            model.optimizer_settings.schedule(budget.max_steps)  # checks the warm-up before there is a run directory
             flops = budget.max_steps * tokens * model.model.flops_per_token()
             if pays(self._compile, flops, self.strategy.root_device.type):
                 model.compile_step()
@@ -143,13 +139,25 @@ class StepTrainer(pl.Trainer):
             ckpt_path, _ = find_checkpoint(str(ckpt_path), root=Path(self.default_root_dir))
             done = int(read_checkpoint(ckpt_path, mmap=True)["global_step"])
             if done >= budget.max_steps:
-                raise ValueError(
+                raise UserError(
                     f"{ckpt_path} is at step {done} and the budget is {budget.max_steps} steps, so nothing is left to "
                     "train: give a larger --trainer.max_steps or --trainer.max_tokens"
                 )
         if self.strategy.root_device.type == "cpu":
             keep_freed_memory()
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
+
+    def _split_batch(self, data: TextDataModule) -> int:
+        """Derive the accumulation from the batch size of the data; return the tokens of one optimizer step."""
+        if self._stated_accumulation > 1:
+            windows = data.batch_size * self._stated_accumulation * self.world_size
+            raise UserError(
+                f"trainer.accumulate_grad_batches is {self._stated_accumulation}, but accumulation follows from the "
+                f"windows of one optimizer step and those computed at a time: give --data.batch_size {windows} and "
+                f"--data.micro_batch_size {data.batch_size} instead"
+            )
+        _, self.accumulate_grad_batches = data.split(self.world_size, self.strategy.root_device.type)
+        return data.tokens_per_step
 
     @property
     def interrupted_by_user(self) -> bool:
@@ -158,7 +166,7 @@ class StepTrainer(pl.Trainer):
 
 
 def with_defaults(callbacks: list[pl.Callback], progress: bool) -> list[pl.Callback]:
-    """Add each callback of a run that is not given, in the order in which they must hear of a boundary."""
+    """Add the callbacks of a run that are not given; their order is the order in which they are called."""
     bar: list[type[pl.Callback]] = [StepProgress] if progress else []
     kinds: list[type[pl.Callback]] = [StepMetrics, *bar, StorySamples, Checkpoints, RunSummary, InterruptAtBoundary]
     ours = []
@@ -169,19 +177,19 @@ def with_defaults(callbacks: list[pl.Callback], progress: bool) -> list[pl.Callb
 
 
 def _accelerator(asked: str | pl.accelerators.Accelerator) -> str | pl.accelerators.Accelerator:
-    """Keep off Apple's GPUs, which lack the float64 that validation adds up in.
+    """Replace `auto` by `cpu` on Apple's machines, whose GPUs lack the float64 in which validation losses are summed.
 
     Raises:
-        ValueError: one was asked for by name.
+        UserError: such a GPU is asked for by name.
     """
     if asked == "mps" or (asked == "gpu" and torch.backends.mps.is_available()):
-        raise ValueError(f"trainer.accelerator is {asked!r}, but Apple's GPUs have no float64, in which losses are "
-                         "added up: give --trainer.accelerator cpu")
+        raise UserError(f"trainer.accelerator is {asked!r}, but Apple's GPUs have no float64, in which losses are "
+                        "summed: give --trainer.accelerator cpu")
     return "cpu" if asked == "auto" and torch.backends.mps.is_available() else asked
 
 
 def auto_precision(accelerator: str) -> Literal["32-true", "bf16-mixed"]:
-    """Choose bfloat16 where the hardware multiplies it, and say so in one line."""
+    """Choose bfloat16 if the hardware multiplies it, and print the choice."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         device, fast = torch.cuda.get_device_name(), torch.cuda.is_bf16_supported(including_emulation=False)
     else:

@@ -24,7 +24,11 @@ def _empty_cache(tmp_path, monkeypatch):
 
 
 def _kept(tmp_path):
-    return sorted(path.name for path in (tmp_path / "cache" / "tslm").iterdir())
+    """The libraries in the cache, each of which has its digest beside it; nothing else is there."""
+    files = {path.name for path in (tmp_path / "cache" / "tslm").iterdir()}
+    libraries = sorted(name for name in files if name.endswith(".so"))
+    assert files == {*libraries, *(name.replace(".so", ".sha256") for name in libraries)}
+    return libraries
 
 
 @needs_compiler
@@ -110,3 +114,53 @@ def test_windows_has_no_kernels(monkeypatch):
     monkeypatch.setattr(build.platform, "system", lambda: "Windows")
     with pytest.raises(UnavailableError, match="Windows"):
         build.build(SOURCES, torch.float32)
+
+
+@needs_compiler
+@pytest.mark.parametrize("damage", [
+    lambda data: b"", lambda data: data[: len(data) // 2], lambda data: data[:5000] + b"\xff" * 64 + data[5064:],
+    lambda data: data + b"\0", lambda data: b"not a library"])
+def test_a_damaged_library_is_compiled_again_and_never_loaded(tmp_path, damage):
+    path = build.build(SOURCES, torch.float32)
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    assert build.load(SOURCES, torch.float32) is not None  # loading a damaged one would end the process
+    assert path.read_bytes() != damage(whole)
+    assert _kept(tmp_path) == [path.name]
+
+
+@needs_compiler
+@pytest.mark.parametrize("digest", [None, b"", b"0" * 64, b"\xff\xfe"])
+def test_a_library_without_its_digest_is_compiled_again(tmp_path, digest):
+    path = build.build(SOURCES, torch.float32)
+    path.write_bytes(b"planted")
+    if digest is None:
+        path.with_suffix(".sha256").unlink()
+    else:
+        path.with_suffix(".sha256").write_bytes(digest)
+    assert build.build(SOURCES, torch.float32).read_bytes() != b"planted"
+
+
+@needs_compiler
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+def test_a_cache_folder_that_others_can_write_is_refused(tmp_path, mode):
+    folder = tmp_path / "cache" / "tslm"
+    folder.mkdir(parents=True)
+    folder.chmod(mode)
+    with pytest.raises(UnavailableError, match=r"other users can write to .*XDG_CACHE_HOME"):
+        build.load(SOURCES, torch.float32)
+    assert list(folder.iterdir()) == []
+
+
+@needs_compiler
+def test_a_linked_cache_folder_is_refused(tmp_path):
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "tslm").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UnavailableError, match="other users can write to"):
+        build.load(SOURCES, torch.float32)
+
+
+@needs_compiler
+def test_a_new_cache_folder_is_private(tmp_path):
+    assert build.build(SOURCES, torch.float32).parent.stat().st_mode & 0o777 == 0o700

@@ -2,7 +2,8 @@
 
 The library's name holds a hash of everything it depends on: the sources, the compiler, the flags, and the processor,
 because it is compiled for the one at hand. It appears by a rename, so two processes that compile at once do not disturb
-each other.
+each other. A library is code, so it is loaded only from a folder that no other user can write, and only if its bytes
+have the SHA-256 that was written beside it; a damaged one is compiled again.
 """
 
 from __future__ import annotations
@@ -56,14 +57,55 @@ def build(sources: tuple[Path, ...], dtype: torch.dtype) -> Path:
     if shutil.which(compiler[0]) is None:
         raise UnavailableError(f"no C compiler: {compiler[0]} is not found; install one, or name one in CC")
     flags = [*FLAGS, *(["-DBFLOAT16"] if dtype == torch.bfloat16 else [])]
-    path = _folder() / f"kernel-{_key(sources, compiler, flags)}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+    path = _private(_folder()) / f"kernel-{_key(sources, compiler, flags)}.so"
+    digest_path = path.with_suffix(".sha256")
+    if not _is_intact(path, digest_path):
         with tempfile.TemporaryDirectory(prefix=".new-", dir=path.parent) as folder:
             new = Path(folder) / path.name
             _run([*compiler, *flags, "-o", str(new), *map(str, sources), "-lm"])
+            new_digest = Path(folder) / digest_path.name
+            new_digest.write_text(_digest(new), encoding="ascii")
+            for each in (new, new_digest):
+                _sync(each)
+            os.replace(new_digest, digest_path)
             os.replace(new, path)
+            _sync(path.parent)
     return path
+
+
+def _private(folder: Path) -> Path:
+    """Create a folder that only this user can use, or check that it is one.
+
+    Raises:
+        UnavailableError: somebody else owns the folder or can write to it.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.lstat()
+    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022 or folder.is_symlink()):
+        raise UnavailableError(f"other users can write to {folder}, and a library from there would run as code: remove "
+                               "it, or name another cache folder in XDG_CACHE_HOME")
+    return folder
+
+
+def _is_intact(path: Path, digest_path: Path) -> bool:
+    """Whether a library has the bytes that the compiler wrote."""
+    try:
+        return _digest(path) == digest_path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Force a file or a folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _folder() -> Path:

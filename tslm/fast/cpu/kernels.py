@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from tslm.fast.chunked_loss import chunked_cross_entropy
 from tslm.fast.cpu import build
 from tslm.fast.door import Case, Substitute
-from tslm.fast.forms import Form, attends_to_itself, cpu_multiplies_bfloat16, drawn, form_of, loss_case, rotation_table
+from tslm.fast.forms import Form, attends_to_itself, attention_case, cpu_multiplies_bfloat16, drawn, form_of, loss_case
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("attention.c", "norm_swiglu_loss.c"))
 ROWS_PER_SUM = 64  # rows whose gradients of the gain are added up in one sum
@@ -154,17 +154,10 @@ def _supports_attention(
     return _supported(qkv) if attends_to_itself(qkv, rotation, cached) else None
 
 
-def _attention_case(form: Form, batch: int, length: int, heads: int, width: int, documents: bool) -> Case:
-    starts = torch.zeros(batch, length, dtype=torch.int64)
-    starts[-1, 3:] = 3  # the last sequence holds two documents
-    qkv = drawn(batch, length, 3, heads, width, dtype=form.dtype)
-    return Case((qkv, rotation_table(length, width), starts if documents else None))
-
-
 SELF_ATTENTION = Substitute(
     self_attention, _supports_attention,
-    probes=lambda form: _built(form, *(_attention_case(form, 2, 70, 2, 6, documents) for documents in (True, False))),
-    tolerance=_tolerance, precise=_precise, examples=lambda form: _attention_case(form, 16, 256, 16, 32, False),
+    probes=lambda form: _built(form, *(attention_case(form, 2, 70, 2, 6, each) for each in (True, False))),
+    tolerance=_tolerance, precise=_precise, examples=lambda form: attention_case(form, 16, 256, 16, 32, False),
     keys=forms,
 )
 

@@ -15,8 +15,8 @@ import torch
 import triton
 from torch import Tensor
 
-from tslm.fast.door import Case, Substitute
-from tslm.fast.forms import Form, attends_to_itself, drawn, form_of, rotation_table
+from tslm.fast.door import Substitute
+from tslm.fast.forms import Form, attends_to_itself, attention_case, form_of
 from tslm.fast.gpu import TOLERANCES, forms, precise
 from tslm.fast.gpu import attention_kernels as kernels
 
@@ -142,15 +142,8 @@ def _supports(
     return form_of(qkv) if fits and attends_to_itself(qkv, rotation, cached) else None
 
 
-def _case(form: Form, batch: int, length: int, heads: int, width: int, documents: bool) -> Case:
-    starts = torch.zeros(batch, length, dtype=torch.int64, device=form.device)
-    starts[-1, 3:] = 3  # the last sequence holds two documents
-    qkv = drawn(batch, length, 3, heads, width, dtype=form.dtype, device=form.device)
-    return Case((qkv, rotation_table(length, width, form.device), starts if documents else None))
-
-
 SELF_ATTENTION = Substitute(
-    self_attention, _supports, probes=lambda form: [_case(form, 2, 70, 2, 6, documents) for documents in (True, False)],
+    self_attention, _supports, probes=lambda form: [attention_case(form, 2, 70, 2, 6, each) for each in (True, False)],
     tolerance=lambda form: TOLERANCES[form.dtype], precise=precise, traceable=True,
-    examples=lambda form: _case(form, 128, 256, 16, 32, False), keys=forms,
+    examples=lambda form: attention_case(form, 128, 256, 16, 32, False), keys=forms,
 )

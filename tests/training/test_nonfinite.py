@@ -1,4 +1,4 @@
-"""Steps with a gradient that is not finite: skipped, counted, named by the next report, and too many end the run."""
+"""Steps with a gradient that is not finite are skipped, counted and reported; too many in a row end the run."""
 
 import csv
 import json
@@ -11,27 +11,27 @@ from tests.loops.conftest import data  # noqa: F401 (a fixture)
 from tests.loops.test_lightning import fit, make_module, weights
 from tslm.loops.lightning import StepCallback
 from tslm.training import OptimizerSettings
-from tslm.training.skipped import SkippedSteps, SkipReport, with_telling_gradient
+from tslm.training.nonfinite import SkippedSteps, SkipReport, propagate_nonfinite
 
 CPU = torch.device("cpu")
 
 
-def test_skipped_steps_are_counted_on_the_way():
+def test_skipped_steps_are_counted():
     skipped = SkippedSteps(CPU)
     flag = skipped.skip
     assert skipped.report() == SkipReport(0, 0, 0, 0.0)
     seen = []
     for step, norm in enumerate([1.0, math.nan, math.inf, 2.0, math.inf, 3.0], start=1):
-        skipped.watch(torch.tensor(norm), step)
+        skipped.update(torch.tensor(norm), step)
         seen.append(bool(flag))
     assert seen == [False, True, True, False, True, False]
-    assert skipped.report() == SkipReport(total=3, longest=2, step=3, norm=math.inf)  # of the longest row, not of 5
+    assert skipped.report() == SkipReport(total=3, longest=2, step=3, norm=math.inf)
 
 
 @pytest.mark.parametrize("value", [2.5, math.inf, -math.inf, math.nan])
-def test_a_loss_that_is_not_finite_has_such_a_gradient(value):
+def test_a_loss_that_is_not_finite_has_a_gradient_that_is_not_finite(value):
     weight = torch.ones((), requires_grad=True)
-    loss = with_telling_gradient(weight + value)
+    loss = propagate_nonfinite(weight + value)
     loss.backward()
     if math.isfinite(value):
         assert loss == 3.5
@@ -52,7 +52,7 @@ class Spoil(StepCallback):
             pl_module.model.ln_final.weight.grad[3] = math.nan
 
 
-def test_a_skipped_step_leaves_the_weights_and_is_named_by_the_next_report(tmp_path, data, capsys):  # noqa: F811
+def test_a_skipped_step_keeps_the_weights_and_is_reported(tmp_path, data, capsys):  # noqa: F811
     before = {}
 
     class Look(StepCallback):
@@ -80,12 +80,12 @@ def test_three_skipped_steps_in_a_row_end_the_run(tmp_path, data):  # noqa: F811
     assert all(torch.isfinite(weight).all() for weight in kept["state_dict"].values())
 
 
-def test_the_report_may_come_late(tmp_path, data):  # noqa: F811
+def test_the_run_also_ends_if_the_report_comes_later(tmp_path, data):  # noqa: F811
     with pytest.raises(ValueError, match="at optimizer step 4, and 3 steps"):
         fit(tmp_path, data, 9, callbacks=[Spoil(2, 3, 4)], log_every_n_steps=6)
 
 
-def test_a_loss_that_is_not_finite_is_left_out_of_the_mean(tmp_path, data, monkeypatch):  # noqa: F811
+def test_the_mean_loss_excludes_losses_that_are_not_finite(tmp_path, data):  # noqa: F811
     whole = {}
 
     class Losses(StepCallback):
@@ -100,9 +100,8 @@ def test_a_loss_that_is_not_finite_is_left_out_of_the_mean(tmp_path, data, monke
         calls.append(1)
         return plain(inputs, targets) + (math.inf if len(calls) == 3 else 0)
 
-    monkeypatch.setattr("tests.loops.test_lightning.make_module", lambda: module)
-    monkeypatch.setattr(module, "mean_loss", mean_loss)
-    _, trainer = fit(tmp_path, data, 3, callbacks=[Losses()], accumulate_grad_batches=2, log_every_n_steps=3,
+    module.mean_loss = mean_loss
+    _, trainer = fit(tmp_path, data, 3, module=module, windows=(4, 2), callbacks=[Losses()], log_every_n_steps=3,
                      limit_val_batches=0)
     assert module.skipped.report() == SkipReport(1, 1, 2, pytest.approx(math.nan, nan_ok=True))
     finite = [loss for loss in whole.values() if math.isfinite(loss)]
@@ -110,7 +109,7 @@ def test_a_loss_that_is_not_finite_is_left_out_of_the_mean(tmp_path, data, monke
     assert float(trainer.callbacks[0].latest["train_loss"]) == pytest.approx(sum(finite) / 5)
 
 
-def test_the_count_goes_on_when_a_run_is_resumed_and_old_checkpoints_have_none(tmp_path, data):  # noqa: F811
+def test_a_resumed_run_continues_the_count_and_old_checkpoints_have_none(tmp_path, data):  # noqa: F811
     fit(tmp_path, data, 4, callbacks=[Spoil(2)])
     last = next(tmp_path.rglob("last.ckpt"))
     _, trainer = fit(tmp_path, data, 6, callbacks=[Spoil(5)], ckpt_path=str(last))

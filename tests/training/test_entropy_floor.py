@@ -10,7 +10,7 @@ import torch
 from tslm.data.datamodule import TextDataModule
 from tslm.data.toy import sample_stories
 from tslm.training import LanguageModule
-from tslm.training.floor import measure_floor
+from tslm.training.entropy_floor import measure_floor
 
 
 @pytest.fixture

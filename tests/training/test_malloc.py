@@ -1,4 +1,4 @@
-"""Freed memory is kept: later rounds of allocations meet hardly any page fault."""
+"""Freed memory is kept: later allocations cause hardly any page faults."""
 
 import os
 import subprocess
@@ -6,10 +6,12 @@ import sys
 
 import pytest
 
+from tslm.training.malloc import keep_freed_memory
+
 ROUNDS = """
 import resource, sys
 import torch
-from tslm.training.memory import keep_freed_memory
+from tslm.training.malloc import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -25,9 +27,9 @@ print(done, faults())
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
-def test_freed_memory_is_used_again_without_page_faults():
+def test_freed_memory_is_reused_without_page_faults():
     def run(how):
-        # Left alone, glibc raises its thresholds by itself, in an order of events that changes from run to run.
+        # By default glibc raises its thresholds by itself, in an order of events that changes from run to run.
         small = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
         result = subprocess.run(
             [sys.executable, "-c", ROUNDS, how], capture_output=True, text=True, check=True, env=os.environ | small
@@ -35,14 +37,11 @@ def test_freed_memory_is_used_again_without_page_faults():
         done, faults = result.stdout.split()
         return done, int(faults)
 
-    given_back, kept = run("given back"), run("kept")
-    assert given_back[1] > 10_000  # 80 MB in pages of 4 KiB
+    returned, kept = run("returned"), run("kept")
+    assert returned[1] > 10_000  # 80 MB in pages of 4 KiB
     assert kept[0] == "True"
-    assert kept[1] < given_back[1] / 10
+    assert kept[1] < returned[1] / 10
 
 
-def test_other_systems_are_left_alone(monkeypatch):
-    from tslm.training import memory
-
-    monkeypatch.setattr(memory.sys, "platform", "darwin")
-    assert memory.keep_freed_memory() is False
+def test_other_systems_are_left_alone():
+    assert keep_freed_memory("darwin") is False

@@ -1,4 +1,4 @@
-"""Checkpoints during training: a Lightning plugin that writes them atomically, a callback that says which stay."""
+"""Checkpoints during training: a Lightning plugin that writes them atomically, and a callback that keeps the newest."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.plugins.io import CheckpointIO
 
+from tslm.errors import UserError
 from tslm.loops.lightning import StepCallback
 from tslm.training.checkpoint import read_checkpoint, replace_atomically, sync_folder, write_atomically
-from tslm.training.runs import CHECKPOINTS, ELSEWHERE
+from tslm.training.runs import CHECKPOINTS, FOLDER_FILE
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's checkpoint files, each complete or absent, and read without running code.
+    """Writes Lightning's checkpoint files completely or not at all, and reads them without running code.
 
-    Lightning itself builds the file in memory, writes it to the system's temporary folder and moves it, which across
-    file systems is a copy that a crash can truncate.
+    Lightning itself builds the file in memory, writes it to the system's temporary folder and moves it. Across file
+    systems this is a copy, which a crash can truncate.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        """Write a checkpoint in one step."""
+        """Write a checkpoint atomically."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(Path(path), checkpoint)
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint on the CPU, whatever the caller says of code in it."""
+        """Read a checkpoint on the CPU; it never runs code, whatever `weights_only` is."""
         return read_checkpoint(path)
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
@@ -42,31 +43,31 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
-    """Keeps the newest checkpoints, and under the names `last` and `best` the newest and the best validated one.
+    """Keeps the newest checkpoints. `last` names the newest one, and `best` the one with the lowest validation loss.
 
     Args:
         dirpath: Folder for the checkpoints; unless given, `checkpoints` in the run directory.
-        keep: How many of the newest `step-*.ckpt` stay besides the best one; two, so that one is left when a disk
-            or a crash damages the newest.
+        keep: How many of the newest `step-*.ckpt` to keep besides the best one. With two, one is left if a disk or a
+            crash damages the newest.
 
     Raises:
-        ValueError: keep is below 1.
+        UserError: keep is below 1.
     """
 
     def __init__(self, dirpath: str | None = None, keep: int = 2) -> None:
         if keep < 1:
-            raise ValueError(f"checkpoint.keep is {keep}, but at least 1 checkpoint must stay")
+            raise UserError(f"checkpoint.keep is {keep}: give --checkpoint.keep at least 1")
         self.dirpath = dirpath
         self.keep = keep
         self.run = Path()
         self.folder: Path | None = None
         self.best_loss = math.inf
         self.best_step: int | None = None
-        self._fresh_loss: float | None = None  # of a validation that no checkpoint has followed yet
+        self._unsaved_loss: float | None = None  # of a validation whose checkpoint is not written yet
 
     @property
     def last_path(self) -> Path | None:
-        """The newest checkpoint, once there is one."""
+        """The newest checkpoint, or None if there is none yet."""
         path = self.folder / "last.ckpt" if self.folder else None
         return path if path and path.exists() else None
 
@@ -79,42 +80,42 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember the loss for the checkpoint that follows."""
         loss = trainer.callback_metrics.get("valid_loss")
-        self._fresh_loss = None if loss is None or trainer.sanity_checking else float(loss)
+        self._unsaved_loss = None if loss is None or trainer.sanity_checking else float(loss)
 
     def on_step_save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Write `step-N.ckpt`, name it last and perhaps best, and let the oldest go."""
+        """Write `step-N.ckpt`, point `last` and perhaps `best` to it, and delete the oldest."""
         assert self.folder is not None
-        improved = self._fresh_loss is not None and self._fresh_loss < self.best_loss
-        if improved and self._fresh_loss is not None:
-            self.best_loss, self.best_step = self._fresh_loss, step
-        self._fresh_loss = None
+        improved = self._unsaved_loss is not None and self._unsaved_loss < self.best_loss
+        if improved and self._unsaved_loss is not None:
+            self.best_loss, self.best_step = self._unsaved_loss, step
+        self._unsaved_loss = None
         path = self.folder / f"step-{step:08d}.ckpt"
         for logger in trainer.loggers:
-            logger.save()  # a run that goes on from here does not report again what came before
+            logger.save()  # because a run resumed from this checkpoint does not report earlier steps again
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             if self.dirpath:
                 self.run.mkdir(parents=True, exist_ok=True)
                 text = f"{self.folder.resolve()}\n"
-                replace_atomically(self.run / ELSEWHERE, lambda file: file.write(text.encode()))
+                replace_atomically(self.run / FOLDER_FILE, lambda file: file.write(text.encode()))
             for name in ["last", "best"] if improved else ["last"]:
-                give_name(path, self.folder / f"{name}.ckpt")
+                link_atomically(path, self.folder / f"{name}.ckpt")
             for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
-                if old != path:  # an older run may have left higher numbers in a folder of the user's choice
+                if old != path:  # an older run may have left higher numbers in a folder that the user chose
                     old.unlink(missing_ok=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best loss and where its checkpoint lies."""
+        """Return the best loss, its step, and the folder of its checkpoint."""
         return {"best_loss": self.best_loss, "best_step": self.best_step, "folder": str(self.folder)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on comparing with the best so far, if this run can still name it: it is in the same folder."""
+        """Restore the best loss if its checkpoint is in this run's folder; another run's best cannot be linked here."""
         if str(self.folder) == state_dict["folder"] and self.folder and (self.folder / "best.ckpt").exists():
             self.best_loss, self.best_step = state_dict["best_loss"], state_dict["best_step"]
 
 
 def run_dir(trainer: pl.Trainer) -> Path:
-    """Return where a training writes. Unlike `trainer.log_dir` this asks no other process, so one may call it alone."""
+    """Return the run directory. `trainer.log_dir` is collective; this function may be called by one process alone."""
     for logger in trainer.loggers:
         if logger.log_dir:
             return Path(logger.log_dir)
@@ -122,8 +123,8 @@ def run_dir(trainer: pl.Trainer) -> Path:
     return unlogged
 
 
-def give_name(path: Path, name: Path) -> None:
-    """Make `name` another name of `path` in one step: a link, or a copy where the file system has no links."""
+def link_atomically(path: Path, name: Path) -> None:
+    """Make `name` another name of `path` in one step: a hard link, or a copy if the file system has no links."""
     temporary = name.with_name(f".{name.name}.new")
     temporary.unlink(missing_ok=True)
     try:

@@ -1,0 +1,61 @@
+"""Skip optimizer steps whose gradient is not finite. The device decides and counts; reports read the counts.
+
+To ask a GPU whether a gradient is finite would make the CPU wait for every step. So the answer stays on the device as a
+flag that `AdamW` obeys, and the counts are read with the next report.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class SkipReport(NamedTuple):
+    """The skipped steps so far: their number, the longest row of them, its last step, and the norm at that step."""
+
+    total: int
+    longest: int
+    step: int
+    norm: float
+
+
+class SkippedSteps:
+    """Decides by the norm of the gradient which steps are skipped, and counts them.
+
+    Several processes decide alike without communication, because their gradients are averaged first.
+
+    Args:
+        device: where the gradients are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.skip = torch.zeros((), dtype=torch.bool, device=device)  # the flag of the current step; `AdamW.skip` is it
+        self._counts = torch.zeros(4, dtype=torch.int64, device=device)
+        self._total, self._longest, self._step, self._in_a_row = self._counts.unbind()
+        self._norm = torch.zeros((), device=device)
+
+    def update(self, norm: Tensor, step: int) -> None:
+        """Set the flag and the counts by the gradient norm of a step; nothing is read from the device."""
+        torch.logical_not(norm.isfinite(), out=self.skip)
+        self._total.add_(self.skip)
+        self._in_a_row.add_(1).mul_(self.skip)
+        is_longest = self.skip.logical_and(self._in_a_row >= self._longest)
+        torch.maximum(self._longest, self._in_a_row, out=self._longest)
+        self._step.masked_fill_(is_longest, step)
+        self._norm.copy_(torch.where(is_longest, norm, self._norm))
+
+    def report(self) -> SkipReport:
+        """Read the counts; the CPU waits until the device has completed all steps."""
+        total, longest, step, _ = self._counts.tolist()
+        return SkipReport(total, longest, step, float(self._norm))
+
+
+def propagate_nonfinite(loss: Tensor) -> Tensor:
+    """Return the loss; if it is not finite, its gradient is not finite either, so checking the gradient is enough.
+
+    The loss is multiplied by the constant 1 + 0 · loss, which is 1, or NaN if the loss is infinite or NaN. Each process
+    knows only its own loss, but all of them receive the averaged gradient.
+    """
+    return loss * (1 + 0 * loss.detach())
