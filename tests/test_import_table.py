@@ -15,7 +15,7 @@ ANYTHING = {"fast", "tokenizer", "model", "generation", "objective", "optim", "d
 # room: (rooms it may import from besides itself, third parties). "" is the package itself, `import tslm`.
 # tqdm and filelock stand in DESIGN.md under "Dependencies": progress bars, and the lock under which data is prepared.
 TABLE = {
-    "fast": (set(), {"numpy", "torch", "triton"}),
+    "fast": (set(), {"numpy", "regex", "torch", "triton"}),
     "tokenizer": ({"fast"}, {"numpy", "regex", "tqdm"}),
     "model": ({"fast"}, {"torch"}),
     "generation": ({"model", "tokenizer", "fast"}, {"torch"}),

@@ -22,7 +22,7 @@ from tslm.commands.arguments import OneSentenceErrors
 from tslm.commands.options import asks_for_help, flag_keys, get_key, is_stated, leaves, put_key, read_yaml
 from tslm.data.datamodule import TextDataModule
 from tslm.errors import UserError
-from tslm.tokenizer.files import tokenizer_from_texts
+from tslm.tokenizer.serialization import tokenizer_from_texts
 from tslm.training.checkpoint import fit_part, read_checkpoint
 from tslm.training.checkpoint_callback import Checkpoints, run_dir
 from tslm.training.module import LanguageModule

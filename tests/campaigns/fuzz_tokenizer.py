@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain, pairwise
+from pathlib import Path
 from typing import TypeVar
 from unittest import mock
 
@@ -26,24 +27,16 @@ from tests.campaigns.fuzz_inputs import (
     odd_tokenizer,
     with_specials,
 )
-from tests.tokenizer.reference import slow_counts, slow_pretokens
-from tslm.tokenizer import (
-    END_OF_TEXT,
-    Tokenizer,
-    bpe,
-    count,
-    count_pretokens,
-    encode,
-    encode_files,
-    encode_plainly,
-    merge_pretokens,
-    merge_pretokens_plainly,
-    pieces,
-    rounds,
-)
-from tslm.tokenizer.corpus import read_blocks
-from tslm.tokenizer.cuts import cut_blocks, usable_cuts
-from tslm.tokenizer.pretokenize import PATTERN, encode_specials, find_pretokens, pretoken_starts, special_pattern
+from tests.tokenizer.reference import slow_counts, slow_merges, slow_pretokens, slow_word
+from tslm.fast.tokenizer import encode_words
+from tslm.fast.tokenizer.scanner import pretoken_bounds, special_pattern
+from tslm.tokenizer import END_OF_TEXT, TokenFile, Tokenizer, merge_pretokens
+from tslm.tokenizer import tokenizer as tokenizer_module
+from tslm.tokenizer.chunking import cut_blocks, usable_cuts
+from tslm.tokenizer.corpus import Corpus, TextInput
+from tslm.tokenizer.encode import encode_corpus
+from tslm.tokenizer.pretokenize import PATTERN, encode_specials, find_pretokens
+from tslm.tokenizer.train import count_corpus
 
 Text = TypeVar("Text", str, bytes)
 
@@ -82,11 +75,11 @@ def cuts(case: Case) -> None:
 def vocabularies(case: Case) -> None:
     """Compare every way to encode with merging by definition, for unusual vocabularies."""
     text, specials = _draw_text(case)
-    tokenizer = _odd(case, text, specials)
-    expected = _encode_slowly(tokenizer, text)
     with _other_ways_to_merge(case):
+        tokenizer = _odd(case, text, specials)
+        expected = _encode_slowly(tokenizer, text)
         for encode_it in (tokenizer.encode, lambda text: list(tokenizer.encode_iterable([text])),
-                          lambda text: tokenizer.file_blocks.encode(text.encode()).tolist()):  # fmt: skip
+                          lambda text: tokenizer.encode_bytes(text.encode()).tolist()):  # fmt: skip
             for _ in range(2):  # the second time from caches
                 if expected is None:
                     check_fails(partial(encode_it, text), "the vocabulary lacks the ")
@@ -103,15 +96,15 @@ def streams(case: Case) -> None:
     tokenizer = _odd(case, text, specials, complete=True)
     ids = tokenizer.encode(text)
     check_equal(tokenizer.decode(ids), text)
-    with mock.patch.object(bpe, "_STREAM_BYTES", max(least, case.rng.choice([1, 64, 1 << 13]))):
+    with mock.patch.object(tokenizer_module, "_STREAM_BYTES", max(least, case.rng.choice([1, 64, 1 << 13]))):
         check_equal(list(tokenizer.encode_iterable(_split(case.rng, text))), ids)
     parts = [part for part in _split(case.rng, text) if part]
     if parts:
-        with _small_parts(case, least):
-            paths = [case.write(f"{n}.txt", part.encode()) for n, part in enumerate(parts)]
-            file = encode_files(tokenizer, paths, case.folder / "ids.bin", num_workers=1)
-            check_equal((file.ids.tolist(), file.source_bytes), (ids, len(text.encode())))
-            check_equal(count_pretokens(paths, specials, num_workers=1), slow_counts(text, specials))
+        sizes = _small_parts(case, least)
+        paths = [case.write(f"{n}.txt", part.encode()) for n, part in enumerate(parts)]
+        file = encode_files(tokenizer, paths, case.folder / "ids.bin", sizes)
+        check_equal((file.ids.tolist(), file.source_bytes), (ids, len(text.encode())))
+        check_equal(count_pretokens(paths, specials, sizes), slow_counts(text, specials))
 
 
 def training(case: Case) -> None:
@@ -125,7 +118,7 @@ def training(case: Case) -> None:
     specials = nasty_specials(rng)
     size = 256 + len(specials) + rng.choice([0, 1, 10, 100])
     case.note(counts=counts, vocab_size=size, specials=specials)
-    check_equal(merge_pretokens(counts, size, specials), merge_pretokens_plainly(counts, size, specials))
+    check_equal(merge_pretokens(counts, size, specials), slow_merges(counts, size, specials))
 
 
 def damaged_bytes(case: Case) -> None:
@@ -134,14 +127,13 @@ def damaged_bytes(case: Case) -> None:
     data = broken_bytes(case.rng, text) or b"\x80"
     case.note(data=data)
     path = case.write("a.txt", data)
-    with _small_parts(case):
-        call = partial(count_pretokens, path, specials, num_workers=1)
-        try:
-            readable = data.decode()
-        except UnicodeDecodeError as error:
-            check_fails(call, f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start};")
-        else:
-            check_equal(call(), slow_counts(readable, specials))
+    call = partial(count_pretokens, path, specials, _small_parts(case))
+    try:
+        readable = data.decode()
+    except UnicodeDecodeError as error:
+        check_fails(call, f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start};")
+    else:
+        check_equal(call(), slow_counts(readable, specials))
 
 
 def json_lines(case: Case) -> None:
@@ -160,15 +152,15 @@ def json_lines(case: Case) -> None:
     sources = [*before, path, *after]
     tokenizer = _odd(case, "".join(texts + plain), specials, complete=True)
     documents, bad_line = _read_slowly(data)
-    with _small_parts(case):
-        counted = partial(count_pretokens, sources, specials, num_workers=1)
-        encoded = partial(encode_files, tokenizer, sources, case.folder / "ids.bin", num_workers=1)
-        if bad_line is not None or not documents:
-            part = f"{path} holds no record" if not data.strip() else f"{path}, line {bad_line}, "
-            check_fails(counted, part)
-            check_fails(encoded, part)
-            return
-        file, found = encoded(), counted()
+    sizes = _small_parts(case)
+    counted = partial(count_pretokens, sources, specials, sizes)
+    encoded = partial(encode_files, tokenizer, sources, case.folder / "ids.bin", sizes)
+    if bad_line is not None or not documents:
+        part = f"{path} holds no record" if not data.strip() else f"{path}, line {bad_line}, "
+        check_fails(counted, part)
+        check_fails(encoded, part)
+        return
+    file, found = encoded(), counted()
     texts = [plain[0], *documents, plain[1]]
     inner = chain.from_iterable(_with_end(tokenizer, text) for text in documents)
     ids = [*tokenizer.encode(plain[0]), *inner, *tokenizer.encode(plain[1])]
@@ -193,33 +185,42 @@ def _split(rng: random.Random, text: Text) -> list[Text]:
     return [text[start:stop] for start, stop in pairwise([0, *boundaries, len(text)])]
 
 
-@contextmanager
-def _small_parts(case: Case, least: int = 1) -> Iterator[None]:
-    """Use tasks and blocks of random sizes."""
+def _small_parts(case: Case, least: int = 1) -> tuple[int, int]:
+    """Draw the sizes of the tasks and blocks in which files are read."""
     task, block = (max(least, case.rng.choice([1, 7, 60, 1000, 1 << 20])) for _ in range(2))
     case.note(task_bytes=task, block_bytes=block)
-    with (
-        mock.patch.multiple(encode, _TASK_BYTES=task, _BLOCK_BYTES=block),
-        mock.patch.multiple(count, _LARGEST_PART=task, read_blocks=partial(read_blocks, size=block)),
-    ):
-        yield
+    return task, block
+
+
+def count_pretokens(source: TextInput, specials: list[str], sizes: tuple[int, int]) -> dict[bytes, int]:
+    """Count in tasks and blocks of given sizes."""
+    task, block = sizes
+    encoded = encode_specials(specials)
+    return count_corpus(Corpus(source), encoded, num_workers=1, largest_part=task, block_bytes=block)
+
+
+def encode_files(tokenizer: Tokenizer, source: TextInput, output: Path, sizes: tuple[int, int]) -> TokenFile:
+    """Encode in tasks and blocks of given sizes."""
+    task, block = sizes
+    return encode_corpus(tokenizer, Corpus(source), output, num_workers=1, task_bytes=task, block_bytes=block)
 
 
 @contextmanager
 def _other_ways_to_merge(case: Case) -> Iterator[None]:
-    """Move the thresholds between the ways to merge, so that every way meets every kind of word."""
-    many, short, very_long, share = (case.rng.choice(pair) for pair in ((0, 256), (0, 32), (0, 4096), (64, 1 << 20)))
-    case.note(many=many, short=short, very_long=very_long, share=share)
+    """Perhaps merge few words as a batch, and short ones in rounds and by the heap."""
+    many, short, very_long, poor = (case.rng.choice(pair) for pair in ((0, 256), (0, 32), (0, 4096), (8, 1 << 20)))
+    case.note(many=many, short=short, very_long=very_long, poor=poor)
     with (
-        mock.patch.multiple(pieces, _MANY=many, _SHORT=short, _VERY_LONG=very_long),
-        mock.patch.object(rounds, "_SHARE", share),
+        mock.patch.multiple(encode_words, _SHORT=short, _VERY_LONG=very_long),
+        mock.patch.object(encode_words.WordEncoder.__init__, "__defaults__", (many,)),
+        mock.patch.object(encode_words.merge_rounds, "__defaults__", (64, poor)),
     ):
         yield
 
 
 def _scanned(data: bytes, specials: list[str]) -> list[str]:
-    starts = pretoken_starts(data, special_pattern(encode_specials(specials))).tolist()
-    return [data[start:stop].decode() for start, stop in pairwise([*starts, len(data)])]
+    bounds = pretoken_bounds(data, special_pattern(encode_specials(specials))).tolist()
+    return [data[start:stop].decode() for start, stop in pairwise(bounds)]
 
 
 def _odd(case: Case, text: str, specials: list[str], *, complete: bool = False) -> Tokenizer:
@@ -235,7 +236,7 @@ def _encode_slowly(tokenizer: Tokenizer, text: str) -> list[int] | None:
     found: list[int] = []
     for word in slow_pretokens(text, tokenizer.special_tokens):
         special = word in tokenizer.special_ids
-        for token in [word.encode()] if special else encode_plainly(word.encode(), merges):
+        for token in [word.encode()] if special else slow_word(word.encode(), merges):
             if token not in ids:
                 return None
             found.append(ids[token])

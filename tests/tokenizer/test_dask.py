@@ -8,8 +8,11 @@ import pytest
 from distributed import Client, LocalCluster
 
 from tests.tokenizer.reference import TRICKY, tricky_text
-from tslm import Tokenizer, count_pretokens, encode_files, merge_pretokens
-from tslm.tokenizer import END_OF_TEXT, count, encode
+from tslm import Tokenizer, merge_pretokens
+from tslm.tokenizer import END_OF_TEXT
+from tslm.tokenizer.corpus import Corpus
+from tslm.tokenizer.encode import encode_corpus
+from tslm.tokenizer.train import count_corpus
 
 SPECIALS = [END_OF_TEXT, "a b"]
 
@@ -35,29 +38,27 @@ def path(tmp_path_factory):
     return path
 
 
-def test_tokenizer_on_dask_gives_the_same_as_in_this_process(client, path, tmp_path, monkeypatch):
-    monkeypatch.setattr(count, "_LARGEST_PART", 1 << 17)
-    monkeypatch.setattr(encode, "_TASK_BYTES", 1 << 17)
+def test_tokenizer_on_dask_gives_the_same_as_in_this_process(client, path, tmp_path):
+    corpus, specials = Corpus(path), [token.encode() for token in SPECIALS]
     used = set(client.run(os.getpid).values())
     assert len(used) == 2
     assert os.getpid() not in used
     executor = client.get_executor()
-    counts = count_pretokens(path, SPECIALS, executor=executor)
-    assert list(counts.items()) == list(count_pretokens(path, SPECIALS, num_workers=1).items())
+    counts = count_corpus(corpus, specials, executor=executor, largest_part=1 << 17)
+    assert list(counts.items()) == list(count_corpus(corpus, specials, num_workers=1, largest_part=1 << 17).items())
     tokenizer = Tokenizer(*merge_pretokens(counts, 300, SPECIALS), SPECIALS)
-    remote = encode_files(tokenizer, path, tmp_path / "remote.bin", executor=executor)
-    local = encode_files(tokenizer, path, tmp_path / "local.bin", num_workers=1)
+    remote = encode_corpus(tokenizer, corpus, tmp_path / "remote.bin", executor=executor, task_bytes=1 << 17)
+    local = encode_corpus(tokenizer, corpus, tmp_path / "local.bin", num_workers=1)
     assert remote.path.read_bytes() == local.path.read_bytes()
     assert tokenizer.decode(local.ids).encode() == path.read_bytes()
 
 
-def test_tokenizer_on_dask_passes_errors_on_and_leaves_nothing_running(client, path, tmp_path, monkeypatch):
-    monkeypatch.setattr(encode, "_TASK_BYTES", 1 << 17)
+def test_tokenizer_on_dask_passes_errors_on_and_leaves_nothing_running(client, path, tmp_path):
     bad, output = tmp_path / "bad.txt", tmp_path / "out" / "ids.bin"
     bad.write_bytes(b"low lower " * 20_000 + b"\xe9" + path.read_bytes())
     tokenizer = Tokenizer({byte: bytes([byte]) for byte in range(256)}, [], SPECIALS)
     with pytest.raises(ValueError, match=r"bad\.txt is not UTF-8: byte 0xe9 at offset 200000;"):
-        encode_files(tokenizer, bad, output, executor=client.get_executor())
+        encode_corpus(tokenizer, Corpus(bad), output, executor=client.get_executor(), task_bytes=1 << 17)
     assert list(output.parent.iterdir()) == []
     deadline = time.monotonic() + 30
     while any(client.processing().values()):  # tasks that were under way may come to their end

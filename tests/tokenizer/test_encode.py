@@ -12,7 +12,9 @@ import pytest
 from tests.conftest import hear_ctrl_c
 from tests.tokenizer.reference import TRICKY, slow_counts, tricky_text
 from tslm import TokenFile, Tokenizer, encode_files, merge_pretokens
-from tslm.tokenizer import Span, encode, workers
+from tslm.tokenizer import Span
+from tslm.tokenizer.corpus import Corpus
+from tslm.tokenizer.encode import encode_corpus
 
 SPECIALS = ["<|e|>", "<|e|><|e|>", "a b", " .", "low er", "\n\n"]
 PIECES = [*TRICKY, *"     ", *SPECIALS, "low", "lower", "lowest"]
@@ -43,15 +45,15 @@ def paths(text, tmp_path):
 
 
 @pytest.mark.parametrize("way", ["one process", "two processes", "threads"])
-def test_tokenizer_encode_files_equals_encode_of_the_whole(tokenizer, text, paths, tmp_path, monkeypatch, way):
-    monkeypatch.setattr(encode, "_TASK_BYTES", 2000)
-    monkeypatch.setattr(workers, "POOL_MINIMUM_BYTES", 0)
+def test_tokenizer_encode_files_equals_encode_of_the_whole(tokenizer, text, paths, tmp_path, way):
+    sizes = {"task_bytes": 2000, "block_bytes": 600, "pool_bytes": 0}
     output = tmp_path / "out" / "ids.bin"
     if way == "threads":
         with ThreadPoolExecutor(3) as executor:
-            file = encode_files(tokenizer, paths, output, executor=executor)
+            file = encode_corpus(tokenizer, Corpus(paths), output, executor=executor, **sizes)
     else:
-        file = encode_files(tokenizer, paths, output, num_workers=1 + (way == "two processes"))
+        num_workers = 1 + (way == "two processes")
+        file = encode_corpus(tokenizer, Corpus(paths), output, num_workers=num_workers, **sizes)
     assert file.ids.tolist() == tokenizer.encode(text)
     assert (file.vocab_size, file.tokenizer_hash) == (400, tokenizer.hash)
     assert file.source_bytes == len(text.encode())
@@ -69,14 +71,14 @@ def test_tokenizer_encode_files_shows_its_progress_and_takes_one_path(tokenizer,
     assert tokenizer.decode(TokenFile.open(tmp_path / "ids.bin").ids) == "low lower lowest<|e|>\n" * 20
 
 
-def test_tokenizer_encode_files_that_fails_leaves_nothing(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(encode, "_TASK_BYTES", 500)
-    monkeypatch.setattr(workers, "POOL_MINIMUM_BYTES", 0)
+def test_tokenizer_encode_files_that_fails_leaves_nothing(tokenizer, tmp_path):
     bad, output = tmp_path / "bad.txt", tmp_path / "out" / "ids.bin"
     bad.write_bytes(b"low lower " * 300 + b"\xe9" + b" low" * 100)
     for num_workers in (1, 2):
         with pytest.raises(ValueError, match=r"bad\.txt is not UTF-8: byte 0xe9 at offset 3000;"):
-            encode_files(tokenizer, bad, output, num_workers=num_workers)
+            encode_corpus(
+                tokenizer, Corpus(bad), output, num_workers=num_workers, task_bytes=500, pool_bytes=0
+            )
         assert list(output.parent.iterdir()) == []
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         encode_files(tokenizer, [tmp_path / "nowhere"], output)

@@ -1,20 +1,21 @@
 import json
 import random
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tokenizer.reference import TRICKY, slow_counts, tricky_text
-from tslm import Tokenizer, count_pretokens, encode_files, merge_pretokens
-from tslm.tokenizer import END_OF_TEXT, Span, count, encode, split_tail, workers
+from tslm import Tokenizer, merge_pretokens
+from tslm.tokenizer import END_OF_TEXT, Span, split_tail
 from tslm.tokenizer.corpus import Corpus, read_blocks
+from tslm.tokenizer.encode import encode_corpus
 from tslm.tokenizer.jsonl import DOCUMENT_END, is_jsonl, read_documents
+from tslm.tokenizer.train import count_corpus
 
 SPECIALS = [END_OF_TEXT, "a b", "\n\n"]
-# Two of these begin or end like the token that stands between documents.
+# Two of these begin or end like the token between documents.
 OVERLAPPING = [END_OF_TEXT, END_OF_TEXT * 2, f"x{END_OF_TEXT}", f"{END_OF_TEXT}\n", " ", "é"]
 PIECES = [*TRICKY, *"    ", END_OF_TEXT, "a b", "low", "lower", *"\\\"\ud7ff\ue000\U0010ffff", "\\n", "👩\u200d👧"]
 anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -40,7 +41,7 @@ def make_tokenizer(specials, text="low lower lowest a b lower 1234 é "):
 
 
 def with_ends(tokenizer, texts):
-    """Encode each document alone, with its end behind it."""
+    """Encode each document alone, followed by its end."""
     end = tokenizer.special_ids.get(END_OF_TEXT)
     ids = []
     for text in texts:
@@ -50,12 +51,16 @@ def with_ends(tokenizer, texts):
     return ids
 
 
-@pytest.fixture(autouse=True)
-def _in_many_tasks_and_blocks(monkeypatch):
-    monkeypatch.setattr(encode, "_TASK_BYTES", 150)
-    monkeypatch.setattr(count, "_LARGEST_PART", 150)
-    monkeypatch.setattr(encode, "_BLOCK_BYTES", 40)
-    monkeypatch.setattr(count, "read_blocks", partial(read_blocks, size=40))
+def count_pretokens(source, specials, task_bytes=150, **options):
+    """Count in many tasks and blocks."""
+    sizes = {"largest_part": task_bytes, "block_bytes": 40, "pool_bytes": 0}
+    return count_corpus(Corpus(source), [token.encode() for token in specials], **sizes | options)
+
+
+def encode_files(tokenizer, source, output, **options):
+    """Encode in many tasks and blocks."""
+    sizes = {"task_bytes": 150, "block_bytes": 40, "pool_bytes": 0}
+    return encode_corpus(tokenizer, Corpus(source), output, **sizes | options)
 
 
 def test_tokenizer_jsonl_is_known_by_its_name(tmp_path):
@@ -72,13 +77,9 @@ def test_tokenizer_jsonl_equals_plain_text_with_end_of_text_between(tmp_path_fac
     path = write_jsonl(folder / "a.jsonl", texts)
     whole = "".join(text if text.endswith(END_OF_TEXT) else text + END_OF_TEXT for text in texts)
     tokenizer = make_tokenizer(SPECIALS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode, "_TASK_BYTES", task_bytes)
-        patch.setattr(count, "_LARGEST_PART", task_bytes)
-        patch.setattr(encode, "_BLOCK_BYTES", block_bytes)
-        patch.setattr(count, "read_blocks", partial(read_blocks, size=block_bytes))
-        file = encode_files(tokenizer, path, folder / "ids.bin", num_workers=1)
-        assert count_pretokens(path, SPECIALS, num_workers=1) == slow_counts(whole, SPECIALS)
+    sizes = {"task_bytes": task_bytes, "block_bytes": block_bytes}
+    file = encode_files(tokenizer, path, folder / "ids.bin", num_workers=1, **sizes)
+    assert count_pretokens(path, SPECIALS, num_workers=1, **sizes) == slow_counts(whole, SPECIALS)
     assert file.ids.tolist() == tokenizer.encode(whole)
     assert file.source_bytes == sum(len(text.encode()) for text in texts)
 
@@ -89,17 +90,16 @@ def test_tokenizer_jsonl_records_are_encoded_as_if_each_were_alone(tmp_path_fact
     folder = tmp_path_factory.mktemp("jsonl")
     path = write_jsonl(folder / "a.ndjson", texts)
     tokenizer = make_tokenizer(specials)
-    file = encode_files(tokenizer, path, folder / "ids.bin")
+    file = encode_files(tokenizer, path, folder / "ids.bin", num_workers=1)
     assert file.ids.tolist() == with_ends(tokenizer, texts)
     counts = {}
     for text in texts:
         for word, number in slow_counts(text, specials).items():
             counts[word] = counts.get(word, 0) + number
-    assert count_pretokens(path, specials) == counts
+    assert count_pretokens(path, specials, num_workers=1) == counts
 
 
-def test_tokenizer_jsonl_does_not_depend_on_workers_files_and_kinds(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "POOL_MINIMUM_BYTES", 0)
+def test_tokenizer_jsonl_does_not_depend_on_workers_files_and_kinds(tmp_path):
     rng = random.Random(1)
     tokenizer = make_tokenizer(SPECIALS)
     sources, ids, counts, text_bytes = [], [], {}, 0
@@ -138,7 +138,7 @@ def test_tokenizer_jsonl_needs_nothing_of_a_vocabulary(tmp_path):
         assert (file.vocab_size, file.tokenizer_hash) == (tokenizer.vocab_size, tokenizer.hash)
 
 
-def test_tokenizer_jsonl_is_cut_behind_line_breaks_only(tmp_path):
+def test_tokenizer_jsonl_is_cut_after_line_breaks_only(tmp_path):
     texts = [tricky_text(random.Random(n), n % 50) for n in range(60)]
     path = write_jsonl(tmp_path / "a.jsonl", texts)
     (tmp_path / "b.txt").write_text("some plain words " * 9)
@@ -183,8 +183,7 @@ def test_tokenizer_jsonl_blocks_hold_many_short_documents_and_part_of_a_long_one
         ('{"n": ' + "1" * 5000 + "}", "is JSON that cannot be read"),
     ],
 )
-def test_tokenizer_jsonl_errors_name_file_and_line(tmp_path, monkeypatch, line, sentence):
-    monkeypatch.setattr(workers, "POOL_MINIMUM_BYTES", 0)
+def test_tokenizer_jsonl_errors_name_file_and_line(tmp_path, line, sentence):
     good = b'{"text": "good"}\n\n' * 30
     bad = tmp_path / "bad.jsonl"
     bad.write_bytes(good + (line if isinstance(line, bytes) else line.encode()) + b"\n" + good)
@@ -240,4 +239,4 @@ def test_tokenizer_jsonl_of_one_record_has_no_tail(tmp_path, text):
 def test_tokenizer_jsonl_takes_spans(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one"}\n{"text": "two"}\n{"text": "three"}\n')
-    assert count_pretokens(Span(path, 16, 32), []) == {b"two": 1}
+    assert count_pretokens(Span(path, 16, 32), [], num_workers=1) == {b"two": 1}

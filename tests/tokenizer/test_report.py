@@ -48,7 +48,7 @@ def test_the_longest_tokens_leave_out_special_ones():
 def test_a_report_of_a_text_without_words_says_so(tmp_path):
     (tmp_path / "a.txt").write_text("<|e|><|e|>")
     lines = train_with_report(tmp_path / "a.txt", 300, ["<|e|>"]).lines()
-    assert "compression    none to measure: the text holds nothing but special tokens" in lines
+    assert "compression    unknown: the text holds nothing but special tokens" in lines
     assert r"longest token  '\x00' (1 bytes)" in lines
 
 
@@ -82,7 +82,7 @@ def test_peak_memory_counts_the_largest_child_for_each_other_worker(tmp_path):
     assert 200 << 20 < own_bytes < 310 << 20
 
 
-def test_a_report_does_without_memory_where_the_system_does_not_tell_it(path, monkeypatch):
+def test_a_report_omits_memory_where_the_system_does_not_report_it(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
     assert peak_memory(1) is None
     assert "peak memory    not known on this system" in train_with_report(path, 300, SPECIALS).lines()

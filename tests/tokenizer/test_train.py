@@ -3,12 +3,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.tokenizer.reference import TRICKY, slow_counts, tricky_text
+from tests.tokenizer.reference import TRICKY, slow_counts, slow_merges, tricky_text
 from tslm import count_pretokens, merge_pretokens, train_bpe
-from tslm.tokenizer import Span, count, merge_pretokens_plainly, workers
+from tslm.tokenizer import Span
+from tslm.tokenizer.corpus import Corpus
+from tslm.tokenizer.train import count_corpus
 
 
-@pytest.mark.parametrize("merge", [merge_pretokens, merge_pretokens_plainly])
+@pytest.mark.parametrize("merge", [merge_pretokens, slow_merges])
 def test_train_bpe_makes_the_merges_of_the_hand_example(merge):
     counts = {b"low": 5, b"lower": 2, b"widest": 3, b"newest": 6}
     vocab, merges = merge(counts, 256 + 1 + 12, ["<|endoftext|>"])
@@ -18,17 +20,6 @@ def test_train_bpe_makes_the_merges_of_the_hand_example(merge):
     assert merge(counts, 256 + 1 + 6, ["<|endoftext|>"])[1] == merges[:6]
 
 
-def test_train_bpe_equals_its_plain_form_on_random_counts():
-    rng = random.Random(1)
-    for letters in ("a", "ab", "abc", "aAbé\0", "abcdefgh"):
-        for _ in range(40):
-            words = {"".join(rng.choices(letters, k=rng.randint(1, 12))).encode() for _ in range(rng.randint(1, 15))}
-            counts = {word: rng.choice([0, 1, 1, 1, 2, 3]) for word in words}
-            vocab_size = 256 + 1 + rng.choice([3, 10, 1000])
-            expected = merge_pretokens_plainly(counts, vocab_size, ["<|e|>"])
-            assert merge_pretokens(counts, vocab_size, ["<|e|>"]) == expected, counts
-
-
 def test_train_bpe_ends_when_no_pair_is_left():
     vocab, merges = merge_pretokens({b"aaaa": 1, b"b": 7}, 10_000, ["<|e|>"])
     assert merges == [(b"a", b"a"), (b"aa", b"aa")]
@@ -36,19 +27,13 @@ def test_train_bpe_ends_when_no_pair_is_left():
     assert merge_pretokens({}, 300, [])[1] == []
 
 
-def test_train_bpe_resolves_a_huge_tie_by_byte_strings():
-    counts = {bytes([first, second]): 1 for first in range(256) for second in range(0, 256, 5)}
-    _, merges = merge_pretokens(counts, 100_000, [])
-    assert merges == sorted(((bytes([a]), bytes([b])) for a, b in counts), reverse=True)
-
-
 def test_train_bpe_compares_the_strings_of_a_tie_element_by_element():
     # ("a", "bc") and ("ab", "c") both occur once; b"ab" is greater than its own beginning b"a".
     counts = {b"xab": 3, b"ybc": 2, b"aZ": 1, b"abZ": 1}
-    assert merge_pretokens(counts, 256 + 5, []) == merge_pretokens_plainly(counts, 256 + 5, [])
+    assert merge_pretokens(counts, 256 + 5, []) == slow_merges(counts, 256 + 5, [])
 
 
-def test_train_bpe_equals_its_plain_form_on_files(tmp_path):
+def test_train_bpe_equals_its_definition_on_files(tmp_path):
     rng = random.Random(2)
     specials = ["<|endoftext|>", "a b"]
     for round_ in range(12):
@@ -56,7 +41,7 @@ def test_train_bpe_equals_its_plain_form_on_files(tmp_path):
         (tmp_path / "a.txt").write_bytes(text.encode())
         vocab_size = 256 + 2 + 5 * round_
         vocab, merges = train_bpe(tmp_path / "a.txt", vocab_size, specials)
-        assert (vocab, merges) == merge_pretokens_plainly(slow_counts(text, specials), vocab_size, specials)
+        assert (vocab, merges) == slow_merges(slow_counts(text, specials), vocab_size, specials)
         assert list(vocab.values())[:2] == [b"<|endoftext|>", b"a b"]
         assert list(vocab.values())[258:] == [left + right for left, right in merges]
         assert list(vocab) == list(range(len(vocab)))
@@ -69,7 +54,7 @@ def test_train_bpe_counts_words_of_every_length(tmp_path):
     assert count_pretokens(tmp_path / "a.txt", []) == slow_counts(text, [])
 
 
-def test_train_bpe_does_not_depend_on_workers_parts_and_files(tmp_path, monkeypatch):
+def test_train_bpe_does_not_depend_on_workers_parts_and_files(tmp_path):
     rng = random.Random(3)
     specials = ["<|e|>", "<|e|><|e|>", "a b"]
     text = tricky_text(rng, 20_000, [*TRICKY, *"    ", *specials, "low", "lower"])
@@ -84,12 +69,13 @@ def test_train_bpe_does_not_depend_on_workers_parts_and_files(tmp_path, monkeypa
         (tmp_path / f"{n}.txt").write_bytes(data[start:stop])
     expected = slow_counts(text, specials)
     assert count_pretokens(tmp_path / "whole.txt", specials, num_workers=1) == expected
-    monkeypatch.setattr(count, "_LARGEST_PART", 900)
-    monkeypatch.setattr(workers, "POOL_MINIMUM_BYTES", 0)
-    assert count_pretokens(parts, specials, num_workers=1) == expected
-    assert count_pretokens([tmp_path / f"{n}.txt" for n in range(3)], specials, num_workers=2) == expected
+    sizes = {"largest_part": 900, "pool_bytes": 0}
+    encoded = [token.encode() for token in specials]
+    assert count_corpus(Corpus(parts), encoded, num_workers=1, **sizes) == expected
+    files = Corpus([tmp_path / f"{n}.txt" for n in range(3)])
+    assert count_corpus(files, encoded, num_workers=2, **sizes) == expected
     with ThreadPoolExecutor(3) as executor:
-        assert count_pretokens(tmp_path / "whole.txt", specials, executor=executor) == expected
+        assert count_corpus(Corpus(tmp_path / "whole.txt"), encoded, executor=executor, **sizes) == expected
 
 
 def test_train_bpe_keeps_line_ends_as_they_are(tmp_path):

@@ -5,7 +5,6 @@ from contextlib import closing
 
 import pytest
 
-from tslm.tokenizer import workers
 from tslm.tokenizer.workers import map_in_order
 
 
@@ -55,9 +54,8 @@ def test_tokenizer_workers_draw_tasks_only_as_results_are_taken():
         assert len(drawn) < 100
 
 
-def test_tokenizer_workers_include_this_process(monkeypatch):
-    monkeypatch.setattr(workers, "POOL_MINIMUM_BYTES", 0)
-    results = list(map_in_order(process_of, range(100), 1, num_workers=2))
+def test_tokenizer_workers_include_this_process():
+    results = list(map_in_order(process_of, range(100), 1, num_workers=2, pool_bytes=0))
     assert [number for number, _ in results] == [*range(100)]
     processes = {process for _, process in results}
     assert os.getpid() in processes

@@ -18,8 +18,8 @@ from typing import NamedTuple
 from tslm.data.toy import write_corpus
 from tslm.errors import UserError
 from tslm.tokenizer import END_OF_TEXT, Span, Tokenizer, encode_files
+from tslm.tokenizer.bpe import MergeStep, rank_merges, replay
 from tslm.tokenizer.jsonl import is_jsonl, read_documents
-from tslm.tokenizer.plain import MergeStep, replay_merges
 from tslm.tokenizer.pretokenize import find_pretokens
 from tslm.tokenizer.report import TrainingReport, train_with_report
 
@@ -143,7 +143,7 @@ def study_tokenizer(
         documents=[Document(text[:50], len(text.encode()), len(subject.encode(text))) for text in texts],
         speeds=[in_files, as_strings],
         word=word,
-        steps=list(replay_merges(word.encode(), subject.merges)),
+        steps=list(replay(word.encode(), rank_merges(subject.merges))),
     )
 
 

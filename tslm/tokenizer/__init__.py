@@ -1,20 +1,20 @@
 """Text to token ids on disk: byte-level BPE, trained, applied and stored. Nothing here needs torch.
 
-In reading order: `plain` (the method in 40 lines), `pretokenize` (text to words), `corpus`, `cuts` and `jsonl` (files
-to blocks), `stretches`, `lexicon` and `tables` (blocks to numbered words), `count`, `merging` and `train` (words to
-merges), `pieces` and `blocks` (merges to ids), `bpe` (the `Tokenizer`), `files`, `encode` and `tokenfile`; `report`
-measures a training, `tail` holds a part of a text out.
+In reading order: `bpe` (the method), `pretokenize` (text to pre-tokens), `train` (files to merges), `tokenizer` (the
+class `Tokenizer`), `serialization` (its files), `encode` and `token_file` (files to ids on disk). `corpus`, `jsonl` and
+`chunking` read text in blocks, `workers` distributes them over processes, `holdout` divides a file for validation, and
+`report` measures a training.
+
+Functions marked `@replaceable` have faster substitutes in `fast/tokenizer/`, which give the same results.
 """
 
-from tslm.tokenizer.bpe import END_OF_TEXT, Tokenizer
 from tslm.tokenizer.corpus import Span
-from tslm.tokenizer.count import count_pretokens
 from tslm.tokenizer.encode import encode_files
-from tslm.tokenizer.files import tokenizer_from_texts, tokenizer_texts
-from tslm.tokenizer.plain import encode_plainly, merge_pretokens_plainly
-from tslm.tokenizer.tail import split_tail
-from tslm.tokenizer.tokenfile import TokenFile, TokenFileWriter
-from tslm.tokenizer.train import merge_pretokens, train_bpe
+from tslm.tokenizer.holdout import split_tail
+from tslm.tokenizer.serialization import tokenizer_from_texts, tokenizer_texts
+from tslm.tokenizer.token_file import TokenFile, TokenFileWriter
+from tslm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
+from tslm.tokenizer.train import count_pretokens, merge_pretokens, train_bpe
 
 __all__ = [
     "END_OF_TEXT",
@@ -24,9 +24,7 @@ __all__ = [
     "Tokenizer",
     "count_pretokens",
     "encode_files",
-    "encode_plainly",
     "merge_pretokens",
-    "merge_pretokens_plainly",
     "split_tail",
     "tokenizer_from_texts",
     "tokenizer_texts",

@@ -1,9 +1,8 @@
-"""Reads text files as one long text and cuts it into parts that can be tokenized apart.
+"""Reads text files as one text, and splits it into parts that can be tokenized independently.
 
-Paths come in (or `Span`s, byte ranges of files); byte ranges for workers and blocks of checked UTF-8 go out. Several
-plain files count as one text, their bytes one behind the other, so a pre-token may begin in one file and end in the
-next. In JSONL files (see `jsonl`) each record is a text of its own. All cuts are safe ones: the parts have the same
-pre-tokens and special tokens apart as together.
+Several plain files are one text: their bytes follow each other, so a pre-token may start in one file and end in the
+next. In a JSONL file (see `jsonl`) each record is a document of its own. The parts of a text have the same pre-tokens
+and special tokens as the whole.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from itertools import accumulate, groupby
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from tslm.tokenizer.cuts import BLOCK_BYTES, CUT_WINDOW, cut_blocks, usable_cuts, whole_characters, whole_characters_end
+from tslm.errors import MissingFileError, UserError
+from tslm.tokenizer.chunking import BLOCK_BYTES, CUT_WINDOW, complete_end, cut_blocks, trim_characters, usable_cuts
 from tslm.tokenizer.jsonl import DOCUMENT_END, end_of_line, holds_record, is_jsonl, read_documents
-from tslm.tokenizer.pretokenize import is_utf8
 
 
 class Span(NamedTuple):
@@ -32,25 +31,25 @@ TextInput: TypeAlias = str | os.PathLike[str] | Span | Sequence[str | os.PathLik
 
 
 class Corpus:
-    """The text that lies in one or more files or parts of files, plain or JSONL.
+    """The text of one or more files or parts of files, plain or JSONL.
 
     Args:
         source: a path, a `Span`, or several of them in the order of the text.
 
     Attributes:
         spans: the parts of files.
-        size: bytes of all of them together, those of JSON's own signs included.
+        size: the bytes of all spans; for JSONL files including the JSON syntax.
 
     Raises:
-        FileNotFoundError: a file does not exist.
-        ValueError: a file or span is empty, has no record or reaches past the end of its file, or there is none at all.
+        MissingFileError: a file does not exist.
+        UserError: there is no file, or a file or span is empty, has no record or exceeds its file.
     """
 
     def __init__(self, source: TextInput) -> None:
         parts = [source] if isinstance(source, str | os.PathLike | Span) else source
         self.spans = [checked_span(part) for part in parts]
         if not self.spans:
-            raise ValueError("no input file was given; name at least one text file")
+            raise UserError("no input file was given; name at least one text file")
         self._ends = list(accumulate(span.stop - span.start for span in self.spans))
         self.size = self._ends[-1]
 
@@ -59,19 +58,23 @@ class Corpus:
         spans = []
         for index in range(bisect_right(self._ends, start), len(self.spans)):
             path, first, last = self.spans[index]
-            offset = self._ends[index] - last  # from a position in this file to one in the whole text
+            offset = self._ends[index] - last  # position in the whole text minus position in this file
             if first + offset >= stop:
                 break
             spans.append(Span(path, max(first, start - offset), min(last, stop - offset)))
         return spans
 
     def split(
-        self, size: int | Callable[[int], int], special_tokens: Sequence[bytes] = ()
+        self, size: int | Callable[[int], int], special_tokens: Sequence[bytes] = (), window: int = CUT_WINDOW
     ) -> Iterator[list[Span]]:
-        """Cut the text into parts of about `size` bytes that can be tokenized apart; only the borders are read.
+        """Split the text into parts of about `size` bytes that can be tokenized independently.
 
-        The size may be a function of the bytes that are left. A part holds spans of plain files or of JSONL files,
-        never of both.
+        Only the bytes around the cuts are read. A part holds spans of plain files or of JSONL files, never of both.
+
+        Args:
+            size: the size of a part, or a function from the number of remaining bytes to it.
+            special_tokens: strings that no cut may split.
+            window: how many bytes are searched for a cut at first.
         """
         start = 0
         for are_jsonl, spans in groupby(self.spans, key=_is_jsonl):
@@ -81,27 +84,26 @@ class Corpus:
                 if wanted >= end:
                     stop = end
                 elif are_jsonl:
-                    stop = self._line_after(wanted)
+                    stop = self._line_end(wanted)
                 else:
-                    stop = self._cut_after(wanted, start, end, special_tokens)
+                    stop = self._next_cut(wanted, start, end, special_tokens, window)
                 yield self.between(start, stop)
                 start = stop
 
-    def _line_after(self, position: int) -> int:
-        """Return the end of the line that the byte in front of `position` is part of."""
+    def _line_end(self, position: int) -> int:
+        """Return the end of the line that contains the byte before `position`."""
         path, first, last = self.between(position - 1, self.size)[0]
         return position - 1 + end_of_line(path, first, last) - first
 
-    def _cut_after(self, position: int, start: int, end: int, special_tokens: Sequence[bytes]) -> int:
-        """Return the first safe cut a little behind `position` in the text from `start` to `end`, or `end`."""
+    def _next_cut(self, position: int, start: int, end: int, special_tokens: Sequence[bytes], window: int) -> int:
+        """Return the first safe cut from `position` on in the text from `start` to `end`, or `end`."""
         margin = max(map(len, special_tokens), default=1) - 1
-        window = CUT_WINDOW
         while position < end:
             first, last = max(start, position - margin), min(end, position + window + margin + 1)
-            text, skipped = whole_characters(b"".join(map(_read, self.between(first, last))))
+            text, skipped = trim_characters(b"".join(map(_read, self.between(first, last))))
             try:
                 cut = next(usable_cuts(text, special_tokens), None)
-            except UnicodeDecodeError:  # whoever reads this part in full will name the byte
+            except UnicodeDecodeError:  # reading this part in full will report the byte
                 cut = None
             if cut is not None:
                 return first + skipped + cut
@@ -110,13 +112,13 @@ class Corpus:
 
 
 def read_blocks(spans: Iterable[Span], special_tokens: Sequence[bytes], size: int = BLOCK_BYTES) -> Iterator[bytes]:
-    """Read byte ranges as blocks of about `size` bytes that can be tokenized apart.
+    """Read spans as blocks of about `size` bytes that can be tokenized independently.
 
-    In blocks of JSONL files a `DOCUMENT_END` stands behind each document. A block holds many short documents or part of
-    a long one.
+    In blocks of JSONL files each document is followed by `DOCUMENT_END`. A block holds many short documents or a part
+    of a long one.
 
     Raises:
-        ValueError: a file is not UTF-8, or a line of a JSONL file no record; the sentence names the place.
+        UserError: a file is not UTF-8, or a line of a JSONL file is not a record; the message names the place.
     """
     for are_jsonl, group in groupby(spans, key=_is_jsonl):
         if are_jsonl:
@@ -126,29 +128,27 @@ def read_blocks(spans: Iterable[Span], special_tokens: Sequence[bytes], size: in
 
 
 def _document_blocks(spans: Iterable[Span], special_tokens: Sequence[bytes], size: int) -> Iterator[bytes]:
-    held: list[bytes] = []
-    held_bytes = 0
+    buffer = bytearray()
     for document in (document for span in spans for document in read_documents(*span)):
         if len(document) > size:
-            if held:
-                yield b"".join(held)
-            yield from cut_blocks([document + DOCUMENT_END], special_tokens, size)
-            held, held_bytes = [], 0
-        else:
-            held += document, DOCUMENT_END
-            held_bytes += len(document) + 1
-            if held_bytes >= size:
-                yield b"".join(held)
-                held, held_bytes = [], 0
-    if held:
-        yield b"".join(held)
+            if buffer:
+                yield bytes(buffer)
+            *blocks, document = cut_blocks([document], special_tokens, size)
+            yield from blocks
+            buffer = bytearray()
+        buffer += document + DOCUMENT_END
+        if len(buffer) >= size:
+            yield bytes(buffer)
+            buffer = bytearray()
+    if buffer:
+        yield bytes(buffer)
 
 
 def read_pieces(spans: Iterable[Span], size: int = BLOCK_BYTES) -> Iterator[bytes]:
-    """Read byte ranges of plain files in pieces of whole characters, checking that each file is UTF-8.
+    """Read spans of plain files in pieces of whole characters, and check that each file is UTF-8.
 
     Raises:
-        ValueError: a byte is not UTF-8; the sentence names the file and the byte's offset in it.
+        UserError: a byte is not UTF-8; the message names the file and the offset of the byte.
     """
     for path, start, stop in spans:
         with open(path, "rb") as file:
@@ -157,49 +157,45 @@ def read_pieces(spans: Iterable[Span], size: int = BLOCK_BYTES) -> Iterator[byte
             while start < stop:
                 fresh = file.read(min(size, stop - start))
                 if not fresh:
-                    raise ValueError(f"{path} became shorter while it was read: {stop - start:,} bytes are missing")
+                    raise UserError(f"{path} became shorter while it was read: {stop - start:,} bytes are missing")
                 start += len(fresh)
                 piece = rest + fresh
-                whole = len(piece) if start == stop else whole_characters_end(piece)
-                piece, rest = piece[:whole], piece[whole:]
-                if not is_utf8(piece):
-                    offset = start - len(rest) - len(piece)
-                    raise ValueError(f"{path} is not UTF-8: {_first_fault(piece, offset)}")
+                end = len(piece) if start == stop else complete_end(piece)
+                piece, rest = piece[:end], piece[end:]
+                _check_utf8(piece, path, start - len(rest) - len(piece))
                 yield piece
 
 
-def _first_fault(text: bytes, offset: int) -> str:
-    """Name the first byte of a text that is not UTF-8, and how to mend that."""
+def _check_utf8(piece: bytes, path: str | os.PathLike[str], offset: int) -> None:
     try:
-        text.decode()
+        piece.decode()
     except UnicodeDecodeError as error:
-        return (
-            f"byte 0x{text[error.start]:02x} at offset {offset + error.start}; convert the file, for example with "
-            "`iconv -f latin1 -t utf-8`, or remove the byte"
-        )
-    raise AssertionError("is_utf8 and bytes.decode disagree")
+        raise UserError(
+            f"{path} is not UTF-8: byte 0x{piece[error.start]:02x} at offset {offset + error.start}; convert the file, "
+            "for example with `iconv -f latin1 -t utf-8`, or remove the byte"
+        ) from None
 
 
 def checked_span(part: str | os.PathLike[str] | Span) -> Span:
-    """Return a non-empty span inside an existing file; a path means all of it.
+    """Return a non-empty span of an existing file; a path stands for the whole file.
 
     Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: the file or span is empty, has no record or reaches past the end of the file.
+        MissingFileError: the file does not exist.
+        UserError: the file or span is empty, has no record or exceeds the file, or the path is a folder.
     """
     path = Path(part.path if isinstance(part, Span) else part)
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; check the name (the present folder is {Path.cwd()})")
+        raise MissingFileError(f"{path} does not exist; check the name (the present folder is {Path.cwd()})")
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name the text files in it")
+        raise UserError(f"{path} is a folder; name the text files in it")
     size = path.stat().st_size
     if size == 0:
-        raise ValueError(f"{path} is empty; give a file that holds text")
+        raise UserError(f"{path} is empty; give a file that holds text")
     span = part if isinstance(part, Span) else Span(part, 0, size)
     if not 0 <= span.start < span.stop <= size:
-        raise ValueError(f"bytes {span.start} to {span.stop} of {path} are no part of a file of {size:,} bytes")
+        raise UserError(f"bytes {span.start} to {span.stop} of {path} are not part of a file of {size:,} bytes")
     if is_jsonl(path) and not holds_record(*span):
-        raise ValueError(f"{path} holds no record, only white space; give a file with one JSON object a line")
+        raise UserError(f"{path} holds no record, only white space; give a file with one JSON object a line")
     return span
 
 

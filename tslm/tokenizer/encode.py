@@ -1,7 +1,4 @@
-"""Encodes text files into a token file, in parallel and in order, in memory that does not grow with the files.
-
-A tokenizer and paths come in, a `TokenFile` goes out, or nothing at all if anything fails.
-"""
+"""Encodes text files into a token file, in parallel and in order, in memory that does not grow with the files."""
 
 from __future__ import annotations
 
@@ -14,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from tslm.tokenizer.bpe import END_OF_TEXT, Tokenizer
 from tslm.tokenizer.corpus import Corpus, Span, TextInput, read_blocks
 from tslm.tokenizer.jsonl import DOCUMENT_END
-from tslm.tokenizer.tokenfile import TokenFile, TokenFileWriter, dtype_for
-from tslm.tokenizer.workers import keep_freed_memory, map_in_order
+from tslm.tokenizer.token_file import TokenFile, TokenFileWriter, dtype_for
+from tslm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
+from tslm.tokenizer.workers import POOL_BYTES, map_in_order
 
-_TASK_BYTES = 1 << 22  # some 40 ms of work, seconds for text without a known word: so long Ctrl-C may take
-_BLOCK_BYTES = 1 << 20  # larger than where words are counted: here rare words cannot wait for those of later blocks
+_TASK_BYTES = 1 << 22  # about 40 ms of work, or seconds for text of unknown words; Ctrl-C takes as long
+_BLOCK_BYTES = 1 << 20  # larger than for counting, because the new words of a block are encoded together
 
 
 def encode_files(
@@ -35,34 +32,54 @@ def encode_files(
 ) -> TokenFile:
     """Encode one or more UTF-8 files into a token file.
 
-    The ids of plain files equal `tokenizer.encode` of their concatenated text, whatever the number of workers. Of files
-    that end in `.jsonl` or `.ndjson` the field `text` of each record is encoded by itself (see `jsonl`), and behind it
-    stands `<|endoftext|>`, if that is one of the special tokens and not the record's last token anyway.
+    The ids of plain files equal `tokenizer.encode` of their joined text, for every number of workers. In files that end
+    in `.jsonl` or `.ndjson` the field `text` of each record is encoded separately (see `jsonl`) and followed by
+    `<|endoftext|>`, if this is one of the special tokens and the record does not end with it.
 
-    The file and its sidecar appear by renaming when all is done; after an error or Ctrl-C neither they nor a worker
-    process are left.
+    The file and its sidecar appear by renaming when all is done. After an error or Ctrl-C neither they nor a worker
+    process remain.
 
     Args:
-        tokenizer: what to encode with.
+        tokenizer: the tokenizer.
         input_paths: a path, a `Span` (part of a file), or several in the order of the text.
-        output_path: where the ids go; `<output_path>.json` is the sidecar.
-        num_workers: number of processes; None takes one per core. Below 16 MB the work stays in this process.
+        output_path: the file of ids; `<output_path>.json` is its sidecar.
+        num_workers: number of processes; None means one per core. Less than 16 MB is encoded in this process.
         executor: any `concurrent.futures.Executor` to run on instead.
         progress: whether to show a progress bar on stderr.
 
     Raises:
-        FileNotFoundError: a file does not exist.
-        ValueError: a file is empty or not UTF-8 (with its name and the byte's offset), a line of a JSONL file is no
-            record (with its number), or the vocabulary lacks a byte that the text needs.
+        MissingFileError: a file does not exist.
+        UserError: a file is empty or not UTF-8 (with its name and the offset of the byte), a line of a JSONL file is
+            not a record (with its number), or the vocabulary lacks a byte that the text needs.
     """
-    corpus = Corpus(input_paths)
+    return encode_corpus(
+        tokenizer, Corpus(input_paths), output_path, num_workers=num_workers, executor=executor, progress=progress
+    )
+
+
+def encode_corpus(
+    tokenizer: Tokenizer,
+    corpus: Corpus,
+    output_path: str | os.PathLike[str],
+    *,
+    num_workers: int | None = None,
+    executor: Executor | None = None,
+    progress: bool = False,
+    task_bytes: int = _TASK_BYTES,
+    block_bytes: int = _BLOCK_BYTES,
+    pool_bytes: int = POOL_BYTES,
+) -> TokenFile:
+    """Encode as `encode_files` does, with a choice of sizes, which do not change the result.
+
+    `task_bytes` is the size of the part that a worker encodes at a time, `block_bytes` the size of the blocks in which
+    a part is read. Texts smaller than `pool_bytes` are encoded in this process.
+    """
     specials = [token.encode() for token in tokenizer.special_tokens]
-    coder = _knowing_document_ends(tokenizer)
-    tasks = (_Task(coder, spans, specials) for spans in corpus.split(_TASK_BYTES, specials))
+    tasks = (_Task(tokenizer, spans, specials, block_bytes) for spans in corpus.split(task_bytes, specials))
     writer = TokenFileWriter(output_path, tokenizer.vocab_size, tokenizer.hash, special_ids=tokenizer.special_ids)
-    results = map_in_order(_encode_part, tasks, corpus.size, num_workers, executor)
+    results = map_in_order(_encode_part, tasks, corpus.size, num_workers, executor, pool_bytes)
     with (
-        writer,  # first, so that no bar appears where nothing can be written
+        writer,  # first, so that no progress bar appears if the file cannot be written
         tqdm(total=corpus.size, desc="encoding", unit="B", unit_scale=True, disable=not progress) as bar,
         closing(results),
     ):
@@ -73,51 +90,39 @@ def encode_files(
 
 
 class _Task(NamedTuple):
-    tokenizer: Tokenizer  # sent along each time, but rebuilt only once in each worker
+    tokenizer: Tokenizer  # sent with each task, but restored only once in each worker
     spans: list[Span]
     specials: list[bytes]
+    block_bytes: int
 
 
 class _Part(NamedTuple):
     ids: npt.NDArray[Any]  # in the type of the token file
     text_bytes: int
-    file_bytes: int  # more than those of text in JSONL
+    file_bytes: int  # more than `text_bytes` for JSONL
 
 
 def _encode_part(task: _Task) -> _Part:
-    """Encode one part of the text."""
-    keep_freed_memory()
-    blocks_of = task.tokenizer.file_blocks
     dtype = dtype_for(task.tokenizer.vocab_size)
+    document_end, end_of_text = task.tokenizer.vocab_size, task.tokenizer.special_ids.get(END_OF_TEXT)
     ids = [np.empty(0, dtype)]
     text_bytes = 0
-    for block in read_blocks(task.spans, task.specials, _BLOCK_BYTES):
-        encoded = blocks_of.encode(block)
+    for block in read_blocks(task.spans, task.specials, task.block_bytes):
+        encoded = task.tokenizer.encode_bytes(block)
         text_bytes += len(block)
         if DOCUMENT_END in block:
             text_bytes -= block.count(DOCUMENT_END)
-            (placeholder,) = blocks_of.encode(DOCUMENT_END)
-            encoded = _end_documents(encoded, placeholder, task.tokenizer.special_ids.get(END_OF_TEXT))
+            encoded = _end_documents(encoded, document_end, end_of_text)
         ids.append(encoded.astype(dtype))
     return _Part(np.concatenate(ids), text_bytes, sum(span.stop - span.start for span in task.spans))
 
 
-def _end_documents(ids: npt.NDArray[Any], placeholder: int, end_of_text: int | None) -> npt.NDArray[Any]:
-    """Put `<|endoftext|>` for each placeholder that has none in front of it; remove the others, or without it all."""
-    is_end = ids == placeholder
+def _end_documents(ids: npt.NDArray[Any], document_end: int, end_of_text: int | None) -> npt.NDArray[Any]:
+    """Replace each `document_end` by `end_of_text`, but remove it where `end_of_text` precedes it or is None."""
+    is_end = ids == document_end
     if end_of_text is None:
         return np.compress(~is_end, ids)
     is_doubled = is_end.copy()
     is_doubled[:1] = False
     is_doubled[1:] &= ids[:-1] == end_of_text
     return np.compress(~is_doubled, np.where(is_end, end_of_text, ids))
-
-
-def _knowing_document_ends(tokenizer: Tokenizer) -> Tokenizer:
-    """Return a tokenizer that has a token for `DOCUMENT_END`, and keeps two of them apart; as a rule the one given."""
-    pair = (DOCUMENT_END, DOCUMENT_END)
-    if DOCUMENT_END in tokenizer.vocab.values() and pair not in tokenizer.merges:
-        return tokenizer
-    vocab = tokenizer.vocab | {tokenizer.vocab_size: DOCUMENT_END}
-    merges = [merge for merge in tokenizer.merges if merge != pair]
-    return Tokenizer(vocab, merges, tokenizer.special_tokens)

@@ -1,7 +1,6 @@
 """Reads JSONL files: one JSON object a line, whose field `text` is a document.
 
-A byte range of whole lines comes in and the documents' UTF-8 goes out. What is wrong with a line is said with the name
-of the file and the line's number.
+Error messages about a line name the file and the number of the line.
 """
 
 from __future__ import annotations
@@ -11,9 +10,11 @@ import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from tslm.errors import UserError
+
 FIELD = "text"
-# Put behind each document where several share a block. The byte occurs nowhere in UTF-8, and the scanner takes it for
-# (part of) a special token, so no pre-token and no special token crosses it; whoever counts or encodes removes it.
+# Follows each document where several share a block. The byte occurs nowhere in UTF-8. Counting and encoding treat it as
+# a special token, so that no pre-token and no other special token crosses it, and remove it from their results.
 DOCUMENT_END = b"\xff"
 
 _ENDINGS = (".jsonl", ".ndjson")
@@ -22,20 +23,20 @@ _CHUNK = 1 << 20
 
 
 def is_jsonl(path: str | os.PathLike[str]) -> bool:
-    """Tell by its name whether a file holds JSON lines: it ends in `.jsonl` or `.ndjson`, in any case."""
+    """Return whether a file name ends in `.jsonl` or `.ndjson`, in upper or lower case."""
     return os.fspath(path).lower().endswith(_ENDINGS)
 
 
 def read_documents(path: str | os.PathLike[str], start: int, stop: int) -> Iterator[bytes]:
-    r"""Yield the document of each record, as UTF-8; blank lines are passed over.
+    r"""Yield the document of each record in UTF-8; blank lines are skipped.
 
     Args:
         path: a JSONL file.
-        start: where the first line begins.
-        stop: where the last line ends.
+        start: the start of the first line.
+        stop: the end of the last line.
 
     Raises:
-        ValueError: the line that is no record, or whose text is not Unicode; with file and line number.
+        UserError: a line is not a record, or its text is not Unicode; the message names the file and the line.
 
     Example:
         A file of the two lines `{"text": "one\ntwo", "id": 7}` and `{"text": ""}` gives `b"one\ntwo"` and `b""`.
@@ -45,26 +46,26 @@ def read_documents(path: str | os.PathLike[str], start: int, stop: int) -> Itera
         while start < stop:
             line = file.readline(stop - start)
             if not line:
-                raise ValueError(f"{path} became shorter while it was read: {stop - start:,} bytes are missing")
+                raise UserError(f"{path} became shorter while it was read: {stop - start:,} bytes are missing")
             if not line.isspace():
                 try:
                     document = _text_of(line.rstrip(b"\r\n"))
                 except ValueError as error:
                     number = 1 + _count_lines(file, start)
-                    raise ValueError(f"{path}, line {number}, {error}") from None
+                    raise UserError(f"{path}, line {number}, {error}") from None
                 yield document
             start += len(line)
 
 
 def end_of_line(path: str | os.PathLike[str], start: int, stop: int) -> int:
-    """Return the position behind the next line break, or `stop` where there is none before it."""
+    """Return the position after the next line break, or `stop` if there is none before it."""
     with open(path, "rb") as file:
         file.seek(start)
         return start + len(file.readline(stop - start))
 
 
 def holds_record(path: str | os.PathLike[str], start: int, stop: int) -> bool:
-    """Tell whether a byte range holds anything but white space."""
+    """Return whether a byte range holds anything but white space."""
     with open(path, "rb") as file:
         file.seek(start)
         while start < stop and (chunk := file.read(min(_CHUNK, stop - start))):
@@ -75,7 +76,11 @@ def holds_record(path: str | os.PathLike[str], start: int, stop: int) -> bool:
 
 
 def _text_of(line: bytes) -> bytes:
-    """Return the document of one record; what is wrong with it is said as the second half of a sentence."""
+    """Return the document of one record.
+
+    Raises:
+        ValueError: the line is not a record; the message is the second half of a sentence about the line.
+    """
     try:
         record: Any = json.loads(line.decode())
     except UnicodeDecodeError as error:
@@ -111,7 +116,7 @@ _KINDS: dict[type, str] = {
 
 
 def _count_lines(file: BinaryIO, stop: int) -> int:
-    """Return the number of line breaks in the first `stop` bytes; only an error is worth the reading."""
+    """Return the number of line breaks in the first `stop` bytes; called only for an error message."""
     file.seek(0)
     lines = 0
     while stop > 0 and (chunk := file.read(min(_CHUNK, stop))):

@@ -1,8 +1,4 @@
-"""Trains a tokenizer and takes note of what it cost and what it is worth.
-
-Text files come in; a `TrainingReport` goes out: the tokenizer, the counts behind it, seconds, memory, and from these
-the longest token and the compression.
-"""
+"""Trains a tokenizer and reports time, memory, the longest token and the compression."""
 
 from __future__ import annotations
 
@@ -11,11 +7,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tslm.tokenizer.bpe import Tokenizer
 from tslm.tokenizer.corpus import TextInput
-from tslm.tokenizer.count import count_pretokens
 from tslm.tokenizer.pretokenize import encode_specials
-from tslm.tokenizer.train import check_vocab_size, merge_pretokens
+from tslm.tokenizer.tokenizer import Tokenizer
+from tslm.tokenizer.train import check_vocab_size, count_pretokens, merge_pretokens
 from tslm.tokenizer.workers import resolve_workers
 
 
@@ -24,10 +19,10 @@ class TrainingReport:
     """A tokenizer and its training.
 
     Attributes:
-        tokenizer: what was trained.
+        tokenizer: the trained tokenizer.
         counts: how often each pre-token occurs in the text.
-        counting_seconds: the first half of training, files to counts.
-        merging_seconds: the second half, counts to merges.
+        counting_seconds: the time from files to counts.
+        merging_seconds: the time from counts to merges.
         peak_bytes: `peak_memory` at the end.
     """
 
@@ -39,21 +34,21 @@ class TrainingReport:
 
     @property
     def seconds(self) -> float:
-        """Both halves together."""
+        """The time of training."""
         return self.counting_seconds + self.merging_seconds
 
     @property
     def memory(self) -> str:
-        """The peak memory in words."""
+        """The peak memory as text."""
         if self.peak_bytes is None:
             return "not known on this system"
         return f"at most {self.peak_bytes / 1e6:,.0f} MB over all processes"
 
     def lines(self) -> list[str]:
-        """Return the report as lines of text, a name and its value in each."""
+        """Return the report as lines of text, each with a name and its value."""
         longest = longest_tokens(self.tokenizer, 1)[0]
         compression = f"{bytes_per_token(self.tokenizer, self.counts):.2f} bytes per token" if self.counts else (
-            "none to measure: the text holds nothing but special tokens"
+            "unknown: the text holds nothing but special tokens"
         )
         return [
             f"time           {self.seconds:.1f} s: counting {self.counting_seconds:.1f} s, "
@@ -72,7 +67,7 @@ def train_with_report(
     num_workers: int | None = None,
     progress: bool = False,
 ) -> TrainingReport:
-    """Do what `train_bpe` does, which documents arguments and errors, and measure it."""
+    """Train as `train_bpe` does, which documents arguments and errors, and measure it."""
     check_vocab_size(vocab_size, encode_specials(special_tokens))
     start = time.perf_counter()
     counts = count_pretokens(input_path, special_tokens, num_workers=num_workers, progress=progress)
@@ -86,39 +81,39 @@ def train_with_report(
 def peak_memory(num_workers: int | None) -> int | None:
     """Return an upper bound in bytes of the memory that this process and its workers held at one time.
 
-    It is the process's own peak plus, for each other worker, that of the largest child that has ended. So it supposes
-    that all were at their peaks together, and counts the libraries that they share once for each. On Linux a process
-    also begins with the peak of the one that started it.
+    The bound is the peak of this process plus, for each other worker, the peak of the largest child that has ended. It
+    assumes that all peaks coincide, and counts shared libraries once for each process. On Linux the peak of a process
+    includes that of the process that started it.
 
     Args:
-        num_workers: how many processes there were at a time, this one included, as `train_bpe` was told.
+        num_workers: the number of processes, including this one, as for `train_bpe`.
 
     Returns:
-        None on Windows, which does not say.
+        The bound; None on Windows, which does not report it.
     """
     try:
         import resource
     except ImportError:
         return None
-    unit = 1 if sys.platform == "darwin" else 1024  # what ru_maxrss counts in
+    unit = 1 if sys.platform == "darwin" else 1024  # the unit of ru_maxrss
     own, child = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return unit * (own + (resolve_workers(num_workers) - 1) * child)
 
 
 def longest_tokens(tokenizer: Tokenizer, count: int) -> list[bytes]:
-    """Return the longest tokens that are not special ones, the longest first; of equal ones that with the lower id."""
+    """Return the longest tokens that are not special, the longest first; among equally long ones, by id."""
     specials = set(tokenizer.special_ids.values())
     tokens = [token for id_, token in sorted(tokenizer.vocab.items()) if id_ not in specials]
     return sorted(tokens, key=len, reverse=True)[:count]
 
 
 def bytes_per_token(tokenizer: Tokenizer, counts: Mapping[bytes, int]) -> float:
-    """Return the compression of a text, special tokens left out: the bytes of its pre-tokens by the number of tokens.
+    """Return the compression of a text without special tokens: the bytes of its pre-tokens per token.
 
-    Each distinct pre-token is encoded once, so that the text need not be read again.
+    Each distinct pre-token is encoded once, so the text is not read again.
 
     Raises:
-        ValueError: the vocabulary lacks a byte of the text.
+        UserError: the vocabulary lacks a byte of the text.
     """
     tokens = sum(count * len(tokenizer.encode(word.decode())) for word, count in counts.items())
     return sum(count * len(word) for word, count in counts.items()) / tokens

@@ -22,7 +22,7 @@ from tslm.model.ops import document_starts_of
 from tslm.objective import linear_cross_entropy
 from tslm.optim import AdamW, clip_gradients
 from tslm.tokenizer import Tokenizer
-from tslm.tokenizer.files import tokenizer_from_texts, tokenizer_texts
+from tslm.tokenizer.serialization import tokenizer_from_texts, tokenizer_texts
 from tslm.training.checkpoint import CHECKPOINT_KEY, fit_part
 from tslm.training.compiling import try_compiled
 from tslm.training.cuda_graph import GraphStep, Run, graph_supported, record_cuda_graph

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from tslm.errors import MissingFileError, UserError
 from tslm.model import TransformerConfig, TransformerLM
 from tslm.tokenizer import Tokenizer
-from tslm.tokenizer.files import tokenizer_from_texts
+from tslm.tokenizer.serialization import tokenizer_from_texts
 from tslm.training.checkpoint import check_shapes, fit_part, is_intact, read_checkpoint
 from tslm.training.saved_settings import read_architecture
 

@@ -15,7 +15,7 @@ from tslm.tokenizer.corpus import read_pieces
         ("字字字字", 0.4, 100, "字"),
     ],
 )
-def test_tokenizer_tail_begins_with_a_document(tmp_path, text, fraction, max_bytes, tail):
+def test_tokenizer_tail_starts_with_a_document(tmp_path, text, fraction, max_bytes, tail):
     path = write(tmp_path / "a.txt", text)
     first, last = split_tail(path, b"<|e|>", fraction, max_bytes)
     assert b"".join(read_pieces([last])).decode() == tail
@@ -23,6 +23,6 @@ def test_tokenizer_tail_begins_with_a_document(tmp_path, text, fraction, max_byt
 
 
 @pytest.mark.parametrize(("text", "fraction"), [("a", 0.5), ("long enough", 0.0), ("é", 0.5)])
-def test_tokenizer_tail_of_nothing_is_an_error(tmp_path, text, fraction):
+def test_tokenizer_empty_tail_is_an_error(tmp_path, text, fraction):
     with pytest.raises(ValueError, match="leaves nothing to hold out"):
         split_tail(write(tmp_path / "a.txt", text), b"<|e|>", fraction, 1 << 20)

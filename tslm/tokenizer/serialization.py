@@ -1,7 +1,6 @@
 """Reads and writes tokenizers as text: vocab.json and merges.txt in GPT-2's form, and a small tokenizer_config.json.
 
-A `Tokenizer` comes in and `{file name: text}` goes out, or the other way round; folders and checkpoints hold those
-texts.
+The texts are stored as files in a folder, or together in a checkpoint.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from tslm.tokenizer.bpe import Tokenizer
+from tslm.errors import MissingFileError, UserError
+from tslm.tokenizer.tokenizer import Tokenizer
 
 VOCAB, MERGES, CONFIG = "vocab.json", "merges.txt", "tokenizer_config.json"
 
@@ -22,11 +22,11 @@ VOCAB, MERGES, CONFIG = "vocab.json", "merges.txt", "tokenizer_config.json"
 def tokenizer_texts(tokenizer: Tokenizer) -> dict[str, str]:
     """Return the texts of vocab.json, merges.txt and tokenizer_config.json.
 
-    Special tokens stand in the vocabulary, and with their ids under `added_tokens_decoder` in the config. An ordinary
-    token that is also a special one, such as a line feed, is never met in a text; its id stands in the config alone.
+    Special tokens are in the vocabulary, and with their ids under `added_tokens_decoder` in the config. An ordinary
+    token that is also a special one, such as a line feed, never results from a text; its id is in the config alone.
 
     Raises:
-        ValueError: the vocabulary has one token under two ids.
+        UserError: the vocabulary has one token under two ids.
     """
     specials = {token.encode(): id_ for token, id_ in tokenizer.special_ids.items()}
     vocab: dict[str, int] = {}
@@ -35,7 +35,7 @@ def tokenizer_texts(tokenizer: Tokenizer) -> dict[str, str]:
         name = _bytes_to_text(token)
         group = vocab if specials.get(token, id_) == id_ else shadowed
         if name in group:
-            raise ValueError(
+            raise UserError(
                 f"the vocabulary has the token {token!r} under the ids {group[name]} and {id_}; keep one of them"
             )
         group[name] = id_
@@ -57,14 +57,14 @@ def tokenizer_texts(tokenizer: Tokenizer) -> dict[str, str]:
 
 
 def tokenizer_from_texts(texts: Mapping[str, str], place: str = "the tokenizer") -> Tokenizer:
-    """Build the tokenizer that `tokenizer_texts` described; a missing tokenizer_config.json means no special tokens.
+    """Build a tokenizer from the texts that `tokenizer_texts` returns.
 
     Args:
-        texts: text of each file, by its name.
-        place: where the texts come from, for error messages.
+        texts: the text of each file, by its name. Without a tokenizer_config.json there are no special tokens.
+        place: the source of the texts, for error messages.
 
     Raises:
-        ValueError: one of the texts is not in the form that `tokenizer_texts` gives.
+        UserError: one of the texts is not in the form that `tokenizer_texts` returns.
     """
     vocab = _parse_vocab(texts[VOCAB], f"{VOCAB} of {place}")
     merges = _parse_merges(texts[MERGES], f"{MERGES} of {place}")
@@ -77,7 +77,7 @@ def tokenizer_from_texts(texts: Mapping[str, str], place: str = "the tokenizer")
                 special_tokens.append(token["content"])
             vocab |= {int(id_): _text_to_bytes(name) for name, id_ in config.get("shadowed_tokens", {}).items()}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{CONFIG} of {place} is not in the expected form ({error!r}); save the tokenizer again"
             ) from None
     return Tokenizer(vocab, merges, special_tokens)
@@ -111,7 +111,7 @@ def write_dir(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
     try:
         for name, text in texts.items():
             (fresh / name).write_text(text, encoding="utf-8", newline="\n")
-        fresh.chmod(0o755)  # mkdtemp lets nobody else in
+        fresh.chmod(0o755)  # mkdtemp permits only the owner
         try:
             fresh.replace(folder)
         except OSError:  # the folder exists and holds something: replace the files one by one
@@ -126,8 +126,8 @@ def write_dir(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
 def byte_to_unicode() -> dict[int, str]:
     """Return GPT-2's printable character for each byte.
 
-    Bytes that are printable Latin-1 characters stand for themselves; the other 68, in order, become U+0100, U+0101,
-    ...: so the space is Ġ and the line feed Ċ.
+    Bytes that are printable Latin-1 characters keep their character. The other 68 become, in order, U+0100, U+0101 and
+    so on: the space is Ġ and the line feed Ċ.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -154,7 +154,7 @@ def _parse_vocab(text: str, place: str) -> dict[int, bytes]:
     try:
         return {int(id_): _text_to_bytes(token) for token, id_ in json.loads(text).items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{place} is not a JSON object of tokens and their ids: {error}") from None
+        raise UserError(f"{place} is not a JSON object of tokens and their ids: {error}") from None
 
 
 def _parse_merges(text: str, place: str) -> list[tuple[bytes, bytes]]:
@@ -165,7 +165,7 @@ def _parse_merges(text: str, place: str) -> list[tuple[bytes, bytes]]:
             continue
         left, space, right = line.partition(" ")
         if not (left and space and right) or " " in right:
-            raise ValueError(
+            raise UserError(
                 f"line {number} of {place} is {line!r}; it should hold two tokens with one space between them"
             )
         merges.append((_text_to_bytes(left), _text_to_bytes(right)))
@@ -176,9 +176,9 @@ def _read(path: str | os.PathLike[str]) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{path} does not exist; a tokenizer's folder holds {VOCAB} and {MERGES}, as `train-tokenizer` writes them"
         ) from None
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
-        raise ValueError(f"{path} is not UTF-8: byte 0x{byte:02x} at offset {error.start}; save it again") from None
+        raise UserError(f"{path} is not UTF-8: byte 0x{byte:02x} at offset {error.start}; save it again") from None

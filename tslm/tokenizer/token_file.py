@@ -1,7 +1,7 @@
-"""Token files: the ids of a text as a plain array on disk, and a JSON sidecar that says what they are.
+"""Token files: the ids of a text as a plain array on disk, and a JSON sidecar that describes them.
 
-Arrays of ids come in through `TokenFileWriter`; `TokenFile.open` gives them back as a memory map, after checking that
-they are what was written. Loading one never runs code.
+`TokenFileWriter` writes one. `TokenFile.open` checks that its content is what was written, and maps it into memory.
+Loading a token file never runs code.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tslm.errors import MissingFileError, UserError
+
 FORMAT = 1
 _FIELDS = {
     "format": int,
@@ -30,19 +32,19 @@ _FIELDS = {
     "sha256": str,
     "mtime_ns": int,
 }
-_ALWAYS_READ = 1 << 26  # bytes that are hashed in some 40 ms
-_CHUNK = 1 << 22  # ids per step of a scan, so that the largest file needs no memory
+_ALWAYS_READ = 1 << 26  # bytes; hashing so many takes about 40 ms
+_CHUNK = 1 << 22  # ids per step of a scan, so that large files need little memory
 
 
 class TokenFile:
-    """A file of token ids; `open` makes one.
+    """A file of token ids; `open` returns one.
 
     Attributes:
-        path: where the ids lie; the sidecar lies at the same path with `.json` behind it.
-        vocab_size: every id is below it.
+        path: the file of ids; the sidecar is `<path>.json`.
+        vocab_size: every id is smaller.
         dtype: uint16 for vocabularies of up to 65,536 entries, else uint32, little-endian.
-        tokenizer_hash: `Tokenizer.hash` of the tokenizer that made the ids.
-        source_bytes: the size of the text; of JSONL only the documents count, not `<|endoftext|>` put behind them.
+        tokenizer_hash: `Tokenizer.hash` of the tokenizer that produced the ids.
+        source_bytes: the size of the text. For JSONL it is the size of the documents, without added `<|endoftext|>`.
         special_ids: the id of each special token.
     """
 
@@ -60,23 +62,23 @@ class TokenFile:
     def open(cls, path: str | os.PathLike[str], tokenizer_hash: str | None = None) -> TokenFile:
         """Open a token file after checking it against its sidecar.
 
-        Size and type are always checked. The content is read through and its SHA-256 compared in files of up to 64 MiB,
-        and in larger ones if their time of change is not the one written down: so a gigabyte just encoded, or opened
-        before, opens at once, and one that was copied or changed is read. `verify` reads it in any case.
+        Size and type are always checked. The SHA-256 of the content is checked in files of up to 64 MiB, and in larger
+        ones whose modification time differs from the sidecar's. So a large file that was just encoded, or opened
+        before, opens at once; one that was copied or changed is read in full. `verify` always reads it in full.
 
         Args:
-            path: where the ids lie.
-            tokenizer_hash: `Tokenizer.hash` of the tokenizer that the ids should come from; None takes any.
+            path: the file of ids.
+            tokenizer_hash: `Tokenizer.hash` of the tokenizer that must have produced the ids; None accepts any.
 
         Raises:
-            FileNotFoundError: the file or its sidecar does not exist.
-            ValueError: the two do not belong together, the sidecar is not one, or the tokenizer was another.
+            MissingFileError: the file or its sidecar does not exist.
+            UserError: the two do not match, the sidecar is not valid, or the tokenizer is a different one.
         """
         path = Path(path)
         sidecar_path = _sidecar_path(path)
         for needed, what in ((path, "token file"), (sidecar_path, "sidecar of a token file")):
             if not needed.is_file():
-                raise FileNotFoundError(f"{needed}, a {what}, does not exist; encode the text again with `tokenize`")
+                raise MissingFileError(f"{needed}, a {what}, does not exist; encode the text again with `tokenize`")
         try:
             sidecar = json.loads(sidecar_path.read_text(encoding="utf-8"))
             if sidecar["format"] != FORMAT:
@@ -88,17 +90,17 @@ class TokenFile:
                 raise ValueError(f"its dtype {sidecar['dtype']} does not go with {sidecar['vocab_size']} entries")
             file = cls(path, sidecar)
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{sidecar_path} is no valid sidecar of a token file ({error}); encode the text again"
             ) from None
         stat = path.stat()
         if stat.st_size != len(file) * file.dtype.itemsize:
-            raise ValueError(
+            raise UserError(
                 f"{path} has {stat.st_size:,} bytes, but its sidecar names {len(file):,} ids of {file.dtype.itemsize} "
                 "bytes; the file is damaged, encode the text again"
             )
         if tokenizer_hash not in (None, file.tokenizer_hash):
-            raise ValueError(
+            raise UserError(
                 f"{path} was made with another tokenizer (hash {file.tokenizer_hash[:12]}, not {tokenizer_hash[:12]}); "
                 "encode the text again with this one"
             )
@@ -106,7 +108,7 @@ class TokenFile:
         if changed or stat.st_size <= _ALWAYS_READ:
             file.verify()
         if changed:
-            with contextlib.suppress(OSError):  # a read-only folder: the content is read through again next time
+            with contextlib.suppress(OSError):  # a read-only folder: the content is read again next time
                 _write_sidecar(path, sidecar | {"mtime_ns": stat.st_mtime_ns})
         return file
 
@@ -115,17 +117,17 @@ class TokenFile:
 
     @cached_property
     def ids(self) -> npt.NDArray[np.unsignedinteger[Any]]:
-        """The ids, as a read-only memory map; the first use checks that none is outside the vocabulary.
+        """The ids, as a read-only memory map; the first use checks that all are in the vocabulary.
 
         Raises:
-            ValueError: an id is not below `vocab_size`; the sentence names it and its position.
+            UserError: an id is not below `vocab_size`; the message names the id and its position.
         """
         ids = self._map()
         for start in range(0, len(ids), _CHUNK):
             chunk = ids[start : start + _CHUNK]
             if chunk.max() >= self.vocab_size:
                 position = int(np.argmax(chunk >= self.vocab_size))
-                raise ValueError(
+                raise UserError(
                     f"{self.path} holds the id {chunk[position]} at position {start + position:,}, but its vocabulary "
                     f"has {self.vocab_size} entries; encode the text again"
                 )
@@ -135,25 +137,25 @@ class TokenFile:
         """Read the whole file and compare its SHA-256 with the sidecar's.
 
         Raises:
-            ValueError: they differ.
+            UserError: they differ.
         """
         digest = hashlib.sha256()
         ids = self._map()
         for start in range(0, len(ids), _CHUNK):
             digest.update(ids[start : start + _CHUNK].data)
         if digest.hexdigest() != self._sha256:
-            raise ValueError(
+            raise UserError(
                 f"{self.path} was changed since it was written (its SHA-256 differs); encode the text again"
             )
 
     def _map(self) -> npt.NDArray[np.unsignedinteger[Any]]:
         if len(self) == 0:
-            return np.empty(0, self.dtype)  # nothing to map
+            return np.empty(0, self.dtype)  # an empty file cannot be mapped
         return np.memmap(self.path, self.dtype, "r")
 
 
 class TokenFileWriter:
-    """Writes a token file piece by piece; the file and its sidecar appear when the `with` block ends without an error.
+    """Writes a token file part by part; the file and its sidecar appear when the `with` block ends without an error.
 
     Example:
         >>> with TokenFileWriter("story.bin", vocab_size=10_000, tokenizer_hash=tokenizer.hash) as writer:
@@ -187,7 +189,7 @@ class TokenFileWriter:
         return self
 
     def append(self, ids: npt.NDArray[np.integer[Any]], source_bytes: int = 0) -> None:
-        """Write ids behind those that are there, and count the bytes of text that they were made from."""
+        """Append ids, and add the size of their text in bytes to `source_bytes`."""
         data = np.ascontiguousarray(ids, self._dtype).data
         self._file.write(data)
         self._digest.update(data)
@@ -200,7 +202,7 @@ class TokenFileWriter:
         try:
             self._file.close()
             if kind is None:
-                _sidecar_path(self._path).unlink(missing_ok=True)  # an old one must never describe the new ids
+                _sidecar_path(self._path).unlink(missing_ok=True)  # an old sidecar must never describe new ids
                 self._unfinished.replace(self._path)
                 _write_sidecar(
                     self._path,
@@ -216,7 +218,7 @@ class TokenFileWriter:
 
 
 def dtype_for(vocab_size: int) -> np.dtype[Any]:
-    """Return the smallest integer type for the ids of a vocabulary: two bytes hold 65,536 of them."""
+    """Return the integer type for the ids of a vocabulary: uint16 for up to 65,536 entries, else uint32."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 

@@ -1,7 +1,11 @@
 import random
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from tests.tokenizer.reference import TRICKY, slow_pretokens, tricky_text
-from tslm.tokenizer.cuts import cut_blocks, usable_cuts
+from tslm.tokenizer.chunking import cut_blocks, safe_cuts, usable_cuts
+from tslm.tokenizer.pretokenize import PATTERN
 
 SPECIALS = ["<|e|>", "<|e|><|e|>", "a b", "e ", "\n\n"]
 BYTES = [token.encode() for token in SPECIALS]
@@ -20,7 +24,7 @@ def test_tokenizer_blocks_have_the_pretokens_of_the_whole_text():
         assert apart == slow_pretokens(text, SPECIALS), (text, blocks)
 
 
-def test_tokenizer_blocks_come_soon_and_stay_small():
+def test_tokenizer_first_block_is_early_and_blocks_stay_small():
     taken = 0
 
     def endless():
@@ -45,3 +49,23 @@ def test_tokenizer_cuts_avoid_special_tokens():
     cuts = [text[:cut].strip(b"_") for cut in usable_cuts(text, BYTES)]
     # Not inside `a b`, `<|e|>` and `e `.
     assert cuts == [b"one a b", b"one a b two", b"one a b two<|e|>three three"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.lists(st.sampled_from(TRICKY)).map("".join))
+def test_tokenizer_safe_cuts_change_no_pretoken(text):
+    data = text.encode()
+    for cut in [cut for cuts in safe_cuts(text) for cut in cuts]:
+        assert 0 < cut < len(data)
+        assert PATTERN.findall(data[:cut].decode()) + PATTERN.findall(data[cut:].decode()) == PATTERN.findall(text)
+
+
+def test_tokenizer_safe_cuts_are_found_in_any_language():
+    for text in ("one two", "don't", "x=1;y", "字。字", "слово, слово", "12%"):
+        assert any(safe_cuts(text))
+
+
+def test_tokenizer_safe_cuts_before_white_space_come_first():
+    before_white, others = safe_cuts("say, ten12 x\xa0 \n\n“yes” no")
+    assert before_white == [4, 10, 12, 26]
+    assert others == [3, 8, 23]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tslm import TokenFile
-from tslm.tokenizer import TokenFileWriter, tokenfile
+from tslm.tokenizer import TokenFileWriter, token_file
 
 
 def write(path, ids=(1, 2, 65_535, 0), vocab_size=1 << 16, **more):
@@ -58,7 +58,7 @@ def test_tokenizer_token_file_that_is_large_is_read_only_if_its_time_differs(tmp
     os.utime(path, ns=(time, time))
     with pytest.raises(ValueError, match="was changed since it was written"):
         TokenFile.open(path)
-    monkeypatch.setattr(tokenfile, "_ALWAYS_READ", 0)
+    monkeypatch.setattr(token_file, "_ALWAYS_READ", 0)
     file = TokenFile.open(path)
     with pytest.raises(ValueError, match="was changed since it was written"):
         file.verify()

@@ -1,0 +1,41 @@
+import random
+
+import pytest
+
+from tests.tokenizer.reference import TRICKY, tricky_text
+from tslm.fast.tokenizer.encode_blocks import BlockEncoder
+from tslm.fast.tokenizer.encode_words import WordEncoder
+from tslm.fast.tokenizer.probes import probe_vocabulary
+from tslm.tokenizer import bpe
+
+VOCABULARY = probe_vocabulary()
+SPECIALS = [*VOCABULARY.special_ids]
+WORDS = [" the", " then", " that", ",", ".", "\n", " 12", " ate", "<|e|>", " aaa"]
+
+
+def draw_blocks(rng, count):
+    """Prose, which has segments, and texts that have none."""
+    for _ in range(count):
+        yield "".join(rng.choices(WORDS, k=300)).encode()
+        yield (" the" + tricky_text(rng, 100, [*TRICKY, *WORDS, "<|a b|>"])).encode() + b"\xff"
+
+
+@pytest.mark.parametrize("capacity", [4, 60, 1 << 14])
+@pytest.mark.parametrize("frugal", [False, True])
+def test_blocks_are_encoded_by_the_definition_also_when_the_tables_are_full(capacity, frugal):
+    encoder = BlockEncoder(WordEncoder(VOCABULARY), SPECIALS, capacity, frugal)
+    for block in draw_blocks(random.Random(capacity), 15):
+        for _ in range(2):  # the second time from the tables
+            assert encoder.encode(block).tolist() == bpe.encode_block.plain(block, VOCABULARY).tolist()
+
+
+def test_a_missing_token_leaves_the_tables_intact():
+    ids = {token: id_ for token, id_ in VOCABULARY.ids.items() if token != b"q"}
+    vocabulary = bpe.Vocabulary(ids, VOCABULARY.ranks, VOCABULARY.special_ids)
+    encoder = BlockEncoder(WordEncoder(vocabulary), SPECIALS, 1 << 10)
+    for _ in range(2):
+        with pytest.raises(KeyError) as caught:
+            encoder.encode(b" the thin and the quick" * 9)
+        assert caught.value.args == (b"q",)
+        expected = bpe.encode_block.plain(b" the thin and the " * 9, vocabulary).tolist()
+        assert encoder.encode(b" the thin and the " * 9).tolist() == expected

@@ -1,0 +1,191 @@
+"""Encodes blocks of text with hash tables in numpy: a substitute for `tokenizer.bpe.encode_block`.
+
+Each distinct pre-token is merged once. After that its ids are looked up. The tables are bounded.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from tslm.fast.door import Case, Substitute
+from tslm.fast.tokenizer.encode_words import Ids, WordEncoder, word_encoder
+from tslm.fast.tokenizer.hash_tables import keep_freed_memory
+from tslm.fast.tokenizer.probes import PROBE_TEXTS, Vocabulary, example_vocabulary, example_words, probe_vocabulary
+from tslm.fast.tokenizer.scanner import Positions, pretoken_bounds, special_pattern
+from tslm.fast.tokenizer.segments import divide_specials, segment_bounds
+from tslm.fast.tokenizer.word_table import WordTable
+
+_COUNT_BITS = 32
+_COUNT_MASK = (1 << _COUNT_BITS) - 1
+_LARGE_BLOCK = 1 << 15  # bytes; the blocks of streams, which must need little memory, are smaller
+_STREAM_CAPACITY, _FILE_CAPACITY = 1 << 14, 1 << 18
+
+
+class BlockEncoder:
+    """Encodes blocks of text, and keeps the ids of the segments and pre-tokens that it has seen.
+
+    In prose a block is looked up by segments (see `segments`). Only new segments are cut into pre-tokens, and only new
+    pre-tokens are merged.
+
+    Args:
+        words: encodes pre-tokens.
+        special_tokens: strings that are one pre-token each.
+        capacity: about how many distinct segments and how many pre-tokens to keep, with eight ids and 32 bytes each on
+            average. When it is reached, all are removed.
+        frugal: whether to avoid what takes more memory: segments, of which a text has several times as many as
+            pre-tokens, and merging in batches.
+    """
+
+    def __init__(self, words: WordEncoder, special_tokens: list[bytes], capacity: int, frugal: bool = False) -> None:
+        self._words = words
+        self._specials = special_pattern(special_tokens)
+        self._within_segments, self._across_segments = divide_specials(special_tokens)
+        encode_pretokens = partial(words.encode_all, frugal=frugal)
+        self._pretokens = _Cache(encode_pretokens, capacity, reserve=frugal)
+        self._segments = None if frugal else _Cache(self._encode_segments, capacity)
+        self._lock = threading.Lock()  # an executor may run its tasks in threads
+
+    def encode(self, block: bytes) -> Ids:
+        """Return the ids of the tokens of a block.
+
+        Raises:
+            KeyError: the vocabulary lacks a token of the result.
+        """
+        if not block:
+            return np.empty(0, np.uint32)
+        bounds = segment_bounds(block, self._across_segments) if self._segments is not None else None
+        with self._lock:
+            try:
+                if self._segments is not None and bounds is not None:
+                    return self._segments.lookup(block, bounds)[0]
+                bounds = pretoken_bounds(block, self._specials)
+                return self._pretokens.lookup(block, bounds)[0]
+            except KeyError:
+                bounds = pretoken_bounds(block, self._specials)
+                words = [block[start:stop] for start, stop in pairwise(bounds.tolist())]
+                self._words.encode(words)  # raises an error for the first missing token of the block
+                raise
+
+    def _encode_segments(self, text: bytes, bounds: Positions) -> tuple[Ids, Positions]:
+        """Return the joined ids of segments, and how many each has."""
+        pretokens = pretoken_bounds(text, self._within_segments)
+        ids, counts = self._pretokens.lookup(text, pretokens)
+        return ids, np.add.reduceat(counts, np.searchsorted(pretokens, bounds[:-1]))
+
+
+class _Cache:
+    """The ids of words of one kind (segments or pre-tokens), by their numbers in a word table.
+
+    Args:
+        encode: returns the joined ids of words that fill a text without gaps, and how many each has.
+        capacity: about how many words to keep.
+        reserve: whether to allocate memory for all of them at once.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[bytes, Positions], tuple[Ids, Positions]],
+        capacity: int,
+        reserve: bool = False,
+    ) -> None:
+        self._encode = encode
+        self._capacity = capacity
+        # The value of a word is the position of its ids, times 2 ** _COUNT_BITS, plus their number.
+        bits = min(capacity.bit_length(), 16)
+        self._table = WordTable(bits, bits if reserve else bits - 2)
+        self._ids: Ids = np.empty(8 * capacity, np.uint32)  # the joined ids of all words
+        self._clear()
+
+    def lookup(self, text: bytes, bounds: Positions) -> tuple[Ids, Positions]:
+        """Return the joined ids of the words of a text, and how many each has.
+
+        Raises:
+            KeyError: the vocabulary lacks a token of the result.
+        """
+        if self._words >= self._capacity or max(self._used, self._bytes // 4) >= 8 * self._capacity:
+            self._clear()
+        numbers, fresh = self._table.number(text, bounds)
+        if len(fresh):
+            try:
+                self._insert(text, bounds, numbers, fresh)
+            except KeyError:
+                self._clear()  # the table holds words now whose ids are not known
+                raise
+        values = self._table.values.take(numbers)
+        counts = (values & _COUNT_MASK).view(np.intp)
+        ends = np.cumsum(counts)
+        places = np.arange(ends[-1])
+        places += np.repeat((values >> _COUNT_BITS).view(np.intp) - (ends - counts), counts)
+        return self._ids.take(places), counts
+
+    def _insert(self, text: bytes, bounds: Positions, numbers: Positions, fresh: Positions) -> None:
+        """Encode the words that are new, and store their ids."""
+        starts, stops = bounds[fresh], bounds[fresh + 1]
+        words = [text[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+        ids, counts = self._encode(b"".join(words), np.append(0, np.cumsum(stops - starts)))
+        self._table.values[numbers[fresh]] = (self._used + np.cumsum(counts) - counts) << _COUNT_BITS | counts
+        if self._used + len(ids) > len(self._ids):
+            self._ids = np.concatenate([self._ids, np.empty(self._used + len(ids), np.uint32)])
+        self._ids[self._used : self._used + len(ids)] = ids
+        self._used += len(ids)
+        self._words += len(words)
+        self._bytes += int((stops - starts).sum())
+
+    def _clear(self) -> None:
+        self._table.clear()
+        self._words = self._used = self._bytes = 0  # the number of words, of their ids, of their bytes
+
+
+_encoders: WeakKeyDictionary[Vocabulary, dict[bool, BlockEncoder]] = WeakKeyDictionary()
+
+
+def encode_block(block: bytes, vocabulary: Vocabulary) -> Ids:
+    """Return the ids of the tokens of a text.
+
+    Raises:
+        KeyError: the vocabulary lacks a token of the result.
+    """
+    encoders = _encoders.get(vocabulary)
+    if encoders is None:
+        encoders = _encoders[vocabulary] = {}
+    is_large = len(block) >= _LARGE_BLOCK
+    if is_large not in encoders:
+        if is_large:
+            keep_freed_memory()
+        capacity = _FILE_CAPACITY if is_large else _STREAM_CAPACITY
+        encoders[is_large] = BlockEncoder(
+            word_encoder(vocabulary), [*vocabulary.special_ids], capacity, frugal=not is_large
+        )
+    return encoders[is_large].encode(block)
+
+
+def _supports(block: bytes, vocabulary: Vocabulary) -> str | None:
+    if sys.byteorder != "little":
+        return None
+    return "large" if len(block) >= _LARGE_BLOCK else "small"
+
+
+def _probes(key: object) -> list[Case]:
+    texts = [b"", *PROBE_TEXTS]
+    if key == "large":
+        many_words = b" ".join(b"t%dhe" % n for n in range(300))  # so many new words are merged as a batch
+        filling = PROBE_TEXTS[1] * (_LARGE_BLOCK // len(PROBE_TEXTS[1]) + 1)
+        texts = [b" " + many_words + filling, PROBE_TEXTS[0] + filling]
+    vocabulary = probe_vocabulary()
+    return [Case((text, vocabulary), finish=lambda ids: ids.tolist()) for text in texts]
+
+
+def _example(key: object) -> Case:
+    return Case((b"".join(example_words(2000, 100_000 if key == "large" else 2000)), example_vocabulary()))
+
+
+ENCODE_BLOCK = Substitute(
+    encode_block, _supports, _probes, tolerance=lambda key: 0, examples=_example, keys=lambda: ["small", "large"]
+)

@@ -1,0 +1,127 @@
+"""Cuts a text into blocks that can be tokenized independently, with the same result as the whole text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import regex  # type: ignore[import-untyped]
+
+BLOCK_BYTES = 3 << 16  # a block and the arrays made from it nearly fit a core's second-level cache
+CUT_WINDOW = 1 << 9  # bytes that are searched for a cut at first; the window grows until there is one
+
+_RUN = regex.compile(r"(?P<white>\s+)|(?P<word>\p{L}+|\p{N}+)|[^\s\p{L}\p{N}]+")  # a run of characters of one kind
+
+
+def cut_blocks(
+    pieces: Iterable[bytes], special_tokens: Sequence[bytes], size: int = BLOCK_BYTES, first: int | None = None
+) -> Iterator[bytes]:
+    """Regroup a text that arrives in pieces of any size into blocks that can be tokenized independently.
+
+    A block is yielded as soon as at least `size` bytes have arrived and they contain a safe cut. Where they do not, as
+    in a megabyte of one letter, the block grows until there is one.
+
+    Args:
+        pieces: the text in UTF-8. A piece may end inside a character.
+        special_tokens: strings that no cut may split.
+        size: the size of a block in bytes.
+        first: the size of the first block. Each further block is twice as large, up to `size`, so that a slow source
+            yields its first block early.
+    """
+    slices = (piece[at : at + size] for piece in pieces for at in range(0, len(piece), size))
+    buffer: list[bytes] = []
+    buffered, wanted, usual = 0, first or size, first or size
+    for piece in slices:
+        buffer.append(piece)
+        buffered += len(piece)
+        if buffered < wanted:
+            continue
+        text = b"".join(buffer)
+        if cut := _last_cut(text, special_tokens):
+            yield text[:cut]
+            text = text[cut:]
+            usual = min(2 * usual, size)
+            wanted = usual
+        else:
+            wanted = 2 * len(text)  # searching the same bytes again for every piece would be quadratic
+        buffer, buffered = [text], len(text)
+    if buffered:
+        yield b"".join(buffer)
+
+
+def usable_cuts(text: bytes, special_tokens: Sequence[bytes], backwards: bool = False) -> Iterator[int]:
+    """Yield the safe cuts of a text that split no special token, whatever precedes and follows the text.
+
+    Cuts before white space are yielded first, then all others.
+
+    Raises:
+        UnicodeDecodeError: the text is not UTF-8.
+    """
+    for cuts in safe_cuts(text.decode()):
+        for cut in reversed(cuts) if backwards else cuts:
+            if _splits_no_special(text, cut, special_tokens):
+                yield cut
+
+
+def safe_cuts(text: str) -> tuple[list[int], list[int]]:
+    r"""Return the positions, in bytes, at which a text can be cut without changing its pre-tokens.
+
+    The first list holds cuts before white space that follows something else. A pre-token ends there in any case, and
+    the white space, whose pattern looks ahead (`(?!\S)`), stays in one piece. The second list holds cuts after a run of
+    letters or of numbers: no pre-token continues there, and none that ends there looks ahead. After other characters
+    there is no safe cut, since an apostrophe may belong to the letters that follow it.
+    """
+    before_white: list[int] = []
+    after_words: list[int] = []
+    position, follows_word = 0, False
+    for run in _RUN.finditer(text):
+        if position:
+            if run["white"]:
+                before_white.append(position)
+            elif follows_word:
+                after_words.append(position)
+        position += len(run.group().encode())
+        follows_word = run["word"] is not None
+    return before_white, after_words
+
+
+def _splits_no_special(text: bytes, cut: int, special_tokens: Sequence[bytes]) -> bool:
+    longest = max(map(len, special_tokens), default=1)
+    if not longest - 1 <= cut <= len(text) - longest + 1:
+        return False
+    return not any(token in text[cut - len(token) + 1 : cut + len(token) - 1] for token in special_tokens)
+
+
+def _last_cut(text: bytes, special_tokens: Sequence[bytes]) -> int | None:
+    """Return the last usable cut of a text. The end of the text is searched in growing windows."""
+    window = min(CUT_WINDOW, len(text))
+    cut = len(text)
+    while (cut := text.rfind(b" ", len(text) - window, cut)) > 0:  # in prose the first space is nearly always a cut
+        before = text[cut - 1 : cut]
+        if before.isascii() and not before.isspace() and _splits_no_special(text, cut, special_tokens):
+            return cut
+    while True:
+        tail, skipped = trim_characters(text[-window:])
+        found = next(usable_cuts(tail, special_tokens, backwards=True), None)
+        if found is not None:
+            return len(text) - min(window, len(text)) + skipped + found
+        if window >= len(text):
+            return None
+        window *= 4
+
+
+def trim_characters(text: bytes) -> tuple[bytes, int]:
+    """Remove incomplete characters at both ends; also return the number of bytes removed at the start."""
+    first = 0
+    while first < min(3, len(text)) and text[first] & 0xC0 == 0x80:
+        first += 1
+    return text[first : complete_end(text)], first
+
+
+def complete_end(text: bytes) -> int:
+    """Return the position of the last character if it is incomplete, else the length of the text."""
+    for back in range(1, min(4, len(text)) + 1):
+        lead = text[-back]
+        if lead & 0xC0 != 0x80:
+            width = 1 if lead < 0x80 else 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
+            return len(text) - back if width > back else len(text)
+    return len(text)

@@ -1,0 +1,256 @@
+"""The Tokenizer: text to token ids and back, with any byte-level BPE vocabulary."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import chain
+
+from tslm.errors import UserError
+from tslm.tokenizer.bpe import Ids, Pair, Vocabulary, encode_block, encode_pretokens, rank_merges
+from tslm.tokenizer.chunking import cut_blocks
+from tslm.tokenizer.jsonl import DOCUMENT_END
+from tslm.tokenizer.pretokenize import encode_specials, find_pretokens
+
+END_OF_TEXT = "<|endoftext|>"  # the separator between documents in GPT-2's data and in TinyStories
+
+_LONG_TEXT = 1 << 12  # characters; from here on encoding by blocks is faster than encoding by pre-tokens
+_STREAM_BYTES = 1 << 14  # the size of a stream's blocks; a block and its arrays take about 0.6 MB
+_CACHED_WORDS = 1 << 16
+_LONGEST_CACHED = 64  # characters; longer pre-tokens are rare
+
+
+class Tokenizer:
+    """Byte-level BPE with GPT-2's pre-tokens.
+
+    Args:
+        vocab: the bytes of each id. It may lack some of the 256 bytes; encoding a text that needs one is an error.
+        merges: pairs of tokens; the first of them is merged first.
+        special_tokens: strings that become one token each, before the text is split into pre-tokens. Of overlapping
+            ones the leftmost is taken, and of several that start at one position the longest. Those that the vocabulary
+            lacks are appended to it.
+
+    Attributes:
+        vocab: as given, with the special tokens.
+        merges: as given.
+        special_ids: the id of each special token, in the order given.
+
+    Raises:
+        UserError: a special token is empty.
+
+    Example:
+        >>> vocab = dict(enumerate([b" ", b"a", b"c", b"e", b"h", b"t", b"th", b" c", b" a", b"the", b" at"]))
+        >>> merges = [(b"t", b"h"), (b" ", b"c"), (b" ", b"a"), (b"th", b"e"), (b" a", b"t")]
+        >>> Tokenizer(vocab, merges).encode("the cat ate")
+        [9, 7, 1, 5, 10, 3]
+    """
+
+    def __init__(
+        self,
+        vocab: Mapping[int, bytes],
+        merges: Iterable[Pair],
+        special_tokens: Sequence[str] | None = None,
+    ) -> None:
+        self.vocab = dict(vocab)
+        self.merges = [(left, right) for left, right in merges]
+        # In descending order, so that a token that has two ids keeps the lower one.
+        ids = {token: id_ for id_, token in sorted(self.vocab.items(), reverse=True)}
+        self.special_ids: dict[str, int] = {}
+        for token in encode_specials(special_tokens or []):
+            if token not in ids:
+                ids[token] = max(self.vocab, default=-1) + 1
+                self.vocab[ids[token]] = token
+            self.special_ids[token.decode()] = ids[token]
+        self._special_bytes = [token.encode() for token in self.special_ids]
+        longest_first = sorted(self.special_ids, key=len, reverse=True)
+        self._special_split = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
+        # `DOCUMENT_END` is a special token for `encode_bytes`. Its id is not part of the vocabulary.
+        special_ids = dict(zip(self._special_bytes, self.special_ids.values(), strict=True))
+        self._vocabulary = Vocabulary(ids, rank_merges(self.merges), special_ids | {DOCUMENT_END: self.vocab_size})
+        self._known: dict[str, tuple[int, ...]] = {}  # the ids of pre-tokens
+        # The first calls build tables. They are made now, so that `encode_iterable` needs little memory.
+        encode_pretokens([], self._vocabulary)
+        encode_block(b"", self._vocabulary)
+
+    @classmethod
+    def from_files(
+        cls,
+        vocab_filepath: str | os.PathLike[str],
+        merges_filepath: str | os.PathLike[str],
+        special_tokens: Sequence[str] | None = None,
+    ) -> Tokenizer:
+        """Read `vocab.json` and `merges.txt` in GPT-2's byte-to-unicode form.
+
+        Raises:
+            MissingFileError: one of them does not exist.
+            UserError: one of them is not in that form.
+        """
+        from tslm.tokenizer import serialization  # imported late: it imports this file
+
+        return serialization.read_files(vocab_filepath, merges_filepath, special_tokens)
+
+    @classmethod
+    def from_dir(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """Read what `save` wrote; without a `tokenizer_config.json` there are no special tokens.
+
+        Raises:
+            MissingFileError: the folder, `vocab.json` or `merges.txt` does not exist.
+            UserError: one of the files is not in the form that `save` writes.
+        """
+        from tslm.tokenizer import serialization
+
+        return serialization.read_dir(path)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `vocab.json`, `merges.txt` and `tokenizer_config.json` into a folder.
+
+        A new folder appears complete or not at all. In a folder that is not empty each file is replaced atomically.
+
+        Raises:
+            UserError: the vocabulary has one token under two ids, which `vocab.json` cannot express.
+        """
+        from tslm.tokenizer import serialization
+
+        serialization.write_dir(self, path)
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id: the number of rows that an embedding needs."""
+        return max(self.vocab, default=-1) + 1
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """The special tokens, in the order given."""
+        return list(self.special_ids)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of vocabulary, merges and special tokens, in hexadecimal; equal tokenizers have equal hashes."""
+        digest = hashlib.sha256()
+        for part in (
+            [(str(id_).encode(), token) for id_, token in sorted(self.vocab.items())],
+            self.merges,
+            sorted((token.encode(), str(id_).encode()) for token, id_ in self.special_ids.items()),
+        ):
+            digest.update(b"%d:" % len(part))
+            for pair in part:
+                for field in pair:
+                    digest.update(b"%d:" % len(field) + field)
+        return digest.hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of the tokens of a text.
+
+        Raises:
+            UserError: the text holds a lone surrogate, or a byte that the vocabulary lacks.
+        """
+        if len(text) >= _LONG_TEXT:
+            return list(self.encode_iterable([text]))
+        ids: list[int] = []
+        for piece in self._special_split.split(text) if self._special_split else (text,):
+            if piece in self.special_ids:
+                ids.append(self.special_ids[piece])
+                continue
+            pretokens = find_pretokens(piece)
+            try:
+                ids += [*chain.from_iterable(map(self._known.__getitem__, pretokens))]
+            except KeyError:
+                ids += self._encode_new(pretokens, text)
+        return ids
+
+    def _encode_new(self, pretokens: Sequence[str], text: str) -> list[int]:
+        """Return the ids of pre-tokens, some of which are not in the cache, and add these to it."""
+        found = [*map(self._known.get, pretokens)]
+        places = [place for place, ids in enumerate(found) if ids is None]
+        new = [pretokens[place] for place in places]
+        try:
+            encoded = encode_pretokens([*map(str.encode, new)], self._vocabulary)
+        except KeyError as error:
+            raise _missing_token(error.args[0]) from None
+        except UnicodeEncodeError:
+            _to_utf8(text)  # raises, and names the position in the text
+            raise
+        if len(self._known) + len(new) > _CACHED_WORDS:
+            self._known = {}
+        for place, pretoken, ids in zip(places, new, encoded, strict=True):
+            found[place] = ids
+            if len(pretoken) <= _LONGEST_CACHED:
+                self._known[pretoken] = ids
+        return [*chain.from_iterable(found)]  # type: ignore[arg-type]  # no None is left
+
+    def encode_iterable(self, iterable: Iterable[str]) -> Iterator[int]:
+        """Yield, lazily, the ids of a text that arrives in parts of any size, such as the lines of an open file.
+
+        The ids equal those of `encode` for the joined parts. Memory stays below 1 MB beyond the largest part, provided
+        the text can be cut every few thousand characters. A run of one letter, for example, is buffered until it ends.
+
+        Raises:
+            UserError: a part holds a lone surrogate, or a byte that the vocabulary lacks.
+        """
+        blocks = cut_blocks(map(_to_utf8, iterable), self._special_bytes, _STREAM_BYTES, first=64)
+        return chain.from_iterable(self.encode_bytes(block).tolist() for block in blocks)
+
+    def encode_bytes(self, text: bytes) -> Ids:
+        """Return the ids of the tokens of a text in UTF-8. `jsonl.DOCUMENT_END` becomes the id `vocab_size`.
+
+        Raises:
+            UserError: the text holds a byte that the vocabulary lacks.
+        """
+        try:
+            return encode_block(text, self._vocabulary)
+        except KeyError as error:
+            raise _missing_token(error.args[0]) from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of token ids; bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+            UserError: an id is not in the vocabulary.
+        """
+        try:
+            return b"".join(map(self.vocab.__getitem__, ids)).decode(errors="replace")
+        except KeyError as error:
+            raise UserError(
+                f"id {error.args[0]} is not in the vocabulary, whose ids go up to {self.vocab_size - 1}; "
+                "the ids were made with another tokenizer"
+            ) from None
+
+    def __reduce__(self) -> tuple[Callable[..., Tokenizer], tuple[object, ...]]:
+        return _restore, (self.hash, self._pickled)
+
+    @cached_property
+    def _pickled(self) -> bytes:
+        return pickle.dumps((self.vocab, self.merges, self.special_tokens))
+
+
+_restored: dict[str, Tokenizer] = {}
+
+
+def _restore(hash_: str, pickled: bytes) -> Tokenizer:
+    """Unpickle a tokenizer. A worker process restores one object for all its tasks, so that its tables are kept."""
+    if hash_ not in _restored:
+        _restored.clear()
+        _restored[hash_] = Tokenizer(*pickle.loads(pickled))
+    return _restored[hash_]
+
+
+def _to_utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the text holds the lone surrogate U+{ord(text[error.start]):04X} at position {error.start}, which UTF-8 "
+            "cannot express; read it with the right encoding or replace that character"
+        ) from None
+
+
+def _missing_token(token: bytes) -> UserError:
+    name = f"byte 0x{token.hex()}" if len(token) == 1 else "token"
+    return UserError(
+        f"the vocabulary lacks the {name} ({token!r}), which the text needs; "
+        "add it to the vocabulary or remove it from the text"
+    )
