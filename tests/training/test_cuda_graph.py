@@ -96,6 +96,7 @@ class SyncIsAnError(StepCallback):
         torch.cuda.set_sync_debug_mode("error" if trainer.global_step in (2, 3) else "default")
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("align_documents", [False, True])
 def test_a_step_on_a_gpu_never_waits_for_it_and_equals_a_step_without_a_graph(

@@ -32,10 +32,7 @@ SUBSTITUTES: dict[str, tuple[Place, ...]] = {
         Place("cpu", "tslm.fast.operators", "SELF_ATTENTION"),
         Place("cuda", "tslm.fast.operators", "SELF_ATTENTION"),
     ),
-    "tslm.model.ops.swiglu_linear": (
-        Place("cpu", "tslm.fast.cpu.kernels", "SWIGLU_LINEAR"),
-        Place("cuda", "tslm.fast.gpu.swiglu", "SWIGLU_LINEAR"),
-    ),
+    "tslm.model.ops.swiglu_linear": (Place("cpu", "tslm.fast.cpu.kernels", "SWIGLU_LINEAR"),),
     "tslm.objective.linear_and_loss": (
         Place("cpu", "tslm.fast.cpu.kernels", "LINEAR_AND_LOSS"),
         Place("cuda", "tslm.fast.gpu.cross_entropy", "LINEAR_AND_LOSS"),

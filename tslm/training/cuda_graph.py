@@ -3,6 +3,9 @@
 A step of a small model consists of a thousand short kernels, and Python needs more time to launch them than the GPU
 needs to run them. A graph replays the same kernels on the same addresses. So each batch is copied to the addresses of
 the first one, and the loss and the gradients always have the same addresses.
+
+Forward and backward of the course's model at 128 windows, H200, torch 2.11, 2026-11-28: 1.6M tokens/s without a graph,
+1.85M with one; 2.8M compiled, 3.2M compiled with a graph, 3.1M by `torch.compile(mode="reduce-overhead")`.
 """
 
 from __future__ import annotations

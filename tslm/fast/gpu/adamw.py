@@ -33,7 +33,8 @@ def adamw_step(
         skip = torch.zeros((), dtype=torch.bool, device=device)
     for state in states:
         state["step"] = counter_on(device, state["step"])
-    torch._foreach_add_([state["step"] for state in states], skip.logical_not().float())
+    taken = skip.logical_not().float()
+    torch._foreach_add_([state["step"] for state in states], [taken] * len(states))  # a single tensor would be read
     t = torch.stack([state["step"] for state in states])
     # α_t; 1 - βᵗ would lose digits in float32. A skipped first step has 0/0 here, which is not used.
     rates = (lr * torch.sqrt(one_minus_power(beta2, t)) / one_minus_power(beta1, t)).masked_fill_(skip, 0.0)
