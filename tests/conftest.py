@@ -1,5 +1,6 @@
 """What many tests share: a small text, a small model, and a cache of prepared data for the whole session."""
 
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="the C kernels need a C compiler")
+needs_open_door = pytest.mark.skipif(os.environ.get("TSLM_FAST") == "0", reason="TSLM_FAST=0 shuts the door")
 
 
 def hear_ctrl_c():

@@ -39,8 +39,6 @@ NOT_RUN = {
     "tensorboard --logdir lightning_logs": "it serves pages until it is stopped",
 }
 PARSED_ONLY = "tests.benchmarks."  # benchmarks measure for minutes; their own tests run them with tiny settings
-# What does not exist on this branch yet; each entry must be deleted when it does.
-PENDING = {"study fast", "tslm/model/ops.py"}
 
 _SIZES = ["--data.vocab_size=300", "--data.context_length=32", "--data.batch_size=4", "--data.num_workers=1",
           "--model.d_model=16", "--model.num_layers=1", "--model.num_heads=2", "--model.d_ff=32",
@@ -66,13 +64,6 @@ APPENDED = {
     "study fast": [],
     "tests.campaigns.fuzz_tokenizer": ["--cases=1"],
 }
-
-
-def pending(values):
-    """Mark the values that do not exist yet; a marked value that does exist fails, so that its entry is deleted."""
-    mark = pytest.mark.xfail(reason="not on this branch yet", strict=True)
-    return [pytest.param(value, marks=[mark] if value.removeprefix("python -m tslm ") in PENDING else [])
-            for value in values]
 
 
 def words_of(command):
@@ -123,7 +114,7 @@ def runnable():
     return [command for command in commands.values() if not words_of(command)[1].startswith(PARSED_ONLY)]
 
 
-@pytest.mark.parametrize("command", pending(runnable()))
+@pytest.mark.parametrize("command", runnable())
 def test_each_command_of_the_readme_runs(command, workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     before = set((workplace / "lightning_logs").iterdir())
@@ -199,7 +190,7 @@ def tree_paths():
     return [str(path.relative_to(ROOT)) for path in paths]
 
 
-@pytest.mark.parametrize("path", pending(named_paths()))
+@pytest.mark.parametrize("path", named_paths())
 def test_each_path_that_the_readme_names_exists(path):
     assert (ROOT / path).exists()
 

@@ -35,8 +35,8 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """-log softmax(logits)[target] of each token, in nats: log Σ_j exp(l_j) - l_target.
 
-    The maximum is subtracted from every logit first, so that logits of ±1e4 neither overflow nor lose the logarithm of
-    the sum to rounding.
+    The maximum is subtracted from every logit first, so that large logits (±1e4) neither overflow nor round the
+    logarithm away.
 
     Shapes: logits (..., V) and targets (...) to (...).
 
@@ -80,7 +80,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_
 
 @replaceable
 def linear_and_loss(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int | None) -> Tensor:
-    """What `linear_cross_entropy` computes, for arguments that it has checked; the whole batch's logits at once."""
+    """`linear_cross_entropy` without its checks, from the logits of the whole batch; arguments and result as there."""
     return cross_entropy(linear(hidden, weight), targets)
 
 
@@ -104,10 +104,16 @@ def perplexity(loss: Tensor | float) -> Tensor | float:
 
 
 def bits_per_byte(total_nats: float, num_bytes: int) -> float:
-    """total_nats / (ln 2 · num_bytes): the summed loss of a text per byte, which does not depend on the tokenizer.
+    """total_nats / (ln 2 · num_bytes): the loss of a text in bits per byte, comparable between tokenizers.
+
+    Args:
+        total_nats: the loss in nats, summed over all tokens of the text.
+        num_bytes: length of the text in UTF-8 bytes.
 
     Raises:
         UserError: num_bytes is below 1.
+
+    Example: two tokens of loss ln 2 each that encode 4 bytes give 0.5.
     """
     if num_bytes < 1:
         raise UserError(f"bits per byte needs a text of at least 1 byte, not {num_bytes}")
@@ -117,6 +123,6 @@ def bits_per_byte(total_nats: float, num_bytes: int) -> float:
 def _check_shapes(name: str, values: Tensor, targets: Tensor) -> None:
     if values.shape[:-1] != targets.shape:
         raise UserError(f"{name} of shape {tuple(values.shape)} needs targets of shape {tuple(values.shape[:-1])}, "
-                         f"one per token, not {tuple(targets.shape)}")
+                        f"one per token, not {tuple(targets.shape)}")
     if targets.numel() == 0:
         raise UserError("the mean loss of no tokens is undefined; pass at least one target")

@@ -1,6 +1,7 @@
 """The door: an edited formula runs, in training and in generation, and the user is told once."""
 
 import math
+import os
 import subprocess
 import sys
 import warnings
@@ -8,7 +9,7 @@ import warnings
 import pytest
 import torch
 
-from tests.conftest import ROOT, needs_compiler
+from tests.conftest import ROOT, needs_compiler, needs_open_door
 from tslm import AdamW, TransformerConfig, TransformerLM, fast, generate
 from tslm.fast import DisagreementWarning, door, table
 from tslm.fast.door import Case, Substitute, UnavailableError
@@ -17,6 +18,7 @@ from tslm.generation import decoding, sampling
 from tslm.model import ops
 from tslm.objective import linear_cross_entropy
 
+pytestmark = needs_open_door
 CONFIG = TransformerConfig(vocab_size=61, context_length=16, d_model=32, num_layers=2, num_heads=4, d_ff=48)
 
 
@@ -135,6 +137,27 @@ def test_an_edit_below_the_rounding_of_bfloat16_is_noticed_too(monkeypatch):
 
 
 @needs_compiler
+def test_a_window_of_attention_is_noticed_in_training_and_in_generation(monkeypatch):
+    plain = ops.causal_mask
+
+    def windowed(length, device=None):
+        positions = torch.arange(length, device=device)
+        return plain(length, device) & (positions[:, None] - positions < 200)
+
+    monkeypatch.setattr(ops, "causal_mask", windowed)
+    torch.manual_seed(0)
+    model = TransformerLM(TransformerConfig(61, 256, d_model=32, num_layers=1, num_heads=2, d_ff=48))
+    tokens = torch.randint(0, 61, (1, 256))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        model(tokens).sum().backward()
+        generate(model, tokens[0].tolist(), 1, temperature=0)
+    messages = " ".join(str(each.message) for each in seen)
+    assert "self_attention runs as it is written" in messages
+    assert "next_logits runs as it is written" in messages
+
+
+@needs_compiler
 def test_every_function_has_an_edit_here():
     tslm_functions = {name for name in table.SUBSTITUTES if not name.startswith("tslm.tokenizer.")}
     assert tslm_functions == set(EDITS)
@@ -192,10 +215,17 @@ def test_the_first_call_may_happen_in_a_block_that_is_recomputed():
     assert set(door._disagreements.values()) == {""}
 
 
-def test_tslm_fast_0_shuts_the_door(monkeypatch):
-    monkeypatch.setenv("TSLM_FAST", "0")
-    assert not door.is_open()
-    loss_and_gradients()
+@pytest.mark.parametrize(("value", "is_open"), [("0", "False"), ("1", "True")])
+def test_tslm_fast_0_shuts_the_door(value, is_open):
+    source = "from tslm.fast import door; print(door.is_open())"
+    done = subprocess.run([sys.executable, "-c", source], env=os.environ | {"TSLM_FAST": value}, check=True,
+                          capture_output=True, text=True)
+    assert done.stdout.strip() == is_open
+
+
+def test_with_the_door_shut_nothing_is_compared():
+    with fast.shut():
+        loss_and_gradients()
     assert door._disagreements == {}
 
 
@@ -235,6 +265,7 @@ def scaled(x, n):
     (lambda x, n: (x * n).detach() + 0 * x, "relative error"),  # the right value with a wrong gradient
     (lambda x, n: (x * n, x), "values"),
     (lambda x, n: torch.full_like(x, math.nan) * x, "relative error"),
+    (lambda x, n: x.view(7, 7), "its substitute raises RuntimeError"),
 ])
 def test_values_and_gradients_are_compared(substitute, reason):
     from tslm.fast.agreement import difference
@@ -257,6 +288,40 @@ def test_what_a_substitute_writes_into_its_arguments_is_compared():
     for function, agrees in ((add, True), (forgets_the_state, False)):
         substitute = Substitute(function, lambda *args: "key", lambda key: probes, lambda key: 0.0)
         assert (difference(add, substitute, "key") == "") is agrees
+
+
+def test_a_comparison_that_is_interrupted_is_no_agreement(monkeypatch):
+    calls = []
+
+    def interrupted(plain, substitute, key):
+        calls.append(key)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return ""
+
+    monkeypatch.setattr("tslm.fast.agreement.difference", interrupted)
+    x, gain = torch.randn(3, 8), torch.ones(8)
+    with pytest.raises(KeyboardInterrupt):
+        ops.rms_norm(x, gain, 1e-5)
+    assert door._disagreements == {}
+    ops.rms_norm(x, gain, 1e-5)
+    assert len(calls) == 2
+
+
+def test_keyword_arguments_reach_the_substitute():
+    x, gain = torch.randn(3, 8), torch.ones(8)
+    assert torch.equal(ops.rms_norm(x=x, gain=gain, eps=1e-5), ops.rms_norm(x, gain, 1e-5))
+    assert len(door._disagreements) == 1
+
+
+def test_both_packages_agree_on_the_dtype_of_a_matmul():
+    from tslm.fast.forms import form_of
+    from tslm.model.dtypes import matmul_dtype
+
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        for autocast in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                assert matmul_dtype(torch.ones(1, dtype=dtype)) == form_of(torch.ones(1, dtype=dtype)).compute_dtype
 
 
 def test_an_unavailable_probe_is_no_agreement():

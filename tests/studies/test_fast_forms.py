@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.conftest import needs_compiler
+from tests.conftest import needs_compiler, needs_open_door
 from tslm import fast
 from tslm.__main__ import main
 from tslm.fast import DisagreementWarning, door
@@ -19,6 +19,7 @@ def _fresh_door():
 
 
 @needs_compiler
+@needs_open_door
 def test_every_replaceable_function_is_listed():
     rows = list(reports(seconds=0))
     assert {row.function for row in rows} == set(SUBSTITUTES)
@@ -27,6 +28,7 @@ def test_every_replaceable_function_is_listed():
 
 
 @needs_compiler
+@needs_open_door
 def test_an_edited_function_is_listed_as_written_with_the_reason(monkeypatch):
     plain = ops.rms_norm.plain
     monkeypatch.setattr(ops.rms_norm, "plain", lambda *arguments: 3 * plain(*arguments))
@@ -37,6 +39,7 @@ def test_an_edited_function_is_listed_as_written_with_the_reason(monkeypatch):
 
 
 @needs_compiler
+@needs_open_door
 def test_the_page_says_what_runs_and_how_much_faster_it_is(capsys):
     assert main(["study", "fast", "--seconds", "0.001"]) == 0
     lines = capsys.readouterr().out.splitlines()

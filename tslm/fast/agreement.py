@@ -1,7 +1,7 @@
-"""Whether two forms of a function agree: in their results, in what they write into their arguments, in gradients.
+"""Compares two forms of a function: results, gradients, and tensors and numbers in their arguments afterwards.
 
-Tensors are compared by their relative error, everything else must be equal. The form as it is written is run in
-float32 where the substitute gets a half-precision dtype, so that one side of the comparison is exact.
+Tensors are compared by their relative error; everything else must be equal. Where the substitute runs in a
+half-precision dtype, the function as written runs in float32, so that one side of the comparison is exact.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import sys
 from collections.abc import Callable, Hashable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from tslm.fast.door import Substitute, UnavailableError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tslm.fast.door import Substitute
-
 
 def difference(plain: Callable[..., Any], substitute: Substitute, key: Hashable) -> str:
-    """Return in words how a substitute differs from a function on its probes, or "" if it agrees on all of them.
+    """Describe how a substitute differs from a function on its probes; "" if it agrees on all of them.
 
     Args:
         plain: the function as it is written.
-        substitute: what is to replace it.
-        key: what the substitute's `supports` returned; its attribute `autocast`, if it has one, is a dtype that
-            autocast is switched on with while the substitute runs.
+        substitute: the faster form.
+        key: the value that the substitute's `supports` returned. If it has an attribute `autocast` that is not None,
+            the substitute runs under autocast to this dtype.
 
     Raises:
         UnavailableError: the substitute cannot run on this machine.
@@ -38,7 +38,12 @@ def difference(plain: Callable[..., Any], substitute: Substitute, key: Hashable)
                 expected = _outcome(plain, _copied(case.arguments, widen=True), case.finish, None)
             except Exception as error:  # the call itself will show it, with its traceback
                 return f"it raises {type(error).__name__} ({error})"
-            found = _outcome(fast, _copied(case.arguments), case.finish, autocast)
+            try:
+                found = _outcome(fast, _copied(case.arguments), case.finish, autocast)
+            except UnavailableError:
+                raise
+            except Exception as error:  # a compiler, or a kernel that this device cannot run
+                return f"its substitute raises {type(error).__name__} ({error})"
             if len(found) != len(expected):
                 return f"its results are {len(expected)} values, the substitute's {len(found)}"
             for ours, theirs in zip(expected, found, strict=True):
@@ -52,8 +57,8 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     if found.shape != expected.shape:
         return float("inf")
     found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
-    both_nan = found.isnan() & expected.isnan()
-    found, expected = found.masked_fill(both_nan, 0.0), expected.masked_fill(both_nan, 0.0)
+    same = (found == expected) | (found.isnan() & expected.isnan())  # infinities have no difference
+    found, expected = (each.masked_fill(same & ~each.isfinite(), 0.0) for each in (found, expected))
     distance, size = float((found - expected).norm()), float(expected.norm())
     if distance == 0:
         return 0.0
@@ -61,7 +66,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 def _error(expected: object, found: object, tolerance: float) -> str:
-    """Say how two results differ, or "" if they do not, with the first values of both."""
+    """Describe how two results differ, with the first values of both; "" if they agree."""
     if _is_tensor(expected) and _is_tensor(found):
         error = relative_error(found, expected)  # type: ignore[arg-type]
         if error <= tolerance:
@@ -76,9 +81,9 @@ def _error(expected: object, found: object, tolerance: float) -> str:
 def _outcome(
     function: Callable[..., Any], arguments: tuple[Any, ...], finish: Callable[[Any], Any], autocast: Any  # noqa: ANN401
 ) -> list[Any]:
-    """Everything a call changes: its results, the gradients of its leaves, and its other arguments afterwards."""
+    """Return what a call computes: its results, the gradients of its leaves, and its other arguments afterwards."""
     if "torch" not in sys.modules:
-        return [finish(function(*arguments))]
+        return [finish(function(*arguments)), *_numbers(arguments)]
     import torch
 
     leaves = [each for each in _tensors(arguments) if each.requires_grad]
@@ -91,25 +96,25 @@ def _outcome(
             weights = [torch.linspace(-1, 2, each.numel(), dtype=torch.float32, device=each.device).view_as(each)
                        .to(each.dtype) for each in differentiable]
             gradients = list(torch.autograd.grad(differentiable, leaves, weights))
-    after = [each for each in _numbers(arguments) if not each.requires_grad]
-    return [*results, *gradients, *after]
+    after = [each for each in _tensors(arguments) if not each.requires_grad]
+    return [*results, *gradients, *after, *_numbers(arguments)]
 
 
 @contextlib.contextmanager
 def _suspended() -> Iterator[None]:
-    """Suspend what may surround the first call of a function: inference mode, autocast, hooks on saved tensors."""
+    """Suspend the contexts that may surround a call: inference mode, autocast, hooks on saved tensors."""
     if "torch" not in sys.modules:
         yield
         return
     import torch
 
-    def same(tensor: Tensor) -> Tensor:
+    def identity(tensor: Tensor) -> Tensor:
         return tensor
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(same, same))
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(identity, identity))
         for device in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(device, enabled=False) if device == "cpu" or torch.cuda.is_available()
                                 else contextlib.nullcontext())
@@ -144,7 +149,8 @@ def _parts(value: Any) -> Iterator[Any]:  # noqa: ANN401
 
 def _tensors(value: Any) -> Iterator[Tensor]:  # noqa: ANN401
     if _is_tensor(value):
-        yield value
+        if value.ndim or value.requires_grad:  # others are numbers
+            yield value
     elif isinstance(value, dict):
         for each in value.values():
             yield from _tensors(each)
@@ -153,14 +159,10 @@ def _tensors(value: Any) -> Iterator[Tensor]:  # noqa: ANN401
             yield from _tensors(each)
 
 
-def _numbers(value: Any) -> Iterator[Tensor]:  # noqa: ANN401
-    """Every tensor and every number of some arguments, numbers as tensors: some forms keep a counter in either way."""
-    import torch
-
-    if isinstance(value, int | float):
-        yield torch.tensor(float(value), dtype=torch.float64)
-    elif _is_tensor(value):
-        yield value
+def _numbers(value: Any) -> Iterator[float]:  # noqa: ANN401
+    """Every number of some arguments, and every tensor with a single number: some forms keep a counter in either."""
+    if isinstance(value, int | float) or (_is_tensor(value) and value.ndim == 0 and not value.requires_grad):
+        yield float(value)
     elif isinstance(value, dict | tuple | list):
         for each in value.values() if isinstance(value, dict) else value:
             yield from _numbers(each)

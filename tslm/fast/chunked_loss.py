@@ -32,8 +32,8 @@ def chunked_cross_entropy(
         weight: W (V, D).
         targets: (...), integers in 0 … V-1.
         chunk_size: tokens in a chunk.
-        dtype: of the matmuls.
-        row_losses: the losses and the gradient of a chunk.
+        dtype: dtype of the matmuls.
+        row_losses: computes the loss and the gradient of a chunk.
 
     Returns:
         A scalar in float32.

@@ -6,10 +6,12 @@ The core marks a function as replaceable:
     def rms_norm(x, gain, eps): ...
 
 At the first call on a device and dtype the door looks for a substitute in `table.py`, runs both on small probes, and
-compares values and gradients. If they agree, the substitute runs from then on. If they do not, somebody has edited the
-function (or a compiler is wrong): the function runs as it is written, and one warning says so.
+compares values and gradients. If they agree, the substitute runs from then on. If they differ, the function has been
+edited (or a compiler is wrong): the function runs as it is written, and one warning says so.
 
-With `TSLM_FAST=0` in the environment, or inside `with shut():`, every function runs as it is written.
+A change that shows on no probe is not noticed, for instance one that only matters beyond the 330 positions of the
+longest probe of attention. With `TSLM_FAST=0` in the environment, or inside `with shut():`, every function runs as it
+is written.
 """
 
 from __future__ import annotations
@@ -40,10 +42,10 @@ class UnavailableError(RuntimeError):
 
 @dataclass(frozen=True)
 class Case:
-    """One probe: arguments for both forms, and what to do with their results before they are compared.
+    """One probe: the arguments of both forms, and a function of their results whose values are compared.
 
     Attributes:
-        arguments: positional arguments; tensors that require a gradient are compared in their gradients too.
+        arguments: positional arguments; the gradients of tensors that require one are compared too.
         finish: applied to the result of each form, for functions that return a callable object.
     """
 
@@ -58,15 +60,15 @@ class Substitute:
     Attributes:
         function: called with the same arguments as the function that it replaces.
         supports: called with the arguments of a call; returns the key under which agreement is remembered (device,
-            dtype, whatever else selects other code), or None if the substitute is not made for such arguments.
+            dtype, and whatever else selects other code), or None if the substitute does not support the arguments.
         probes: returns the cases that are compared for a key. May raise UnavailableError.
         tolerance: largest relative error (see `agreement.relative_error`) for a key; 0 means equal.
-        precise: returns, for a key of low precision, another one that must agree as well. Otherwise the tolerance of
-            bfloat16 would hide a small change of a formula.
-        probed: returns the function that is compared for a key, if that is not `function`.
-        traceable: whether torch.compile may see it, because it is an operator registered with torch.
-        examples: arguments of realistic size for a key, to measure what the substitute gains.
-        keys: the keys that exist on this machine, for the listing.
+        precise: returns, for a key of low precision, another key that must agree as well, because the tolerance of
+            bfloat16 would hide a small change of a formula; None if there is none.
+        probed: returns the function to compare for a key, where it differs from `function`.
+        traceable: whether torch.compile may see the substitute, because it is an operator registered with torch.
+        examples: returns arguments of realistic size for a key, to measure the speedup.
+        keys: returns the keys that exist on this machine, for `study fast`.
     """
 
     function: Callable[..., Any]
@@ -81,7 +83,7 @@ class Substitute:
 
 
 class Replaceable(Protocol[P, R]):
-    """A function of the core behind the door; `plain` is the function as it is written."""
+    """A replaceable function of the core; `plain` is the function as it is written."""
 
     plain: Callable[P, R]
     __name__: str
@@ -92,17 +94,19 @@ class Replaceable(Protocol[P, R]):
 
 _functions: dict[str, Replaceable[..., Any]] = {}  # by dotted name
 _substitutes: dict[Place, Substitute | None] = {}
-_disagreements: dict[tuple[Place, Hashable], str] = {}  # why a substitute is not taken, "" if it is
-_for_compiler: dict[tuple[str, str], Callable[..., Any]] = {}  # what torch.compile sees, by function and device
-_warned: set[str] = set()  # functions, and messages about missing substitutes, that the user has been told of
+_disagreements: dict[tuple[Place, Hashable], str] = {}  # why a substitute does not run, "" if it agrees
+_for_compiler: dict[tuple[str, str], tuple[Substitute, set[Hashable]]] = {}  # by function and device: what
+# torch.compile may see, and the keys for which it has been chosen
+_warned: set[str] = set()  # functions, and messages about missing substitutes, that a warning has named
 _UNAVAILABLE = "functions run as they are written, or by slower substitutes, because"
+_SHUT_BY_ENVIRONMENT = os.environ.get("TSLM_FAST") == "0"  # read once: the door is asked at every call
 _shut_depth = 0
 
 
 def replaceable(function: Callable[P, R]) -> Replaceable[P, R]:
     """Let the door decide at each call whether a function or a substitute for it runs.
 
-    The function stays available as `.plain`. What the door compares substitutes with is whatever `.plain` is.
+    The function stays available as `.plain`, and substitutes are compared with `.plain`.
     """
     name = f"{function.__module__}.{function.__qualname__}"
     torch = sys.modules.get("torch")
@@ -111,64 +115,78 @@ def replaceable(function: Callable[P, R]) -> Replaceable[P, R]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if is_compiling():
-            return cast(R, _for_compiler.get((name, _device_of(args)), function)(*args, **kwargs))
+            return cast(R, _choose_for_compiler(name, function, *args, **kwargs)(*args, **kwargs))
         return cast(R, choose(name, *args, **kwargs)(*args, **kwargs))
 
-    door = cast(Replaceable[P, R], call)
-    door.plain = function
-    _functions[name] = door
-    return door
+    wrapped = cast(Replaceable[P, R], call)
+    wrapped.plain = function
+    _functions[name] = wrapped
+    return wrapped
 
 
 def choose(name: str, *args: Any, **kwargs: Any) -> Callable[..., Any]:  # noqa: ANN401 - any function's arguments
-    """Return the form of a function that runs for these arguments: the first substitute that supports and agrees."""
+    """Return the form that runs for these arguments: the first substitute that supports them and agrees, or `plain`.
+
+    Args:
+        name: dotted name of a replaceable function.
+        args: positional arguments of the call; the first one determines the device.
+        kwargs: keyword arguments of the call.
+    """
     plain = _functions[name].plain
     if not is_open():
         return plain
-    device = _device_of(args)
+    device = _device_of(args, kwargs)
     for place in SUBSTITUTES.get(name, ()):
         if place.device != device or (substitute := load(place)) is None:
             continue
         key = substitute.supports(*args, **kwargs)
         if key is not None and disagreement(name, place, key) == "":
+            if substitute.traceable:
+                _for_compiler.setdefault((name, device), (substitute, set()))[1].add(key)
             return substitute.function
     return plain
 
 
+def _choose_for_compiler(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:  # noqa: ANN401
+    """Return the form that torch.compile sees: a traceable substitute that `choose` has taken for such arguments."""
+    chosen = _for_compiler.get((name, _device_of(args, kwargs))) if is_open() else None
+    if chosen is None:
+        return function
+    substitute, keys = chosen
+    return substitute.function if substitute.supports(*args, **kwargs) in keys else function
+
+
 def disagreement(name: str, place: Place, key: Hashable) -> str:
-    """Return why a substitute does not run for a key, or "" if it agrees; compares at the first question only."""
+    """Return why a substitute does not run for a key, or "" if it agrees. A key is compared once, and may warn then."""
     if (place, key) not in _disagreements:
         substitute = load(place)
         assert substitute is not None
-        _disagreements[place, key] = ""  # a probe may pass through the door itself
         precise = substitute.precise(key)
         reason = "" if precise is None else disagreement(name, place, precise)
         message = ""
         if not reason:
             reason, message = _compare(name, substitute, key)
         _disagreements[place, key] = reason
-        if not reason:
-            if substitute.traceable:
-                _for_compiler[name, place.device] = substitute.function
-        elif message and name not in _warned and message not in _warned:
+        if message and name not in _warned and message not in _warned:
             _warned.update((message,) if message.startswith(_UNAVAILABLE) else (name,))
             warnings.warn(message, DisagreementWarning, stacklevel=4)
     return _disagreements[place, key]
 
 
 def _compare(name: str, substitute: Substitute, key: Hashable) -> tuple[str, str]:
-    """Return the reason why a substitute is not taken, "" if it is, and what to tell the user about it."""
+    """Return the reason why a substitute does not run, "" if it agrees, and the text of the warning about it."""
     from tslm.fast.agreement import difference
 
     try:
         reason = difference(_functions[name].plain, substitute, key)
     except UnavailableError as error:
         return str(error), f"{_UNAVAILABLE} {error}"
-    return reason, f"{name} runs as it is written, without its substitute, because {reason}"
+    message = f"{name} runs as it is written, without its substitute, because {reason}"
+    return reason, message if reason else ""
 
 
 def load(place: Place) -> Substitute | None:
-    """Import a substitute; None where a library that it needs, such as Triton, is not installed."""
+    """Import a substitute; return None if a library that it needs, such as Triton, is not installed."""
     if place not in _substitutes:
         try:
             _substitutes[place] = getattr(importlib.import_module(place.module), place.attribute)
@@ -179,9 +197,9 @@ def load(place: Place) -> Substitute | None:
     return _substitutes[place]
 
 
-def _device_of(args: tuple[Any, ...]) -> str:
+def _device_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """The device type of the first argument, or of its first element; "" if that is no tensor."""
-    first = args[0] if args else None
+    first = args[0] if args else next(iter(kwargs.values()), None)
     if isinstance(first, list | tuple) and first:
         first = first[0]
     device = getattr(first, "device", None)
@@ -190,12 +208,12 @@ def _device_of(args: tuple[Any, ...]) -> str:
 
 def is_open() -> bool:
     """Whether substitutes may run at all."""
-    return not _shut_depth and os.environ.get("TSLM_FAST", "1") != "0"
+    return not _shut_depth and not _SHUT_BY_ENVIRONMENT
 
 
 @contextlib.contextmanager
 def shut() -> Iterator[None]:
-    """Run every function as it is written, for the time of a `with` block."""
+    """Run every function as it is written inside a `with` block."""
     global _shut_depth
     _shut_depth += 1
     try:
@@ -205,7 +223,7 @@ def shut() -> Iterator[None]:
 
 
 def forget() -> None:
-    """Compare again at the next call of each function, because a function has changed."""
+    """Forget all comparisons and warnings, for instance after `.plain` was replaced; the next calls compare again."""
     _disagreements.clear()
     _for_compiler.clear()
     _warned.clear()

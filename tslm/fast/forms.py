@@ -1,4 +1,4 @@
-"""The forms in which a tensor function is called (device, dtype, autocast), and probes that several devices share."""
+"""The form of a call (device, dtype, autocast), and the probes that the substitutes for several devices share."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tslm.fast.door import Case
 
 
 class Form(NamedTuple):
-    """One form of a call; agreement is checked once for each.
+    """The form of a call; agreement is checked once for each form.
 
     Attributes:
         device: "cpu" or "cuda".
-        dtype: of the function's first tensor.
-        autocast: the dtype that autocast gives to matmuls; None where it is off.
+        dtype: dtype of the function's first tensor.
+        autocast: the dtype in which autocast runs matmuls; None if autocast is off.
     """
 
     device: str
@@ -37,9 +37,13 @@ def form_of(x: Tensor) -> Form:
 
 
 def attends_to_itself(qkv: Tensor, rotation: Tensor | None, cached: tuple[object, ...]) -> bool:
-    """Whether a call of `ops.self_attention` has no cache or mask, and pairs of features to rotate."""
-    same_for_all = rotation is None or rotation.ndim == 3
-    return same_for_all and qkv.shape[-1] % 2 == 0 and all(each is None for each in cached)
+    """Whether a call of `ops.self_attention` is one that kernels support: each sequence attends to itself only.
+
+    It has no cache, no positions and no mask (all of `cached` is None), an even head dimension, and one rotation table
+    (T, K/2, 2) for all sequences.
+    """
+    one_table = rotation is None or rotation.ndim == 3
+    return one_table and qkv.shape[-1] % 2 == 0 and all(each is None for each in cached)
 
 
 def drawn(*size: int, dtype: torch.dtype, device: str = "cpu", seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -56,15 +60,21 @@ def rotation_table(length: int, width: int, device: str = "cpu") -> Tensor:
 
 
 def attention_case(form: Form, batch: int, length: int, heads: int, width: int, documents: bool) -> Case:
-    """Arguments of `self_attention`, for the probes of every device."""
+    """Return arguments of `self_attention`, for probes and examples on every device."""
     starts = torch.zeros(batch, length, dtype=torch.int64, device=form.device)
     starts[-1, 3:] = 3  # the last sequence holds two documents
     qkv = drawn(batch, length, 3, heads, width, dtype=form.dtype, device=form.device)
     return Case((qkv, rotation_table(length, width, form.device), starts if documents else None))
 
 
+def attention_probes(form: Form) -> list[Case]:
+    """Two documents in one sequence, odd sizes, and a sequence long enough to show a window of attention."""
+    return [attention_case(form, 2, 70, 2, 6, documents=True), attention_case(form, 2, 70, 2, 6, documents=False),
+            attention_case(form, 1, 330, 1, 8, documents=False)]
+
+
 def loss_case(form: Form, tokens: int, d_model: int, vocab_size: int, chunk_size: int | None) -> Case:
-    """Arguments of `linear_and_loss`, for the probes of every device."""
+    """Return arguments of `linear_and_loss`, for probes and examples on every device."""
     targets = torch.arange(tokens) * 7919 % vocab_size
     weight = drawn(vocab_size, d_model, dtype=form.dtype, device=form.device, seed=1, scale=0.3)
     hidden = drawn(tokens, d_model, dtype=form.dtype, device=form.device)
@@ -72,7 +82,7 @@ def loss_case(form: Form, tokens: int, d_model: int, vocab_size: int, chunk_size
 
 
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 itself, so that it is faster than float32."""
+    """Whether the processor has instructions that multiply bfloat16, which makes it faster than float32."""
     # The public torch.backends.cpu.get_cpu_capability knows the vector width but not bfloat16.
     probes = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
     return any(probe() for probe in probes if probe is not None)

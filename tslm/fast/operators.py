@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from tslm.fast.chunked_loss import chunked_cross_entropy
 from tslm.fast.door import Substitute
-from tslm.fast.forms import Form, attends_to_itself, attention_case, form_of, loss_case
+from tslm.fast.forms import Form, attends_to_itself, attention_probes, form_of, loss_case
 
 QUERY_BLOCK = 64  # queries per block; 32 to 128 take the same time at 128 to 256 positions, larger blocks take longer
 CHUNK_SIZE = 1024  # tokens whose logits are in memory at a time
@@ -26,7 +26,7 @@ _TOLERANCES = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 
 def self_attention(qkv: Tensor, rotation: Tensor | None = None, *nothing: None) -> Tensor:
-    """Substitute for `ops.self_attention` of qkv (..., T, 3, H, K), without documents or a cache."""
+    """Substitute for `ops.self_attention` of qkv (..., T, 3, H, K), without documents, cache or mask."""
     dtype = form_of(qkv).compute_dtype
     q, k, v = (part.transpose(-3, -2) for part in qkv.unbind(-3))  # each (..., H, T, K)
     if rotation is not None:
@@ -37,7 +37,7 @@ def self_attention(qkv: Tensor, rotation: Tensor | None = None, *nothing: None) 
 
 
 def _rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Multiply pairs as complex numbers: one pass over memory."""
+    """Rotate pairs by multiplying complex numbers, in one pass over memory."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * torch.view_as_complex(rotation.contiguous())).flatten(-2).to(x.dtype)
 
@@ -118,17 +118,19 @@ def _supports_attention(
     return _supported(form_of(qkv)) if supported else None
 
 
+def _supports_loss(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int | None) -> Form | None:
+    return _supported(form_of(hidden)) if weight.dtype in _TOLERANCES else None
+
+
 SELF_ATTENTION = Substitute(
     self_attention, _supports_attention,
-    probes=lambda form: [attention_case(form, 2, QUERY_BLOCK + 6, 2, 6, documents=False)],
+    probes=lambda form: attention_probes(form)[1:],  # without documents
     tolerance=lambda form: _TOLERANCES[form.compute_dtype], precise=_precise,
-    examples=lambda form: attention_case(form, 6, 256, 4, 32, documents=False),
 )
 
 
 LINEAR_AND_LOSS = Substitute(
-    linear_and_loss, lambda hidden, weight, targets, chunk_size: _supported(form_of(hidden)),
+    linear_and_loss, _supports_loss,
     probes=lambda form: [loss_case(form, 67, 24, 41, 20)],
     tolerance=lambda form: _TOLERANCES[form.compute_dtype], precise=_precise,
-    examples=lambda form: loss_case(form, 2048, 512, 10_000, None),
 )

@@ -1,4 +1,4 @@
-"""Which substitutes there are for which function of the core, the preferred one first."""
+"""The substitutes of each replaceable function of the core, the preferred one first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class Place(NamedTuple):
     """Where a `door.Substitute` is defined. It is imported only for calls on its device.
 
     Attributes:
-        device: "cpu" or "cuda", of the first tensor of a call; "" for a function whose first argument is no tensor.
+        device: device type of a call's first argument, "cpu" or "cuda"; "" if that argument is no tensor.
         module: the module to import.
         attribute: the name of the substitute in it.
     """

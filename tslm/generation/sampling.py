@@ -23,7 +23,7 @@ from tslm.model import softmax
 def choose_tokens(
     logits: Tensor, temperature: float, top_p: float, top_k: int | None, uniform: Tensor | None
 ) -> list[int]:
-    """Choose a token from each row of logits (B, V); -1 for a row if the logits are not finite.
+    """Choose a token from each row of logits.
 
     Among equal logits the lowest id comes first, so the choice is the same on every run.
 
@@ -33,14 +33,18 @@ def choose_tokens(
         top_p: share of probability kept.
         top_k: number of tokens kept.
         uniform: (B) in [0, 1), decides each draw; a greedy rule needs none.
+
+    Returns:
+        A token id for each row; -1 for a row whose largest logit is infinite or that holds NaN.
     """
-    if not torch.isfinite(logits.amax()):
-        return [-1] * len(logits)
-    rule = SamplingRule(temperature, top_p, top_k)
+    rule, finite = SamplingRule(temperature, top_p, top_k), logits.amax(-1).isfinite()
+    logits = logits.masked_fill(~finite.unsqueeze(-1), 0.0)
     if rule.greedy:
-        return logits.argmax(-1).tolist()
-    assert uniform is not None, "only a greedy rule does without random numbers"
-    return draw(rule.probabilities(logits), uniform.to(logits.device)).tolist()
+        chosen = logits.argmax(-1)
+    else:
+        assert uniform is not None, "only a greedy rule does without random numbers"
+        chosen = draw(rule.probabilities(logits), uniform.to(logits.device))
+    return chosen.masked_fill(~finite, -1).tolist()
 
 
 @dataclass(frozen=True)

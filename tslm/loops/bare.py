@@ -1,7 +1,7 @@
 """The bare loop: `StepLoop` drives the LightningModule in plain PyTorch, without a Trainer.
 
-Read this file first to see what a training step is. It is also the yardstick for what Lightning adds: twenty steps of
-the bare loop and twenty steps of a Trainer give bit-identical weights.
+`BareDriver.train_step` shows what a training step is. A test holds the two drivers together: twenty steps of the bare
+loop and twenty steps of a Trainer give bit-identical weights.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class TrainableModule(Protocol):
 
 
 class BareDriver:
-    """Take optimizer steps on one device.
+    """Executes the decisions of `StepLoop` on one device.
 
     Args:
         module: computes the loss and clips.
         optimizer: updates the module's parameters.
         schedule: sets the learning rate after each step.
-        micro_batches: an endless iterator of windows; all micro-batches have the same size.
-        accumulate: micro-batches in one optimizer step; the step's gradient is the mean of theirs.
+        micro_batches: an endless iterator of inputs and targets; all micro-batches have the same size.
+        accumulate: micro-batches in one optimizer step, whose gradient is the mean of their gradients.
         max_norm: largest global norm of the gradient; None disables clipping.
-        autocast: makes the context in which the loss is computed.
+        autocast: returns the context in which the loss is computed.
         on_log: called with the step and its mean loss when a report is due.
         valid_batches: the validation data.
     """
@@ -107,5 +107,11 @@ class BareDriver:
 
 
 def train(driver: BareDriver, max_steps: int, cadence: Cadence | None = None) -> None:
-    """Take `max_steps` optimizer steps."""
+    """Take `max_steps` optimizer steps.
+
+    Args:
+        driver: executes the steps.
+        max_steps: number of optimizer steps.
+        cadence: when to validate and report; by default only at the end.
+    """
     StepLoop(driver, Budget(max_steps), cadence or Cadence()).run()

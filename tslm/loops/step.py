@@ -27,24 +27,34 @@ class Budget:
     def of(cls, *, max_steps: int | None = None, max_tokens: int | None = None, tokens_per_step: int = 1) -> Budget:
         """Make a budget from steps or from tokens; tokens are rounded up to whole steps.
 
+        Args:
+            max_steps: number of optimizer steps.
+            max_tokens: number of training tokens.
+            tokens_per_step: tokens of one optimizer step, in all micro-batches and processes together.
+
         Raises:
-            UserError: both or none of the two are given, or the given one is not positive.
+            UserError: both or neither of max_steps and max_tokens are given, or the given one is below 1.
         """
         if (max_steps is None) == (max_tokens is None):
             raise UserError(
-                f"the budget is max_steps or max_tokens, one of them, but got max_steps={max_steps} and "
-                f"max_tokens={max_tokens}: give --trainer.max_steps or --trainer.max_tokens"
+                f"max_steps is {max_steps} and max_tokens is {max_tokens}, but the budget is exactly one of them: give "
+                "--trainer.max_steps or --trainer.max_tokens"
             )
         name, amount = ("max_steps", max_steps) if max_steps is not None else ("max_tokens", max_tokens)
         assert amount is not None
         if amount < 1:
-            raise UserError(f"{name} is {amount}, but a budget is at least 1: give a positive --trainer.{name}")
+            raise UserError(f"{name} is {amount}, but it must be at least 1: give a positive --trainer.{name}")
         return cls(amount if max_steps is not None else -(-amount // tokens_per_step))
 
 
 @dataclass(frozen=True)
 class Cadence:
-    """The number of optimizer steps between two validations, reports and checkpoints; 0 means only at the end.
+    """How often the loop validates, reports and saves, in optimizer steps; 0 means only at the end.
+
+    Attributes:
+        val: steps between two validations.
+        log: steps between two reports.
+        save: steps between two checkpoints.
 
     Raises:
         UserError: a number is negative.
@@ -76,7 +86,7 @@ class Driver(Protocol):
         """Write a checkpoint of everything that the next step depends on."""
 
     def stop_requested(self) -> bool:
-        """Whether a signal or a callback asks the loop to end at this boundary."""
+        """Whether a signal or a callback asks the loop to end before the next step."""
 
 
 def _due(every: int, step: int) -> bool:
@@ -89,8 +99,10 @@ class StepLoop(Loop):
     The order makes resumption exact. A checkpoint is saved after the validation of its step, so a resumed run does not
     repeat that validation. It is saved after the report, so a diverged training is noticed before it is saved. Every
     validation is followed by a checkpoint, so the best model so far is always on disk. The last step always reports
-    and saves; if the budget ends there, it also validates. A stop that is requested too late to save its step takes
-    effect after the next step.
+    and saves; if the budget ends there, it also validates.
+
+    The loop asks for stop requests after each optimizer step, and again after each checkpoint. A request that arrives
+    after the first question, in a step without a checkpoint, takes effect after the next step.
     """
 
     def __init__(self, driver: Driver, budget: Budget, cadence: Cadence) -> None:

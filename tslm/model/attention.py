@@ -28,8 +28,8 @@ class MultiHeadSelfAttention(Module):
     def __init__(self, d_model: int, num_heads: int) -> None:
         super().__init__()
         if d_model % num_heads:
-            raise UserError(f"d_model is {d_model}, which num_heads = {num_heads} does not divide: choose a multiple "
-                            f"of {num_heads} for d_model")
+            raise UserError(f"d_model is {d_model}, which is not divisible by num_heads = {num_heads}: choose a "
+                            f"multiple of {num_heads} for d_model")
         self.num_heads = num_heads
         self.q_proj = Linear(d_model, d_model)
         self.k_proj = Linear(d_model, d_model)
@@ -44,10 +44,10 @@ class MultiHeadSelfAttention(Module):
         Args:
             x: (..., T, D).
             rotation: rows of `RotaryEmbedding.at` for the T positions; None for no rotary embedding.
-            cache: see `ops.self_attention`, as for positions, mask and document_starts.
-            positions: the cache slots of x.
-            mask: over the cached positions.
-            document_starts: the first position of each position's document.
+            cache: keys and values of earlier positions, as in `ops.self_attention`, also for the arguments below.
+            positions: the cache slots of x (B, T).
+            mask: boolean (..., T, S) over the cached positions.
+            document_starts: the first position of each position's document (..., T).
 
         Returns:
             (..., T, D).

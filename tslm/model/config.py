@@ -1,7 +1,4 @@
-"""The shape of a model: the numbers that fix every weight's size, checked once, here.
-
-Every other room may rely on a `TransformerConfig` being consistent.
-"""
+"""The sizes of a model. They are checked when a `TransformerConfig` is made, so other modules can rely on them."""
 
 from __future__ import annotations
 
@@ -25,8 +22,8 @@ class TransformerConfig:
         rope_theta: base of the rotary embedding's wavelengths.
 
     Raises:
-        UserError: a size is not a positive integer, d_model does not split into num_heads heads of even width, or
-            rope_theta is not a positive finite number.
+        UserError: a size is not a positive integer, d_model is not divisible by num_heads, the head dimension is odd,
+            or rope_theta is not a positive finite number.
     """
 
     vocab_size: int
@@ -41,16 +38,16 @@ class TransformerConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name != "rope_theta" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise UserError(f"{field.name} is {value!r}; it must be a whole number of at least 1")
+                raise UserError(f"{field.name} is {value!r}; it must be an integer of at least 1")
         if not 0 < self.rope_theta < math.inf:
             raise UserError(f"rope_theta is {self.rope_theta!r}; it must be a positive number, such as 10000")
         if self.d_model % self.num_heads:
-            raise UserError(f"d_model is {self.d_model}, which does not split into num_heads = {self.num_heads} equal "
-                             f"heads; choose a d_model that is a multiple of {2 * self.num_heads}")
+            raise UserError(f"d_model is {self.d_model}, which is not divisible by num_heads = {self.num_heads}; "
+                            f"choose a multiple of {2 * self.num_heads} for d_model")
         if self.head_dim % 2:
             raise UserError(f"d_model {self.d_model} over num_heads {self.num_heads} gives heads of width "
-                             f"{self.head_dim}; RoPE turns pairs, so the width must be even: choose a d_model that is "
-                             f"a multiple of {2 * self.num_heads}")
+                            f"{self.head_dim}; RoPE rotates pairs, so the width must be even: choose a d_model that "
+                            f"is a multiple of {2 * self.num_heads}")
 
     @property
     def head_dim(self) -> int:

@@ -16,9 +16,9 @@ from tslm.model.init import init_embedding_, init_gain_, init_linear_
 
 
 class SwiGLU(Module):
-    """W₂(SiLU(W₁x) · W₃x) (Shazeer 2020, "GLU Variants Improve Transformer").
+    """The gated feed-forward layer W₂(SiLU(W₁x) · W₃x) (Shazeer 2020, "GLU Variants Improve Transformer").
 
-    Shapes: (..., D) to (..., D), through the inner width F.
+    Shapes: (..., D) to (..., D); the inner width is F.
     """
 
     def __init__(self, d_model: int, d_ff: int) -> None:
@@ -33,9 +33,13 @@ class SwiGLU(Module):
 
 
 class RMSNorm(Module):
-    """Root-mean-square normalisation of the last dimension: x / √(mean(x²) + eps) · weight, see `ops.rms_norm`.
+    """Root-mean-square normalisation of the last dimension: x / √(mean(x²) + eps) · weight (see `ops.rms_norm`).
 
     Shapes: (..., D) to (..., D).
+
+    Args:
+        d_model: D.
+        eps: keeps the division away from 0.
     """
 
     def __init__(self, d_model: int, eps: float = 1e-5) -> None:

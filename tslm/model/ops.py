@@ -1,7 +1,7 @@
 """Every formula of the model, once, in the form that a textbook prints. The layers call these functions.
 
 A function marked `@replaceable` may run as a faster substitute (`tslm/fast/`) that has been compared with the function
-as it is written here. Whoever edits a formula therefore trains the edited formula.
+as it is written here. After an edit the two differ, so the edited formula is the one that trains.
 
 Shapes: B batch (any leading dimensions), T positions or queries, S keys, D d_model, H heads, K head dimension, F d_ff.
 """
@@ -22,11 +22,12 @@ def linear(x: Tensor, *weights: Tensor) -> Tensor:
     """Linear map x Wᵀ; with several weights the outputs of all of them, concatenated in the last dimension.
 
     One wide matmul reads x once, and its backward pass makes the gradient of x in one piece. Concatenating the weights
-    copies them, which costs more than it saves where x has fewer rows than the weights have columns (generation).
+    copies them, which costs more than it saves where x has fewer rows than the first weight (generation).
 
-    Shapes: x (..., d_in), each W (d_out, d_in); returns (..., sum of the d_out).
+    Shapes: x (..., d_in), each W (d_out, d_in); returns (..., sum of the d_out), in the dtype in which a matmul runs.
     """
-    # Autocast would cast the transposed weight, and then transpose the weight's gradient a second time.
+    # Cast before transposing: autocast would cast the transpose, and the backward pass would then transpose the
+    # weight's gradient a second time.
     weights = tuple(weight.to(matmul_dtype(weight)) for weight in weights)
     if len(weights) > 1 and x.numel() < weights[0].numel():
         return torch.cat([x @ weight.T for weight in weights], -1)
@@ -145,7 +146,7 @@ def self_attention(
         document_starts: the first position of each position's document, int64 (..., T), see `document_starts_of`.
             None if each sequence is one document. Not together with a cache or a mask.
         cache: keys and values of earlier positions, which this call extends by those of qkv.
-        positions: the cache slots of qkv (B, T); None if it is the beginning of its sequences.
+        positions: the cache slots of qkv (B, T); None if qkv holds the first T tokens of its sequences.
         mask: boolean (..., T, S) over the cached positions, needed with `positions`; None for a causal mask.
 
     Returns:
@@ -164,7 +165,7 @@ def self_attention(
 
 
 class LayerCacheLike(Protocol):
-    """What attention needs of one layer's key-value cache; `generation.cache.LayerCache` provides it."""
+    """The interface of one layer's key-value cache; `generation.cache.LayerCache` implements it."""
 
     def update(self, keys: Tensor, values: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
         """Store keys and values (B, H, T, K) in the slots `positions` (B, T); return those to attend to (B, H, S, K).
@@ -196,10 +197,12 @@ def document_starts_of(token_ids: Tensor, separator: int) -> Tensor:
 def document_mask(document_starts: Tensor) -> Tensor:
     """Boolean (..., T, T) mask that lets position i attend to the positions of its own document up to i.
 
-    Llama Team 2024, "The Llama 3 Herd of Models", section 3.2.
+    Source: Llama Team 2024, "The Llama 3 Herd of Models", section 3.2.
 
     Args:
         document_starts: the first position of each position's document (..., T), see `document_starts_of`.
+
+    Example: for the starts [0, 1], [[True, False], [False, True]].
     """
     length, device = document_starts.shape[-1], document_starts.device
     return causal_mask(length, device) & (torch.arange(length, device=device) >= document_starts.unsqueeze(-1))

@@ -21,7 +21,7 @@ from tslm.model.ops import rotate
 
 
 class RotaryEmbedding(Module):
-    """Cosines and sines for every position, and the rotation by them.
+    """The cosines and sines of every position, and the rotation of queries and keys by them.
 
     The table (max_seq_len, K/2, 2) is a buffer outside the state dict, because it follows from the sizes. It stays
     float32 whatever dtype the model is cast to: bfloat16 cannot tell positions above 256 apart.
@@ -46,7 +46,10 @@ class RotaryEmbedding(Module):
         self.register_buffer("table", self._make_table(), persistent=False)
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Rotate queries or keys (..., T, K) at `positions` (..., T), or at 0 … T-1 without them."""
+        """Rotate queries or keys x (..., T, K) at `positions` (..., T), or at 0 … T-1 without them.
+
+        The leading dimensions of `positions` are broadcast with those of x.
+        """
         return rotate(x, self.at(positions, x.shape[-2]))
 
     def at(self, positions: Tensor | None, length: int) -> Tensor:
@@ -60,7 +63,7 @@ class RotaryEmbedding(Module):
         return torch.stack((angle.cos(), angle.sin()), -1).float()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Module:
-        """Move with the model, but compute the table on the new device: a cast would round it, `meta` would drop it."""
+        """Compute the table again after a move or a cast: a cast would round it, and on `meta` it has no values."""
         super()._apply(fn, recurse)
         self.table = self._make_table(self.table.device)
         return self

@@ -27,9 +27,12 @@ from tslm.model.rope import RotaryEmbedding
 class TransformerLM(Module):
     """A pre-norm decoder-only Transformer with RMSNorm, RoPE and SwiGLU, without biases and with an untied head.
 
+    Args:
+        config: the sizes; the weights are drawn from torch's global generator (see init.py).
+
     Attributes:
-        recompute: whether the backward pass computes the inside of each block again instead of keeping it (Chen et al.
-            2016, "Training Deep Nets with Sublinear Memory Cost").
+        recompute: whether the backward pass computes the activations inside each block again instead of keeping them
+            (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost").
 
     State-dict names: token_embeddings.weight, layers.{i}.attn.{q,k,v,output}_proj.weight, layers.{i}.ln1.weight,
     layers.{i}.ln2.weight, layers.{i}.ffn.{w1,w2,w3}.weight, ln_final.weight, lm_head.weight.
@@ -66,8 +69,8 @@ class TransformerLM(Module):
 
         Args:
             token_ids: (..., T), integers in 0 … V-1, T at most context_length.
-            positions: each token's position in its sequence (B, T), for tokens that continue what is in the cache;
-                None for 0 … T-1.
+            positions: each token's position in its sequence (B, T), for tokens that continue cached sequences; None
+                for 0 … T-1.
             cache: keys and values of earlier tokens, which this call extends.
             document_starts: the first position of each token's document (..., T), see `ops.document_starts_of`: a
                 token attends to its own document only. Not together with positions or a cache. None if each sequence
@@ -95,11 +98,11 @@ class TransformerLM(Module):
         return run(self.ln_final, x)
 
     def compile_layers(self, on: bool = True) -> None:
-        """Compile what computes gradients from the next call on; `on=False` takes it back.
+        """Run the layers compiled, from the next call on, wherever gradients are recorded; `on=False` undoes this.
 
-        One block is compiled at its first use and serves all blocks; the whole model would take minutes instead of
-        seconds. Validation and generation, whose shapes change, are not compiled. The compiler's errors appear in the
-        first forward and backward pass, and the caller must handle them.
+        One block is compiled at its first use, and all blocks use the result; compiling the whole model would take
+        minutes instead of seconds. Validation and generation, whose shapes change, are not compiled. The compiler's
+        errors appear in the first forward and backward pass, and the caller must handle them.
         """
         self._run_compiled = torch.compile(_run, dynamic=False) if on else None
 
@@ -111,7 +114,8 @@ class TransformerLM(Module):
         """Floating-point operations per token of training at full context, forward and backward.
 
         6 per weight of a matmul (2 forward, 4 backward; the embedding is a lookup), plus
-        6 · num_layers · context_length · d_model for the two matmuls of causal attention, half of which is masked.
+        6 · num_layers · context_length · d_model for the two matmuls of causal attention. Chowdhery et al. 2022,
+        "PaLM", appendix B, have 12 instead of this 6, because they count the masked half too.
         """
         c = self.config
         weights = sum(p.numel() for p in self.parameters() if p.ndim == 2) - self.token_embeddings.weight.numel()
@@ -140,19 +144,20 @@ class TransformerBlock(Module):
 
 
 class KeyValueCacheLike(Protocol):
-    """What the model needs of a key-value cache; `generation.KeyValueCache` provides it.
+    """The interface of a key-value cache; `generation.cache.KeyValueCache` implements it.
 
     Attributes:
-        length: number of slots to attend to.
+        length: S, the number of slots to attend to.
     """
 
     length: int
 
     @property
     def layers(self) -> Sequence[LayerCacheLike]:
-        """One part for each layer, first layer first."""
+        """The caches of the layers, first layer first."""
         ...
 
 
 def _run(layer: Module, *arguments: object) -> Tensor:
+    """Call a layer; compiled once, this function serves all blocks."""
     return layer(*arguments)  # type: ignore[no-any-return]

@@ -1,6 +1,6 @@
 """AdamW, the optimizer that trains the language model: the size of a step hardly depends on the gradient's scale.
 
-`adamw_step` is the method itself.
+`adamw_step` holds the update equations.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class AdamW(Optimizer):
     `torch.optim.AdamW` differs in two places: it decays before the step, and it divides √v by √(1 - β₂ᵗ) before it adds
     ε, which equals the equation above with ε multiplied by that root.
 
-    The state of a parameter has torch's own names: `step` (t, an integer; a tensor on a GPU, as with torch's
-    `capturable`), `exp_avg` (m) and `exp_avg_sq` (v).
+    The state of a parameter has the names of `torch.optim.AdamW`: `step` (t, an integer; a float32 scalar tensor once
+    the GPU substitute has run, as with torch's `capturable`), `exp_avg` (m) and `exp_avg_sq` (v).
 
     Attributes:
         skip: a boolean scalar tensor on the parameters' device; while it is true, steps change nothing, t included.
@@ -38,8 +38,8 @@ class AdamW(Optimizer):
     Args:
         params: parameters, or parameter groups as dictionaries.
         lr: α, the learning rate.
-        betas: (β₁, β₂). The 0.95, where the papers have 0.999, is what language models are trained with (Brown
-            et al. 2020, appendix B): a memory of 20 steps instead of 1,000 forgets the large gradients of the start.
+        betas: (β₁, β₂). The papers have β₂ = 0.999; language models are trained with 0.95 (Brown et al. 2020, appendix
+            B), which averages over 20 steps instead of 1,000 and so forgets the large gradients of the first steps.
         eps: ε, keeps the division away from 0.
         weight_decay: λ.
 
@@ -103,6 +103,7 @@ class AdamW(Optimizer):
         return loss
 
     def _prepare(self, parameter: Tensor) -> None:
+        """Check the gradient, and create the state at the parameter's first step."""
         if parameter.grad is not None and parameter.grad.is_sparse:
             raise UserError(
                 f"the gradient of a parameter of shape {tuple(parameter.shape)} is sparse, but AdamW moves every entry "
@@ -125,7 +126,8 @@ def adamw_step(
         parameters: θ.
         gradients: g, each of the shape of its parameter.
         states: t, m and v of each parameter as `step`, `exp_avg` and `exp_avg_sq`.
-        skip: a boolean scalar; reading it makes the processor wait for a GPU, which a substitute avoids.
+        skip: a boolean scalar tensor; None never skips. To read it the processor waits for a GPU; the substitute for
+            GPUs does not read it.
         lr: α.
         beta1: β₁.
         beta2: β₂.

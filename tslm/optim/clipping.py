@@ -23,7 +23,7 @@ def clip_gradients(parameters: Iterable[Tensor] | Tensor, max_norm: float, eps: 
 
     Args:
         parameters: parameters in any iterable; those without a gradient are skipped.
-        max_norm: the largest norm that is not scaled, above 0.
+        max_norm: the norm from which on gradients are scaled, above 0.
         eps: keeps the division away from 0.
 
     Returns:
@@ -43,7 +43,7 @@ def clip_gradients(parameters: Iterable[Tensor] | Tensor, max_norm: float, eps: 
     dtype = functools.reduce(torch.promote_types, {gradient.dtype for gradient in gradients}, torch.float32)
     norms = torch._foreach_norm(gradients, 2, dtype=dtype)
     norm = torch.stack([each.to(norms[0].device) for each in norms]).square().sum().sqrt()
-    # Multiplying by exactly 1 changes no bit, and costs less than reading from the device whether it is needed.
+    # Multiplying by exactly 1 changes no bit, and costs less than waiting for the device to compare the norms.
     scale = (max_norm / (norm + eps)).masked_fill_(norm < max_norm, 1.0)
     for device in {gradient.device for gradient in gradients}:
         torch._foreach_mul_([each for each in gradients if each.device == device], scale.to(device))

@@ -1,6 +1,6 @@
 """The learning rate as a function of the step: a linear warm-up, half a cosine, then a constant.
 
-`check_schedule` checks the settings alone, so that a mistake is reported before training starts.
+`check_schedule` only checks the settings, so that a mistake is reported before training starts.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ def lr_cosine_schedule(t: int, lr_max: float, lr_min: float, warmup_steps: int, 
         T_w ≤ t ≤ T_c    lr_min + ½ (1 + cos(π (t - T_w) / (T_c - T_w))) (lr_max - lr_min)
         t > T_c          lr_min
 
-    With T_w = 0 the first step has lr_max. With T_w = T_c the cosine is the single point
-    t = T_w, with the value lr_max.
+    With T_w = 0 the first step has lr_max. With T_w = T_c the cosine is the single point t = T_w, of
+    value lr_max.
 
     Args:
         t: the step.
@@ -43,7 +43,7 @@ def lr_cosine_schedule(t: int, lr_max: float, lr_min: float, warmup_steps: int, 
 
 
 def check_schedule(lr_max: float, lr_min: float, warmup_steps: int, cosine_steps: int) -> None:
-    """Refuse settings that make no schedule; the arguments are those of `lr_cosine_schedule`.
+    """Raise an error for settings that define no schedule; the arguments are those of `lr_cosine_schedule`.
 
     Raises:
         UserError: a rate is negative, lr_min is above lr_max, or the warm-up is negative or longer than the schedule.

@@ -1,4 +1,4 @@
-"""Which form of each replaceable function runs on this machine, how it was checked, and how much faster it is."""
+"""`study fast`: which form of each replaceable function runs on this machine, why, and how much faster it is."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from tslm.fast import door
 from tslm.fast.table import SUBSTITUTES, Place
 from tslm.model import TransformerConfig, TransformerLM
 
-# The course's model with two of its four layers, for the function that needs a model.
+# The course's model with two of its four layers, for `next_logits`, whose first argument is a model.
 EXAMPLE = TransformerConfig(10_000, 256, d_model=512, num_layers=2, num_heads=16, d_ff=1344)
 
 
 class FormReport(NamedTuple):
-    """One form of a function.
+    """What runs for one form of a function.
 
     Attributes:
         function: dotted name of the function.
-        form: device and dtype.
-        runs: the substitute, or "as written".
+        form: device, dtype and autocast.
+        runs: name of the substitute, or "as written".
         reason: why the function runs as written; "" if a substitute runs.
         speedup: time of the function as written over time of the substitute; None where it was not measured.
     """
@@ -40,7 +40,7 @@ def print_study(seconds: float = 0.5) -> None:
     """Print a line for each function and form.
 
     Args:
-        seconds: how long to measure each form for; 0 measures nothing.
+        seconds: how long to measure each of the two functions of a form; 0 measures nothing.
     """
     state = "open" if door.is_open() else "shut (TSLM_FAST=0)"
     print(f"The door is {state}. A substitute runs if it agrees with the function as it is written.\n")
@@ -56,7 +56,7 @@ def reports(seconds: float) -> Iterator[FormReport]:
     """Compare and measure every substitute that this machine can run; yield a report for each function and form.
 
     Args:
-        seconds: how long to measure each form for; 0 measures nothing.
+        seconds: as in `print_study`.
     """
     for name, places in SUBSTITUTES.items():
         importlib.import_module(name.rpartition(".")[0])
@@ -74,15 +74,22 @@ def _rows(name: str, places: tuple[Place, ...], seconds: float) -> Iterator[Form
             if (substitute := door.load(place)) is not None and substitute.function is chosen:
                 runs = f"{place.module.removeprefix('tslm.')}.{chosen.__name__}"
         if chosen is plain:
-            reasons = [door.disagreement(name, place, key) for place in places if door.is_open() and door.load(place)]
-            reason = reasons[0] if reasons else "the door is shut"
+            reason = _reason(name, places, key) if door.is_open() else "the door is shut"
         elif seconds:
             speedup = _seconds(plain, case, key, seconds) / _seconds(chosen, case, key, seconds)
         yield FormReport(name, _form(key), runs, reason, speedup)
 
 
+def _reason(name: str, places: tuple[Place, ...], key: Hashable) -> str:
+    """Return why the first substitute for the device of a form does not run."""
+    for place in places:
+        if place.device in ("", _device(key)) and door.load(place) is not None:
+            return door.disagreement(name, place, key)
+    return ""
+
+
 def _examples(name: str, places: tuple[Place, ...]) -> Iterator[tuple[Hashable, door.Case]]:
-    """Yield the forms of this machine, each with arguments of realistic size."""
+    """Yield the forms that exist on this machine, each with arguments of realistic size."""
     for place in places:
         substitute = door.load(place)
         if substitute is None:
@@ -108,7 +115,7 @@ _keep_alive: list[object] = []  # a key holds its model weakly
 
 
 def _seconds(function: Callable[..., Any], case: door.Case, key: Hashable, budget: float) -> float:
-    """Median time of a call, with its gradients where there are any."""
+    """Return the median time of a call in seconds, including the backward pass if there is one."""
     times: list[float] = []
     started = time.perf_counter()
     while len(times) < 4 or time.perf_counter() - started < budget:

@@ -5,7 +5,7 @@ import signal
 import pytest
 import torch
 
-from tests.conftest import needs_compiler
+from tests.conftest import needs_compiler, needs_open_door
 from tslm import fast
 from tslm.fast import DisagreementWarning, door
 from tslm.fast.cpu import build, decoder, sampling
@@ -15,7 +15,7 @@ from tslm.generation import decoding, generate
 from tslm.generation.sampling import SamplingRule, choose_tokens
 from tslm.model import TransformerConfig, TransformerLM
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, needs_open_door]
 CONFIG = TransformerConfig(vocab_size=61, context_length=16, d_model=32, num_layers=2, num_heads=4, d_ff=48)
 # Sizes that fill no panel, an odd d_ff, and wide heads.
 UNEVEN = TransformerConfig(vocab_size=131, context_length=70, d_model=84, num_layers=1, num_heads=2, d_ff=67)
@@ -182,6 +182,13 @@ def test_models_that_the_kernel_does_not_support():
     extended = _model(CONFIG)
     extended.layers[0].register_parameter("more", torch.nn.Parameter(torch.ones(3)))
     assert kernel_dtype(extended) is None
+
+
+def test_another_eps_in_one_norm_is_not_decoded_with_the_others():
+    model = _model(CONFIG)
+    assert kernel_dtype(model) is not None
+    model.layers[0].ln1.eps = 0.1
+    assert kernel_dtype(model) is None
 
 
 def test_a_layer_of_another_class_is_compared_again(fresh_door):

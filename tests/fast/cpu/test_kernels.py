@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.conftest import needs_compiler
+from tests.conftest import needs_compiler, needs_open_door
 from tslm import TransformerConfig, TransformerLM, fast
 from tslm.fast import DisagreementWarning, door
 from tslm.fast.cpu import build, kernels
@@ -12,7 +12,7 @@ from tslm.model import ops
 from tslm.model.rope import RotaryEmbedding
 from tslm.objective import linear_cross_entropy, token_losses
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, needs_open_door]
 # Relative errors against float64. Measured: 4e-7, and 4e-3 (8 bits of mantissa).
 CLOSE = {torch.float32: 2e-6, torch.bfloat16: 6e-3}
 DTYPES = [dtype for dtype in CLOSE if dtype == torch.float32 or cpu_multiplies_bfloat16()]

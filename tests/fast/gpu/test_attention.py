@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tests.conftest import needs_open_door
 from tests.interpreted import compile_for_gpu, interpreted
 from tslm.fast import door
+from tslm.fast.forms import Form
 from tslm.model import ops
 from tslm.model.attention import MultiHeadSelfAttention
 from tslm.model.rope import RotaryEmbedding
@@ -161,6 +163,7 @@ def test_a_cpu_never_imports_triton():
     subprocess.run([sys.executable, "-c", source], check=True)
 
 
+@needs_open_door
 def test_the_compiler_sees_the_kernels_of_a_gpu_and_the_formulas_without_them(monkeypatch):
     """With tensors that have a device and a shape but no numbers, so that it needs no GPU."""
     pytest.importorskip("triton", reason="Triton has no wheels for this system")
@@ -182,8 +185,12 @@ def test_the_compiler_sees_the_kernels_of_a_gpu_and_the_formulas_without_them(mo
         assert (out.device.type, out.shape) == ("cuda", (2, 8, 32))
         return {name for name in found if name.startswith("tslm.")}
 
+    def agreed(*forms):
+        return {("tslm.model.ops.self_attention", "cuda"): (SELF_ATTENTION, set(forms))}
+
     door.forget()
     assert compiled() == set()  # nothing has been compared yet
-    agreed = {("tslm.model.ops.self_attention", "cuda"): SELF_ATTENTION.function}
-    monkeypatch.setattr(door, "_for_compiler", agreed)
+    monkeypatch.setattr(door, "_for_compiler", agreed(Form("cuda", torch.float32)))
     assert compiled() == {"tslm.self_attention.default"}
+    monkeypatch.setattr(door, "_for_compiler", agreed(Form("cuda", torch.bfloat16)))  # another form than this one
+    assert compiled() == set()

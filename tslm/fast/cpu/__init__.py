@@ -1,5 +1,5 @@
-"""Substitutes for a CPU, in C that is compiled at its first use (build.py).
+"""Substitutes for a CPU, in C. build.py compiles the C files at their first use.
 
-For training kernels.py wraps attention.c and norm_swiglu_loss.c; for generation decoder.py wraps decode.c and
-sampling.py wraps sampling.c. All of them include simd.h.
+For training, kernels.py wraps attention.c and norm_swiglu_loss.c. For generation, decoder.py wraps decode.c, and
+sampling.py wraps sampling.c. All C files include simd.h.
 """

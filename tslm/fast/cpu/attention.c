@@ -71,7 +71,8 @@ static void store(float *rows, size_t row_stride, const float *rotation, const s
     }
 }
 
-/* Packs rows as the columns of panels: (panels, words(K), PANEL). The other factor has K numbers per row. */
+/* Packs rows as the columns of panels, (panels, words(K), PANEL), for a product that sums over K. K is even, so a row is
+ * a whole number of words. */
 static void as_columns(const number *rows, int count, int width, word *panels)
 {
     const word *from = (const word *)rows;
@@ -94,8 +95,8 @@ static void as_rows(const number *rows, int count, int width, int columns, word 
     }
 }
 
-/* Computes P, not yet divided by its sum, of a query that attends to the first `count` keys, and 0 up to `end`.
- * Returns L. */
+/* Computes the weights P of a query that attends to the first `count` keys, not yet divided by their sum, and zeros up
+ * to `end`. Stores the sum in `sum` and returns L. */
 static float softmax(float *scores, int count, int end, float scale, number *weights, float *sum)
 {
     float largest = -INFINITY, total = 0;

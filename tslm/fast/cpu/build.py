@@ -1,9 +1,9 @@
 """Compiles the C kernels at their first use and keeps the library in the user's cache folder.
 
 The library's name holds a hash of everything it depends on: the sources, the compiler, the flags, and the processor,
-because it is compiled for the one at hand. It appears by a rename, so two processes that compile at once do not disturb
-each other. A library is code, so it is loaded only from a folder that no other user can write, and only if its bytes
-have the SHA-256 that was written beside it; a damaged one is compiled again.
+because the code is compiled for the processor at hand. The finished library is renamed into its place, so two processes
+that compile at once do not disturb each other. A library is code, so it is loaded only from a folder that no other user
+can write to, and only if its SHA-256 is the one in the file beside it; a damaged library is compiled again.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _TIMEOUT = 120  # seconds, for a compiler that hangs; compiling takes about one
 
 @functools.cache
 def load(sources: tuple[Path, ...], dtype: torch.dtype) -> ctypes.CDLL:
-    """Return the library of some C files that multiplies in `dtype`, float32 or bfloat16.
+    """Return the library of some C files, compiled for activations in `dtype`, float32 or bfloat16.
 
     Raises:
-        UnavailableError: it cannot be compiled or loaded here; the message says why.
+        UnavailableError: the library cannot be compiled or loaded on this machine; the message says why.
     """
     try:
         return ctypes.CDLL(str(build(sources, dtype)))
@@ -42,10 +42,10 @@ def load(sources: tuple[Path, ...], dtype: torch.dtype) -> ctypes.CDLL:
 
 
 def build(sources: tuple[Path, ...], dtype: torch.dtype) -> Path:
-    """Compile the sources unless that has been done, and return the library's path.
+    """Compile the sources unless an intact library exists, and return its path.
 
-    The environment variable `CC` names another compiler than `cc`, and `XDG_CACHE_HOME` another cache folder than
-    `~/.cache`.
+    The environment variable `CC` names the compiler (default `cc`), and `XDG_CACHE_HOME` the cache folder (default
+    `~/.cache`).
 
     Raises:
         UnavailableError: there is no compiler, or it fails; always on Windows.
@@ -74,10 +74,10 @@ def build(sources: tuple[Path, ...], dtype: torch.dtype) -> Path:
 
 
 def _private(folder: Path) -> Path:
-    """Create a folder that only this user can use, or check that it is one.
+    """Create a folder that no other user can write to, or check that an existing one is such a folder.
 
     Raises:
-        UnavailableError: somebody else owns the folder or can write to it.
+        UnavailableError: another user owns the folder or can write to it, or it is a symbolic link.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.lstat()
@@ -88,7 +88,7 @@ def _private(folder: Path) -> Path:
 
 
 def _is_intact(path: Path, digest_path: Path) -> bool:
-    """Whether a library has the bytes that the compiler wrote."""
+    """Whether a library exists and has the SHA-256 in the file beside it."""
     try:
         return _digest(path) == digest_path.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError):

@@ -62,7 +62,7 @@ static void linear(const word *x, int depth, int tokens, const word *weight, int
                           x + (size_t)row * depth, depth, y + row * stride + column, stride, add);
 }
 
-/* input = RMSNorm(x) = x / √(mean(x²) + eps) ∘ gain for the given rows of x, or the first N without a list; shared. */
+/* input = RMSNorm(x) = x / √(mean(x²) + eps) ∘ gain for the rows of x in `rows`, or the first N if it is null; shared. */
 static void normalise(const struct model *m, const float *gain, int tokens, const int32_t *rows)
 {
     int size = m->d_model;

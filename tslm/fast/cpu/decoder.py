@@ -1,4 +1,4 @@
-"""Generation on a CPU by C: the weights are packed, the cache is allocated, and then each step is one call.
+"""Generation on a CPU in C: weights are packed and a cache is allocated once; then each step is one call.
 
 torch's operators would spend most of a step on their own overhead and on products with a single row.
 
@@ -26,11 +26,11 @@ from tslm.fast.forms import cpu_multiplies_bfloat16, form_of
 
 SOURCES = (Path(__file__).with_name("decode.c"),)
 PANEL, HEAD_COLUMNS = 64, 32  # as in simd.h
-MAX_CALL = 256  # most tokens of a call: a longer prompt takes several, which keeps the scratch buffers small
-BFLOAT16_FROM = 2**22  # weights; fewer are read from the processor's cache even in float32
+MAX_CALL = 256  # most tokens of a call; a longer prompt takes several calls, which keeps the scratch buffers small
+BFLOAT16_FROM = 2**22  # weights; a smaller model fits into the processor's cache even in float32
 # Relative errors of the logits that are accepted. Correct kernels stay below 1e-5 and 1e-2; a wrong one is off by 1.
 _TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
-_PROBE_TOKENS = 8
+_PROBE_TOKENS = 256  # at most; enough to show a window of attention
 
 
 class _Layer(ctypes.Structure):
@@ -48,15 +48,15 @@ class _Model(ctypes.Structure):
 
 
 class ModelForm:
-    """What decides which code decodes a model: its sizes, the classes of its modules, and the dtype.
+    """The key under which agreement is remembered: a model's sizes, the classes of its modules, and the dtype.
 
-    The model itself, of which the probes need one, is not part of the comparison.
+    Two models with the same key are equal here. The probes run on the model that the key was made from.
     """
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.model = weakref.ref(model)
-        self._key = model.config, dtype, tuple(type(module) for module in model.modules())
+        self._key = model.config, dtype, tuple((type(module), getattr(module, "eps", 0)) for module in model.modules())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ModelForm) and self._key == other._key
@@ -66,13 +66,16 @@ class ModelForm:
 
 
 def kernel_dtype(model: Any) -> torch.dtype | None:
-    """Return the dtype in which the kernel multiplies the model's weights; None if the kernel does not support it.
+    """Return the dtype in which the kernel multiplies a model's weights; None if the kernel does not support the model.
 
-    bfloat16 where the processor multiplies it and the model is in it, or runs under its autocast, or is so large that a
-    step takes as long as reading the weights; otherwise float32.
+    It is bfloat16 if the processor multiplies bfloat16 and one of these holds: the model is in bfloat16, it runs under
+    autocast to bfloat16, or it has at least `BFLOAT16_FROM` weights, so that reading them takes most of a step.
+    Otherwise it is float32. Models with hooks, other weights or weights outside the CPU are not supported.
     """
     modules = list(model.modules())
     if any(module._forward_hooks or module._forward_pre_hooks for module in modules):
+        return None
+    if len({module.eps for module in modules if hasattr(module, "eps")}) != 1:  # the kernel has one for all norms
         return None
     parameters = dict(model.named_parameters())
     if parameters.keys() != _names(model.config.num_layers):
@@ -86,22 +89,22 @@ def kernel_dtype(model: Any) -> torch.dtype | None:
 
 
 def _names(num_layers: int) -> set[str]:
-    """The names of the weights that the kernel knows."""
+    """The names of the weights that the kernel reads."""
     layer = [*(f"attn.{name}_proj" for name in ("q", "k", "v", "output")), "ln1", "ln2", "ffn.w1", "ffn.w2", "ffn.w3"]
     return {f"{name}.weight" for name in ("token_embeddings", "ln_final", "lm_head")} | {
         f"layers.{i}.{name}.weight" for i in range(num_layers) for name in layer}
 
 
 class Decoder:
-    """Packed weights, key-value cache and scratch buffers of one run; substitute for `decoding.CachedLogits`.
+    """Packed weights, key-value cache and scratch buffers of one generation; substitute for `decoding.next_logits`.
 
-    The matrices are copies in the kernel's order. Embedding and gains are read in place, so the model must not change
-    while this object is in use.
+    The matrices are copies in the kernel's order. Embedding and gains are read in place if they are float32, so the
+    model must not change while this object is in use.
 
     Args:
         model: a TransformerLM.
         batch_size: number of sequences, B.
-        max_length: the largest length of a sequence, at most context_length.
+        max_length: largest number of tokens of a sequence in the cache, at most context_length.
         dtype: the dtype of the products; None for the one that `kernel_dtype` returns.
     """
 
@@ -137,10 +140,10 @@ class Decoder:
         )
 
     def __call__(self, growing: dict[int, list[int]]) -> Tensor:
-        """Logits (B, V) after each sequence, given all its tokens; see `decoding.NextLogits`.
+        """Return the logits (B, V) of the next token, given {row: all tokens so far}; see `decoding.NextLogits`.
 
-        Only new tokens pass through the model. The window of a sequence beyond context_length slides, so all of it
-        passes through the model. The next call overwrites the result.
+        Only new tokens pass through the model. Once a sequence is longer than context_length, its window slides, and
+        the whole window passes through the model. The next call overwrites the result.
         """
         ids: list[int] = []
         rows: list[int] = []
@@ -159,7 +162,7 @@ class Decoder:
         done = 0
         for first in range(0, len(ids), MAX_CALL):
             call = slice(first, first + MAX_CALL)
-            ends = [place - first for place in last if first <= place < first + MAX_CALL]
+            ends = [index - first for index in last if first <= index < first + MAX_CALL]
             self._library.forward(
                 ctypes.byref(self._model), len(ids[call]), _ints(ids[call]), _ints(rows[call]), _ints(positions[call]),
                 len(ends), _ints(ends), ctypes.c_void_p(self._logits[done:].data_ptr()))
@@ -172,11 +175,11 @@ class Decoder:
     def _words(self, count: int) -> int:
         """Allocate zeroed memory and return its address.
 
-        It asks for large pages, which make a step with 32 sequences a tenth faster.
+        The memory is in large pages if the system has them, which makes a step with 32 sequences a tenth faster.
         """
         memory = mmap.mmap(-1, 4 * count)
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):  # a kernel without them
+            with contextlib.suppress(OSError):  # an operating system without large pages
                 memory.madvise(mmap.MADV_HUGEPAGE)
         self._kept.append(memory)
         return ctypes.addressof(ctypes.c_char.from_buffer(memory))

@@ -1,7 +1,7 @@
 """The C kernels of a training step as autograd functions, each a substitute for one function of the core.
 
-A kernel makes one pass over memory each way for what a step does between its matmuls. It multiplies and stores in the
-dtype of the activations, float32 or bfloat16, and adds up in float32.
+A kernel joins operations between two matmuls in one pass over memory forward and one backward. It multiplies and stores
+in the dtype of the activations, float32 or bfloat16, and sums in float32.
 
 Shapes: B batch, T positions, H heads, K head dimension, N rows, D d_model, F d_ff, V vocab_size.
 """
@@ -21,17 +21,26 @@ from torch.autograd.function import once_differentiable
 from tslm.fast.chunked_loss import chunked_cross_entropy
 from tslm.fast.cpu import build
 from tslm.fast.door import Case, Substitute
-from tslm.fast.forms import Form, attends_to_itself, attention_case, cpu_multiplies_bfloat16, drawn, form_of, loss_case
+from tslm.fast.forms import (
+    Form,
+    attends_to_itself,
+    attention_case,
+    attention_probes,
+    cpu_multiplies_bfloat16,
+    drawn,
+    form_of,
+    loss_case,
+)
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("attention.c", "norm_swiglu_loss.c"))
-ROWS_PER_SUM = 64  # rows whose gradients of the gain are added up in one sum
-CHUNK_SIZE = 512  # tokens whose logits are in memory at a time; the caches hold little more
+ROWS_PER_SUM = 64  # rows whose gradients of the gain are added in one sum
+CHUNK_SIZE = 512  # tokens whose logits are in memory at a time; the processor's caches hold little more
 # Relative errors that are accepted. Correct kernels stay below 1e-6 and 5e-3; a wrong one is off by about 1.
 _TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
 def forms() -> Iterator[Form]:
-    """Yield the forms that this machine's kernels have: float32, and bfloat16 where the processor multiplies it."""
+    """Yield the forms that the kernels support here: float32, and bfloat16 if the processor multiplies it."""
     yield Form("cpu", torch.float32)
     if cpu_multiplies_bfloat16():
         yield Form("cpu", torch.float32, torch.bfloat16)
@@ -57,7 +66,7 @@ def _precise(form: Form) -> Form | None:
 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
-    """Substitute for `ops.rms_norm`, for x and gain in float32."""
+    """Substitute for `ops.rms_norm` of x (..., D) and gain (D), both float32."""
     dtype = form_of(x).compute_dtype
     return _RMSNorm.apply(x.contiguous(), gain.contiguous(), eps, dtype)  # type: ignore[no-any-return]
 
@@ -109,7 +118,7 @@ RMS_NORM = Substitute(
 def self_attention(
     qkv: Tensor, rotation: Tensor | None = None, document_starts: Tensor | None = None, *nothing: None
 ) -> Tensor:
-    """Substitute for `ops.self_attention` of queries, keys and values (..., T, 3, H, K), K even, without a cache."""
+    """Substitute for `ops.self_attention` of qkv (..., T, 3, H, K), K even, without cache or mask."""
     dtype = form_of(qkv).compute_dtype
     rotation = None if rotation is None else rotation.float().contiguous()
     if document_starts is not None:
@@ -120,7 +129,7 @@ def self_attention(
 
 
 class _SelfAttention(torch.autograd.Function):
-    """attention.c has the formulas. Kept are the input, the output and L, the log-sum-exp of the scores."""
+    """attention.c has the formulas. The backward pass needs the input, the output and L, the scores' log-sum-exp."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, rotation: Tensor | None, document_starts: Tensor | None) -> Tensor:
@@ -156,7 +165,7 @@ def _supports_attention(
 
 SELF_ATTENTION = Substitute(
     self_attention, _supports_attention,
-    probes=lambda form: _built(form, *(attention_case(form, 2, 70, 2, 6, each) for each in (True, False))),
+    probes=lambda form: _built(form, *attention_probes(form)),
     tolerance=_tolerance, precise=_precise, examples=lambda form: attention_case(form, 16, 256, 16, 32, False),
     keys=forms,
 )
@@ -174,8 +183,8 @@ def swiglu_linear(gate_up: Tensor, weight: Tensor) -> Tensor:
 class _SwiGLULinear(torch.autograd.Function):
     """out = y Wᵀ for y = SiLU(g) ∘ u:  dy = dout W;  dW = doutᵀ y.
 
-    With s = sigmoid(g):  du = dy ∘ g s;  dg = dy ∘ u ∘ (s + g s (1 - s)). The activation y is a seventh of what a block
-    keeps, and cheap: the backward pass computes it again in its one pass over g and u.
+    With s = sigmoid(g):  du = dy ∘ g s;  dg = dy ∘ u ∘ (s + g s (1 - s)). To save memory, y is not kept:
+    the backward pass computes it again in its one pass over g and u.
     """
 
     @staticmethod
@@ -196,7 +205,7 @@ class _SwiGLULinear(torch.autograd.Function):
 
 
 def _supports_swiglu(gate_up: Tensor, weight: Tensor) -> Form | None:
-    return _supported(gate_up)
+    return _supported(gate_up) if weight.dtype in _TOLERANCES else None
 
 
 def _swiglu_case(form: Form, rows: int, d_ff: int, d_model: int) -> Case:
@@ -236,7 +245,7 @@ def row_losses(logits: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor
 
 
 def _supports_loss(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int | None) -> Form | None:
-    return _supported(hidden) if weight.dtype != torch.float64 else None
+    return _supported(hidden) if weight.dtype in _TOLERANCES else None
 
 
 LINEAR_AND_LOSS = Substitute(
@@ -250,20 +259,24 @@ LINEAR_AND_LOSS = Substitute(
 
 
 def _built(form: Form, *cases: Case) -> tuple[Case, ...]:
-    """Return probes once the library for them is compiled; no size is a multiple of what a kernel prefers."""
+    """Compile the library and return the probes, whose sizes are multiples of no block or vector of the kernels.
+
+    Raises:
+        UnavailableError: the library cannot be compiled or loaded.
+    """
     build.load(SOURCES, form.compute_dtype)
     return cases
 
 
 def _floats(*size: int) -> Tensor:
-    """A buffer of C floats, whatever torch's default dtype is: precision `bf16-true` changes it around each step."""
+    """Allocate C floats. The dtype is explicit, because precision `bf16-true` changes torch's default dtype."""
     return torch.empty(size, dtype=torch.float32)
 
 
 def _call(name: str, dtype: torch.dtype, *arguments: Any) -> int:
-    """Call a kernel: tensors become addresses, and the number of threads is the last argument of all of them."""
-    given = [_address(each) if isinstance(each, Tensor) or each is None else each for each in arguments]
-    return _function(name, dtype)(*given, torch.get_num_threads())  # type: ignore[no-any-return]
+    """Call a kernel: tensors become addresses, and the last argument of every kernel is the number of threads."""
+    converted = [_address(each) if isinstance(each, Tensor) or each is None else each for each in arguments]
+    return _function(name, dtype)(*converted, torch.get_num_threads())  # type: ignore[no-any-return]
 
 
 def _function(name: str, dtype: torch.dtype) -> Any:

@@ -8,7 +8,7 @@
 #include <omp.h>
 #include "simd.h"
 
-enum { CHUNK = 1024 };  /* numbers summed in float32 by each lane before their sum is added to the total */
+enum { CHUNK = 1024 };  /* numbers summed before their sum is added to the total, which keeps rounding errors small */
 
 /* y = x r ∘ gain with r = 1 / √(mean(x²) + eps), which is stored in `rates`; x and r are float32. */
 void rms_norm_forward(int rows, int size, const float *x, const float *gain, float eps, number *y, float *rates,

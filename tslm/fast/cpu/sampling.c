@@ -1,7 +1,7 @@
 /* Chooses tokens from logits, as generation/sampling.py defines it, without sorting the vocabulary.
  *
- * Both cuts keep the tokens at and above a threshold, which is found by bisection: 30 sums over the vocabulary. The draw
- * inverts the cumulative sum of the remaining probabilities in the order of the ids.
+ * Top-k and top-p keep the tokens at and above a threshold, which is found by bisection: 30 sums over the vocabulary.
+ * The draw inverts the cumulative sum of the remaining probabilities in the order of the ids.
  *
  * Shapes: B sequences, V vocab_size.
  */
@@ -85,7 +85,7 @@ static int choose(float *p, int size, double temperature, double top_p, int top_
         return first;
     }
     float rate = (float)fmin(1 / temperature, 3e38);
-    for (int i = 0; i < size; i++) p[i] = exponential((p[i] - largest) * rate);
+    for (int i = 0; i < size; i++) p[i] = p[i] > -INFINITY ? exponential((p[i] - largest) * rate) : 0;
     if (top_k < size) cut(p, size, count_from, top_k);
     if (top_p < 1) cut(p, size, mass_from, top_p * mass_from(p, size, 0));
     return invert(p, size, uniform * mass_from(p, size, 0));

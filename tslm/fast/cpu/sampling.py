@@ -1,4 +1,4 @@
-"""The choice of a token on a CPU by C, which finds the cuts of top-k and top-p without sorting the vocabulary.
+"""Sampling on a CPU in C, which finds the thresholds of top-k and top-p without sorting the vocabulary.
 
 Shapes: B sequences, V vocab_size.
 """
@@ -47,7 +47,11 @@ def _case(temperature: float, top_p: float, top_k: int | None, rows: int = 16, v
 
 def _probes(form: Form) -> list[Case]:
     build.load(SOURCES, torch.float32)
-    return [_case(0.8, 0.95, None), _case(1.0, 1.0, 10), _case(1.3, 0.5, 40), _case(0.0, 1.0, None)]
+    cases = [_case(0.8, 0.95, None), _case(1.0, 1.0, 10), _case(1.3, 0.5, 40), _case(0.0, 1.0, None)]
+    for case in cases[::2]:
+        case.arguments[0][1, 5] = torch.nan
+        case.arguments[0][2] = torch.where(torch.arange(131) < 9, case.arguments[0][2], -torch.inf)
+    return cases
 
 
 CHOOSE_TOKENS = Substitute(

@@ -18,8 +18,8 @@
 
 typedef uint32_t __attribute__((may_alias)) word;  /* may_alias: numbers are also read as words */
 
-/* Columns of a product are stored in panels of PANEL and counted in LANES. A vector register adds up PART of them, and
- * SUMS registers are free for sums. */
+/* The columns of a product are stored in panels of PANEL columns and processed LANES at a time. A vector register holds
+ * PART sums, and SUMS registers are free for sums. */
 #if defined(__AVX512F__)
 enum { PART = 16, SUMS = 24 };
 #elif defined(__AVX__)

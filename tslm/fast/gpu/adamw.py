@@ -1,7 +1,7 @@
-"""AdamW's update of all parameters as one Triton kernel: four tensors are read once, three of them written once.
+"""AdamW's update of all parameters in one Triton kernel, which reads θ, g, m and v once and writes θ, m and v once.
 
-Every number that changes from step to step (t, α_t, the skip flag) is a tensor on the device. So the processor never
-waits for the GPU, and a step can be skipped by a flag that the processor does not know.
+t, α_t and the skip flag are tensors on the device. So the processor never waits for the GPU, not even to learn whether
+a step is skipped.
 """
 
 # ruff: noqa: ANN001, ANN202 - a kernel's arguments are Triton's own
@@ -20,7 +20,7 @@ from tslm.fast.door import Case, Substitute
 from tslm.fast.forms import Form, drawn, form_of
 from tslm.fast.gpu import forms
 
-BLOCK = 2048  # entries of a program
+BLOCK = 2048  # entries that one program updates
 
 
 def adamw_step(
@@ -36,7 +36,7 @@ def adamw_step(
     taken = skip.logical_not().float()
     torch._foreach_add_([state["step"] for state in states], [taken] * len(states))  # a single tensor would be read
     t = torch.stack([state["step"] for state in states])
-    # α_t; 1 - βᵗ would lose digits in float32. A skipped first step has 0/0 here, which is not used.
+    # α_t. In a skipped first step t = 0 gives 0/0, which the mask replaces.
     rates = (lr * torch.sqrt(one_minus_power(beta2, t)) / one_minus_power(beta1, t)).masked_fill_(skip, 0.0)
     means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
     tensors = [*parameters, *gradients, *means, *squares]
@@ -48,20 +48,20 @@ def adamw_step(
 
 
 def counter_on(device: torch.device, step: int | Tensor) -> Tensor:
-    """Return t as a float32 scalar on a device, as torch's own AdamW keeps it there; unchanged if it is one already."""
+    """Return t as a float32 scalar tensor on a device, as `torch.optim.AdamW` keeps it; such a tensor is not copied."""
     if isinstance(step, Tensor):
         return step.to(device, torch.float32)
     return torch.full((), float(step), dtype=torch.float32, device=device)
 
 
 def one_minus_power(beta: float, t: Tensor) -> Tensor:
-    """1 - βᵗ = -(e^(t ln β) - 1), exact to rounding."""
+    """Return 1 - βᵗ = -(e^(t ln β) - 1), exact to rounding also where βᵗ is close to 1."""
     return -torch.expm1(t * math.log(beta)) if beta else torch.ones_like(t)
 
 
 @functools.lru_cache(maxsize=8)
 def tables(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the parameters' sizes, and for each program the number of its parameter and of its block in it."""
+    """Return the parameters' sizes and, for each program, the index of its parameter and of its block in it."""
     blocks = [triton.cdiv(size, BLOCK) for size in sizes]
     owners = tuple(number for number, count in enumerate(blocks) for _ in range(count))
     within = tuple(block for count in blocks for block in range(count))

@@ -1,7 +1,7 @@
 """Causal self-attention on a GPU by the Triton kernels of attention_kernels.py.
 
-Queries, keys and values are read where the projection writes them, side by side; one kernel rotates them by their
-positions. The substitute is an operator registered with torch, so torch.compile takes it as it is.
+Queries, keys and values are read side by side, as the projection writes them. One kernel rotates queries and keys by
+their positions. The substitute is an operator registered with torch, which torch.compile calls without tracing it.
 
 Shapes: B batch, T positions, H heads, K head dimension.
 """
@@ -16,11 +16,11 @@ import triton
 from torch import Tensor
 
 from tslm.fast.door import Substitute
-from tslm.fast.forms import Form, attends_to_itself, attention_case, form_of
+from tslm.fast.forms import Form, attends_to_itself, attention_case, attention_probes, form_of
 from tslm.fast.gpu import TOLERANCES, forms, precise
 from tslm.fast.gpu import attention_kernels as kernels
 
-BLOCK_BYTES = 8192  # of the queries or keys in a block, so that a kernel fits into 99 KB of shared memory
+BLOCK_BYTES = 8192  # bytes of the queries or keys in a block, so that a kernel fits into 99 KB of shared memory
 LARGEST_WIDTH = 128  # a wider head would leave blocks of fewer than 16 queries, the smallest side of a matmul
 
 
@@ -29,7 +29,8 @@ def self_attention(
 ) -> Tensor:
     """Substitute for `ops.self_attention`: FlashAttention-2 (Dao 2023, algorithms 1 and 2).
 
-    Blocks above the diagonal are skipped, and for a block of queries those before the document of its first query.
+    For a block of queries, two kinds of blocks of keys are skipped: those above the diagonal, and those before the
+    document of the first query.
     Forward, for a block of queries over the blocks j of keys, with S = q kⱼᵀ / √K masked, starting from m = -∞, l = 0,
     O = 0:
 
@@ -54,14 +55,14 @@ def self_attention(
 
 
 class Launch(NamedTuple):
-    """A grid of one program for each block of a sequence, and the arguments with which every kernel ends."""
+    """The grid, with one program for each block of each head and sequence, and the last arguments of every kernel."""
 
     grid: tuple[int]
     length: int
     scale: float
     heads: int
     width: int
-    padded: int  # width to a power of two
+    padded: int  # width, rounded up to a power of two
     block: int
 
     @classmethod
@@ -74,7 +75,7 @@ class Launch(NamedTuple):
                    block)
 
 
-# Registered operators, which the compiler takes as they are. By itself it would copy every tensor that a kernel writes.
+# Operators registered with torch, which the compiler does not trace: it would copy every tensor that a kernel writes.
 @torch.library.custom_op("tslm::self_attention", mutates_args=())
 def _attend(qkv: Tensor, rotation: Tensor | None, document_starts: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return the attention, the rotated qkv and L (B, H, T)."""
@@ -104,7 +105,7 @@ def _attend_backward(rotated: Tensor, rotation: Tensor | None, document_starts: 
 
 
 def _launch_rotate(qkv: Tensor, rotation: Tensor, rotated: Tensor, *, back: bool) -> None:
-    """Rotate queries and keys by their angles, or back, and copy the values unless this happens in place."""
+    """Rotate queries and keys by their angles, or back; unless in place, also copy the values."""
     batch, length, _, heads, width = qkv.shape
     size, copies = heads * width, qkv is not rotated
     kernels.rotate[(batch * length,)](qkv, rotation, rotated, length, size, -1.0 if back else 1.0, copies, width,
@@ -143,7 +144,7 @@ def _supports(
 
 
 SELF_ATTENTION = Substitute(
-    self_attention, _supports, probes=lambda form: [attention_case(form, 2, 70, 2, 6, each) for each in (True, False)],
+    self_attention, _supports, probes=attention_probes,
     tolerance=lambda form: TOLERANCES[form.dtype], precise=precise, traceable=True,
     examples=lambda form: attention_case(form, 128, 256, 16, 32, False), keys=forms,
 )

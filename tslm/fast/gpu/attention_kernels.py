@@ -1,7 +1,7 @@
 """Four Triton kernels of causal self-attention, in which the T × T weights never reach memory.
 
-One rotates queries and keys by their positions, one is the forward pass, and two are the backward pass: one along the
-queries and one along the keys. attention.py has the formulas and launches the kernels.
+`rotate` rotates queries and keys by their positions, and `forward` is the forward pass. The backward pass has two
+kernels, `backward_queries` and `backward_keys`. attention.py has the formulas and launches the kernels.
 
 Shapes: B batch, T positions, H heads, K head dimension.
 """
@@ -14,8 +14,8 @@ import triton.language as tl
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 LOG2_E = tl.constexpr(1.4426950408889634)  # GPUs have 2ˣ in hardware: eˣ = 2^(x · log₂ e)
-# The score of a masked key. With -∞ a query whose first block of keys is masked throughout would compute ∞ - ∞. With
-# this value it counts them, and the first visible key multiplies their sum by 2^HIDDEN, which is 0.
+# The score of a masked key. With -∞ a query whose first block of keys is fully masked would compute ∞ - ∞. With this
+# value the masked keys are summed at first, and the first visible key multiplies their sum by 2^HIDDEN, which is 0.
 HIDDEN = tl.constexpr(-1e30)
 
 
@@ -42,7 +42,7 @@ def rotate(qkv_ptr, rotation_ptr, rotated_ptr, length, size, sign, COPIES: tl.co
 @triton.jit
 def forward(qkv_ptr, starts_ptr, out_ptr, log_sums_ptr, length, SCALE: tl.constexpr,
             HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
-    """One program computes a block of queries: their outputs and log-sum-exps."""
+    """One program computes the outputs of a block of queries, and their log-sum-exps to base 2."""
     first, sequence, head, rows = _position(length, HEADS, BLOCK)
     q_ptr = qkv_ptr + _in_qkv(sequence, head, length, HEADS, WIDTH)
     k_ptr, v_ptr = q_ptr + HEADS * WIDTH, q_ptr + 2 * HEADS * WIDTH
@@ -162,7 +162,7 @@ def _mask(starts_ptr, queries, keys, starts):
 
 @triton.jit
 def _dot(a, b):
-    """Multiply matrices and sum in float32. Triton's interpreter would multiply bfloat16's bits as integers: widen."""
+    """Multiply matrices and sum in float32. The interpreter would multiply the bits of bfloat16, so it gets float32."""
     if INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, input_precision="ieee")

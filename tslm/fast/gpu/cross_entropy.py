@@ -1,6 +1,6 @@
 """Cross-entropy on a GPU: one Triton kernel turns a row of logits into its loss and its gradient.
 
-A row is read once, kept in registers, and written once, so `chunked_cross_entropy` is left with its matmuls.
+A row is read once, kept in registers, and written once. Besides the kernel, `chunked_cross_entropy` has only matmuls.
 
 Shapes: N tokens, V vocab_size.
 """
@@ -24,7 +24,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)  # GPUs have 2ˣ in hardware: eˣ = 2^
 
 
 def linear_and_loss(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int | None) -> Tensor:
-    """Substitute for `objective.linear_and_loss`."""
+    """Substitute for `objective.linear_and_loss`; the kernel does not check that targets are in 0 … V-1."""
     dtype = form_of(hidden).compute_dtype
     return chunked_cross_entropy(hidden, weight, targets, chunk_size or CHUNK_SIZE, dtype, row_losses)
 
@@ -33,9 +33,9 @@ def row_losses(logits: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor
     """Return the sum of -log softmax(logits)[target], and softmax(logits) - onehot(targets), which overwrites `logits`.
 
     Args:
-        logits: contiguous (N, V); computed with in float32.
+        logits: contiguous (N, V); the kernel computes in float32.
         targets: contiguous (N), integers in 0 … V-1.
-        with_grad: False returns no gradient. It is computed all the same, because that costs little more.
+        with_grad: False returns None for the gradient, which the kernel computes anyway, because it costs little.
     """
     number, vocab_size = logits.shape
     losses = torch.empty(number, dtype=torch.float32, device=logits.device)
