@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import hear_ctrl_c
 from tests.tokenizer.reference import TRICKY, slow_counts, tricky_text
 from tslm import TokenFile, Tokenizer, encode_files, merge_pretokens
+from tslm.errors import UserError
 from tslm.tokenizer import Span
 from tslm.tokenizer.corpus import Corpus
 from tslm.tokenizer.encode import encode_corpus
@@ -85,6 +86,32 @@ def test_tokenizer_encode_files_that_fails_leaves_nothing(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="lacks the byte 0xc3"):
         encode_files(Tokenizer({97: b"a"}, []), _written(tmp_path / "e.txt", "aé"), output)
     assert list(output.parent.iterdir()) == []
+
+
+def test_tokenizer_encode_files_refuses_an_output_that_is_an_input_or_no_regular_file(tokenizer, tmp_path):
+    text = "low lower lowest"
+    for name in ("t.txt", "ids.bin.json"):
+        _written(tmp_path / name, text)
+    (tmp_path / "link").symlink_to("t.txt")
+    (tmp_path / "hard").hardlink_to(tmp_path / "t.txt")
+    (tmp_path / "null").symlink_to(os.devnull)
+    os.mkfifo(tmp_path / "pipe")
+    for source, output, sentence in [
+        ("t.txt", "t.txt", r"t\.txt is also an input"),
+        ("t.txt", "link", "link is also an input"),
+        ("t.txt", "hard", "hard is also an input"),
+        ("link", "t.txt", r"t\.txt is also an input"),
+        ("ids.bin.json", "ids.bin", r"ids\.bin\.json is also an input"),
+        ("t.txt", "null", "null is no regular file"),
+        ("t.txt", "pipe", "pipe is no regular file"),
+        ("t.txt", ".", "is a folder"),
+    ]:
+        before = sorted(tmp_path.iterdir())
+        with pytest.raises(UserError, match=sentence):
+            encode_files(tokenizer, tmp_path / source, tmp_path / output)
+        assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "t.txt").read_text() == (tmp_path / "ids.bin.json").read_text() == text
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def _written(path, text):

@@ -1,8 +1,11 @@
+import errno
 import json
+import os
 
 import pytest
 
 from tslm import Tokenizer, merge_pretokens
+from tslm.errors import UserError
 from tslm.tokenizer import serialization, tokenizer_from_texts, tokenizer_texts
 from tslm.tokenizer.serialization import byte_to_unicode
 
@@ -65,13 +68,23 @@ def test_tokenizer_saving_replaces_an_older_one(tokenizer, tmp_path):
 
 
 def test_tokenizer_failed_saving_leaves_nothing(tokenizer, tmp_path, monkeypatch):
-    def fail(*_args, **_kwargs):
-        raise OSError("disk full")
+    def fail(_file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("pathlib.Path.write_text", fail)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match=r"No space left on device: '.*vocab\.json'"):
         tokenizer.save(tmp_path / "tok")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tokenizer_saving_refuses_a_file_or_a_device_in_its_place(tokenizer, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file is a file; give a folder for vocab\.json and merges\.txt"):
+        tokenizer.save(tmp_path / "file")
+    (tmp_path / "merges.txt").symlink_to(os.devnull)
+    with pytest.raises(UserError, match=r"merges\.txt is no regular file"):
+        tokenizer.save(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_tokenizer_texts_can_be_embedded(tokenizer):

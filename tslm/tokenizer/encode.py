@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import Executor
 from contextlib import closing
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,8 +13,9 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from tslm.tokenizer.corpus import Corpus, Span, TextInput, read_blocks
+from tslm.tokenizer.files import check_outputs
 from tslm.tokenizer.jsonl import DOCUMENT_END
-from tslm.tokenizer.token_file import TokenFile, TokenFileWriter, dtype_for
+from tslm.tokenizer.token_file import TokenFile, TokenFileWriter, dtype_for, sidecar_path
 from tslm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 from tslm.tokenizer.workers import POOL_BYTES, map_in_order
 
@@ -50,7 +52,8 @@ def encode_files(
     Raises:
         MissingFileError: a file does not exist.
         UserError: a file is empty or not UTF-8 (with its name and the offset of the byte), a line of a JSONL file is
-            not a record (with its number), or the vocabulary lacks a byte that the text needs.
+            not a record (with its number), or the vocabulary lacks a byte that the text needs. Or the output or its
+            sidecar is an input, a folder or a device.
     """
     return encode_corpus(
         tokenizer, Corpus(input_paths), output_path, num_workers=num_workers, executor=executor, progress=progress
@@ -74,9 +77,11 @@ def encode_corpus(
     `task_bytes` is the size of the part that a worker encodes at a time, `block_bytes` the size of the blocks in which
     a part is read. Texts smaller than `pool_bytes` are encoded in this process.
     """
+    output = Path(output_path)
+    check_outputs([output, sidecar_path(output)], [span.path for span in corpus.spans])
     specials = [token.encode() for token in tokenizer.special_tokens]
     tasks = (_Task(tokenizer, spans, specials, block_bytes) for spans in corpus.split(task_bytes, specials))
-    writer = TokenFileWriter(output_path, tokenizer.vocab_size, tokenizer.hash, special_ids=tokenizer.special_ids)
+    writer = TokenFileWriter(output, tokenizer.vocab_size, tokenizer.hash, special_ids=tokenizer.special_ids)
     results = map_in_order(_encode_part, tasks, corpus.size, num_workers, executor, pool_bytes)
     with (
         writer,  # first, so that no progress bar appears if the file cannot be written
@@ -86,7 +91,7 @@ def encode_corpus(
         for part in results:
             writer.append(part.ids, part.text_bytes)
             bar.update(part.file_bytes)
-    return TokenFile.open(output_path)
+    return TokenFile.open(output)
 
 
 class _Task(NamedTuple):

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from tslm.errors import MissingFileError, UserError
+from tslm.tokenizer.files import atomic_write, check_outputs, sync_folder
 from tslm.tokenizer.tokenizer import Tokenizer
 
 VOCAB, MERGES, CONFIG = "vocab.json", "merges.txt", "tokenizer_config.json"
@@ -106,20 +107,34 @@ def write_dir(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
     """Write a tokenizer into a folder; `Tokenizer.save` documents it."""
     texts = tokenizer_texts(tokenizer)
     folder = Path(path)
+    check_outputs(output_paths(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         for name, text in texts.items():
-            (fresh / name).write_text(text, encoding="utf-8", newline="\n")
-        fresh.chmod(0o755)  # mkdtemp permits only the owner
+            with atomic_write(unfinished / name) as file:
+                file.write(text.encode())
+        unfinished.chmod(0o755)  # mkdtemp permits only the owner
         try:
-            fresh.replace(folder)
+            unfinished.replace(folder)
         except OSError:  # the folder exists and holds something: replace the files one by one
             folder.mkdir(exist_ok=True)
             for name in texts:
-                (fresh / name).replace(folder / name)
+                (unfinished / name).replace(folder / name)
+        sync_folder(folder.parent)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def output_paths(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return the paths of the files that `write_dir` writes into a folder.
+
+    Raises:
+        UserError: the path exists and is no folder.
+    """
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise UserError(f"the output {folder} is a file; give a folder for {VOCAB} and {MERGES}")
+    return [Path(folder) / name for name in (VOCAB, MERGES, CONFIG)]
 
 
 @cache

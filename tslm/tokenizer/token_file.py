@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tslm.errors import MissingFileError, UserError
+from tslm.tokenizer.files import atomic_write, check_outputs
 
 FORMAT = 1
 _FIELDS = {
@@ -75,12 +76,12 @@ class TokenFile:
             UserError: the two do not match, the sidecar is not valid, or the tokenizer is a different one.
         """
         path = Path(path)
-        sidecar_path = _sidecar_path(path)
-        for needed, what in ((path, "token file"), (sidecar_path, "sidecar of a token file")):
+        description = sidecar_path(path)
+        for needed, what in ((path, "token file"), (description, "sidecar of a token file")):
             if not needed.is_file():
                 raise MissingFileError(f"{needed}, a {what}, does not exist; encode the text again with `tokenize`")
         try:
-            sidecar = json.loads(sidecar_path.read_text(encoding="utf-8"))
+            sidecar = json.loads(description.read_text(encoding="utf-8"))
             if sidecar["format"] != FORMAT:
                 raise ValueError(f"its format is {sidecar['format']}, this program reads format {FORMAT}")
             for name, kind in _FIELDS.items():
@@ -91,7 +92,7 @@ class TokenFile:
             file = cls(path, sidecar)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{sidecar_path} is no valid sidecar of a token file ({error}); encode the text again"
+                f"{description} is no valid sidecar of a token file ({error}); encode the text again"
             ) from None
         stat = path.stat()
         if stat.st_size != len(file) * file.dtype.itemsize:
@@ -183,9 +184,10 @@ class TokenFileWriter:
         self._digest = hashlib.sha256()
 
     def __enter__(self) -> TokenFileWriter:
+        check_outputs([self._path, sidecar_path(self._path)])
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._unfinished = _temporary(self._path)
-        self._file = open(self._unfinished, "wb")
+        self._write = atomic_write(self._path)
+        self._file = self._write.__enter__()
         return self
 
     def append(self, ids: npt.NDArray[np.integer[Any]], source_bytes: int = 0) -> None:
@@ -199,22 +201,10 @@ class TokenFileWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            self._file.close()
-            if kind is None:
-                _sidecar_path(self._path).unlink(missing_ok=True)  # an old sidecar must never describe new ids
-                self._unfinished.replace(self._path)
-                _write_sidecar(
-                    self._path,
-                    self._sidecar
-                    | {
-                        "count": self._count,
-                        "sha256": self._digest.hexdigest(),
-                        "mtime_ns": self._path.stat().st_mtime_ns,
-                    },
-                )
-        finally:
-            self._unfinished.unlink(missing_ok=True)
+        self._write.__exit__(kind, error, trace)
+        if kind is None:  # until the sidecar is replaced as well, `open` refuses the file: the old hash differs
+            described = {"count": self._count, "sha256": self._digest.hexdigest()}
+            _write_sidecar(self._path, self._sidecar | described | {"mtime_ns": self._path.stat().st_mtime_ns})
 
 
 def dtype_for(vocab_size: int) -> np.dtype[Any]:
@@ -222,19 +212,11 @@ def dtype_for(vocab_size: int) -> np.dtype[Any]:
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
-def _sidecar_path(path: Path) -> Path:
+def sidecar_path(path: Path) -> Path:
+    """Return the path of a token file's sidecar."""
     return path.with_name(path.name + ".json")
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
 def _write_sidecar(path: Path, sidecar: dict[str, Any]) -> None:
-    target = _sidecar_path(path)
-    unfinished = _temporary(target)
-    try:
-        unfinished.write_text(json.dumps(sidecar, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with atomic_write(sidecar_path(path)) as file:
+        file.write((json.dumps(sidecar, indent=2) + "\n").encode())

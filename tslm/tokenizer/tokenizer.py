@@ -111,7 +111,8 @@ class Tokenizer:
         A new folder appears complete or not at all. In a folder that is not empty each file is replaced atomically.
 
         Raises:
-            UserError: the vocabulary has one token under two ids, which `vocab.json` cannot express.
+            UserError: the vocabulary has one token under two ids, which `vocab.json` cannot express; or the path
+                is a file, or one of the three files is a folder or a device.
         """
         from tslm.tokenizer import serialization
 

@@ -21,8 +21,8 @@ from tslm.tokenizer.jsonl import DOCUMENT_END
 from tslm.tokenizer.pretokenize import encode_specials, find_pretokens, special_pattern, split_specials
 from tslm.tokenizer.workers import POOL_BYTES, map_in_order, resolve_workers
 
-# Joined pre-tokens, their sizes in bytes and their counts. Sending and adding 300,000 words in this form takes a third of
-# the time that it takes as dictionaries.
+# Joined pre-tokens, their sizes in bytes and their counts. Sending and adding 300,000 words in this form takes a third
+# of the time that it takes as dictionaries.
 PackedCounts: TypeAlias = tuple[bytes, npt.NDArray[np.intp], npt.NDArray[np.uint64]]
 
 # Each part costs about 50 ms: its words are new to the worker, and its counts are sent back. So parts are large at
