@@ -8,7 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tslm.data.prepare import TOY_VALID_STORIES, Cache, Texts, file_span, files_corpus, prepare, toy_corpus
+from tslm.data.prepare import (
+    TOY_VALID_STORIES,
+    Cache,
+    Texts,
+    file_span,
+    files_corpus,
+    prepare,
+    tinystories_corpus,
+    toy_corpus,
+)
+from tslm.data.tinystories import TRAIN, VALID
 from tslm.errors import MissingFileError, UserError
 from tslm.tokenizer import TokenFile
 
@@ -60,18 +70,71 @@ def test_a_changed_text_is_encoded_again(make, tmp_path):
     assert len(lengths) == 2
 
 
-def test_the_content_hash_is_remembered_by_path_size_and_modification_time(tmp_path, cache):
+def test_the_content_hash_is_remembered_until_the_file_changes(tmp_path, cache):
     cache.folder.mkdir()
     path = tmp_path / "a.txt"
     path.write_text("once")
-    os.utime(path, ns=(1, 1))
     first = cache.content_hash(path)
-    path.write_text("also")
-    os.utime(path, ns=(1, 1))
-    assert cache.content_hash(path) == first  # not read again: nothing that is looked at has changed
-    os.utime(path, ns=(2, 2))
-    assert cache.content_hash(path) != first
-    assert len({cache.content_hash(path), Cache(cache.folder).content_hash(path)}) == 1
+    remembered = json.loads((cache.folder / "hashes.json").read_text())
+    (cache.folder / "hashes.json").write_text(json.dumps(dict.fromkeys(remembered, "from memory")))
+    assert cache.content_hash(path) == "from memory"
+    times = path.stat()
+    path.write_text("also")  # the same size; a copy of a file can have the same modification time as well
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert cache.content_hash(path) not in (first, "from memory")
+
+
+@pytest.mark.parametrize("damaged", ["[]", "{", "3", "", "[" * 100_000, "\xff"])
+def test_a_damaged_file_of_hashes_is_made_again(tmp_path, cache, damaged):
+    cache.folder.mkdir()
+    (tmp_path / "a.txt").write_text("once")
+    first = cache.content_hash(tmp_path / "a.txt")
+    (cache.folder / "hashes.json").write_text(damaged, encoding="latin1")
+    assert cache.content_hash(tmp_path / "a.txt") == first
+    assert list(json.loads((cache.folder / "hashes.json").read_text()).values()) == [first]
+
+
+def test_a_damaged_text_of_the_embedded_corpus_is_written_again_with_a_notice(cache, capsys):
+    train, valid = (Path(spans[0].path) for spans in toy_corpus(cache, 3, seed=0))
+    texts = train.read_bytes(), valid.read_bytes()
+    capsys.readouterr()
+    for path, text in zip((train, valid), texts, strict=True):
+        times = path.stat()
+        path.write_bytes(text.replace(b"a", b"b", 1))
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        toy_corpus(cache, 3, seed=0)
+        assert path.read_bytes() == text
+        assert capsys.readouterr().out == f"{path} is written again, because it was changed or damaged.\n"
+    train.with_name("train.txt.sha256").write_text("damaged")
+    toy_corpus(cache, 3, seed=0)
+    assert "is written again" in capsys.readouterr().out
+    toy_corpus(cache, 3, seed=0)
+    assert (train.read_bytes(), valid.read_bytes()) == texts
+    assert capsys.readouterr().out == ""
+
+
+def test_a_changed_text_of_tinystories_is_refused(cache):
+    folder = cache.folder / "tinystories"
+    folder.mkdir(parents=True)
+    for name in (TRAIN, VALID):
+        (folder / name).write_text(f"A story.{END}\n")
+    tinystories_corpus(cache)
+    (folder / VALID).write_text(f"Another.{END}\n")
+    with pytest.raises(UserError, match=rf"{VALID} was changed since it was downloaded: remove it"):
+        tinystories_corpus(cache)
+
+
+def test_a_damaged_tokenizer_is_trained_again_with_a_notice(make, cache, capsys):
+    first, train, _ = make()
+    folder = next((cache.folder / "tokenizers").iterdir())
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        for damage in (lambda path: os.truncate(path, path.stat().st_size // 2), Path.unlink):
+            damage(folder / name)
+            capsys.readouterr()
+            tokenizer, again, _ = make()
+            assert (tokenizer.hash, again.path) == (first.hash, train.path)
+            notice = capsys.readouterr().out
+            assert damage is Path.unlink or notice.startswith("The tokenizer is trained again, because")
 
 
 def test_a_damaged_token_file_is_encoded_again_with_a_notice(make, capsys):

@@ -6,11 +6,11 @@ reuses everything. One process prepares at a time, under a file lock. Files appe
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from tslm.data.toy_grammar import load_grammar
 from tslm.errors import MissingFileError, UserError
 from tslm.tokenizer import Span, TokenFile, Tokenizer, encode_files, split_tail, train_bpe
 from tslm.tokenizer.corpus import read_blocks
+from tslm.tokenizer.files import atomic_write, check_unchanged, file_stamp
 from tslm.tokenizer.jsonl import is_jsonl
 
 TOY_VALID_STORIES = 500
@@ -50,7 +51,7 @@ class Cache:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
 
-    @contextmanager
+    @contextlib.contextmanager
     def lock(self, notice_after: float = 1.0) -> Iterator[None]:
         """Hold the folder's lock, so that one process prepares at a time; create the folder first.
 
@@ -76,21 +77,34 @@ class Cache:
             lock.release()
 
     def content_hash(self, path: Path) -> str:
-        """Return a file's SHA-256, remembered for as long as its path, size and modification time stay the same."""
+        """Return a file's SHA-256, remembered as long as its path, size, modification time and change time are equal.
+
+        Raises:
+            UserError: the file was changed while it was read.
+        """
         hashes_file = self.folder / "hashes.json"
         try:
-            hashes = json.loads(hashes_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            hashes = {str(key): str(value) for key, value in json.loads(hashes_file.read_bytes()).items()}
+        except (OSError, ValueError, AttributeError, RecursionError):  # absent or damaged: it is made again
             hashes = {}
-        stat = path.stat()
-        key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+        stamp = file_stamp(path)
+        key = f"{path.resolve()}|{'|'.join(map(str, stamp))}"
         if key not in hashes:
             with path.open("rb") as file:
                 hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
-            temporary = hashes_file.with_suffix(f".{os.getpid()}.new")
-            temporary.write_text(json.dumps(hashes, indent=1), encoding="utf-8")
-            os.replace(temporary, hashes_file)
-        return str(hashes[key])
+            check_unchanged({path: stamp})
+            with contextlib.suppress(OSError), atomic_write(hashes_file) as file:  # a read-only cache remembers nothing
+                file.write(json.dumps(hashes, indent=1).encode())
+        return hashes[key]
+
+    def is_intact(self, path: Path) -> bool:
+        """Return whether a text of the cache has the SHA-256 in the file beside it; the first call writes that file."""
+        record, content_hash = path.with_name(f"{path.name}.sha256"), self.content_hash(path).encode()
+        if not record.exists():
+            with contextlib.suppress(OSError), atomic_write(record) as file:
+                file.write(content_hash)
+            return True
+        return record.read_bytes() == content_hash
 
     def key(self, spans: Sequence[Span], **settings: object) -> str:
         """Return the cache key of data made from this text with these settings."""
@@ -114,18 +128,32 @@ def toy_corpus(cache: Cache, num_stories: int, seed: int) -> Texts:
     folder = cache.folder / "toy" / f"{load_grammar().fingerprint[:12]}-{seed}-{num_stories}"
     train, valid = folder / "train.txt", folder / "valid.txt"
     folder.mkdir(parents=True, exist_ok=True)
-    if not train.exists():
-        write_corpus(train, num_stories, seed, progress=True)
-    if not valid.exists():
-        write_corpus(valid, TOY_VALID_STORIES, seed + TOY_VALID_SEED)
+    for path, stories, own_seed in (
+        (train, num_stories, seed), (valid, TOY_VALID_STORIES, seed + TOY_VALID_SEED)
+    ):
+        if path.exists() and cache.is_intact(path):
+            continue
+        if path.exists():
+            print(f"{path} is written again, because it was changed or damaged.", flush=True)
+        write_corpus(path, stories, own_seed, progress=path == train)
+        path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
+        cache.is_intact(path)
     return Texts((file_span(train),), (file_span(valid),))
 
 
 def tinystories_corpus(cache: Cache) -> Texts:
-    """Return TinyStories; download it first if the cache lacks it."""
+    """Return TinyStories; download it first if the cache lacks it.
+
+    Raises:
+        UserError: a file was changed since it was downloaded, or `fetch_tinystories` fails.
+    """
     from tslm.data.tinystories import fetch_tinystories  # imports the hub's client, which only this corpus needs
 
     train, valid = fetch_tinystories(cache.folder / "tinystories")
+    for path in (train, valid):
+        if not cache.is_intact(path):
+            raise UserError(f"{path} was changed since it was downloaded: remove it and {path.name}.sha256, and it is "
+                            "downloaded again")
     return Texts((file_span(train),), (file_span(valid),))
 
 
@@ -211,12 +239,23 @@ def prepare(
 def trained_tokenizer(
     spans: Sequence[Span], cache: Cache, vocab_size: int, special_tokens: list[str], num_workers: int | None
 ) -> Tokenizer:
-    """Return a tokenizer trained on a text, from the cache if it is there."""
+    """Return a tokenizer trained on a text; train it if the cache has none, or a damaged one."""
     folder = cache.folder / "tokenizers" / cache.key(spans, vocab_size=vocab_size, special=special_tokens)
-    if not (folder / "merges.txt").exists():
-        vocab, merges = train_bpe(list(spans), vocab_size, special_tokens, num_workers=num_workers, progress=True)
-        Tokenizer(vocab, merges, special_tokens).save(folder)
-    return Tokenizer.from_dir(folder)
+    try:
+        tokenizer = Tokenizer.from_dir(folder)
+        if set(tokenizer.special_tokens) == set(special_tokens):
+            return tokenizer
+        problem = f"{folder} has lost its special tokens"
+    except MissingFileError:
+        problem = ""
+    except UserError as error:
+        problem = str(error)
+    if problem:
+        print(f"The tokenizer is trained again, because the cached one is unusable: {problem}", flush=True)
+    vocab, merges = train_bpe(list(spans), vocab_size, special_tokens, num_workers=num_workers, progress=True)
+    tokenizer = Tokenizer(vocab, merges, special_tokens)
+    tokenizer.save(folder)
+    return tokenizer
 
 
 def token_file(
@@ -233,7 +272,7 @@ def token_file(
     """
     path = cache.folder / "tokens" / f"{cache.key(spans, tokenizer=tokenizer.hash)}.bin"
     try:
-        TokenFile.open(path)
+        TokenFile.open(path, tokenizer.hash)
         return path
     except FileNotFoundError:
         pass

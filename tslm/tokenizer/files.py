@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 from tslm.errors import UserError
 
@@ -30,6 +30,31 @@ def check_outputs(
             raise UserError(f"the output {output} is {kind}; give the path of a file")
         if any(output.samefile(path) for path in inputs):
             raise UserError(f"the output {output} is also an input and would be overwritten; give another output")
+
+
+Stamp: TypeAlias = tuple[int, int, int]
+
+
+def file_stamp(path: str | os.PathLike[str]) -> Stamp:
+    """Return a file's size, modification time and change time; they differ after any change or replacement.
+
+    The change time is needed because programs can set the modification time, for example to that of a copied file.
+    """
+    stat = os.stat(path)
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def check_unchanged(stamps: Mapping[str | os.PathLike[str], Stamp]) -> None:
+    """Check that files still have the stamps that they had before they were read.
+
+    Raises:
+        UserError: a file was changed, replaced or removed; the message names it.
+    """
+    for path, stamp in stamps.items():
+        if not os.path.exists(path) or file_stamp(path) != stamp:
+            raise UserError(
+                f"{path} was changed or replaced while it was read; start again when no program writes to it"
+            )
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tslm.errors import MissingFileError, UserError
-from tslm.tokenizer.files import atomic_write, check_outputs
+from tslm.tokenizer.files import atomic_write, check_outputs, file_stamp
 
 FORMAT = 1
 _FIELDS = {
@@ -60,16 +60,20 @@ class TokenFile:
         self._sha256: str = sidecar["sha256"]
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], tokenizer_hash: str | None = None) -> TokenFile:
+    def open(
+        cls, path: str | os.PathLike[str], tokenizer_hash: str | None = None, *, always_read: int = _ALWAYS_READ
+    ) -> TokenFile:
         """Open a token file after checking it against its sidecar.
 
         Size and type are always checked. The SHA-256 of the content is checked in files of up to 64 MiB, and in larger
-        ones whose modification time differs from the sidecar's. So a large file that was just encoded, or opened
-        before, opens at once; one that was copied or changed is read in full. `verify` always reads it in full.
+        ones whose modification time or change time differs from the sidecar's. So a large file that was just encoded,
+        or opened before, opens at once; one that was copied or changed is read in full. `verify` always reads it in
+        full.
 
         Args:
             path: the file of ids.
             tokenizer_hash: `Tokenizer.hash` of the tokenizer that must have produced the ids; None accepts any.
+            always_read: files of up to so many bytes are read in full whatever their times are.
 
         Raises:
             MissingFileError: the file or its sidecar does not exist.
@@ -89,8 +93,10 @@ class TokenFile:
                     raise ValueError(f"its {name} is {sidecar[name]!r}")
             if sidecar["dtype"] != dtype_for(sidecar["vocab_size"]).str:
                 raise ValueError(f"its dtype {sidecar['dtype']} does not go with {sidecar['vocab_size']} entries")
+            if sidecar.get("sidecar_sha256") not in (None, _digest(sidecar)):  # None: of a version without this field
+                raise ValueError("its SHA-256 differs from the one it states")
             file = cls(path, sidecar)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{description} is no valid sidecar of a token file ({error}); encode the text again"
             ) from None
@@ -105,12 +111,13 @@ class TokenFile:
                 f"{path} was made with another tokenizer (hash {file.tokenizer_hash[:12]}, not {tokenizer_hash[:12]}); "
                 "encode the text again with this one"
             )
-        changed = stat.st_mtime_ns != sidecar["mtime_ns"]
-        if changed or stat.st_size <= _ALWAYS_READ:
+        times = {"mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
+        changed = not times.items() <= sidecar.items()
+        if changed or stat.st_size <= always_read:
             file.verify()
         if changed:
             with contextlib.suppress(OSError):  # a read-only folder: the content is read again next time
-                _write_sidecar(path, sidecar | {"mtime_ns": stat.st_mtime_ns})
+                _write_sidecar(path, sidecar | times)
         return file
 
     def __len__(self) -> int:
@@ -204,7 +211,8 @@ class TokenFileWriter:
         self._write.__exit__(kind, error, trace)
         if kind is None:  # until the sidecar is replaced as well, `open` refuses the file: the old hash differs
             described = {"count": self._count, "sha256": self._digest.hexdigest()}
-            _write_sidecar(self._path, self._sidecar | described | {"mtime_ns": self._path.stat().st_mtime_ns})
+            _, mtime_ns, ctime_ns = file_stamp(self._path)
+            _write_sidecar(self._path, self._sidecar | described | {"mtime_ns": mtime_ns, "ctime_ns": ctime_ns})
 
 
 def dtype_for(vocab_size: int) -> np.dtype[Any]:
@@ -217,6 +225,13 @@ def sidecar_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
+def _digest(sidecar: dict[str, Any]) -> str:
+    """Return the SHA-256 of the fields of a sidecar, without its own."""
+    fields = {name: value for name, value in sidecar.items() if name != "sidecar_sha256"}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
 def _write_sidecar(path: Path, sidecar: dict[str, Any]) -> None:
+    sidecar = sidecar | {"sidecar_sha256": _digest(sidecar)}
     with atomic_write(sidecar_path(path)) as file:
         file.write((json.dumps(sidecar, indent=2) + "\n").encode())

@@ -87,7 +87,7 @@ class Tokenizer:
 
         Raises:
             MissingFileError: one of them does not exist.
-            UserError: one of them is not in that form.
+            UserError: one of them is not in that form, or vocabulary and merges contradict each other.
         """
         from tslm.tokenizer import serialization  # imported late: it imports this file
 
@@ -99,7 +99,7 @@ class Tokenizer:
 
         Raises:
             MissingFileError: the folder, `vocab.json` or `merges.txt` does not exist.
-            UserError: one of the files is not in the form that `save` writes.
+            UserError: one of the files is not in the form that `save` writes, or they do not belong together.
         """
         from tslm.tokenizer import serialization
 
