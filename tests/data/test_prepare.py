@@ -20,7 +20,7 @@ from tslm.data.prepare import (
 )
 from tslm.data.tinystories import TRAIN, VALID
 from tslm.errors import MissingFileError, UserError
-from tslm.tokenizer import TokenFile
+from tslm.tokenizer import TokenFile, Tokenizer
 
 END = "<|endoftext|>"
 
@@ -82,6 +82,25 @@ def test_the_content_hash_is_remembered_until_the_file_changes(tmp_path, cache):
     path.write_text("also")  # the same size; a copy of a file can have the same modification time as well
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert cache.content_hash(path) not in (first, "from memory")
+
+
+def test_a_text_that_is_replaced_before_it_is_encoded_is_not_kept_under_the_hash_of_the_other(make, tmp_path, cache):
+    text, other = tmp_path / "a.txt", tmp_path / "b.txt"
+    text.write_text(f"Once upon a time.{END}\n" * 200)
+    tokenizer, *_ = make(files_corpus([str(text)], None, END))
+    other.write_text(f"Once upon a rime.{END}\n" * 200)
+
+    class TokenizerThatInterferes(Tokenizer):
+        def encode_bytes(self, block):
+            if other.exists():
+                other.replace(text)
+            return super().encode_bytes(block)
+
+    before = set(cache.folder.rglob("*.bin"))
+    slow = TokenizerThatInterferes({**tokenizer.vocab, 299: b"<|x|>"}, tokenizer.merges, [END, "<|x|>"])
+    with pytest.raises(UserError, match=r"a\.txt was changed or replaced while it was read"):
+        make(files_corpus([str(text)], None, END), tokenizer=slow)
+    assert set(cache.folder.rglob("*.bin")) == before
 
 
 @pytest.mark.parametrize("damaged", ["[]", "{", "3", "", "[" * 100_000, "\xff"])

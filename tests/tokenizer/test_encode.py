@@ -1,5 +1,6 @@
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from tslm.errors import UserError
 from tslm.tokenizer import Span
 from tslm.tokenizer.corpus import Corpus
 from tslm.tokenizer.encode import encode_corpus
+from tslm.tokenizer.train import count_corpus
 
 SPECIALS = ["<|e|>", "<|e|><|e|>", "a b", " .", "low er", "\n\n"]
 PIECES = [*TRICKY, *"     ", *SPECIALS, "low", "lower", "lowest"]
@@ -112,6 +114,48 @@ def test_tokenizer_encode_files_refuses_an_output_that_is_an_input_or_no_regular
         assert sorted(tmp_path.iterdir()) == before
     assert (tmp_path / "t.txt").read_text() == (tmp_path / "ids.bin.json").read_text() == text
     assert (tmp_path / "pipe").is_fifo()
+
+
+class ExecutorThatInterferes(ThreadPoolExecutor):
+    """Runs `interfere` before the third task."""
+
+    def __init__(self, interfere):
+        super().__init__(1)
+        self._interfere, self._tasks = interfere, 0
+
+    def submit(self, *task):
+        self._tasks += 1
+        if self._tasks == 3:
+            self._interfere()
+        return super().submit(*task)
+
+
+@pytest.mark.parametrize("change", ["replaced", "overwritten", "appended to", "removed"])
+def test_tokenizer_text_that_changes_while_it_is_read_is_refused(tokenizer, tmp_path, change):
+    path, other, output = tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "out" / "ids.bin"
+
+    def interfere():
+        _written(other, "lowest low" * 500)
+        os.utime(other, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+        if change == "replaced":
+            other.replace(path)
+        elif change == "overwritten":
+            path.write_bytes(other.read_bytes())
+        elif change == "appended to":
+            path.write_bytes(path.read_bytes() + b"low")
+        else:
+            path.unlink()
+
+    for run in (
+        lambda executor: encode_corpus(tokenizer, Corpus(path), output, executor=executor, task_bytes=500),
+        lambda executor: count_corpus(Corpus(path), [], executor=executor, largest_part=500),
+    ):
+        _written(path, "low lower " * 500)
+        with ExecutorThatInterferes(interfere) as executor, pytest.raises((UserError, FileNotFoundError)) as error:
+            run(executor)
+        assert str(path) in str(error.value)
+        assert change == "removed" or re.search("(was changed or replaced|became shorter) while", str(error.value))
+    assert list(output.parent.iterdir()) == []
 
 
 def _written(path, text):

@@ -20,7 +20,7 @@ from tslm.data.toy import write_corpus
 from tslm.data.toy_grammar import load_grammar
 from tslm.errors import MissingFileError, UserError
 from tslm.tokenizer import Span, TokenFile, Tokenizer, encode_files, split_tail, train_bpe
-from tslm.tokenizer.corpus import read_blocks
+from tslm.tokenizer.corpus import Corpus, read_blocks
 from tslm.tokenizer.files import atomic_write, check_unchanged, file_stamp
 from tslm.tokenizer.jsonl import is_jsonl
 
@@ -223,24 +223,30 @@ def prepare(
         num_workers: number of processes; None for one per core.
 
     Raises:
-        UserError: the tokenizer is larger than vocab_size, or a file is not UTF-8.
+        UserError: the tokenizer is larger than vocab_size, there is neither a tokenizer nor a training text, or a file
+            is not UTF-8 or changes while it is read.
     """
+    # Each corpus is made before its hash is computed and checked after it was read, so the cache never holds one text
+    # under the hash of another.
+    train, valid = Corpus(texts.train) if texts.train else None, Corpus(texts.valid)
     if tokenizer is None:
-        tokenizer = trained_tokenizer(texts.train, cache, vocab_size, list(special_tokens), num_workers)
+        if train is None:
+            raise UserError("there is no training text to train a tokenizer on: give --data.tokenizer or a checkpoint")
+        tokenizer = trained_tokenizer(train, cache, vocab_size, list(special_tokens), num_workers)
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} entries, but data.vocab_size is {vocab_size}: give "
             f"--data.vocab_size {tokenizer.vocab_size}"
         )
-    train = token_file(texts.train, cache, tokenizer, "training", num_workers) if texts.train else None
-    return Prepared(tokenizer, train, token_file(texts.valid, cache, tokenizer, "validation", num_workers))
+    train_path = token_file(train, cache, tokenizer, "training", num_workers) if train is not None else None
+    return Prepared(tokenizer, train_path, token_file(valid, cache, tokenizer, "validation", num_workers))
 
 
 def trained_tokenizer(
-    spans: Sequence[Span], cache: Cache, vocab_size: int, special_tokens: list[str], num_workers: int | None
+    corpus: Corpus, cache: Cache, vocab_size: int, special_tokens: list[str], num_workers: int | None
 ) -> Tokenizer:
     """Return a tokenizer trained on a text; train it if the cache has none, or a damaged one."""
-    folder = cache.folder / "tokenizers" / cache.key(spans, vocab_size=vocab_size, special=special_tokens)
+    folder = cache.folder / "tokenizers" / cache.key(corpus.spans, vocab_size=vocab_size, special=special_tokens)
     try:
         tokenizer = Tokenizer.from_dir(folder)
         if set(tokenizer.special_tokens) == set(special_tokens):
@@ -252,25 +258,25 @@ def trained_tokenizer(
         problem = str(error)
     if problem:
         print(f"The tokenizer is trained again, because the cached one is unusable: {problem}", flush=True)
-    vocab, merges = train_bpe(list(spans), vocab_size, special_tokens, num_workers=num_workers, progress=True)
+    vocab, merges = train_bpe(corpus, vocab_size, special_tokens, num_workers=num_workers, progress=True)
     tokenizer = Tokenizer(vocab, merges, special_tokens)
     tokenizer.save(folder)
     return tokenizer
 
 
 def token_file(
-    spans: Sequence[Span], cache: Cache, tokenizer: Tokenizer, role: str, num_workers: int | None
+    corpus: Corpus, cache: Cache, tokenizer: Tokenizer, role: str, num_workers: int | None
 ) -> Path:
     """Return the path of a text's token file; encode the text if the cache has none, or a damaged one.
 
     Args:
-        spans: the text.
+        corpus: the text.
         cache: the folder that keeps the token file.
         tokenizer: the tokenizer that encodes the text.
         role: "training" or "validation", for the notice about a damaged file.
         num_workers: number of processes; None for one per core.
     """
-    path = cache.folder / "tokens" / f"{cache.key(spans, tokenizer=tokenizer.hash)}.bin"
+    path = cache.folder / "tokens" / f"{cache.key(corpus.spans, tokenizer=tokenizer.hash)}.bin"
     try:
         TokenFile.open(path, tokenizer.hash)
         return path
@@ -279,5 +285,5 @@ def token_file(
     except (OSError, ValueError) as error:
         print(f"The {role} text is encoded again, because the cached token file is unusable: {error}", flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    encode_files(tokenizer, list(spans), path, num_workers=num_workers, progress=True)
+    encode_files(tokenizer, corpus, path, num_workers=num_workers, progress=True)
     return path

@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeAlias
 
 from tslm.errors import MissingFileError, UserError
 from tslm.tokenizer.chunking import BLOCK_BYTES, CUT_WINDOW, complete_end, cut_blocks, trim_characters, usable_cuts
+from tslm.tokenizer.files import check_unchanged, file_stamp
 from tslm.tokenizer.jsonl import DOCUMENT_END, end_of_line, holds_record, is_jsonl, read_documents
 
 
@@ -27,14 +28,12 @@ class Span(NamedTuple):
     stop: int
 
 
-TextInput: TypeAlias = str | os.PathLike[str] | Span | Sequence[str | os.PathLike[str] | Span]
-
-
 class Corpus:
     """The text of one or more files or parts of files, plain or JSONL.
 
     Args:
-        source: a path, a `Span`, or several of them in the order of the text.
+        source: a path, a `Span`, or several of them in the order of the text. Of another corpus, the copy remembers the
+            files as they were when that one was made.
 
     Attributes:
         spans: the parts of files.
@@ -46,12 +45,24 @@ class Corpus:
     """
 
     def __init__(self, source: TextInput) -> None:
-        parts = [source] if isinstance(source, str | os.PathLike | Span) else source
-        self.spans = [checked_span(part) for part in parts]
+        if isinstance(source, Corpus):
+            self.spans, self._stamps = source.spans, source._stamps
+        else:
+            parts = [source] if isinstance(source, str | os.PathLike | Span) else source
+            self.spans = [checked_span(part) for part in parts]
+            self._stamps = {span.path: file_stamp(span.path) for span in self.spans}
         if not self.spans:
             raise UserError("no input file was given; name at least one text file")
         self._ends = list(accumulate(span.stop - span.start for span in self.spans))
         self.size = self._ends[-1]
+
+    def check_unchanged(self) -> None:
+        """Check that no file changed since this object was made; called after all of the text was read.
+
+        Raises:
+            UserError: a file was changed, replaced or removed.
+        """
+        check_unchanged(self._stamps)
 
     def between(self, start: int, stop: int) -> list[Span]:
         """Return the parts of files that hold the bytes `start` to `stop` of the whole text."""
@@ -109,6 +120,9 @@ class Corpus:
                 return first + skipped + cut
             position, window = position + window, window * 2
         return end
+
+
+TextInput: TypeAlias = str | os.PathLike[str] | Span | Sequence[str | os.PathLike[str] | Span] | Corpus
 
 
 def read_blocks(spans: Iterable[Span], special_tokens: Sequence[bytes], size: int = BLOCK_BYTES) -> Iterator[bytes]:

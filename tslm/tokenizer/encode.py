@@ -43,7 +43,7 @@ def encode_files(
 
     Args:
         tokenizer: the tokenizer.
-        input_paths: a path, a `Span` (part of a file), or several in the order of the text.
+        input_paths: a path, a `Span` (part of a file), several in the order of the text, or a `Corpus`.
         output_path: the file of ids; `<output_path>.json` is its sidecar.
         num_workers: number of processes; None means one per core. Less than 16 MB is encoded in this process.
         executor: any `concurrent.futures.Executor` to run on instead.
@@ -52,8 +52,8 @@ def encode_files(
     Raises:
         MissingFileError: a file does not exist.
         UserError: a file is empty or not UTF-8 (with its name and the offset of the byte), a line of a JSONL file is
-            not a record (with its number), or the vocabulary lacks a byte that the text needs. Or the output or its
-            sidecar is an input, a folder or a device.
+            not a record (with its number), a file changes while it is read, or the vocabulary lacks a byte that
+            the text needs. Or the output or its sidecar is an input, a folder or a device.
     """
     return encode_corpus(
         tokenizer, Corpus(input_paths), output_path, num_workers=num_workers, executor=executor, progress=progress
@@ -91,6 +91,7 @@ def encode_corpus(
         for part in results:
             writer.append(part.ids, part.text_bytes)
             bar.update(part.file_bytes)
+        corpus.check_unchanged()  # before the token file appears
     return TokenFile.open(output)
 
 

@@ -88,7 +88,7 @@ def count_pretokens(
     is a separate text (see `jsonl`). The number of workers does not change the result.
 
     Args:
-        input_path: a path, a `Span` (part of a file), or several.
+        input_path: a path, a `Span` (part of a file), several, or a `Corpus`.
         special_tokens: strings that no pre-token may cross, such as `<|endoftext|>` between documents.
         num_workers: number of processes; None means one per core. Less than 16 MB is counted in this process.
         executor: any `concurrent.futures.Executor` to run on instead.
@@ -97,7 +97,7 @@ def count_pretokens(
     Raises:
         MissingFileError: a file does not exist.
         UserError: a file is empty or not UTF-8 (with its name and the offset of the byte), a line of a JSONL file is
-            not a record (with its number), or a special token is empty.
+            not a record (with its number), a file changes while it is read, or a special token is empty.
 
     Example:
         A file that holds `low low<|endoftext|>low` gives `{b"low": 2, b" low": 1}`.
@@ -137,7 +137,9 @@ def count_corpus(
             bar.update(file_bytes)
 
     with bar, closing(results):
-        return add_counts(parts())
+        counts = add_counts(parts())
+    corpus.check_unchanged()
+    return counts
 
 
 class _Task(NamedTuple):
