@@ -5,6 +5,7 @@ import tracemalloc
 import unicodedata
 from itertools import chain, islice, pairwise
 
+import numpy as np
 import pytest
 import tiktoken
 import tokenizers
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from tests.tokenizer.reference import TRICKY, slow_counts, slow_encode, slow_word, tricky_text
 from tslm import Tokenizer, merge_pretokens
 from tslm.tokenizer import tokenizer as module
+from tslm.tokenizer.chunking import overlapping_blocks
 from tslm.tokenizer.pretokenize import PATTERN
 from tslm.tokenizer.serialization import byte_to_unicode
 
@@ -243,3 +245,50 @@ def test_tokenizer_can_be_copied_and_sent_to_processes(tokenizer):
         assert twin.hash == tokenizer.hash
         assert twin.encode(LESSON) == tokenizer.encode(LESSON)
     assert list(chain(tokenizer.special_tokens)) == SPECIALS
+
+
+def random_tokenizer(rng, alphabet, merges, specials):
+    """A tokenizer of random merges in random order, so that a merge may precede those that make its parts."""
+    tokens = [bytes([byte]) for byte in range(256)]
+    pairs = []
+    for _ in range(merges):
+        pool = [token for token in tokens if len(token) > 1 or token in alphabet] + alphabet
+        pair = rng.choice(pool), rng.choice(pool)
+        if len(b"".join(pair)) < 12 and b"".join(pair) not in tokens:
+            pairs.append(pair)
+            tokens.append(b"".join(pair))
+    rng.shuffle(pairs)
+    return Tokenizer(dict(enumerate(tokens)), pairs, specials)
+
+
+@pytest.mark.parametrize("characters", ["a", "ab", "abc", "字é", "!?", " \n\t", "0123"])
+def test_tokenizer_text_without_a_cut_has_the_ids_of_the_whole_pretoken(characters):
+    rng = random.Random(characters)
+    alphabet = [bytes([byte]) for byte in sorted(set(characters.encode()))]
+    parts = 0
+    for round_ in range(40):
+        specials = [[], ["<|e|>"], [characters[:1] * 3]][round_ % 3]
+        tokenizer = random_tokenizer(rng, alphabet, rng.randrange(1, 40), specials)
+        text = "".join(rng.choice(characters) for _ in range(rng.randrange(600, 1500)))
+        text = rng.choice(["", "so ", "<|e|>"]) + text + rng.choice(["", " so", "!", "<|e|>", "'s"])
+        data = text.encode()
+        pieces = [data[at : at + 37] for at in range(0, len(data), 37)]
+        special_bytes = [each.encode() for each in specials]
+        blocks = list(overlapping_blocks(pieces, special_bytes, size=64, overlap=rng.choice([4, 8])))
+        parts += sum(block.overlap > 0 for block in blocks)
+        assert np.concatenate(list(tokenizer.encode_blocks(blocks))).tolist() == tokenizer.encode_bytes(data).tolist()
+    assert parts > 40
+
+
+def test_tokenizer_encodes_a_long_pretoken_in_little_memory():
+    tokenizer = random_tokenizer(random.Random(0), [b"a"], 3, [])
+    pieces = ("a" * 10_000 for _ in range(300))
+    tokenizer.encode("a" * 10_000)
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in tokenizer.encode_iterable(pieces))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert count == len(tokenizer.encode_bytes(b"a" * 3_000_000))
+    assert peak < 5_000_000

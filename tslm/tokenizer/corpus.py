@@ -15,9 +15,19 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from tslm.errors import MissingFileError, UserError
-from tslm.tokenizer.chunking import BLOCK_BYTES, CUT_WINDOW, complete_end, cut_blocks, trim_characters, usable_cuts
+from tslm.tokenizer.chunking import (
+    BLOCK_BYTES,
+    CUT_WINDOW,
+    Block,
+    complete_end,
+    overlapping_blocks,
+    trim_characters,
+    usable_cuts,
+)
 from tslm.tokenizer.files import check_unchanged, file_stamp
 from tslm.tokenizer.jsonl import DOCUMENT_END, end_of_line, holds_record, is_jsonl, read_documents
+
+_LARGEST_WINDOW = 1 << 20  # bytes that are searched for a cut at once
 
 
 class Span(NamedTuple):
@@ -118,15 +128,19 @@ class Corpus:
                 cut = None
             if cut is not None:
                 return first + skipped + cut
-            position, window = position + window, window * 2
+            position, window = position + window, min(window * 2, _LARGEST_WINDOW)
         return end
 
 
 TextInput: TypeAlias = str | os.PathLike[str] | Span | Sequence[str | os.PathLike[str] | Span] | Corpus
 
 
-def read_blocks(spans: Iterable[Span], special_tokens: Sequence[bytes], size: int = BLOCK_BYTES) -> Iterator[bytes]:
+def read_blocks(
+    spans: Iterable[Span], special_tokens: Sequence[bytes], size: int = BLOCK_BYTES, overlap: int = 0
+) -> Iterator[Block]:
     """Read spans as blocks of about `size` bytes that can be tokenized independently.
+
+    Where a text cannot be cut, a block is larger, or with an `overlap` such as `chunking.OVERLAP` blocks overlap.
 
     In blocks of JSONL files each document is followed by `DOCUMENT_END`. A block holds many short documents or a part
     of a long one.
@@ -136,26 +150,32 @@ def read_blocks(spans: Iterable[Span], special_tokens: Sequence[bytes], size: in
     """
     for are_jsonl, group in groupby(spans, key=_is_jsonl):
         if are_jsonl:
-            yield from _document_blocks(group, special_tokens, size)
+            yield from _document_blocks(group, special_tokens, size, overlap)
         else:
-            yield from cut_blocks(read_pieces(group), special_tokens, size)
+            yield from overlapping_blocks(read_pieces(group), special_tokens, size, overlap=overlap)
 
 
-def _document_blocks(spans: Iterable[Span], special_tokens: Sequence[bytes], size: int) -> Iterator[bytes]:
+def _document_blocks(
+    spans: Iterable[Span], special_tokens: Sequence[bytes], size: int, overlap: int
+) -> Iterator[Block]:
     buffer = bytearray()
     for document in (document for span in spans for document in read_documents(*span)):
         if len(document) > size:
             if buffer:
-                yield bytes(buffer)
-            *blocks, document = cut_blocks([document], special_tokens, size)
-            yield from blocks
+                yield Block(bytes(buffer))
             buffer = bytearray()
+            blocks = overlapping_blocks([document], special_tokens, size, overlap=overlap)
+            last = next(blocks)
+            for block in blocks:
+                yield last
+                last = block
+            document = last.text
         buffer += document + DOCUMENT_END
         if len(buffer) >= size:
-            yield bytes(buffer)
+            yield Block(bytes(buffer))
             buffer = bytearray()
     if buffer:
-        yield bytes(buffer)
+        yield Block(bytes(buffer))
 
 
 def read_pieces(spans: Iterable[Span], size: int = BLOCK_BYTES) -> Iterator[bytes]:

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 
+import numpy as np
+
 from tslm.errors import UserError
 from tslm.tokenizer.bpe import Ids, Pair, Vocabulary, encode_block, encode_pretokens, rank_merges
-from tslm.tokenizer.chunking import cut_blocks
+from tslm.tokenizer.chunking import Block, overlapping_blocks
 from tslm.tokenizer.jsonl import DOCUMENT_END
 from tslm.tokenizer.pretokenize import encode_specials, find_pretokens
 
@@ -20,6 +22,7 @@ END_OF_TEXT = "<|endoftext|>"  # the separator between documents in GPT-2's data
 
 _LONG_TEXT = 1 << 12  # characters; from here on encoding by blocks is faster than encoding by pre-tokens
 _STREAM_BYTES = 1 << 14  # the size of a stream's blocks; a block and its arrays take about 0.6 MB
+_STREAM_OVERLAP = 1 << 10  # so that overlapping blocks are not much larger than the others
 _CACHED_WORDS = 1 << 16
 _LONGEST_CACHED = 64  # characters; longer pre-tokens are rare
 
@@ -187,13 +190,75 @@ class Tokenizer:
         """Yield, lazily, the ids of a text that arrives in parts of any size, such as the lines of an open file.
 
         The ids equal those of `encode` for the joined parts. Memory stays below 1 MB beyond the largest part, provided
-        the text can be cut every few thousand characters. A run of one letter, for example, is buffered until it ends.
+        the text can be cut every few thousand characters; else it stays below 5 MB.
 
         Raises:
             UserError: a part holds a lone surrogate, or a byte that the vocabulary lacks.
         """
-        blocks = cut_blocks(map(_to_utf8, iterable), self._special_bytes, _STREAM_BYTES, first=64)
-        return chain.from_iterable(self.encode_bytes(block).tolist() for block in blocks)
+        pieces = map(_to_utf8, iterable)
+        blocks = overlapping_blocks(pieces, self._special_bytes, _STREAM_BYTES, first=64, overlap=_STREAM_OVERLAP)
+        return chain.from_iterable(ids.tolist() for ids in self.encode_blocks(blocks))
+
+    def encode_blocks(self, blocks: Iterable[Block]) -> Iterator[Ids]:
+        """Yield the ids of the tokens of a text that arrives in blocks, which may overlap inside a pre-token.
+
+        Where two blocks overlap, their tokens are joined at the first token that both have at the same place. The
+        result is that of the whole pre-token, for any merges. Whether a merge crosses the boundary between two tokens
+        depends on these two alone: the merges within each of them follow from its own bytes, and so does their order.
+        So a sequence of tokens is the encoding of its bytes if each pair of neighbours is the encoding of its own, and
+        each pair of the joined sequence is one of the first block or of the second. If they share no token, both blocks
+        are encoded as one.
+
+        Raises:
+            UserError: the text holds a byte that the vocabulary lacks, or a pre-token whose beginning was yielded and
+                would depend on its end.
+        """
+        text, ids, overlap, is_joined = b"", np.empty(0, np.uint32), 0, False
+        for block in blocks:
+            if not overlap:
+                text, ids, is_joined = block.text, self.encode_bytes(block.text), False
+            elif joined := self._join(ids, block.text, overlap):
+                before, ids, start = joined
+                text, is_joined = block.text[start:], True
+                yield before
+            else:
+                text += block.text[overlap:]
+                first, ids = ids[0], self.encode_bytes(text)
+                if is_joined and ids[0] != first:  # no vocabulary is known for which this happens
+                    raise UserError("the text has a pre-token that is too long to be encoded in parts; divide it")
+            overlap = block.overlap
+            if not overlap:
+                yield ids
+
+    def _join(self, ids: Ids, following: bytes, overlap: int) -> tuple[Ids, Ids, int] | None:
+        """Join the ids of a block and those of the next one, whose first `overlap` bytes are its last.
+
+        Returns:
+            The ids before the first common token, the ids from there on, and the start of that token in the next block;
+            None if there is no common token.
+        """
+        margin = max(map(len, self._special_bytes), default=0)  # a special token may begin so far before a block's end
+        ends: dict[int, int] = {}  # of the tokens within the overlap, by their starts
+        start = overlap
+        for id_ in reversed(ids.tolist()):
+            start, end = start - len(self.vocab[id_]), start
+            if start < 0:
+                break
+            ends[start] = end
+        aligned = [start for start in reversed(ends) if following[start] & 0xC0 != 0x80]
+        if not aligned:
+            return None
+        start = aligned[0]
+        own = self.encode_bytes(following[start:])
+        for index, id_ in enumerate(own.tolist()):
+            end = start + len(self.vocab[id_])
+            if end > overlap - margin:
+                return None
+            if ends.get(start) == end:
+                before = len(ids) - sum(other >= start for other in ends)
+                return ids[:before], own[index:], start
+            start = end
+        return None
 
     def encode_bytes(self, text: bytes) -> Ids:
         """Return the ids of the tokens of a text in UTF-8. `jsonl.DOCUMENT_END` becomes the id `vocab_size`.
