@@ -1,5 +1,6 @@
 """The cache of prepared data, and the division of the user's files into training and validation text."""
 
+import errno
 import json
 import os
 import threading
@@ -186,9 +187,69 @@ def test_one_process_prepares_while_another_waits_with_a_notice(tmp_path, capsys
 def test_a_cache_folder_that_cannot_be_created_is_refused(tmp_path):
     (tmp_path / "file").touch()
     cache = Cache(tmp_path / "file" / "cache")
-    sentence = r"data cannot be kept in .*cache \(Not a directory\): give --data\.cache_dir"
+    sentence = r"data cannot be kept in .*cache \(Not a directory\): .* or give --data\.cache_dir"
     with pytest.raises(UserError, match=sentence), cache.lock():
         pass
+
+
+@pytest.fixture
+def read_only(cache):
+    """Return a function that forbids this process to write to the cache; root acts as a user who owns nothing."""
+    def forbid():
+        for path in (cache.folder, *cache.folder.rglob("*")):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        if is_root:
+            for parent in cache.folder.parents[:3]:  # the folders of this test, which only root may enter
+                parent.chmod(0o755)
+            os.seteuid(65_534)
+
+    is_root = os.geteuid() == 0
+    yield forbid
+    if is_root:
+        os.seteuid(0)
+    for path in (cache.folder, *cache.folder.rglob("*")):
+        path.chmod(0o755)
+
+
+def test_a_complete_cache_that_is_read_only_is_used_without_a_lock(make, cache, read_only, capsys):
+    with cache.lock():
+        texts = toy_corpus(cache, 20, seed=0)
+    first, train, _ = make(texts)
+    (cache.folder / "hashes.json").unlink()  # even the hashes are computed again
+    capsys.readouterr()
+    read_only()
+    with cache.lock():
+        assert toy_corpus(cache, 20, seed=0) == texts
+    again, same, _ = make(texts)
+    assert (again.hash, same.path) == (first.hash, train.path)
+    assert capsys.readouterr() == ("", "")
+    assert not (cache.folder / "hashes.json").exists()
+
+
+def test_an_incomplete_cache_that_is_read_only_is_refused_with_the_path(make, cache, read_only, story_file):
+    copy = cache.folder.with_name("stories.txt")
+    copy.write_bytes(story_file.read_bytes())
+    texts = files_corpus([str(copy)], None, END)
+    make(texts)
+    read_only()
+    sentence = rf"data cannot be kept in {cache.folder}/tokenizers\S* \(Permission denied\): .* --data\.cache_dir"
+    with pytest.raises(UserError, match=sentence):
+        make(texts, vocab_size=310)
+    with pytest.raises(UserError, match=rf"data cannot be kept in {cache.folder}/toy "), cache.lock():
+        toy_corpus(cache, 20, seed=0)
+
+
+def test_a_full_disk_is_named_with_the_path(make, cache, monkeypatch):
+    def fail(_file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    make()
+    files = set(cache.folder.rglob("*"))
+    monkeypatch.setattr("os.fsync", fail)
+    sentence = rf"data cannot be kept in {cache.folder}/tokenizers/\S+ \(No space left on device\): make room"
+    with pytest.raises(UserError, match=sentence):
+        make(vocab_size=310)
+    assert set(cache.folder.rglob("*")) == files
 
 
 def test_the_embedded_corpus_has_at_least_one_story(cache):

@@ -7,6 +7,7 @@ reuses everything. One process prepares at a time, under a file lock. Files appe
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ TOY_VALID_STORIES = 500
 TOY_VALID_SEED = 1_000_003  # added to the training seed: the held-out stories are another sample
 HELD_OUT_SHARE = 0.05
 HELD_OUT_BYTES = 10_000_000  # an upper bound: of a large file, less than the share suffices to measure the loss
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)  # the errors of a folder that may not be written to
 
 
 class Texts(NamedTuple):
@@ -55,24 +57,34 @@ class Cache:
     def lock(self, notice_after: float = 1.0) -> Iterator[None]:
         """Hold the folder's lock, so that one process prepares at a time; create the folder first.
 
+        A folder that this process may not write to is used without a lock: a complete cache is only read.
+
         Args:
             notice_after: seconds of waiting for another process after which a notice is printed.
 
         Raises:
-            UserError: the folder cannot be created or is not writable.
+            UserError: a file of the cache cannot be read or written, for whatever reason; the message names it.
         """
         lock = FileLock(self.folder / "lock")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=notice_after)
-        except Timeout:
-            print(f"Another process prepares data in {self.folder}; waiting for it.", flush=True)
-            lock.acquire()
-        except OSError as error:
-            raise UserError(f"data cannot be kept in {self.folder} ({error.strerror}): give --data.cache_dir a folder "
-                            "that is writable") from error
-        try:
+            try:
+                lock.acquire(timeout=notice_after)
+            except Timeout:
+                print(f"Another process prepares data in {self.folder}; waiting for it.", flush=True)
+                lock.acquire()
+            except OSError as error:
+                if error.errno not in _READ_ONLY:
+                    raise
             yield
+        except OSError as error:
+            path = str(error.filename or "")
+            if isinstance(error, UserError) or not path.startswith(str(self.folder)):
+                raise
+            raise UserError(
+                f"prepared data cannot be kept in {path} ({error.strerror}): make room or allow access there, or give "
+                "--data.cache_dir another folder"
+            ) from error
         finally:
             lock.release()
 
