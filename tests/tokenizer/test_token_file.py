@@ -12,7 +12,7 @@ from tslm.tokenizer import TokenFileWriter
 def write(path, ids=(1, 2, 65_535, 0), vocab_size=1 << 16, **more):
     with TokenFileWriter(path, vocab_size, "hash", **more) as writer:
         for id_ in ids:
-            writer.append(np.array([id_]), source_bytes=2)
+            writer.append(np.atleast_1d(id_), source_bytes=2)
     return path
 
 
@@ -78,7 +78,11 @@ def test_tokenizer_token_file_of_another_tokenizer_is_refused(tmp_path):
 
 
 def test_tokenizer_token_file_id_over_the_vocabulary_is_named_at_first_use(tmp_path):
-    file = TokenFile.open(write(tmp_path / "ids.bin", [1, 2, 300, 4, 400], vocab_size=300))
+    path, sidecar = write(tmp_path / "ids.bin", [1, 2, 300, 4, 400], vocab_size=500), tmp_path / "ids.bin.json"
+    fields = json.loads(sidecar.read_text()) | {"vocab_size": 300}
+    del fields["sidecar_sha256"]
+    sidecar.write_text(json.dumps(fields))
+    file = TokenFile.open(path)
     with pytest.raises(ValueError, match="holds the id 300 at position 2, but its vocabulary has 300 entries"):
         _ = file.ids
 
@@ -144,3 +148,12 @@ def test_tokenizer_token_file_with_any_damaged_byte_of_its_sidecar_is_refused_or
         else:
             assert (file.source_bytes, file.special_ids, file.tokenizer_hash) == (8, {"<|e|>": 0}, "hash")
     assert refused > 0.8 * len(data)
+
+
+@pytest.mark.parametrize("id_", [-1, 300, 1 << 16, 1 << 32])
+def test_tokenizer_token_file_refuses_ids_outside_the_vocabulary(tmp_path, id_):
+    with pytest.raises(UserError, match=rf"ids\.bin must be 0 to 299, but they are {min(id_, 5)} to {max(id_, 5)}"):
+        write(tmp_path / "ids.bin", [[5, id_]], vocab_size=300)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match=r"ids below 2\^32, but the vocabulary has 4,294,967,297"):
+        TokenFileWriter(tmp_path / "ids.bin", (1 << 32) + 1, "hash")

@@ -13,7 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.tokenizer.reference import TRICKY, slow_counts, slow_encode, slow_word, tricky_text
-from tslm import Tokenizer, merge_pretokens
+from tslm import Tokenizer, encode_files, merge_pretokens
+from tslm.errors import UserError
 from tslm.tokenizer import tokenizer as module
 from tslm.tokenizer.chunking import overlapping_blocks
 from tslm.tokenizer.pretokenize import PATTERN
@@ -292,3 +293,17 @@ def test_tokenizer_encodes_a_long_pretoken_in_little_memory():
         tracemalloc.stop()
     assert count == len(tokenizer.encode_bytes(b"a" * 3_000_000))
     assert peak < 5_000_000
+
+
+@pytest.mark.parametrize("id_", [-1, (1 << 32) - 1, 1 << 32, 1 << 40])
+def test_tokenizer_refuses_ids_that_a_token_file_cannot_hold(id_, tmp_path):
+    with pytest.raises(UserError, match=rf"has the id {id_} for the token b'a'; ids are 0 to 4294967294"):
+        Tokenizer({0: b"b", id_: b"a"}, [])
+
+
+def test_tokenizer_encodes_the_largest_id(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "ab"}\n{"text": "a"}')
+    tokenizer = Tokenizer({0: b"b", (1 << 32) - 2: b"a"}, [])
+    assert tokenizer.encode("ab" * 3000)[:2] == [(1 << 32) - 2, 0]
+    file = encode_files(tokenizer, tmp_path / "a.jsonl", tmp_path / "ids.bin")
+    assert file.ids.tolist() == [(1 << 32) - 2, 0, (1 << 32) - 2]

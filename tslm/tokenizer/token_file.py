@@ -177,7 +177,7 @@ class TokenFileWriter:
         tokenizer_hash: str,
         special_ids: dict[str, int] | None = None,
     ) -> None:
-        self._path = Path(path)
+        self._path, self._vocab_size = Path(path), vocab_size
         self._dtype = dtype_for(vocab_size)
         self._sidecar: dict[str, Any] = {
             "format": FORMAT,
@@ -198,7 +198,15 @@ class TokenFileWriter:
         return self
 
     def append(self, ids: npt.NDArray[np.integer[Any]], source_bytes: int = 0) -> None:
-        """Append ids, and add the size of their text in bytes to `source_bytes`."""
+        """Append ids, and add the size of their text in bytes to `source_bytes`.
+
+        Raises:
+            UserError: an id is negative or not below `vocab_size`.
+        """
+        if len(ids) and not (ids.min() >= 0 and ids.max() < self._vocab_size):
+            raise UserError(
+                f"ids for {self._path} must be 0 to {self._vocab_size - 1}, but they are {ids.min()} to {ids.max()}"
+            )
         data = np.ascontiguousarray(ids, self._dtype).data
         self._file.write(data)
         self._digest.update(data)
@@ -216,7 +224,13 @@ class TokenFileWriter:
 
 
 def dtype_for(vocab_size: int) -> np.dtype[Any]:
-    """Return the integer type for the ids of a vocabulary: uint16 for up to 65,536 entries, else uint32."""
+    """Return the integer type for the ids of a vocabulary: uint16 for up to 65,536 entries, else uint32.
+
+    Raises:
+        UserError: the ids need more than 32 bits.
+    """
+    if vocab_size > 1 << 32:
+        raise UserError(f"a token file holds ids below 2^32, but the vocabulary has {vocab_size:,}; number them again")
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 

@@ -20,6 +20,7 @@ from tslm.tokenizer.pretokenize import encode_specials, find_pretokens
 
 END_OF_TEXT = "<|endoftext|>"  # the separator between documents in GPT-2's data and in TinyStories
 
+LARGEST_ID = (1 << 32) - 2  # token files have 32 bits for an id, and `DOCUMENT_END` has the id after the largest
 _LONG_TEXT = 1 << 12  # characters; from here on encoding by blocks is faster than encoding by pre-tokens
 _STREAM_BYTES = 1 << 14  # the size of a stream's blocks; a block and its arrays take about 0.6 MB
 _STREAM_OVERLAP = 1 << 10  # so that overlapping blocks are not much larger than the others
@@ -43,7 +44,7 @@ class Tokenizer:
         special_ids: the id of each special token, in the order given.
 
     Raises:
-        UserError: a special token is empty.
+        UserError: a special token is empty, or an id is negative or above 4,294,967,294.
 
     Example:
         >>> vocab = dict(enumerate([b" ", b"a", b"c", b"e", b"h", b"t", b"th", b" c", b" a", b"the", b" at"]))
@@ -68,6 +69,12 @@ class Tokenizer:
                 ids[token] = max(self.vocab, default=-1) + 1
                 self.vocab[ids[token]] = token
             self.special_ids[token.decode()] = ids[token]
+        for id_ in (min(self.vocab, default=0), max(self.vocab, default=0)):
+            if not 0 <= id_ <= LARGEST_ID:
+                raise UserError(
+                    f"the vocabulary has the id {id_} for the token {self.vocab[id_]!r}; ids are 0 to {LARGEST_ID}, so "
+                    "that a token file can hold them: number the tokens again"
+                )
         self._special_bytes = [token.encode() for token in self.special_ids]
         longest_first = sorted(self.special_ids, key=len, reverse=True)
         self._special_split = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
