@@ -118,12 +118,12 @@ def test_tokenizer_encode_files_refuses_an_output_that_is_an_input_or_no_regular
 
 @pytest.mark.parametrize("character", ["a", "!", " ", "é"])
 def test_tokenizer_encode_files_joins_the_parts_of_a_text_without_a_cut(tokenizer, tmp_path, character):
-    letters = random.Random(4).choices("lower" if character == "a" else character, k=900)
-    long = f"low lower{character * 3000}{''.join(letters)}"
+    letters = random.Random(4).choices("lower" if character == "a" else character, k=300)
+    long = f"low lower{character * 700}{''.join(letters)}"
     source = tmp_path / "a.txt", tmp_path / "b.jsonl"
     _written(source[0], f"{long} low {long}")
     _written(source[1], "".join(f'{{"text": "{text}"}}\n' for text in (long, "low", f"{long}<|e|>")))
-    file = encode_corpus(tokenizer, Corpus(source), tmp_path / "ids.bin", num_workers=1, block_bytes=200, overlap=32)
+    file = encode_corpus(tokenizer, Corpus(source), tmp_path / "ids.bin", num_workers=1, block_bytes=100, overlap=8)
     expected = [f"{long} low {long}", long, "low", f"{long}<|e|>"]
     assert file.ids.tolist() == [id_ for text in expected for id_ in tokenizer.encode_bytes(text.encode()).tolist()]
     assert file.source_bytes == sum(len(text.encode()) for text in expected)

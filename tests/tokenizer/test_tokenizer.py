@@ -267,10 +267,10 @@ def test_tokenizer_text_without_a_cut_has_the_ids_of_the_whole_pretoken(characte
     rng = random.Random(characters)
     alphabet = [bytes([byte]) for byte in sorted(set(characters.encode()))]
     parts = 0
-    for round_ in range(40):
+    for round_ in range(20):
         specials = [[], ["<|e|>"], [characters[:1] * 3]][round_ % 3]
         tokenizer = random_tokenizer(rng, alphabet, rng.randrange(1, 40), specials)
-        text = "".join(rng.choice(characters) for _ in range(rng.randrange(600, 1500)))
+        text = "".join(rng.choice(characters) for _ in range(rng.randrange(300, 700)))
         text = rng.choice(["", "so ", "<|e|>"]) + text + rng.choice(["", " so", "!", "<|e|>", "'s"])
         data = text.encode()
         pieces = [data[at : at + 37] for at in range(0, len(data), 37)]
@@ -278,12 +278,12 @@ def test_tokenizer_text_without_a_cut_has_the_ids_of_the_whole_pretoken(characte
         blocks = list(overlapping_blocks(pieces, special_bytes, size=64, overlap=rng.choice([4, 8])))
         parts += sum(block.overlap > 0 for block in blocks)
         assert np.concatenate(list(tokenizer.encode_blocks(blocks))).tolist() == tokenizer.encode_bytes(data).tolist()
-    assert parts > 40
+    assert parts > 20
 
 
 def test_tokenizer_encodes_a_long_pretoken_in_little_memory():
     tokenizer = random_tokenizer(random.Random(0), [b"a"], 3, [])
-    pieces = ("a" * 10_000 for _ in range(300))
+    pieces = ("a" * 10_000 for _ in range(100))
     tokenizer.encode("a" * 10_000)
     tracemalloc.start()
     try:
@@ -291,7 +291,7 @@ def test_tokenizer_encodes_a_long_pretoken_in_little_memory():
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert count == len(tokenizer.encode_bytes(b"a" * 3_000_000))
+    assert count == len(tokenizer.encode_bytes(b"a" * 1_000_000))
     assert peak < 5_000_000
 
 

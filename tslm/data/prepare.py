@@ -140,9 +140,7 @@ def toy_corpus(cache: Cache, num_stories: int, seed: int) -> Texts:
     folder = cache.folder / "toy" / f"{load_grammar().fingerprint[:12]}-{seed}-{num_stories}"
     train, valid = folder / "train.txt", folder / "valid.txt"
     folder.mkdir(parents=True, exist_ok=True)
-    for path, stories, own_seed in (
-        (train, num_stories, seed), (valid, TOY_VALID_STORIES, seed + TOY_VALID_SEED)
-    ):
+    for path, stories, own_seed in ((train, num_stories, seed), (valid, TOY_VALID_STORIES, seed + TOY_VALID_SEED)):
         if path.exists() and cache.is_intact(path):
             continue
         if path.exists():

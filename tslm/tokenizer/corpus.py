@@ -24,7 +24,7 @@ from tslm.tokenizer.chunking import (
     trim_characters,
     usable_cuts,
 )
-from tslm.tokenizer.files import check_unchanged, file_stamp
+from tslm.tokenizer.files import Stamp, check_unchanged, file_stamp
 from tslm.tokenizer.jsonl import DOCUMENT_END, end_of_line, holds_record, is_jsonl, read_documents
 
 _LARGEST_WINDOW = 1 << 20  # bytes that are searched for a cut at once
@@ -55,6 +55,8 @@ class Corpus:
     """
 
     def __init__(self, source: TextInput) -> None:
+        self.spans: list[Span]
+        self._stamps: dict[str | os.PathLike[str], Stamp]
         if isinstance(source, Corpus):
             self.spans, self._stamps = source.spans, source._stamps
         else:
@@ -211,7 +213,7 @@ def _check_utf8(piece: bytes, path: str | os.PathLike[str], offset: int) -> None
 
 
 def checked_span(part: str | os.PathLike[str] | Span) -> Span:
-    """Return a non-empty span of an existing file; a path stands for the whole file.
+    """Return a non-empty span of an existing file; a path means the whole file.
 
     Raises:
         MissingFileError: the file does not exist.
@@ -219,7 +221,7 @@ def checked_span(part: str | os.PathLike[str] | Span) -> Span:
     """
     path = Path(part.path if isinstance(part, Span) else part)
     if not path.exists():
-        raise MissingFileError(f"{path} does not exist; check the name (the present folder is {Path.cwd()})")
+        raise MissingFileError(f"{path} does not exist; check the name (the current folder is {Path.cwd()})")
     if path.is_dir():
         raise UserError(f"{path} is a folder; name the text files in it")
     size = path.stat().st_size

@@ -100,8 +100,8 @@ def tokenizer_from_texts(texts: Mapping[str, str], place: str = "the tokenizer")
 def _check_merges(tokenizer: Tokenizer, place: str) -> None:
     """Check that each merge makes an entry of the vocabulary from two others, and that a merge makes each entry.
 
-    Single bytes and special tokens need no merge, and neither does an entry of several pre-tokens, such as
-    `<|endoftext|>`: no merge could make it, so it is a special token whose use the caller leaves out.
+    Single bytes and special tokens need no merge. Neither does an entry of several pre-tokens, such as `<|endoftext|>`
+    where the caller names no special tokens: no merge could make it.
 
     Raises:
         UserError: they contradict each other, as after one of the files was cut; the message names the token.

@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 
-import numpy as np
-
 from tslm.errors import UserError
 from tslm.tokenizer.bpe import Ids, Pair, Vocabulary, encode_block, encode_pretokens, rank_merges
 from tslm.tokenizer.chunking import Block, overlapping_blocks
+from tslm.tokenizer.joining import join_blocks
 from tslm.tokenizer.jsonl import DOCUMENT_END
 from tslm.tokenizer.pretokenize import encode_specials, find_pretokens
 
@@ -174,7 +173,7 @@ class Tokenizer:
         return ids
 
     def _encode_new(self, pretokens: Sequence[str], text: str) -> list[int]:
-        """Return the ids of pre-tokens, some of which are not in the cache, and add these to it."""
+        """Return the ids of pre-tokens, and add those that the cache lacks to it."""
         found = [*map(self._known.get, pretokens)]
         places = [place for place, ids in enumerate(found) if ids is None]
         new = [pretokens[place] for place in places]
@@ -209,63 +208,10 @@ class Tokenizer:
     def encode_blocks(self, blocks: Iterable[Block]) -> Iterator[Ids]:
         """Yield the ids of the tokens of a text that arrives in blocks, which may overlap inside a pre-token.
 
-        Where two blocks overlap, their tokens are joined at the first token that both have at the same place. The
-        result is that of the whole pre-token, for any merges. Whether a merge crosses the boundary between two tokens
-        depends on these two alone: the merges within each of them follow from its own bytes, and so does their order.
-        So a sequence of tokens is the encoding of its bytes if each pair of neighbours is the encoding of its own, and
-        each pair of the joined sequence is one of the first block or of the second. If they share no token, both blocks
-        are encoded as one.
-
         Raises:
-            UserError: the text holds a byte that the vocabulary lacks, or a pre-token whose beginning was yielded and
-                would depend on its end.
+            UserError: the text holds a byte that the vocabulary lacks, or `join_blocks` fails.
         """
-        text, ids, overlap, is_joined = b"", np.empty(0, np.uint32), 0, False
-        for block in blocks:
-            if not overlap:
-                text, ids, is_joined = block.text, self.encode_bytes(block.text), False
-            elif joined := self._join(ids, block.text, overlap):
-                before, ids, start = joined
-                text, is_joined = block.text[start:], True
-                yield before
-            else:
-                text += block.text[overlap:]
-                first, ids = ids[0], self.encode_bytes(text)
-                if is_joined and ids[0] != first:  # no vocabulary is known for which this happens
-                    raise UserError("the text has a pre-token that is too long to be encoded in parts; divide it")
-            overlap = block.overlap
-            if not overlap:
-                yield ids
-
-    def _join(self, ids: Ids, following: bytes, overlap: int) -> tuple[Ids, Ids, int] | None:
-        """Join the ids of a block and those of the next one, whose first `overlap` bytes are its last.
-
-        Returns:
-            The ids before the first common token, the ids from there on, and the start of that token in the next block;
-            None if there is no common token.
-        """
-        margin = max(map(len, self._special_bytes), default=0)  # a special token may begin so far before a block's end
-        ends: dict[int, int] = {}  # of the tokens within the overlap, by their starts
-        start = overlap
-        for id_ in reversed(ids.tolist()):
-            start, end = start - len(self.vocab[id_]), start
-            if start < 0:
-                break
-            ends[start] = end
-        aligned = [start for start in reversed(ends) if following[start] & 0xC0 != 0x80]
-        if not aligned:
-            return None
-        start = aligned[0]
-        own = self.encode_bytes(following[start:])
-        for index, id_ in enumerate(own.tolist()):
-            end = start + len(self.vocab[id_])
-            if end > overlap - margin:
-                return None
-            if ends.get(start) == end:
-                before = len(ids) - sum(other >= start for other in ends)
-                return ids[:before], own[index:], start
-            start = end
-        return None
+        return join_blocks(blocks, self.encode_bytes, self.vocab, max(map(len, self._special_bytes), default=0))
 
     def encode_bytes(self, text: bytes) -> Ids:
         """Return the ids of the tokens of a text in UTF-8. `jsonl.DOCUMENT_END` becomes the id `vocab_size`.
