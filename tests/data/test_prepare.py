@@ -239,6 +239,16 @@ def test_an_incomplete_cache_that_is_read_only_is_refused_with_the_path(make, ca
         toy_corpus(cache, 20, seed=0)
 
 
+def test_what_killed_writers_left_in_the_cache_is_removed(make, cache):
+    make()
+    files = set(cache.folder.rglob("*"))
+    (cache.folder / "tokens" / ".ids.bin.4711.tmp").write_text("half of it")
+    (cache.folder / "tokenizers" / ".key.x1y2.tmp").mkdir()
+    (cache.folder / "tokenizers" / ".key.x1y2.tmp" / "vocab.json").touch()
+    make()
+    assert set(cache.folder.rglob("*")) == files
+
+
 def test_a_full_disk_is_named_with_the_path(make, cache, monkeypatch):
     def fail(_file):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -155,7 +155,7 @@ def write_dir(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
     folder = Path(path)
     check_outputs(output_paths(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    unfinished = Path(tempfile.mkdtemp(".tmp", f".{folder.name}.", folder.parent))
     try:
         for name, text in texts.items():
             with atomic_write(unfinished / name) as file:
