@@ -53,6 +53,21 @@ def test_commands_replace_what_they_made_before(text):
         assert Tokenizer.from_dir("tokenizer").vocab_size == TokenFile.open("ids.bin").vocab_size == size
 
 
+def test_commands_refuse_an_output_that_is_an_input(text, capsys, tmp_path):
+    assert train("--vocab_size", "270", "--output", "t") == 0
+    os.link("b.txt", tmp_path / "merges.txt")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    capsys.readouterr()
+    for command, output, named in [
+        (train, ".", "merges.txt"), (train, "a.txt", "a.txt"), (tokenize, "b.txt", "b.txt"),
+        (tokenize, "t/vocab.json", "t/vocab.json"),
+    ]:
+        options = ["--vocab_size", "270"] if command is train else ["--tokenizer", "t"]
+        assert command(*options, "--output", output) == 2
+        assert f"the output {named} is " in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
 def test_commands_take_other_special_tokens(text):
     assert train("--vocab_size", "270", "--output", "t", "--special_tokens", '["<|pad|>", "<|endoftext|>"]') == 0
     assert [Tokenizer.from_dir("t").encode(special) for special in ("<|pad|>", "<|endoftext|>")] == [[0], [1]]

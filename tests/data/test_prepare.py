@@ -1,5 +1,6 @@
 """The cache of prepared data, and the division of the user's files into training and validation text."""
 
+import errno
 import json
 import os
 import threading
@@ -8,9 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tslm.data.prepare import TOY_VALID_STORIES, Cache, Texts, file_span, files_corpus, prepare, toy_corpus
+from tslm.data.prepare import (
+    TOY_VALID_STORIES,
+    Cache,
+    Texts,
+    file_span,
+    files_corpus,
+    prepare,
+    tinystories_corpus,
+    toy_corpus,
+)
+from tslm.data.tinystories import TRAIN, VALID
 from tslm.errors import MissingFileError, UserError
-from tslm.tokenizer import TokenFile
+from tslm.tokenizer import TokenFile, Tokenizer
 
 END = "<|endoftext|>"
 
@@ -60,18 +71,90 @@ def test_a_changed_text_is_encoded_again(make, tmp_path):
     assert len(lengths) == 2
 
 
-def test_the_content_hash_is_remembered_by_path_size_and_modification_time(tmp_path, cache):
+def test_the_content_hash_is_remembered_until_the_file_changes(tmp_path, cache):
     cache.folder.mkdir()
     path = tmp_path / "a.txt"
     path.write_text("once")
-    os.utime(path, ns=(1, 1))
     first = cache.content_hash(path)
-    path.write_text("also")
-    os.utime(path, ns=(1, 1))
-    assert cache.content_hash(path) == first  # not read again: nothing that is looked at has changed
-    os.utime(path, ns=(2, 2))
-    assert cache.content_hash(path) != first
-    assert len({cache.content_hash(path), Cache(cache.folder).content_hash(path)}) == 1
+    remembered = json.loads((cache.folder / "hashes.json").read_text())
+    (cache.folder / "hashes.json").write_text(json.dumps(dict.fromkeys(remembered, "from memory")))
+    assert cache.content_hash(path) == "from memory"
+    times = path.stat()
+    path.write_text("also")  # the same size; a copy of a file can have the same modification time as well
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert cache.content_hash(path) not in (first, "from memory")
+
+
+def test_a_text_that_is_replaced_before_it_is_encoded_is_not_kept_under_the_hash_of_the_other(make, tmp_path, cache):
+    text, other = tmp_path / "a.txt", tmp_path / "b.txt"
+    text.write_text(f"Once upon a time.{END}\n" * 200)
+    tokenizer, *_ = make(files_corpus([str(text)], None, END))
+    other.write_text(f"Once upon a rime.{END}\n" * 200)
+
+    class TokenizerThatInterferes(Tokenizer):
+        def encode_bytes(self, block):
+            if other.exists():
+                other.replace(text)
+            return super().encode_bytes(block)
+
+    before = set(cache.folder.rglob("*.bin"))
+    slow = TokenizerThatInterferes({**tokenizer.vocab, 299: b"<|x|>"}, tokenizer.merges, [END, "<|x|>"])
+    with pytest.raises(UserError, match=r"a\.txt was changed or replaced while it was read"):
+        make(files_corpus([str(text)], None, END), tokenizer=slow)
+    assert set(cache.folder.rglob("*.bin")) == before
+
+
+@pytest.mark.parametrize("damaged", ["[]", "{", "3", "", "[" * 100_000, "\xff"])
+def test_a_damaged_file_of_hashes_is_made_again(tmp_path, cache, damaged):
+    cache.folder.mkdir()
+    (tmp_path / "a.txt").write_text("once")
+    first = cache.content_hash(tmp_path / "a.txt")
+    (cache.folder / "hashes.json").write_text(damaged, encoding="latin1")
+    assert cache.content_hash(tmp_path / "a.txt") == first
+    assert list(json.loads((cache.folder / "hashes.json").read_text()).values()) == [first]
+
+
+def test_a_damaged_text_of_the_embedded_corpus_is_written_again_with_a_notice(cache, capsys):
+    train, valid = (Path(spans[0].path) for spans in toy_corpus(cache, 3, seed=0))
+    texts = train.read_bytes(), valid.read_bytes()
+    capsys.readouterr()
+    for path, text in zip((train, valid), texts, strict=True):
+        times = path.stat()
+        path.write_bytes(text.replace(b"a", b"b", 1))
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        toy_corpus(cache, 3, seed=0)
+        assert path.read_bytes() == text
+        assert capsys.readouterr().out == f"{path} is written again, because it was changed or damaged.\n"
+    train.with_name("train.txt.sha256").write_text("damaged")
+    toy_corpus(cache, 3, seed=0)
+    assert "is written again" in capsys.readouterr().out
+    toy_corpus(cache, 3, seed=0)
+    assert (train.read_bytes(), valid.read_bytes()) == texts
+    assert capsys.readouterr().out == ""
+
+
+def test_a_changed_text_of_tinystories_is_refused(cache):
+    folder = cache.folder / "tinystories"
+    folder.mkdir(parents=True)
+    for name in (TRAIN, VALID):
+        (folder / name).write_text(f"A story.{END}\n")
+    tinystories_corpus(cache)
+    (folder / VALID).write_text(f"Another.{END}\n")
+    with pytest.raises(UserError, match=rf"{VALID} was changed since it was downloaded: remove it"):
+        tinystories_corpus(cache)
+
+
+def test_a_damaged_tokenizer_is_trained_again_with_a_notice(make, cache, capsys):
+    first, train, _ = make()
+    folder = next((cache.folder / "tokenizers").iterdir())
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        for damage in (lambda path: os.truncate(path, path.stat().st_size // 2), Path.unlink):
+            damage(folder / name)
+            capsys.readouterr()
+            tokenizer, again, _ = make()
+            assert (tokenizer.hash, again.path) == (first.hash, train.path)
+            notice = capsys.readouterr().out
+            assert damage is Path.unlink or notice.startswith("The tokenizer is trained again, because")
 
 
 def test_a_damaged_token_file_is_encoded_again_with_a_notice(make, capsys):
@@ -104,9 +187,79 @@ def test_one_process_prepares_while_another_waits_with_a_notice(tmp_path, capsys
 def test_a_cache_folder_that_cannot_be_created_is_refused(tmp_path):
     (tmp_path / "file").touch()
     cache = Cache(tmp_path / "file" / "cache")
-    sentence = r"data cannot be kept in .*cache \(Not a directory\): give --data\.cache_dir"
+    sentence = r"data cannot be kept in .*cache \(Not a directory\): .* or give --data\.cache_dir"
     with pytest.raises(UserError, match=sentence), cache.lock():
         pass
+
+
+@pytest.fixture
+def read_only(cache):
+    """Return a function that forbids this process to write to the cache; root acts as a user who owns nothing."""
+    def forbid():
+        for path in (cache.folder, *cache.folder.rglob("*")):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        if is_root:
+            for parent in cache.folder.parents[:3]:  # the folders of this test, which only root may enter
+                parent.chmod(0o755)
+            os.seteuid(65_534)
+
+    is_root = os.geteuid() == 0
+    yield forbid
+    if is_root:
+        os.seteuid(0)
+    for path in (cache.folder, *cache.folder.rglob("*")):
+        path.chmod(0o755)
+
+
+def test_a_complete_cache_that_is_read_only_is_used_without_a_lock(make, cache, read_only, capsys):
+    with cache.lock():
+        texts = toy_corpus(cache, 20, seed=0)
+    first, train, _ = make(texts)
+    (cache.folder / "hashes.json").unlink()  # even the hashes are computed again
+    capsys.readouterr()
+    read_only()
+    with cache.lock():
+        assert toy_corpus(cache, 20, seed=0) == texts
+    again, same, _ = make(texts)
+    assert (again.hash, same.path) == (first.hash, train.path)
+    assert capsys.readouterr() == ("", "")
+    assert not (cache.folder / "hashes.json").exists()
+
+
+def test_an_incomplete_cache_that_is_read_only_is_refused_with_the_path(make, cache, read_only, story_file):
+    copy = cache.folder.with_name("stories.txt")
+    copy.write_bytes(story_file.read_bytes())
+    texts = files_corpus([str(copy)], None, END)
+    make(texts)
+    read_only()
+    sentence = rf"data cannot be kept in {cache.folder}/tokenizers\S* \(Permission denied\): .* --data\.cache_dir"
+    with pytest.raises(UserError, match=sentence):
+        make(texts, vocab_size=310)
+    with pytest.raises(UserError, match=rf"data cannot be kept in {cache.folder}/toy "), cache.lock():
+        toy_corpus(cache, 20, seed=0)
+
+
+def test_what_killed_writers_left_in_the_cache_is_removed(make, cache):
+    make()
+    files = set(cache.folder.rglob("*"))
+    (cache.folder / "tokens" / ".ids.bin.4711.tmp").write_text("half of it")
+    (cache.folder / "tokenizers" / ".key.x1y2.tmp").mkdir()
+    (cache.folder / "tokenizers" / ".key.x1y2.tmp" / "vocab.json").touch()
+    make()
+    assert set(cache.folder.rglob("*")) == files
+
+
+def test_a_full_disk_is_named_with_the_path(make, cache, monkeypatch):
+    def fail(_file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    make()
+    files = set(cache.folder.rglob("*"))
+    monkeypatch.setattr("os.fsync", fail)
+    sentence = rf"data cannot be kept in {cache.folder}/tokenizers/\S+ \(No space left on device\): make room"
+    with pytest.raises(UserError, match=sentence):
+        make(vocab_size=310)
+    assert set(cache.folder.rglob("*")) == files
 
 
 def test_the_embedded_corpus_has_at_least_one_story(cache):

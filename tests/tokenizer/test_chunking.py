@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tokenizer.reference import TRICKY, slow_pretokens, tricky_text
-from tslm.tokenizer.chunking import cut_blocks, safe_cuts, usable_cuts
-from tslm.tokenizer.pretokenize import PATTERN
+from tslm.tokenizer.chunking import cut_blocks, overlapping_blocks, safe_cuts, usable_cuts
+from tslm.tokenizer.pretokenize import PATTERN, special_pattern, split_specials
 
 SPECIALS = ["<|e|>", "<|e|><|e|>", "a b", "e ", "\n\n"]
 BYTES = [token.encode() for token in SPECIALS]
@@ -42,6 +42,27 @@ def test_tokenizer_first_block_is_early_and_blocks_stay_small():
 
 def test_tokenizer_text_without_a_cut_is_one_block():
     assert list(cut_blocks([b"a" * 100] * 50, [], size=64)) == [b"a" * 5000]
+
+
+def test_tokenizer_text_without_a_cut_has_blocks_that_overlap():
+    blocks = list(overlapping_blocks([b"say " + "é".encode() * 999 + b"!"], [], size=50, overlap=8))
+    assert max(len(block.text) for block in blocks) < 300
+    whole, last = bytearray(), 0
+    for block in blocks:
+        assert whole.endswith(block.text[:last])
+        whole += block.text[last:]
+        last = block.overlap
+        block.text.decode()
+    assert (bytes(whole), last) == (b"say " + "é".encode() * 999 + b"!", 0)
+    assert sum(block.overlap > 0 for block in blocks) > 5
+
+
+def test_tokenizer_text_of_special_tokens_is_cut_between_them():
+    blocks = list(cut_blocks([b"<|e|>" * 1000], BYTES, size=64))
+    assert b"".join(blocks) == b"<|e|>" * 1000
+    assert max(map(len, blocks)) < 150
+    apart = [each for block in blocks for each in split_specials(block, special_pattern(BYTES)) if each[0]]
+    assert apart == [each for each in split_specials(b"<|e|>" * 1000, special_pattern(BYTES)) if each[0]]
 
 
 def test_tokenizer_cuts_avoid_special_tokens():

@@ -1,5 +1,6 @@
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import pytest
 from tests.conftest import hear_ctrl_c
 from tests.tokenizer.reference import TRICKY, slow_counts, tricky_text
 from tslm import TokenFile, Tokenizer, encode_files, merge_pretokens
+from tslm.errors import UserError
 from tslm.tokenizer import Span
 from tslm.tokenizer.corpus import Corpus
 from tslm.tokenizer.encode import encode_corpus
+from tslm.tokenizer.train import count_corpus
 
 SPECIALS = ["<|e|>", "<|e|><|e|>", "a b", " .", "low er", "\n\n"]
 PIECES = [*TRICKY, *"     ", *SPECIALS, "low", "lower", "lowest"]
@@ -84,6 +87,87 @@ def test_tokenizer_encode_files_that_fails_leaves_nothing(tokenizer, tmp_path):
         encode_files(tokenizer, [tmp_path / "nowhere"], output)
     with pytest.raises(ValueError, match="lacks the byte 0xc3"):
         encode_files(Tokenizer({97: b"a"}, []), _written(tmp_path / "e.txt", "aé"), output)
+    assert list(output.parent.iterdir()) == []
+
+
+def test_tokenizer_encode_files_refuses_an_output_that_is_an_input_or_no_regular_file(tokenizer, tmp_path):
+    text = "low lower lowest"
+    for name in ("t.txt", "ids.bin.json"):
+        _written(tmp_path / name, text)
+    (tmp_path / "link").symlink_to("t.txt")
+    (tmp_path / "hard").hardlink_to(tmp_path / "t.txt")
+    (tmp_path / "null").symlink_to(os.devnull)
+    os.mkfifo(tmp_path / "pipe")
+    for source, output, sentence in [
+        ("t.txt", "t.txt", r"t\.txt is also an input"),
+        ("t.txt", "link", "link is also an input"),
+        ("t.txt", "hard", "hard is also an input"),
+        ("link", "t.txt", r"t\.txt is also an input"),
+        ("ids.bin.json", "ids.bin", r"ids\.bin\.json is also an input"),
+        ("t.txt", "null", "null is no regular file"),
+        ("t.txt", "pipe", "pipe is no regular file"),
+        ("t.txt", ".", "is a folder"),
+    ]:
+        before = sorted(tmp_path.iterdir())
+        with pytest.raises(UserError, match=sentence):
+            encode_files(tokenizer, tmp_path / source, tmp_path / output)
+        assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "t.txt").read_text() == (tmp_path / "ids.bin.json").read_text() == text
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("character", ["a", "!", " ", "é"])
+def test_tokenizer_encode_files_joins_the_parts_of_a_text_without_a_cut(tokenizer, tmp_path, character):
+    letters = random.Random(4).choices("lower" if character == "a" else character, k=300)
+    long = f"low lower{character * 700}{''.join(letters)}"
+    source = tmp_path / "a.txt", tmp_path / "b.jsonl"
+    _written(source[0], f"{long} low {long}")
+    _written(source[1], "".join(f'{{"text": "{text}"}}\n' for text in (long, "low", f"{long}<|e|>")))
+    file = encode_corpus(tokenizer, Corpus(source), tmp_path / "ids.bin", num_workers=1, block_bytes=100, overlap=8)
+    expected = [f"{long} low {long}", long, "low", f"{long}<|e|>"]
+    assert file.ids.tolist() == [id_ for text in expected for id_ in tokenizer.encode_bytes(text.encode()).tolist()]
+    assert file.source_bytes == sum(len(text.encode()) for text in expected)
+
+
+class ExecutorThatInterferes(ThreadPoolExecutor):
+    """Runs `interfere` before the third task."""
+
+    def __init__(self, interfere):
+        super().__init__(1)
+        self._interfere, self._tasks = interfere, 0
+
+    def submit(self, *task):
+        self._tasks += 1
+        if self._tasks == 3:
+            self._interfere()
+        return super().submit(*task)
+
+
+@pytest.mark.parametrize("change", ["replaced", "overwritten", "appended to", "removed"])
+def test_tokenizer_text_that_changes_while_it_is_read_is_refused(tokenizer, tmp_path, change):
+    path, other, output = tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "out" / "ids.bin"
+
+    def interfere():
+        _written(other, "lowest low" * 500)
+        os.utime(other, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+        if change == "replaced":
+            other.replace(path)
+        elif change == "overwritten":
+            path.write_bytes(other.read_bytes())
+        elif change == "appended to":
+            path.write_bytes(path.read_bytes() + b"low")
+        else:
+            path.unlink()
+
+    for run in (
+        lambda executor: encode_corpus(tokenizer, Corpus(path), output, executor=executor, task_bytes=500),
+        lambda executor: count_corpus(Corpus(path), [], executor=executor, largest_part=500),
+    ):
+        _written(path, "low lower " * 500)
+        with ExecutorThatInterferes(interfere) as executor, pytest.raises((UserError, FileNotFoundError)) as error:
+            run(executor)
+        assert str(path) in str(error.value)
+        assert change == "removed" or re.search("(was changed or replaced|became shorter) while", str(error.value))
     assert list(output.parent.iterdir()) == []
 
 

@@ -157,7 +157,7 @@ def test_tokenizer_jsonl_is_cut_after_line_breaks_only(tmp_path):
 def test_tokenizer_jsonl_blocks_hold_many_short_documents_and_part_of_a_long_one(tmp_path):
     texts = [*["word"] * 1000, "one long document " * 1000, *["!"] * 1000, ""]
     path = write_jsonl(tmp_path / "a.jsonl", texts)
-    blocks = list(read_blocks(Corpus(path).spans, [], 1 << 10))
+    blocks = [block.text for block in read_blocks(Corpus(path).spans, [], 1 << 10)]
     assert b"".join(blocks) == b"".join(text.encode() + DOCUMENT_END for text in texts)
     assert max(map(len, blocks)) <= 3 << 10
     assert len(blocks) < 50

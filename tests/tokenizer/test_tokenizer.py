@@ -5,6 +5,7 @@ import tracemalloc
 import unicodedata
 from itertools import chain, islice, pairwise
 
+import numpy as np
 import pytest
 import tiktoken
 import tokenizers
@@ -12,8 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.tokenizer.reference import TRICKY, slow_counts, slow_encode, slow_word, tricky_text
-from tslm import Tokenizer, merge_pretokens
+from tslm import Tokenizer, encode_files, merge_pretokens
+from tslm.errors import UserError
 from tslm.tokenizer import tokenizer as module
+from tslm.tokenizer.chunking import overlapping_blocks
 from tslm.tokenizer.pretokenize import PATTERN
 from tslm.tokenizer.serialization import byte_to_unicode
 
@@ -243,3 +246,64 @@ def test_tokenizer_can_be_copied_and_sent_to_processes(tokenizer):
         assert twin.hash == tokenizer.hash
         assert twin.encode(LESSON) == tokenizer.encode(LESSON)
     assert list(chain(tokenizer.special_tokens)) == SPECIALS
+
+
+def random_tokenizer(rng, alphabet, merges, specials):
+    """A tokenizer of random merges in random order, so that a merge may precede those that make its parts."""
+    tokens = [bytes([byte]) for byte in range(256)]
+    pairs = []
+    for _ in range(merges):
+        pool = [token for token in tokens if len(token) > 1 or token in alphabet] + alphabet
+        pair = rng.choice(pool), rng.choice(pool)
+        if len(b"".join(pair)) < 12 and b"".join(pair) not in tokens:
+            pairs.append(pair)
+            tokens.append(b"".join(pair))
+    rng.shuffle(pairs)
+    return Tokenizer(dict(enumerate(tokens)), pairs, specials)
+
+
+@pytest.mark.parametrize("characters", ["a", "ab", "abc", "字é", "!?", " \n\t", "0123"])
+def test_tokenizer_text_without_a_cut_has_the_ids_of_the_whole_pretoken(characters):
+    rng = random.Random(characters)
+    alphabet = [bytes([byte]) for byte in sorted(set(characters.encode()))]
+    parts = 0
+    for round_ in range(20):
+        specials = [[], ["<|e|>"], [characters[:1] * 3]][round_ % 3]
+        tokenizer = random_tokenizer(rng, alphabet, rng.randrange(1, 40), specials)
+        text = "".join(rng.choice(characters) for _ in range(rng.randrange(300, 700)))
+        text = rng.choice(["", "so ", "<|e|>"]) + text + rng.choice(["", " so", "!", "<|e|>", "'s"])
+        data = text.encode()
+        pieces = [data[at : at + 37] for at in range(0, len(data), 37)]
+        special_bytes = [each.encode() for each in specials]
+        blocks = list(overlapping_blocks(pieces, special_bytes, size=64, overlap=rng.choice([4, 8])))
+        parts += sum(block.overlap > 0 for block in blocks)
+        assert np.concatenate(list(tokenizer.encode_blocks(blocks))).tolist() == tokenizer.encode_bytes(data).tolist()
+    assert parts > 20
+
+
+def test_tokenizer_encodes_a_long_pretoken_in_little_memory():
+    tokenizer = random_tokenizer(random.Random(0), [b"a"], 3, [])
+    pieces = ("a" * 10_000 for _ in range(100))
+    tokenizer.encode("a" * 10_000)
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in tokenizer.encode_iterable(pieces))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert count == len(tokenizer.encode_bytes(b"a" * 1_000_000))
+    assert peak < 5_000_000
+
+
+@pytest.mark.parametrize("id_", [-1, (1 << 32) - 1, 1 << 32, 1 << 40])
+def test_tokenizer_refuses_ids_that_a_token_file_cannot_hold(id_, tmp_path):
+    with pytest.raises(UserError, match=rf"has the id {id_} for the token b'a'; ids are 0 to 4294967294"):
+        Tokenizer({0: b"b", id_: b"a"}, [])
+
+
+def test_tokenizer_encodes_the_largest_id(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "ab"}\n{"text": "a"}')
+    tokenizer = Tokenizer({0: b"b", (1 << 32) - 2: b"a"}, [])
+    assert tokenizer.encode("ab" * 3000)[:2] == [(1 << 32) - 2, 0]
+    file = encode_files(tokenizer, tmp_path / "a.jsonl", tmp_path / "ids.bin")
+    assert file.ids.tolist() == [(1 << 32) - 2, 0, (1 << 32) - 2]

@@ -6,6 +6,8 @@ import time
 
 from tslm.commands.arguments import Parser
 from tslm.tokenizer import Tokenizer, encode_files
+from tslm.tokenizer.files import check_outputs
+from tslm.tokenizer.serialization import output_paths
 
 
 def main(argv: list[str]) -> None:
@@ -23,6 +25,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--num_workers", type=int | None, default=None, help="processes; one per core if left out")
     options = parser.parse_args(argv)
 
+    check_outputs([options.output, f"{options.output}.json"], output_paths(options.tokenizer))
     start = time.perf_counter()
     tokens = encode_files(Tokenizer.from_dir(options.tokenizer), options.input, options.output,
                           num_workers=options.num_workers, progress=True)

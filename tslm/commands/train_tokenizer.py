@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from tslm.commands.arguments import Parser
 from tslm.tokenizer import END_OF_TEXT
+from tslm.tokenizer.files import check_outputs
 from tslm.tokenizer.report import train_with_report
+from tslm.tokenizer.serialization import output_paths
 
 
 def main(argv: list[str]) -> None:
@@ -24,6 +26,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--num_workers", type=int | None, default=None, help="processes; one per core if left out")
     options = parser.parse_args(argv)
 
+    check_outputs(output_paths(options.output), options.input)
     report = train_with_report(options.input, options.vocab_size, options.special_tokens,
                                num_workers=options.num_workers, progress=True)
     report.tokenizer.save(options.output)

@@ -6,22 +6,16 @@ reuses everything. One process prepares at a time, under a file lock. Files appe
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock, Timeout
-
+from tslm.data.cache import Cache as Cache  # a part of the interface of this file
 from tslm.data.toy import write_corpus
 from tslm.data.toy_grammar import load_grammar
 from tslm.errors import MissingFileError, UserError
 from tslm.tokenizer import Span, TokenFile, Tokenizer, encode_files, split_tail, train_bpe
-from tslm.tokenizer.corpus import read_blocks
-from tslm.tokenizer.jsonl import is_jsonl
+from tslm.tokenizer.corpus import Corpus, read_blocks
 
 TOY_VALID_STORIES = 500
 TOY_VALID_SEED = 1_000_003  # added to the training seed: the held-out stories are another sample
@@ -44,65 +38,6 @@ class Prepared(NamedTuple):
     valid: Path
 
 
-class Cache:
-    """A folder of prepared data."""
-
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
-
-    @contextmanager
-    def lock(self, notice_after: float = 1.0) -> Iterator[None]:
-        """Hold the folder's lock, so that one process prepares at a time; create the folder first.
-
-        Args:
-            notice_after: seconds of waiting for another process after which a notice is printed.
-
-        Raises:
-            UserError: the folder cannot be created or is not writable.
-        """
-        lock = FileLock(self.folder / "lock")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=notice_after)
-        except Timeout:
-            print(f"Another process prepares data in {self.folder}; waiting for it.", flush=True)
-            lock.acquire()
-        except OSError as error:
-            raise UserError(f"data cannot be kept in {self.folder} ({error.strerror}): give --data.cache_dir a folder "
-                            "that is writable") from error
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def content_hash(self, path: Path) -> str:
-        """Return a file's SHA-256, remembered for as long as its path, size and modification time stay the same."""
-        hashes_file = self.folder / "hashes.json"
-        try:
-            hashes = json.loads(hashes_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            hashes = {}
-        stat = path.stat()
-        key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-        if key not in hashes:
-            with path.open("rb") as file:
-                hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
-            temporary = hashes_file.with_suffix(f".{os.getpid()}.new")
-            temporary.write_text(json.dumps(hashes, indent=1), encoding="utf-8")
-            os.replace(temporary, hashes_file)
-        return str(hashes[key])
-
-    def key(self, spans: Sequence[Span], **settings: object) -> str:
-        """Return the cache key of data made from this text with these settings."""
-        # The format belongs to the key: a .txt and a .jsonl file with the same bytes hold different documents.
-        parts = [
-            [self.content_hash(Path(span.path)), span.start, span.stop, *(["jsonl"] if is_jsonl(span.path) else [])]
-            for span in spans
-        ]
-        text = json.dumps([parts, settings], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
 def toy_corpus(cache: Cache, num_stories: int, seed: int) -> Texts:
     """Return the embedded corpus; write it first if the cache lacks it.
 
@@ -114,18 +49,30 @@ def toy_corpus(cache: Cache, num_stories: int, seed: int) -> Texts:
     folder = cache.folder / "toy" / f"{load_grammar().fingerprint[:12]}-{seed}-{num_stories}"
     train, valid = folder / "train.txt", folder / "valid.txt"
     folder.mkdir(parents=True, exist_ok=True)
-    if not train.exists():
-        write_corpus(train, num_stories, seed, progress=True)
-    if not valid.exists():
-        write_corpus(valid, TOY_VALID_STORIES, seed + TOY_VALID_SEED)
+    for path, stories, own_seed in ((train, num_stories, seed), (valid, TOY_VALID_STORIES, seed + TOY_VALID_SEED)):
+        if path.exists() and cache.is_intact(path):
+            continue
+        if path.exists():
+            print(f"{path} is written again, because it was changed or damaged.", flush=True)
+        write_corpus(path, stories, own_seed, progress=path == train)
+        path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
+        cache.is_intact(path)
     return Texts((file_span(train),), (file_span(valid),))
 
 
 def tinystories_corpus(cache: Cache) -> Texts:
-    """Return TinyStories; download it first if the cache lacks it."""
+    """Return TinyStories; download it first if the cache lacks it.
+
+    Raises:
+        UserError: a file was changed since it was downloaded, or `fetch_tinystories` fails.
+    """
     from tslm.data.tinystories import fetch_tinystories  # imports the hub's client, which only this corpus needs
 
     train, valid = fetch_tinystories(cache.folder / "tinystories")
+    for path in (train, valid):
+        if not cache.is_intact(path):
+            raise UserError(f"{path} was changed since it was downloaded: remove it and {path.name}.sha256, and it is "
+                            "downloaded again")
     return Texts((file_span(train),), (file_span(valid),))
 
 
@@ -195,50 +142,67 @@ def prepare(
         num_workers: number of processes; None for one per core.
 
     Raises:
-        UserError: the tokenizer is larger than vocab_size, or a file is not UTF-8.
+        UserError: the tokenizer is larger than vocab_size, there is neither a tokenizer nor a training text, or a file
+            is not UTF-8 or changes while it is read.
     """
+    # Each corpus is made before its hash is computed and checked after it was read, so the cache never holds one text
+    # under the hash of another.
+    train, valid = Corpus(texts.train) if texts.train else None, Corpus(texts.valid)
     if tokenizer is None:
-        tokenizer = trained_tokenizer(texts.train, cache, vocab_size, list(special_tokens), num_workers)
+        if train is None:
+            raise UserError("there is no training text to train a tokenizer on: give --data.tokenizer or a checkpoint")
+        tokenizer = trained_tokenizer(train, cache, vocab_size, list(special_tokens), num_workers)
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} entries, but data.vocab_size is {vocab_size}: give "
             f"--data.vocab_size {tokenizer.vocab_size}"
         )
-    train = token_file(texts.train, cache, tokenizer, "training", num_workers) if texts.train else None
-    return Prepared(tokenizer, train, token_file(texts.valid, cache, tokenizer, "validation", num_workers))
+    train_path = token_file(train, cache, tokenizer, "training", num_workers) if train is not None else None
+    return Prepared(tokenizer, train_path, token_file(valid, cache, tokenizer, "validation", num_workers))
 
 
 def trained_tokenizer(
-    spans: Sequence[Span], cache: Cache, vocab_size: int, special_tokens: list[str], num_workers: int | None
+    corpus: Corpus, cache: Cache, vocab_size: int, special_tokens: list[str], num_workers: int | None
 ) -> Tokenizer:
-    """Return a tokenizer trained on a text, from the cache if it is there."""
-    folder = cache.folder / "tokenizers" / cache.key(spans, vocab_size=vocab_size, special=special_tokens)
-    if not (folder / "merges.txt").exists():
-        vocab, merges = train_bpe(list(spans), vocab_size, special_tokens, num_workers=num_workers, progress=True)
-        Tokenizer(vocab, merges, special_tokens).save(folder)
-    return Tokenizer.from_dir(folder)
+    """Return a tokenizer trained on a text; train it if the cache has none, or a damaged one."""
+    folder = cache.folder / "tokenizers" / cache.key(corpus.spans, vocab_size=vocab_size, special=special_tokens)
+    try:
+        tokenizer = Tokenizer.from_dir(folder)
+        if set(tokenizer.special_tokens) == set(special_tokens):
+            return tokenizer
+        problem = f"{folder} has lost its special tokens"
+    except MissingFileError:
+        problem = ""
+    except UserError as error:
+        problem = str(error)
+    if problem:
+        print(f"The tokenizer is trained again, because the cached one is unusable: {problem}", flush=True)
+    vocab, merges = train_bpe(corpus, vocab_size, special_tokens, num_workers=num_workers, progress=True)
+    tokenizer = Tokenizer(vocab, merges, special_tokens)
+    tokenizer.save(folder)
+    return tokenizer
 
 
 def token_file(
-    spans: Sequence[Span], cache: Cache, tokenizer: Tokenizer, role: str, num_workers: int | None
+    corpus: Corpus, cache: Cache, tokenizer: Tokenizer, role: str, num_workers: int | None
 ) -> Path:
     """Return the path of a text's token file; encode the text if the cache has none, or a damaged one.
 
     Args:
-        spans: the text.
+        corpus: the text.
         cache: the folder that keeps the token file.
         tokenizer: the tokenizer that encodes the text.
         role: "training" or "validation", for the notice about a damaged file.
         num_workers: number of processes; None for one per core.
     """
-    path = cache.folder / "tokens" / f"{cache.key(spans, tokenizer=tokenizer.hash)}.bin"
+    path = cache.folder / "tokens" / f"{cache.key(corpus.spans, tokenizer=tokenizer.hash)}.bin"
     try:
-        TokenFile.open(path)
+        TokenFile.open(path, tokenizer.hash)
         return path
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
         print(f"The {role} text is encoded again, because the cached token file is unusable: {error}", flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    encode_files(tokenizer, list(spans), path, num_workers=num_workers, progress=True)
+    encode_files(tokenizer, corpus, path, num_workers=num_workers, progress=True)
     return path

@@ -13,13 +13,13 @@ import random
 from bisect import bisect
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
 from tslm.data.toy_grammar import Backreference, Draw, Part, Word, load_grammar
 from tslm.tokenizer import END_OF_TEXT
+from tslm.tokenizer.files import atomic_write
 
 
 class Story(NamedTuple):
@@ -70,13 +70,7 @@ def write_corpus(path: str | os.PathLike[str], num_stories: int, seed: int, *, p
 
     The file is written under a temporary name and then renamed, so an incomplete file never has the name `path`.
     """
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     stories = islice(iter_stories(seed), num_stories)
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            for story in tqdm(stories, "write stories", num_stories, unit=" stories", disable=not progress):
-                file.write(f"{story.text}\n{END_OF_TEXT}\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        for story in tqdm(stories, "write stories", num_stories, unit=" stories", disable=not progress):
+            file.write(f"{story.text}\n{END_OF_TEXT}\n".encode())

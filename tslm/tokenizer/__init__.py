@@ -2,8 +2,8 @@
 
 In reading order: `bpe` (the method), `pretokenize` (text to pre-tokens), `train` (files to merges), `tokenizer` (the
 class `Tokenizer`), `serialization` (its files), `encode` and `token_file` (files to ids on disk). `corpus`, `jsonl` and
-`chunking` read text in blocks, `workers` distributes them over processes, `holdout` divides a file for validation, and
-`report` measures a training.
+`chunking` read text in blocks, `joining` joins the tokens of blocks that overlap, `workers` distributes blocks over
+processes, `files` writes files, `holdout` divides a file for validation, and `report` measures a training.
 
 Functions marked `@replaceable` have faster substitutes in `fast/tokenizer/`, which give the same results.
 """

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import regex  # type: ignore[import-untyped]
 
+from tslm.tokenizer.pretokenize import special_pattern
+
 BLOCK_BYTES = 3 << 16  # a block and the arrays made from it nearly fit a core's second-level cache
 CUT_WINDOW = 1 << 9  # bytes that are searched for a cut at first; the window grows until there is one
+OVERLAP = 1 << 12  # bytes; the tokens of two blocks of random letters agree after a few dozen
+_LENGTHS = 16  # the length of an overlapping block, in overlaps
 
 _RUN = regex.compile(r"(?P<white>\s+)|(?P<word>\p{L}+|\p{N}+)|[^\s\p{L}\p{N}]+")  # a run of characters of one kind
+
+
+class Block(NamedTuple):
+    """A part of a text.
+
+    Attributes:
+        text: the part in UTF-8.
+        overlap: how many bytes at its end the next block begins with, because there is no safe cut. They are characters
+            of one kind: all are white space, or letters, or numbers, or none of these. 0 where the cut is safe.
+    """
+
+    text: bytes
+    overlap: int = 0
 
 
 def cut_blocks(
@@ -27,6 +45,20 @@ def cut_blocks(
         first: the size of the first block. Each further block is twice as large, up to `size`, so that a slow source
             yields its first block early.
     """
+    return (block.text for block in overlapping_blocks(pieces, special_tokens, size, first, overlap=0))
+
+
+def overlapping_blocks(
+    pieces: Iterable[bytes],
+    special_tokens: Sequence[bytes],
+    size: int = BLOCK_BYTES,
+    first: int | None = None,
+    overlap: int = OVERLAP,
+) -> Iterator[Block]:
+    """Regroup a text as `cut_blocks` does, but into blocks that stay small where there is no safe cut.
+
+    There, consecutive blocks overlap by about `overlap` bytes. `Tokenizer.encode_blocks` joins their tokens.
+    """
     slices = (piece[at : at + size] for piece in pieces for at in range(0, len(piece), size))
     buffer: list[bytes] = []
     buffered, wanted, usual = 0, first or size, first or size
@@ -36,16 +68,21 @@ def cut_blocks(
         if buffered < wanted:
             continue
         text = b"".join(buffer)
-        if cut := _last_cut(text, special_tokens):
-            yield text[:cut]
+        if cut := _last_cut(text, special_tokens) or _last_special_end(text, special_tokens):
+            yield Block(text[:cut])
             text = text[cut:]
             usual = min(2 * usual, size)
             wanted = usual
+        elif overlap and (shared := _shared_end(text, special_tokens, overlap)):
+            stop = complete_end(text)
+            yield Block(text[:stop], shared)
+            text = text[stop - shared :]
+            wanted = _LENGTHS * overlap
         else:
             wanted = 2 * len(text)  # searching the same bytes again for every piece would be quadratic
         buffer, buffered = [text], len(text)
     if buffered:
-        yield b"".join(buffer)
+        yield Block(b"".join(buffer))
 
 
 def usable_cuts(text: bytes, special_tokens: Sequence[bytes], backwards: bool = False) -> Iterator[int]:
@@ -107,6 +144,33 @@ def _last_cut(text: bytes, special_tokens: Sequence[bytes]) -> int | None:
         if window >= len(text):
             return None
         window *= 4
+
+
+def _last_special_end(text: bytes, special_tokens: Sequence[bytes]) -> int | None:
+    """Return the end of the last special token of a text in which none starts before the text.
+
+    A longer special token at the same place must end within the text, too.
+    """
+    pattern, longest = special_pattern(special_tokens), max(map(len, special_tokens), default=0)
+    last = None
+    for match in pattern.finditer(text) if pattern else ():
+        if match.start() + longest > len(text):
+            break
+        last = match.end()
+    return last
+
+
+def _shared_end(text: bytes, special_tokens: Sequence[bytes], overlap: int) -> int | None:
+    """Return how many bytes at the end of an uncuttable text the next block repeats; None if the text must grow."""
+    if len(text) < _LENGTHS * overlap:
+        return None
+    longest = max(map(len, special_tokens), default=0)
+    stop = complete_end(text)
+    characters, _ = trim_characters(text[stop - overlap - longest : stop])
+    pattern = special_pattern(special_tokens)
+    if (pattern and pattern.search(text)) or not _RUN.fullmatch(characters.decode()):
+        return None
+    return len(characters)
 
 
 def trim_characters(text: bytes) -> tuple[bytes, int]:

@@ -15,8 +15,19 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from tslm.errors import MissingFileError, UserError
-from tslm.tokenizer.chunking import BLOCK_BYTES, CUT_WINDOW, complete_end, cut_blocks, trim_characters, usable_cuts
+from tslm.tokenizer.chunking import (
+    BLOCK_BYTES,
+    CUT_WINDOW,
+    Block,
+    complete_end,
+    overlapping_blocks,
+    trim_characters,
+    usable_cuts,
+)
+from tslm.tokenizer.files import Stamp, check_unchanged, file_stamp
 from tslm.tokenizer.jsonl import DOCUMENT_END, end_of_line, holds_record, is_jsonl, read_documents
+
+_LARGEST_WINDOW = 1 << 20  # bytes that are searched for a cut at once
 
 
 class Span(NamedTuple):
@@ -27,14 +38,12 @@ class Span(NamedTuple):
     stop: int
 
 
-TextInput: TypeAlias = str | os.PathLike[str] | Span | Sequence[str | os.PathLike[str] | Span]
-
-
 class Corpus:
     """The text of one or more files or parts of files, plain or JSONL.
 
     Args:
-        source: a path, a `Span`, or several of them in the order of the text.
+        source: a path, a `Span`, or several of them in the order of the text. Of another corpus, the copy remembers the
+            files as they were when that one was made.
 
     Attributes:
         spans: the parts of files.
@@ -46,12 +55,26 @@ class Corpus:
     """
 
     def __init__(self, source: TextInput) -> None:
-        parts = [source] if isinstance(source, str | os.PathLike | Span) else source
-        self.spans = [checked_span(part) for part in parts]
+        self.spans: list[Span]
+        self._stamps: dict[str | os.PathLike[str], Stamp]
+        if isinstance(source, Corpus):
+            self.spans, self._stamps = source.spans, source._stamps
+        else:
+            parts = [source] if isinstance(source, str | os.PathLike | Span) else source
+            self.spans = [checked_span(part) for part in parts]
+            self._stamps = {span.path: file_stamp(span.path) for span in self.spans}
         if not self.spans:
             raise UserError("no input file was given; name at least one text file")
         self._ends = list(accumulate(span.stop - span.start for span in self.spans))
         self.size = self._ends[-1]
+
+    def check_unchanged(self) -> None:
+        """Check that no file changed since this object was made; called after all of the text was read.
+
+        Raises:
+            UserError: a file was changed, replaced or removed.
+        """
+        check_unchanged(self._stamps)
 
     def between(self, start: int, stop: int) -> list[Span]:
         """Return the parts of files that hold the bytes `start` to `stop` of the whole text."""
@@ -107,12 +130,19 @@ class Corpus:
                 cut = None
             if cut is not None:
                 return first + skipped + cut
-            position, window = position + window, window * 2
+            position, window = position + window, min(window * 2, _LARGEST_WINDOW)
         return end
 
 
-def read_blocks(spans: Iterable[Span], special_tokens: Sequence[bytes], size: int = BLOCK_BYTES) -> Iterator[bytes]:
+TextInput: TypeAlias = str | os.PathLike[str] | Span | Sequence[str | os.PathLike[str] | Span] | Corpus
+
+
+def read_blocks(
+    spans: Iterable[Span], special_tokens: Sequence[bytes], size: int = BLOCK_BYTES, overlap: int = 0
+) -> Iterator[Block]:
     """Read spans as blocks of about `size` bytes that can be tokenized independently.
+
+    Where a text cannot be cut, a block is larger, or with an `overlap` such as `chunking.OVERLAP` blocks overlap.
 
     In blocks of JSONL files each document is followed by `DOCUMENT_END`. A block holds many short documents or a part
     of a long one.
@@ -122,26 +152,32 @@ def read_blocks(spans: Iterable[Span], special_tokens: Sequence[bytes], size: in
     """
     for are_jsonl, group in groupby(spans, key=_is_jsonl):
         if are_jsonl:
-            yield from _document_blocks(group, special_tokens, size)
+            yield from _document_blocks(group, special_tokens, size, overlap)
         else:
-            yield from cut_blocks(read_pieces(group), special_tokens, size)
+            yield from overlapping_blocks(read_pieces(group), special_tokens, size, overlap=overlap)
 
 
-def _document_blocks(spans: Iterable[Span], special_tokens: Sequence[bytes], size: int) -> Iterator[bytes]:
+def _document_blocks(
+    spans: Iterable[Span], special_tokens: Sequence[bytes], size: int, overlap: int
+) -> Iterator[Block]:
     buffer = bytearray()
     for document in (document for span in spans for document in read_documents(*span)):
         if len(document) > size:
             if buffer:
-                yield bytes(buffer)
-            *blocks, document = cut_blocks([document], special_tokens, size)
-            yield from blocks
+                yield Block(bytes(buffer))
             buffer = bytearray()
+            blocks = overlapping_blocks([document], special_tokens, size, overlap=overlap)
+            last = next(blocks)
+            for block in blocks:
+                yield last
+                last = block
+            document = last.text
         buffer += document + DOCUMENT_END
         if len(buffer) >= size:
-            yield bytes(buffer)
+            yield Block(bytes(buffer))
             buffer = bytearray()
     if buffer:
-        yield bytes(buffer)
+        yield Block(bytes(buffer))
 
 
 def read_pieces(spans: Iterable[Span], size: int = BLOCK_BYTES) -> Iterator[bytes]:
@@ -177,7 +213,7 @@ def _check_utf8(piece: bytes, path: str | os.PathLike[str], offset: int) -> None
 
 
 def checked_span(part: str | os.PathLike[str] | Span) -> Span:
-    """Return a non-empty span of an existing file; a path stands for the whole file.
+    """Return a non-empty span of an existing file; a path means the whole file.
 
     Raises:
         MissingFileError: the file does not exist.
@@ -185,7 +221,7 @@ def checked_span(part: str | os.PathLike[str] | Span) -> Span:
     """
     path = Path(part.path if isinstance(part, Span) else part)
     if not path.exists():
-        raise MissingFileError(f"{path} does not exist; check the name (the present folder is {Path.cwd()})")
+        raise MissingFileError(f"{path} does not exist; check the name (the current folder is {Path.cwd()})")
     if path.is_dir():
         raise UserError(f"{path} is a folder; name the text files in it")
     size = path.stat().st_size

@@ -1,19 +1,26 @@
-"""Encodes text files into a token file, in parallel and in order, in memory that does not grow with the files."""
+"""Encodes text files into a token file, in parallel and in order, in memory that does not grow with the files.
+
+Only the ids of a text without a safe cut, such as a pre-token of 100 MB, are held together.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import closing
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from tslm.tokenizer.chunking import OVERLAP, Block
 from tslm.tokenizer.corpus import Corpus, Span, TextInput, read_blocks
-from tslm.tokenizer.jsonl import DOCUMENT_END
-from tslm.tokenizer.token_file import TokenFile, TokenFileWriter, dtype_for
+from tslm.tokenizer.files import check_outputs
+from tslm.tokenizer.jsonl import DOCUMENT_END, is_jsonl
+from tslm.tokenizer.token_file import TokenFile, TokenFileWriter, dtype_for, sidecar_path
 from tslm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 from tslm.tokenizer.workers import POOL_BYTES, map_in_order
 
@@ -41,7 +48,7 @@ def encode_files(
 
     Args:
         tokenizer: the tokenizer.
-        input_paths: a path, a `Span` (part of a file), or several in the order of the text.
+        input_paths: a path, a `Span` (part of a file), several in the order of the text, or a `Corpus`.
         output_path: the file of ids; `<output_path>.json` is its sidecar.
         num_workers: number of processes; None means one per core. Less than 16 MB is encoded in this process.
         executor: any `concurrent.futures.Executor` to run on instead.
@@ -50,7 +57,8 @@ def encode_files(
     Raises:
         MissingFileError: a file does not exist.
         UserError: a file is empty or not UTF-8 (with its name and the offset of the byte), a line of a JSONL file is
-            not a record (with its number), or the vocabulary lacks a byte that the text needs.
+            not a record (with its number), a file changes while it is read, or the vocabulary lacks a byte that
+            the text needs. Or the output or its sidecar is an input, a folder or a device.
     """
     return encode_corpus(
         tokenizer, Corpus(input_paths), output_path, num_workers=num_workers, executor=executor, progress=progress
@@ -68,15 +76,19 @@ def encode_corpus(
     task_bytes: int = _TASK_BYTES,
     block_bytes: int = _BLOCK_BYTES,
     pool_bytes: int = POOL_BYTES,
+    overlap: int = OVERLAP,
 ) -> TokenFile:
     """Encode as `encode_files` does, with a choice of sizes, which do not change the result.
 
     `task_bytes` is the size of the part that a worker encodes at a time, `block_bytes` the size of the blocks in which
-    a part is read. Texts smaller than `pool_bytes` are encoded in this process.
+    a part is read, `overlap` how many bytes two blocks share where there is no safe cut. Texts smaller than
+    `pool_bytes` are encoded in this process.
     """
+    output = Path(output_path)
+    check_outputs([output, sidecar_path(output)], [span.path for span in corpus.spans])
     specials = [token.encode() for token in tokenizer.special_tokens]
-    tasks = (_Task(tokenizer, spans, specials, block_bytes) for spans in corpus.split(task_bytes, specials))
-    writer = TokenFileWriter(output_path, tokenizer.vocab_size, tokenizer.hash, special_ids=tokenizer.special_ids)
+    tasks = (_Task(tokenizer, spans, specials, block_bytes, overlap) for spans in corpus.split(task_bytes, specials))
+    writer = TokenFileWriter(output, tokenizer.vocab_size, tokenizer.hash, special_ids=tokenizer.special_ids)
     results = map_in_order(_encode_part, tasks, corpus.size, num_workers, executor, pool_bytes)
     with (
         writer,  # first, so that no progress bar appears if the file cannot be written
@@ -84,9 +96,12 @@ def encode_corpus(
         closing(results),
     ):
         for part in results:
-            writer.append(part.ids, part.text_bytes)
+            for ids in part.ids:
+                writer.append(ids)
+            writer.append(np.empty(0, np.uint16), part.text_bytes)
             bar.update(part.file_bytes)
-    return TokenFile.open(output_path)
+        corpus.check_unchanged()  # before the token file appears
+    return TokenFile.open(output)
 
 
 class _Task(NamedTuple):
@@ -94,10 +109,11 @@ class _Task(NamedTuple):
     spans: list[Span]
     specials: list[bytes]
     block_bytes: int
+    overlap: int
 
 
 class _Part(NamedTuple):
-    ids: npt.NDArray[Any]  # in the type of the token file
+    ids: list[npt.NDArray[Any]]  # in the type of the token file
     text_bytes: int
     file_bytes: int  # more than `text_bytes` for JSONL
 
@@ -105,16 +121,20 @@ class _Part(NamedTuple):
 def _encode_part(task: _Task) -> _Part:
     dtype = dtype_for(task.tokenizer.vocab_size)
     document_end, end_of_text = task.tokenizer.vocab_size, task.tokenizer.special_ids.get(END_OF_TEXT)
-    ids = [np.empty(0, dtype)]
+    are_jsonl = is_jsonl(task.spans[0].path)
     text_bytes = 0
-    for block in read_blocks(task.spans, task.specials, task.block_bytes):
-        encoded = task.tokenizer.encode_bytes(block)
-        text_bytes += len(block)
-        if DOCUMENT_END in block:
-            text_bytes -= block.count(DOCUMENT_END)
-            encoded = _end_documents(encoded, document_end, end_of_text)
-        ids.append(encoded.astype(dtype))
-    return _Part(np.concatenate(ids), text_bytes, sum(span.stop - span.start for span in task.spans))
+
+    def blocks() -> Iterator[Block]:
+        nonlocal text_bytes
+        for block in read_blocks(task.spans, task.specials, task.block_bytes, task.overlap):
+            text_bytes += len(block.text) - block.overlap - block.text.count(DOCUMENT_END)
+            yield block
+
+    ids = [
+        (_end_documents(each, document_end, end_of_text) if are_jsonl else each).astype(dtype)
+        for each in task.tokenizer.encode_blocks(blocks())
+    ]
+    return _Part(ids, text_bytes, sum(span.stop - span.start for span in task.spans))
 
 
 def _end_documents(ids: npt.NDArray[Any], document_end: int, end_of_text: int | None) -> npt.NDArray[Any]:

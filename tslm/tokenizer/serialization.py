@@ -14,9 +14,12 @@ from functools import cache
 from pathlib import Path
 
 from tslm.errors import MissingFileError, UserError
+from tslm.tokenizer.files import atomic_write, check_outputs, sync_folder
+from tslm.tokenizer.pretokenize import find_pretokens
 from tslm.tokenizer.tokenizer import Tokenizer
 
 VOCAB, MERGES, CONFIG = "vocab.json", "merges.txt", "tokenizer_config.json"
+_MALFORMED = (ValueError, TypeError, AttributeError, OverflowError, RecursionError)  # JSON of another form
 
 
 def tokenizer_texts(tokenizer: Tokenizer) -> dict[str, str]:
@@ -48,6 +51,7 @@ def tokenizer_texts(tokenizer: Tokenizer) -> dict[str, str]:
             for token, id_ in tokenizer.special_ids.items()
         },
         "shadowed_tokens": shadowed,
+        "tokenizer_hash": tokenizer.hash,
     }
     return {
         VOCAB: json.dumps(vocab, ensure_ascii=False, indent=0) + "\n",
@@ -64,11 +68,12 @@ def tokenizer_from_texts(texts: Mapping[str, str], place: str = "the tokenizer")
         place: the source of the texts, for error messages.
 
     Raises:
-        UserError: one of the texts is not in the form that `tokenizer_texts` returns.
+        UserError: one of the texts is not in the form that `tokenizer_texts` returns, vocabulary and merges contradict
+            each other, or the hash in tokenizer_config.json is that of another tokenizer.
     """
     vocab = _parse_vocab(texts[VOCAB], f"{VOCAB} of {place}")
     merges = _parse_merges(texts[MERGES], f"{MERGES} of {place}")
-    special_tokens = []
+    special_tokens, stated_hash = [], None
     if CONFIG in texts:
         try:
             config = json.loads(texts[CONFIG])
@@ -76,21 +81,63 @@ def tokenizer_from_texts(texts: Mapping[str, str], place: str = "the tokenizer")
                 vocab[int(id_)] = token["content"].encode()
                 special_tokens.append(token["content"])
             vocab |= {int(id_): _text_to_bytes(name) for name, id_ in config.get("shadowed_tokens", {}).items()}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            stated_hash = config.get("tokenizer_hash")
+        except (*_MALFORMED, KeyError) as error:
             raise UserError(
                 f"{CONFIG} of {place} is not in the expected form ({error!r}); save the tokenizer again"
             ) from None
-    return Tokenizer(vocab, merges, special_tokens)
+    tokenizer = Tokenizer(vocab, merges, special_tokens)
+    _check_merges(tokenizer, place)
+    if stated_hash not in (None, tokenizer.hash):
+        raise UserError(
+            f"the files of {place} do not belong together: their hash is {tokenizer.hash[:12]}, but {CONFIG} states "
+            f"{str(stated_hash)[:12]}; one of them was changed or damaged: save the tokenizer again, or remove "
+            f"tokenizer_hash from {CONFIG} if the change is intended"
+        )
+    return tokenizer
+
+
+def _check_merges(tokenizer: Tokenizer, place: str) -> None:
+    """Check that each merge makes an entry of the vocabulary from two others, and that a merge makes each entry.
+
+    Single bytes and special tokens need no merge. Neither does an entry of several pre-tokens, such as `<|endoftext|>`
+    where the caller names no special tokens: no merge could make it.
+
+    Raises:
+        UserError: they contradict each other, as after one of the files was cut; the message names the token.
+    """
+    tokens, made = set(tokenizer.vocab.values()), {left + right for left, right in tokenizer.merges}
+    remedy = f"{VOCAB} or {MERGES} is damaged, or they belong to different tokenizers"
+    for left, right in tokenizer.merges:
+        for token in (left, right, left + right):
+            if token not in tokens:
+                raise UserError(
+                    f"the vocabulary of {place} lacks the token {token!r} of the merge {left!r} + {right!r}; {remedy}"
+                )
+    specials = {token.encode() for token in tokenizer.special_tokens}
+    for id_, token in tokenizer.vocab.items():
+        if len(token) > 1 and token not in made and token not in specials and _is_within_pretoken(token):
+            raise UserError(
+                f"no merge of {place} makes the token {token!r} (id {id_}) of its vocabulary; {remedy}, or the token "
+                "is a special one that must be named as such"
+            )
+
+
+def _is_within_pretoken(token: bytes) -> bool:
+    try:
+        return len(find_pretokens(token.decode())) == 1
+    except UnicodeDecodeError:  # a part of a character
+        return True
 
 
 def read_files(
     vocab_path: str | os.PathLike[str], merges_path: str | os.PathLike[str], special_tokens: Sequence[str] | None
 ) -> Tokenizer:
     """Read a vocabulary and merges from two files; `Tokenizer.from_files` documents it."""
-    return Tokenizer(
-        _parse_vocab(_read(vocab_path), str(vocab_path)), _parse_merges(_read(merges_path), str(merges_path)),
-        special_tokens
-    )
+    vocab = _parse_vocab(_read(vocab_path), str(vocab_path))
+    tokenizer = Tokenizer(vocab, _parse_merges(_read(merges_path), str(merges_path)), special_tokens)
+    _check_merges(tokenizer, f"{vocab_path} and {merges_path}")
+    return tokenizer
 
 
 def read_dir(path: str | os.PathLike[str]) -> Tokenizer:
@@ -106,20 +153,34 @@ def write_dir(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
     """Write a tokenizer into a folder; `Tokenizer.save` documents it."""
     texts = tokenizer_texts(tokenizer)
     folder = Path(path)
+    check_outputs(output_paths(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    unfinished = Path(tempfile.mkdtemp(".tmp", f".{folder.name}.", folder.parent))
     try:
         for name, text in texts.items():
-            (fresh / name).write_text(text, encoding="utf-8", newline="\n")
-        fresh.chmod(0o755)  # mkdtemp permits only the owner
+            with atomic_write(unfinished / name) as file:
+                file.write(text.encode())
+        unfinished.chmod(0o755)  # mkdtemp permits only the owner
         try:
-            fresh.replace(folder)
+            unfinished.replace(folder)
         except OSError:  # the folder exists and holds something: replace the files one by one
             folder.mkdir(exist_ok=True)
             for name in texts:
-                (fresh / name).replace(folder / name)
+                (unfinished / name).replace(folder / name)
+        sync_folder(folder.parent)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def output_paths(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return the paths of the files that `write_dir` writes into a folder.
+
+    Raises:
+        UserError: the path exists and is no folder.
+    """
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise UserError(f"the output {folder} is a file; give a folder for {VOCAB} and {MERGES}")
+    return [Path(folder) / name for name in (VOCAB, MERGES, CONFIG)]
 
 
 @cache
@@ -151,10 +212,14 @@ def _text_to_bytes(text: str) -> bytes:
 
 
 def _parse_vocab(text: str, place: str) -> dict[int, bytes]:
+    vocab: dict[int, bytes] = {}
     try:
-        return {int(id_): _text_to_bytes(token) for token, id_ in json.loads(text).items()}
-    except (ValueError, TypeError, AttributeError) as error:
+        for token, id_ in json.loads(text).items():
+            if vocab.setdefault(int(id_), _text_to_bytes(token)) != _text_to_bytes(token):
+                raise ValueError(f"the tokens {vocab[int(id_)]!r} and {_text_to_bytes(token)!r} have the same id {id_}")
+    except _MALFORMED as error:
         raise UserError(f"{place} is not a JSON object of tokens and their ids: {error}") from None
+    return vocab
 
 
 def _parse_merges(text: str, place: str) -> list[tuple[bytes, bytes]]:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tslm.errors import MissingFileError, UserError
+from tslm.tokenizer.files import atomic_write, check_outputs, file_stamp
 
 FORMAT = 1
 _FIELDS = {
@@ -59,28 +60,32 @@ class TokenFile:
         self._sha256: str = sidecar["sha256"]
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], tokenizer_hash: str | None = None) -> TokenFile:
+    def open(
+        cls, path: str | os.PathLike[str], tokenizer_hash: str | None = None, *, always_read: int = _ALWAYS_READ
+    ) -> TokenFile:
         """Open a token file after checking it against its sidecar.
 
         Size and type are always checked. The SHA-256 of the content is checked in files of up to 64 MiB, and in larger
-        ones whose modification time differs from the sidecar's. So a large file that was just encoded, or opened
-        before, opens at once; one that was copied or changed is read in full. `verify` always reads it in full.
+        ones whose modification time or change time differs from the sidecar's. So a large file that was just encoded,
+        or opened before, opens at once; one that was copied or changed is read in full. `verify` always reads it in
+        full.
 
         Args:
             path: the file of ids.
             tokenizer_hash: `Tokenizer.hash` of the tokenizer that must have produced the ids; None accepts any.
+            always_read: files of up to so many bytes are read in full whatever their times are.
 
         Raises:
             MissingFileError: the file or its sidecar does not exist.
             UserError: the two do not match, the sidecar is not valid, or the tokenizer is a different one.
         """
         path = Path(path)
-        sidecar_path = _sidecar_path(path)
-        for needed, what in ((path, "token file"), (sidecar_path, "sidecar of a token file")):
+        description = sidecar_path(path)
+        for needed, what in ((path, "token file"), (description, "sidecar of a token file")):
             if not needed.is_file():
                 raise MissingFileError(f"{needed}, a {what}, does not exist; encode the text again with `tokenize`")
         try:
-            sidecar = json.loads(sidecar_path.read_text(encoding="utf-8"))
+            sidecar = json.loads(description.read_text(encoding="utf-8"))
             if sidecar["format"] != FORMAT:
                 raise ValueError(f"its format is {sidecar['format']}, this program reads format {FORMAT}")
             for name, kind in _FIELDS.items():
@@ -88,10 +93,12 @@ class TokenFile:
                     raise ValueError(f"its {name} is {sidecar[name]!r}")
             if sidecar["dtype"] != dtype_for(sidecar["vocab_size"]).str:
                 raise ValueError(f"its dtype {sidecar['dtype']} does not go with {sidecar['vocab_size']} entries")
+            if sidecar.get("sidecar_sha256") not in (None, _digest(sidecar)):  # None: of a version without this field
+                raise ValueError("its SHA-256 differs from the one it states")
             file = cls(path, sidecar)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
-                f"{sidecar_path} is no valid sidecar of a token file ({error}); encode the text again"
+                f"{description} is no valid sidecar of a token file ({error}); encode the text again"
             ) from None
         stat = path.stat()
         if stat.st_size != len(file) * file.dtype.itemsize:
@@ -104,12 +111,13 @@ class TokenFile:
                 f"{path} was made with another tokenizer (hash {file.tokenizer_hash[:12]}, not {tokenizer_hash[:12]}); "
                 "encode the text again with this one"
             )
-        changed = stat.st_mtime_ns != sidecar["mtime_ns"]
-        if changed or stat.st_size <= _ALWAYS_READ:
+        times = {"mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
+        changed = not times.items() <= sidecar.items()
+        if changed or stat.st_size <= always_read:
             file.verify()
         if changed:
             with contextlib.suppress(OSError):  # a read-only folder: the content is read again next time
-                _write_sidecar(path, sidecar | {"mtime_ns": stat.st_mtime_ns})
+                _write_sidecar(path, sidecar | times)
         return file
 
     def __len__(self) -> int:
@@ -169,7 +177,7 @@ class TokenFileWriter:
         tokenizer_hash: str,
         special_ids: dict[str, int] | None = None,
     ) -> None:
-        self._path = Path(path)
+        self._path, self._vocab_size = Path(path), vocab_size
         self._dtype = dtype_for(vocab_size)
         self._sidecar: dict[str, Any] = {
             "format": FORMAT,
@@ -183,13 +191,22 @@ class TokenFileWriter:
         self._digest = hashlib.sha256()
 
     def __enter__(self) -> TokenFileWriter:
+        check_outputs([self._path, sidecar_path(self._path)])
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._unfinished = _temporary(self._path)
-        self._file = open(self._unfinished, "wb")
+        self._write = atomic_write(self._path)
+        self._file = self._write.__enter__()
         return self
 
     def append(self, ids: npt.NDArray[np.integer[Any]], source_bytes: int = 0) -> None:
-        """Append ids, and add the size of their text in bytes to `source_bytes`."""
+        """Append ids, and add the size of their text in bytes to `source_bytes`.
+
+        Raises:
+            UserError: an id is negative or not below `vocab_size`.
+        """
+        if len(ids) and not (ids.min() >= 0 and ids.max() < self._vocab_size):
+            raise UserError(
+                f"ids for {self._path} must be 0 to {self._vocab_size - 1}, but they are {ids.min()} to {ids.max()}"
+            )
         data = np.ascontiguousarray(ids, self._dtype).data
         self._file.write(data)
         self._digest.update(data)
@@ -199,42 +216,36 @@ class TokenFileWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            self._file.close()
-            if kind is None:
-                _sidecar_path(self._path).unlink(missing_ok=True)  # an old sidecar must never describe new ids
-                self._unfinished.replace(self._path)
-                _write_sidecar(
-                    self._path,
-                    self._sidecar
-                    | {
-                        "count": self._count,
-                        "sha256": self._digest.hexdigest(),
-                        "mtime_ns": self._path.stat().st_mtime_ns,
-                    },
-                )
-        finally:
-            self._unfinished.unlink(missing_ok=True)
+        self._write.__exit__(kind, error, trace)
+        if kind is None:  # until the sidecar is replaced as well, `open` refuses the file: the old hash differs
+            described = {"count": self._count, "sha256": self._digest.hexdigest()}
+            _, mtime_ns, ctime_ns = file_stamp(self._path)
+            _write_sidecar(self._path, self._sidecar | described | {"mtime_ns": mtime_ns, "ctime_ns": ctime_ns})
 
 
 def dtype_for(vocab_size: int) -> np.dtype[Any]:
-    """Return the integer type for the ids of a vocabulary: uint16 for up to 65,536 entries, else uint32."""
+    """Return the integer type for the ids of a vocabulary: uint16 for up to 65,536 entries, else uint32.
+
+    Raises:
+        UserError: the ids need more than 32 bits.
+    """
+    if vocab_size > 1 << 32:
+        raise UserError(f"a token file holds ids below 2^32, but the vocabulary has {vocab_size:,}; number them again")
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
-def _sidecar_path(path: Path) -> Path:
+def sidecar_path(path: Path) -> Path:
+    """Return the path of a token file's sidecar."""
     return path.with_name(path.name + ".json")
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _digest(sidecar: dict[str, Any]) -> str:
+    """Return the SHA-256 of the fields of a sidecar, without its own."""
+    fields = {name: value for name, value in sidecar.items() if name != "sidecar_sha256"}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _write_sidecar(path: Path, sidecar: dict[str, Any]) -> None:
-    target = _sidecar_path(path)
-    unfinished = _temporary(target)
-    try:
-        unfinished.write_text(json.dumps(sidecar, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    sidecar = sidecar | {"sidecar_sha256": _digest(sidecar)}
+    with atomic_write(sidecar_path(path)) as file:
+        file.write((json.dumps(sidecar, indent=2) + "\n").encode())

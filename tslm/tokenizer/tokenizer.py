@@ -12,14 +12,17 @@ from itertools import chain
 
 from tslm.errors import UserError
 from tslm.tokenizer.bpe import Ids, Pair, Vocabulary, encode_block, encode_pretokens, rank_merges
-from tslm.tokenizer.chunking import cut_blocks
+from tslm.tokenizer.chunking import Block, overlapping_blocks
+from tslm.tokenizer.joining import join_blocks
 from tslm.tokenizer.jsonl import DOCUMENT_END
 from tslm.tokenizer.pretokenize import encode_specials, find_pretokens
 
 END_OF_TEXT = "<|endoftext|>"  # the separator between documents in GPT-2's data and in TinyStories
 
+LARGEST_ID = (1 << 32) - 2  # token files have 32 bits for an id, and `DOCUMENT_END` has the id after the largest
 _LONG_TEXT = 1 << 12  # characters; from here on encoding by blocks is faster than encoding by pre-tokens
 _STREAM_BYTES = 1 << 14  # the size of a stream's blocks; a block and its arrays take about 0.6 MB
+_STREAM_OVERLAP = 1 << 10  # so that overlapping blocks are not much larger than the others
 _CACHED_WORDS = 1 << 16
 _LONGEST_CACHED = 64  # characters; longer pre-tokens are rare
 
@@ -40,7 +43,7 @@ class Tokenizer:
         special_ids: the id of each special token, in the order given.
 
     Raises:
-        UserError: a special token is empty.
+        UserError: a special token is empty, or an id is negative or above 4,294,967,294.
 
     Example:
         >>> vocab = dict(enumerate([b" ", b"a", b"c", b"e", b"h", b"t", b"th", b" c", b" a", b"the", b" at"]))
@@ -65,6 +68,12 @@ class Tokenizer:
                 ids[token] = max(self.vocab, default=-1) + 1
                 self.vocab[ids[token]] = token
             self.special_ids[token.decode()] = ids[token]
+        for id_ in (min(self.vocab, default=0), max(self.vocab, default=0)):
+            if not 0 <= id_ <= LARGEST_ID:
+                raise UserError(
+                    f"the vocabulary has the id {id_} for the token {self.vocab[id_]!r}; ids are 0 to {LARGEST_ID}, so "
+                    "that a token file can hold them: number the tokens again"
+                )
         self._special_bytes = [token.encode() for token in self.special_ids]
         longest_first = sorted(self.special_ids, key=len, reverse=True)
         self._special_split = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
@@ -87,7 +96,7 @@ class Tokenizer:
 
         Raises:
             MissingFileError: one of them does not exist.
-            UserError: one of them is not in that form.
+            UserError: one of them is not in that form, or vocabulary and merges contradict each other.
         """
         from tslm.tokenizer import serialization  # imported late: it imports this file
 
@@ -99,7 +108,7 @@ class Tokenizer:
 
         Raises:
             MissingFileError: the folder, `vocab.json` or `merges.txt` does not exist.
-            UserError: one of the files is not in the form that `save` writes.
+            UserError: one of the files is not in the form that `save` writes, or they do not belong together.
         """
         from tslm.tokenizer import serialization
 
@@ -111,7 +120,8 @@ class Tokenizer:
         A new folder appears complete or not at all. In a folder that is not empty each file is replaced atomically.
 
         Raises:
-            UserError: the vocabulary has one token under two ids, which `vocab.json` cannot express.
+            UserError: the vocabulary has one token under two ids, which `vocab.json` cannot express; or the path
+                is a file, or one of the three files is a folder or a device.
         """
         from tslm.tokenizer import serialization
 
@@ -163,7 +173,7 @@ class Tokenizer:
         return ids
 
     def _encode_new(self, pretokens: Sequence[str], text: str) -> list[int]:
-        """Return the ids of pre-tokens, some of which are not in the cache, and add these to it."""
+        """Return the ids of pre-tokens, and add those that the cache lacks to it."""
         found = [*map(self._known.get, pretokens)]
         places = [place for place, ids in enumerate(found) if ids is None]
         new = [pretokens[place] for place in places]
@@ -186,13 +196,22 @@ class Tokenizer:
         """Yield, lazily, the ids of a text that arrives in parts of any size, such as the lines of an open file.
 
         The ids equal those of `encode` for the joined parts. Memory stays below 1 MB beyond the largest part, provided
-        the text can be cut every few thousand characters. A run of one letter, for example, is buffered until it ends.
+        the text can be cut every few thousand characters; else it stays below 5 MB.
 
         Raises:
             UserError: a part holds a lone surrogate, or a byte that the vocabulary lacks.
         """
-        blocks = cut_blocks(map(_to_utf8, iterable), self._special_bytes, _STREAM_BYTES, first=64)
-        return chain.from_iterable(self.encode_bytes(block).tolist() for block in blocks)
+        pieces = map(_to_utf8, iterable)
+        blocks = overlapping_blocks(pieces, self._special_bytes, _STREAM_BYTES, first=64, overlap=_STREAM_OVERLAP)
+        return chain.from_iterable(ids.tolist() for ids in self.encode_blocks(blocks))
+
+    def encode_blocks(self, blocks: Iterable[Block]) -> Iterator[Ids]:
+        """Yield the ids of the tokens of a text that arrives in blocks, which may overlap inside a pre-token.
+
+        Raises:
+            UserError: the text holds a byte that the vocabulary lacks, or `join_blocks` fails.
+        """
+        return join_blocks(blocks, self.encode_bytes, self.vocab, max(map(len, self._special_bytes), default=0))
 
     def encode_bytes(self, text: bytes) -> Ids:
         """Return the ids of the tokens of a text in UTF-8. `jsonl.DOCUMENT_END` becomes the id `vocab_size`.

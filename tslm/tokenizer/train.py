@@ -46,6 +46,8 @@ def train_bpe(
     token, again and again. Among equally frequent pairs the lexicographically greater pair of byte strings is merged.
     Ids are given to the special tokens in their order, then to the 256 bytes, then to the merges.
 
+    Memory grows with the distinct pre-tokens, about 100 bytes for each of their bytes, but not with their repetitions.
+
     Args:
         input_path: a path, a `Span` (part of a file), or several, which are read as one text; in `.jsonl` files the
             field `text` of each line is a separate text.
@@ -88,7 +90,7 @@ def count_pretokens(
     is a separate text (see `jsonl`). The number of workers does not change the result.
 
     Args:
-        input_path: a path, a `Span` (part of a file), or several.
+        input_path: a path, a `Span` (part of a file), several, or a `Corpus`.
         special_tokens: strings that no pre-token may cross, such as `<|endoftext|>` between documents.
         num_workers: number of processes; None means one per core. Less than 16 MB is counted in this process.
         executor: any `concurrent.futures.Executor` to run on instead.
@@ -97,7 +99,7 @@ def count_pretokens(
     Raises:
         MissingFileError: a file does not exist.
         UserError: a file is empty or not UTF-8 (with its name and the offset of the byte), a line of a JSONL file is
-            not a record (with its number), or a special token is empty.
+            not a record (with its number), a file changes while it is read, or a special token is empty.
 
     Example:
         A file that holds `low low<|endoftext|>low` gives `{b"low": 2, b" low": 1}`.
@@ -137,7 +139,9 @@ def count_corpus(
             bar.update(file_bytes)
 
     with bar, closing(results):
-        return add_counts(parts())
+        counts = add_counts(parts())
+    corpus.check_unchanged()
+    return counts
 
 
 class _Task(NamedTuple):
@@ -148,7 +152,7 @@ class _Task(NamedTuple):
 
 def _count_part(task: _Task) -> tuple[PackedCounts, int]:
     """Count one part of the text; also return the bytes that were read."""
-    blocks = read_blocks(task.spans, task.specials, task.block_bytes)
+    blocks = (block.text for block in read_blocks(task.spans, task.specials, task.block_bytes))
     counts = count_blocks(blocks, [*task.specials, DOCUMENT_END])
     return counts, sum(span.stop - span.start for span in task.spans)
 

@@ -1,0 +1,93 @@
+"""Writes files that are complete or absent, and refuses to write over an input, a device or a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+from tslm.errors import UserError
+
+
+def check_outputs(
+    outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[str | os.PathLike[str]] = ()
+) -> None:
+    """Check that files may be written: each is absent, or a regular file that is not an input.
+
+    Links are followed, so an output that links to an input is refused, too.
+
+    Raises:
+        UserError: an output is an input, a folder or a device; the message names it.
+    """
+    inputs = [path for path in inputs if os.path.exists(path)]
+    for output in map(Path, outputs):
+        if not output.exists():
+            continue
+        if not output.is_file():
+            kind = "a folder" if output.is_dir() else "no regular file"
+            raise UserError(f"the output {output} is {kind}; give the path of a file")
+        if any(output.samefile(path) for path in inputs):
+            raise UserError(f"the output {output} is also an input and would be overwritten; give another output")
+
+
+Stamp: TypeAlias = tuple[int, int, int]
+
+
+def file_stamp(path: str | os.PathLike[str]) -> Stamp:
+    """Return a file's size, modification time and change time; they differ after any change or replacement.
+
+    The change time is needed because programs can set the modification time, for example to that of a copied file.
+    """
+    stat = os.stat(path)
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def check_unchanged(stamps: Mapping[str | os.PathLike[str], Stamp]) -> None:
+    """Check that files still have the stamps that they had before they were read.
+
+    Raises:
+        UserError: a file was changed, replaced or removed; the message names it.
+    """
+    for path, stamp in stamps.items():
+        if not os.path.exists(path) or file_stamp(path) != stamp:
+            raise UserError(
+                f"{path} was changed or replaced while it was read; start again when no program writes to it"
+            )
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a temporary file that replaces `path` when the `with` block ends, or is removed after an error.
+
+    The content is on the disk before the rename, so that a power cut leaves the old file or the new one.
+
+    Raises:
+        OSError: the file cannot be written; the error names `path`, also where the disk is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(temporary)):  # a failed write has no file name
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force the entries of a folder to the disk; does nothing outside POSIX."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
