@@ -63,7 +63,7 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
         self.folder: Path | None = None
         self.best_loss = math.inf
         self.best_step: int | None = None
-        self._unsaved_loss: float | None = None  # of a validation whose checkpoint is not written yet
+        self._newest: tuple[int, Path] | None = None  # the step that was saved last, or resumed from, and its file
 
     @property
     def last_path(self) -> Path | None:
@@ -77,29 +77,35 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
             self.run = Path(trainer.strategy.broadcast(str(run_dir(trainer))))
             self.folder = Path(self.dirpath) if self.dirpath else self.run / CHECKPOINTS
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember the file of a resumed run, in case that its step is still to be validated."""
+        self._newest = (trainer.global_step, Path(trainer.ckpt_path)) if trainer.ckpt_path else None
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remember the loss for the checkpoint that follows."""
-        loss = trainer.callback_metrics.get("valid_loss")
-        self._unsaved_loss = None if loss is None or trainer.sanity_checking else float(loss)
+        """Point `best` to the checkpoint of this step if its loss is the lowest so far."""
+        loss = float(trainer.callback_metrics.get("valid_loss", math.nan))
+        if self._newest is None or self._newest[0] != trainer.global_step or not loss < self.best_loss:
+            return
+        self.best_loss, (self.best_step, path) = loss, self._newest
+        if trainer.is_global_zero:
+            assert self.folder is not None
+            self.folder.mkdir(parents=True, exist_ok=True)
+            link_atomically(path, self.folder / "best.ckpt")
 
     def on_step_save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Write `step-N.ckpt`, point `last` and perhaps `best` to it, and delete the oldest."""
+        """Write `step-N.ckpt`, point `last` to it, and delete the oldest."""
         assert self.folder is not None
-        improved = self._unsaved_loss is not None and self._unsaved_loss < self.best_loss
-        if improved and self._unsaved_loss is not None:
-            self.best_loss, self.best_step = self._unsaved_loss, step
-        self._unsaved_loss = None
         path = self.folder / f"step-{step:08d}.ckpt"
         for logger in trainer.loggers:
             logger.save()  # because a run resumed from this checkpoint does not report earlier steps again
         trainer.save_checkpoint(path)
+        self._newest = step, path
         if trainer.is_global_zero:
             if self.dirpath:
                 self.run.mkdir(parents=True, exist_ok=True)
                 text = f"{self.folder.resolve()}\n"
                 replace_atomically(self.run / FOLDER_FILE, lambda file: file.write(text.encode()))
-            for name in ["last", "best"] if improved else ["last"]:
-                link_atomically(path, self.folder / f"{name}.ckpt")
+            link_atomically(path, self.folder / "last.ckpt")
             for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
                 if old != path:  # an older run may have left higher numbers in a folder that the user chose
                     old.unlink(missing_ok=True)
@@ -125,6 +131,8 @@ def run_dir(trainer: pl.Trainer) -> Path:
 
 def link_atomically(path: Path, name: Path) -> None:
     """Make `name` another name of `path` in one step: a hard link, or a copy if the file system has no links."""
+    if name.exists() and path.samefile(name):
+        return  # to rename a file to another name of the same file does nothing, so the temporary name would stay
     temporary = name.with_name(f".{name.name}.new")
     temporary.unlink(missing_ok=True)
     try:

@@ -135,11 +135,13 @@ class StepMetrics(StepCallback):
         self._stop_clock(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the counts."""
-        return {"tokens_seen": self.tokens_seen, "skipped_steps": self.skipped_steps}
+        """Return the counts and the last reported loss."""
+        last = {"train_loss": self.latest["train_loss"]} if "train_loss" in self.latest else {}
+        return {"tokens_seen": self.tokens_seen, "skipped_steps": self.skipped_steps, **last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the counts."""
+        """Restore the counts and the last reported loss."""
+        self.latest |= {name: state_dict[name] for name in ("train_loss",) if name in state_dict}
         self.tokens_seen = state_dict["tokens_seen"]
         self.skipped_steps = state_dict.get("skipped_steps", 0)  # early checkpoints lack it: those runs skipped no step
 

@@ -22,7 +22,7 @@ from tslm.training.metrics import StepMetrics, run_loggers
 from tslm.training.module import LanguageModule
 from tslm.training.progress import StepProgress
 from tslm.training.runs import RUNS, find_checkpoint
-from tslm.training.summary import RunSummary, StorySamples
+from tslm.training.summary import RunSummary, StorySamples, is_finished
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true"]
 
@@ -137,8 +137,9 @@ class StepTrainer(pl.Trainer):
                 model.compile_step()
         if ckpt_path is not None:
             ckpt_path, _ = find_checkpoint(str(ckpt_path), root=Path(self.default_root_dir))
-            done = int(read_checkpoint(ckpt_path, mmap=True)["global_step"])
-            if done >= budget.max_steps:
+            state = read_checkpoint(ckpt_path, mmap=True)
+            done, left = int(state["global_step"]), validation_due(state) and not is_finished(ckpt_path)
+            if done > budget.max_steps or (done == budget.max_steps and not left):
                 raise UserError(
                     f"{ckpt_path} is at step {done} and the budget is {budget.max_steps} steps, so nothing is left to "
                     "train: give a larger --trainer.max_steps or --trainer.max_tokens"
@@ -165,10 +166,15 @@ class StepTrainer(pl.Trainer):
         return any(isinstance(callback, InterruptAtBoundary) and callback.interrupted for callback in self.callbacks)  # type: ignore[attr-defined]
 
 
+def validation_due(state: dict[str, Any]) -> bool:
+    """Whether the step of a checkpoint was to be validated; the checkpoint is older than the validation."""
+    return bool(state["loops"]["fit_loop"]["epoch_loop.state_dict"].get("validation_due"))
+
+
 def with_defaults(callbacks: list[pl.Callback], progress: bool) -> list[pl.Callback]:
     """Add the callbacks of a run that are not given; their order is the order in which they are called."""
     bar: list[type[pl.Callback]] = [StepProgress] if progress else []
-    kinds: list[type[pl.Callback]] = [StepMetrics, *bar, StorySamples, Checkpoints, RunSummary, InterruptAtBoundary]
+    kinds: list[type[pl.Callback]] = [StepMetrics, *bar, Checkpoints, StorySamples, RunSummary, InterruptAtBoundary]
     ours = []
     for kind in kinds:
         of_kind = [callback for callback in callbacks if isinstance(callback, kind)]
