@@ -134,7 +134,7 @@ class TextDataModule(pl.LightningDataModule):
     def prepare_data(self) -> None:
         """Make the corpus, the tokenizer and the token files that are missing; `predict` needs none of them.
 
-        The files are opened as well, so that a text that is too short stops the run before it has a run directory.
+        The files are opened as well, so that a text that is too short stops the run before it writes anything.
         """
         if self._command != "predict":
             self.load()

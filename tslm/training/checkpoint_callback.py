@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from tslm.errors import UserError
 from tslm.loops.lightning import StepCallback
 from tslm.training.checkpoint import read_checkpoint, replace_atomically, sync_folder, write_atomically
-from tslm.training.runs import CHECKPOINTS, FOLDER_FILE
+from tslm.training.runs import CHECKPOINTS, FOLDER_FILE, RUNS, reserve_version
+
+FileLogger = TensorBoardLogger | CSVLogger  # they choose the number of their folder when it is first needed
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -118,6 +121,22 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
         """Restore the best loss if its checkpoint is in this run's folder; another run's best cannot be linked here."""
         if str(self.folder) == state_dict["folder"] and self.folder and (self.folder / "best.ckpt").exists():
             self.best_loss, self.best_step = state_dict["best_loss"], state_dict["best_step"]
+
+
+def reserve_run_dir(trainer: pl.Trainer) -> None:
+    """Create the run directory: a new `version_N` in the folder of each logger to which the user gave no version.
+
+    Only the first process does this. The others take the paths that it sends.
+    """
+    unnamed = [each for each in trainer.loggers if isinstance(each, FileLogger) and each._version is None]
+    for root in {logger.root_dir for logger in unnamed}:
+        number = reserve_version(Path(root))
+        for logger in unnamed:
+            if logger.root_dir == root:
+                logger._version = number
+    if not any(logger.log_dir for logger in trainer.loggers):
+        runs = Path(trainer.default_root_dir) / RUNS
+        setattr(trainer, "unlogged_dir", runs / f"version_{reserve_version(runs)}")  # noqa: B010 (not of a stock Trainer)
 
 
 def run_dir(trainer: pl.Trainer) -> Path:

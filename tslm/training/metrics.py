@@ -191,9 +191,8 @@ def report(trainer: pl.Trainer, figures: dict[str, float], step: int) -> None:
 
 
 def run_loggers(root: str) -> list[pl.loggers.Logger]:
-    """Return the TensorBoard and CSV loggers of a new run directory `lightning_logs/version_N`."""
-    board = TensorBoardLogger(root, name=RUNS)
-    return [board, MetricsFile(root, name=RUNS, version=board.version)]
+    """Return the TensorBoard and CSV loggers of a run directory `lightning_logs/version_N`."""
+    return [TensorBoardLogger(root, name=RUNS), MetricsFile(root, name=RUNS)]
 
 
 class MetricsFile(CSVLogger):

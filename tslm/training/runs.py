@@ -6,6 +6,7 @@ A run directory holds `checkpoints/`, `config.yaml`, `tokenizer/`, TensorBoard e
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +51,29 @@ def load_model(path: str | Path) -> LoadedModel:
     check_shapes(weights, model.state_dict(), str(path))
     model.load_state_dict(weights)
     return LoadedModel(model.eval(), tokenizer_from_texts(own["tokenizer"]), Path(path), int(state["global_step"]))
+
+
+def reserve_version(root: Path) -> int:
+    """Create the next free `version_N` in a folder and return N; no two processes get the same one.
+
+    Raises:
+        UserError: the folder cannot be created, or nothing can be created in it.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        taken = [int(found[1]) for path in root.iterdir() if (found := re.fullmatch(r"version_(\d+)", path.name))]
+        number = max(taken, default=-1) + 1
+        while True:
+            try:
+                (root / f"version_{number}").mkdir()
+                return number
+            except FileExistsError:  # another process was faster
+                number += 1
+    except OSError as error:
+        raise UserError(
+            f"a run directory cannot be made in {root} ({error.strerror}): give --trainer.default_root_dir a folder "
+            "that is writable"
+        ) from error
 
 
 def find_checkpoint(wanted: str | None, *, prefer: str = "last", root: Path = Path()) -> tuple[Path, list[str]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from tslm.data.datamodule import TextDataModule
 from tslm.errors import UserError
@@ -15,13 +15,13 @@ from tslm.fast.forms import cpu_multiplies_bfloat16
 from tslm.loops.lightning import InterruptAtBoundary, install_step_loop
 from tslm.loops.step import Budget, Cadence
 from tslm.training.checkpoint import read_checkpoint
-from tslm.training.checkpoint_callback import AtomicCheckpointIO, Checkpoints
+from tslm.training.checkpoint_callback import AtomicCheckpointIO, Checkpoints, reserve_run_dir, run_dir
 from tslm.training.compiling import Choice, pays
 from tslm.training.malloc import keep_freed_memory
 from tslm.training.metrics import StepMetrics, run_loggers
 from tslm.training.module import LanguageModule
 from tslm.training.progress import StepProgress
-from tslm.training.runs import RUNS, find_checkpoint
+from tslm.training.runs import find_checkpoint
 from tslm.training.summary import RunSummary, StorySamples, is_finished
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true"]
@@ -98,7 +98,7 @@ class StepTrainer(pl.Trainer):
             **kwargs,
         )
         self._stated_accumulation = self.accumulate_grad_batches  # `fit` replaces it
-        self.unlogged_dir = Path(TensorBoardLogger(default_root_dir, name=RUNS).log_dir)  # for a run without loggers
+        self.unlogged_dir = Path(default_root_dir)  # of a run without loggers; `fit` reserves it
         self.step_loop = install_step_loop(self, Cadence(val_every_n_steps, log_every_n_steps, save_every_n_steps))
 
     def fit(
@@ -146,7 +146,15 @@ class StepTrainer(pl.Trainer):
                 )
         if self.strategy.root_device.type == "cpu":
             keep_freed_memory()
-        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
+        if self.is_global_zero:
+            reserve_run_dir(self)  # before the data is prepared, which may take long
+        try:
+            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
+        except BaseException:
+            if self.is_global_zero:
+                with suppress(OSError):  # if there is something in it
+                    run_dir(self).rmdir()
+            raise
 
     def _split_batch(self, data: TextDataModule) -> int:
         """Derive the accumulation from the batch size of the data; return the tokens of one optimizer step."""
