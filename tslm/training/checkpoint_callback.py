@@ -14,7 +14,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from tslm.errors import UserError
 from tslm.loops.lightning import StepCallback
-from tslm.training.checkpoint import read_checkpoint, replace_atomically, sync_folder, write_atomically
+from tslm.training.checkpoint import is_intact, read_checkpoint, replace_atomically, sync_folder, write_atomically
 from tslm.training.runs import CHECKPOINTS, FOLDER_FILE, RUNS, reserve_version
 
 FileLogger = TensorBoardLogger | CSVLogger  # they choose the number of their folder when it is first needed
@@ -48,6 +48,9 @@ class AtomicCheckpointIO(CheckpointIO):
 class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
     """Keeps the newest checkpoints. `last` names the newest one, and `best` the one with the lowest validation loss.
 
+    A resumed run has a folder of its own. With its first checkpoint it links there to the best one of the run that it
+    continues.
+
     Args:
         dirpath: Folder for the checkpoints; unless given, `checkpoints` in the run directory.
         keep: How many of the newest `step-*.ckpt` to keep besides the best one. With two, one is left if a disk or a
@@ -66,6 +69,8 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
         self.folder: Path | None = None
         self.best_loss = math.inf
         self.best_step: int | None = None
+        self._best_file: Path | None = None  # in the folder of an earlier run until the first checkpoint is saved
+        self._restored: dict[str, Any] = {}
         self._newest: tuple[int, Path] | None = None  # the step that was saved last, or resumed from, and its file
 
     @property
@@ -81,19 +86,49 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
             self.folder = Path(self.dirpath) if self.dirpath else self.run / CHECKPOINTS
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remember the file of a resumed run, in case that its step is still to be validated."""
-        self._newest = (trainer.global_step, Path(trainer.ckpt_path)) if trainer.ckpt_path else None
+        """Find the best checkpoint of a resumed run, and remember its newest, which may still be to validate."""
+        if trainer.ckpt_path:
+            path = Path(trainer.ckpt_path)
+            self._newest = trainer.global_step, path
+            self._best_file = trainer.strategy.broadcast(self._restored_best(path))
+            if self._best_file is not None:
+                self.best_loss, self.best_step = self._restored["best_loss"], self._restored["best_step"]
+
+    def _restored_best(self, resumed: Path) -> Path | None:
+        """Return the file of the best step that the resumed checkpoint knows, if it still exists.
+
+        The folder of the resumed checkpoint comes first, because a run directory may have been moved.
+        """
+        step = self._restored.get("best_step")
+        if step is None:
+            return None
+        for folder in (resumed.parent, Path(self._restored["folder"])):
+            for path in (folder / "best.ckpt", folder / f"step-{step:08d}.ckpt"):
+                if is_intact(path) and read_checkpoint(path, mmap=True)["global_step"] == step:
+                    return path.absolute()
+        return None
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Point `best` to the checkpoint of this step if its loss is the lowest so far."""
         loss = float(trainer.callback_metrics.get("valid_loss", math.nan))
         if self._newest is None or self._newest[0] != trainer.global_step or not loss < self.best_loss:
             return
-        self.best_loss, (self.best_step, path) = loss, self._newest
+        self.best_loss, (self.best_step, self._best_file) = loss, self._newest
         if trainer.is_global_zero:
-            assert self.folder is not None
+            self._name_best()
+
+    def _name_best(self) -> None:
+        """Make `best.ckpt` in this run's folder another name of the best checkpoint."""
+        if self._best_file is None:
+            return
+        assert self.folder is not None
+        best = (self.folder / "best.ckpt").absolute()
+        try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            link_atomically(path, self.folder / "best.ckpt")
+            link_atomically(self._best_file, best)
+            self._best_file = best
+        except FileNotFoundError:  # the earlier run has been deleted
+            self.best_loss, self.best_step, self._best_file = math.inf, None, None
 
     def on_step_save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Write `step-N.ckpt`, point `last` to it, and delete the oldest."""
@@ -109,18 +144,19 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
                 text = f"{self.folder.resolve()}\n"
                 replace_atomically(self.run / FOLDER_FILE, lambda file: file.write(text.encode()))
             link_atomically(path, self.folder / "last.ckpt")
+            self._name_best()
             for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
                 if old != path:  # an older run may have left higher numbers in a folder that the user chose
                     old.unlink(missing_ok=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best loss, its step, and the folder of its checkpoint."""
-        return {"best_loss": self.best_loss, "best_step": self.best_step, "folder": str(self.folder)}
+        folder = self.folder if self._best_file is None else self._best_file.parent
+        return {"best_loss": self.best_loss, "best_step": self.best_step, "folder": str(folder)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best loss if its checkpoint is in this run's folder; another run's best cannot be linked here."""
-        if str(self.folder) == state_dict["folder"] and self.folder and (self.folder / "best.ckpt").exists():
-            self.best_loss, self.best_step = state_dict["best_loss"], state_dict["best_step"]
+        """Keep the state until the training starts, when the resumed checkpoint is known."""
+        self._restored = state_dict
 
 
 def reserve_run_dir(trainer: pl.Trainer) -> None:
