@@ -6,6 +6,7 @@ A run directory holds `checkpoints/`, `config.yaml`, `tokenizer/`, TensorBoard e
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -94,23 +95,24 @@ def find_checkpoint(wanted: str | None, *, prefer: str = "last", root: Path = Pa
     if wanted in (None, "last", "best"):
         prefer = wanted or prefer
         skipped: list[str] = []
+        damaged: list[Path] = []
         for run in runs_newest_first(root / RUNS):
-            found, notices = newest_intact(checkpoint_folder(run), prefer)
-            skipped += notices
+            found, bad = newest_intact(checkpoint_folder(run), prefer)
+            skipped += map(skip_notice, bad)
+            damaged += bad
             if found:
                 return found, [*skipped, f"Checkpoint: {found} ({run.name}'s {found.stem})"]
             skipped.append(f"{run} has no intact checkpoint and is skipped.")
-        raise MissingFileError(
-            f"no run under {root / RUNS} has a checkpoint yet: train with `python -m tslm fit`, or give --ckpt_path"
-        )
+        none = f"no run under {root / RUNS} has {_among(damaged)}"
+        raise MissingFileError(f"{none}; train with `python -m tslm fit`, or give --ckpt_path")
     path = Path(str(wanted))
     if path.is_dir():
         is_run = (path / CHECKPOINTS).is_dir() or (path / FOLDER_FILE).is_file()
         folder = checkpoint_folder(path) if is_run else path
-        found, notices = newest_intact(folder, prefer)
+        found, bad = newest_intact(folder, prefer)
         if not found:
-            raise MissingFileError(f"the folder {path} holds no intact checkpoint (*.ckpt): give another --ckpt_path")
-        return found, [*notices, f"Checkpoint: {found}"]
+            raise MissingFileError(f"the folder {folder} has {_among(bad)}; give another --ckpt_path")
+        return found, [*map(skip_notice, bad), f"Checkpoint: {found}"]
     if not path.is_file():
         raise MissingFileError(
             f"there is no checkpoint at {path}: give --ckpt_path a .ckpt file, a run directory, or 'last' or 'best' "
@@ -119,24 +121,52 @@ def find_checkpoint(wanted: str | None, *, prefer: str = "last", root: Path = Pa
     return path, []
 
 
-def newest_intact(folder: Path, prefer: str) -> tuple[Path | None, list[str]]:
-    """Return the best or the newest intact checkpoint of a folder, or None, and notices about damaged files.
+def skip_notice(path: Path) -> str:
+    """Say that a damaged checkpoint is not used."""
+    return f"{path} is damaged and skipped."
 
-    `best` is tried first if it is preferred; then all files from the newest to the oldest. `last` only wins over files
-    of its own age, because a run may be killed after it has written a checkpoint and before `last` links to it.
+
+def _among(damaged: list[Path]) -> str:
+    """Say what is missing: any checkpoint, or an intact one."""
+    if not damaged:
+        return "a checkpoint yet"
+    return f"an intact checkpoint, because these are damaged: {', '.join(map(str, damaged))}"
+
+
+def newest_intact(folder: Path, prefer: str) -> tuple[Path | None, list[Path]]:
+    """Return the best or the newest intact checkpoint of a folder, or None, and the damaged ones that come before it.
+
+    If the best is preferred, `best.ckpt` comes first. Then the checkpoint of the latest step comes first, whatever the
+    times of the files are, because copying may change them. A run may be killed after it has written a step and before
+    `last` links to it, so a later step than that of `last` comes before `last`. But if the file of a later step is
+    older than `last`, an earlier run has left it in a folder that the user chose, and it comes at the end.
     """
-
-    def written(path: Path) -> tuple[int, bool, str]:
-        return path.stat().st_mtime_ns, path.stem == prefer, path.stem
-
-    newest_first = sorted(folder.glob("*.ckpt"), key=written, reverse=True)
+    paths = sorted(folder.glob("*.ckpt"))
     best = [folder / "best.ckpt"] if prefer == "best" and (folder / "best.ckpt").exists() else []
-    notices: list[str] = []
-    for path in dict.fromkeys([*best, *newest_first]):
+    if best and is_intact(best[0]):
+        return best[0], []
+    steps = {path: _step_of(path) for path in paths}
+    last = folder / "last.ckpt"
+
+    def rank(path: Path) -> tuple[bool, float, bool, bool]:
+        left = last in steps and steps[path] > steps[last] and path.stat().st_mtime_ns < last.stat().st_mtime_ns
+        return left, -steps[path], path.stem != prefer, path.stem == "best"
+
+    damaged: list[Path] = []
+    for path in dict.fromkeys([*best, *sorted(paths, key=rank)]):
         if is_intact(path):
-            return path, notices
-        notices.append(f"{path} is damaged and skipped.")
-    return None, notices
+            return path, damaged
+        damaged.append(path)
+    return None, damaged
+
+
+def _step_of(path: Path) -> float:
+    """Return the optimizer step of a checkpoint; of a damaged one the step in its name, or infinity."""
+    try:
+        return int(read_checkpoint(path, mmap=True)["global_step"])
+    except (UserError, LookupError, TypeError, ValueError):
+        number = re.fullmatch(r"step-(\d+)", path.stem)
+        return int(number[1]) if number else math.inf
 
 
 def runs_newest_first(folder: Path) -> list[Path]:
