@@ -70,3 +70,12 @@ def test_a_branch_from_an_earlier_step_does_not_know_the_later_best_one(runs, da
     summary = json.loads((runs / "version_1" / "summary.json").read_text())
     assert summary["best_step"] == 2
     assert steps(runs / "version_1" / "checkpoints")["best.ckpt"] == 2
+
+
+def test_a_run_removes_the_leftovers_of_killed_runs(runs, data):  # noqa: F811
+    run = runs / "version_0"
+    leftovers = [run / "checkpoints" / ".step-00000004.ckpt.99.new", run / ".summary.json.99.new"]
+    for path in leftovers:
+        path.write_bytes(b"half")
+    fit(runs.parent, data, 1)
+    assert not any(path.exists() for path in leftovers)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -13,7 +16,10 @@ import torch
 
 from tslm.errors import MissingFileError, UserError
 
+fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
+
 CHECKPOINT_KEY = "tslm"  # what `fit` adds to Lightning's checkpoint: architecture, configuration, tokenizer, RNG states
+LEFTOVER = re.compile(r"\..+\.(ckpt|json|jsonl|txt)(\.\d+)?\.new")  # the temporary names of the files of a run
 PathOrFile = str | os.PathLike[str] | BinaryIO | IO[bytes]
 
 
@@ -141,15 +147,69 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a temporary file in the same folder, force it to the disk, and rename it to `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        with temporary.open("wb") as file:
+        with _open_locked(temporary) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            if fcntl is not None:
+                os.replace(temporary, path)  # while it is locked
+        if fcntl is None:
+            os.replace(temporary, path)  # Windows renames no open file
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def link_atomically(path: Path, name: Path) -> None:
+    """Make `name` another name of `path` in one step: a hard link, or a copy if the file system has no links."""
+    if name.exists() and path.samefile(name):
+        return  # to rename a file to another name of the same file does nothing, so the temporary name would stay
+    temporary = name.with_name(f".{name.name}.{os.getpid()}.new")
+    with path.open("rb") as file:
+        lock(file)  # and thereby its temporary name
+        try:
+            temporary.unlink(missing_ok=True)
+            os.link(path, temporary)
+        except OSError:
+            replace_atomically(name, lambda copy: shutil.copyfileobj(file, copy))
+            return
+        os.replace(temporary, name)
+    sync_folder(name.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a folder of a run.
+
+    A process holds a lock on its temporary file, which the system releases when the process ends, however it ends. A
+    file on which another process holds a lock is kept.
+    """
+    for path in folder.glob(".*.new"):
+        if LEFTOVER.fullmatch(path.name):
+            with suppress(OSError), path.open("rb") as file:
+                if lock(file, wait=False):
+                    path.unlink()
+
+
+def lock(file: IO[bytes], *, wait: bool = True) -> bool:
+    """Lock a file until it is closed; return whether it is locked. Systems without `flock` lock nothing."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError:  # another process holds it, or the file system has no locks
+        return False
+
+
+def _open_locked(path: Path) -> BinaryIO:
+    """Create a file and lock it; again, if another process has removed it before it was locked."""
+    while True:
+        file = path.open("wb")
+        lock(file)
+        if path.exists():
+            return file
+        file.close()
 
 
 def sync_folder(folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,15 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from tslm.errors import UserError
 from tslm.loops.lightning import StepCallback
-from tslm.training.checkpoint import is_intact, read_checkpoint, replace_atomically, sync_folder, write_atomically
-from tslm.training.runs import CHECKPOINTS, FOLDER_FILE, RUNS, reserve_version
+from tslm.training.checkpoint import (
+    is_intact,
+    link_atomically,
+    read_checkpoint,
+    remove_leftovers,
+    replace_atomically,
+    write_atomically,
+)
+from tslm.training.runs import CHECKPOINTS, FOLDER_FILE, RUNS, checkpoint_folder, reserve_version
 
 FileLogger = TensorBoardLogger | CSVLogger  # they choose the number of their folder when it is first needed
 
@@ -80,10 +86,15 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
         return path if path and path.exists() else None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Choose the folder, the same on every process."""
+        """Choose the folder, the same on every process, and remove what killed runs left half written."""
         if stage == "fit":
             self.run = Path(trainer.strategy.broadcast(str(run_dir(trainer))))
             self.folder = Path(self.dirpath) if self.dirpath else self.run / CHECKPOINTS
+            if trainer.is_global_zero:
+                for run in [*self.run.parent.glob("*"), self.run]:
+                    remove_leftovers(run)
+                    remove_leftovers(checkpoint_folder(run))
+                remove_leftovers(self.folder)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the best checkpoint of a resumed run, and remember its newest, which may still be to validate."""
@@ -182,17 +193,3 @@ def run_dir(trainer: pl.Trainer) -> Path:
             return Path(logger.log_dir)
     unlogged: Path = getattr(trainer, "unlogged_dir", Path(trainer.default_root_dir))
     return unlogged
-
-
-def link_atomically(path: Path, name: Path) -> None:
-    """Make `name` another name of `path` in one step: a hard link, or a copy if the file system has no links."""
-    if name.exists() and path.samefile(name):
-        return  # to rename a file to another name of the same file does nothing, so the temporary name would stay
-    temporary = name.with_name(f".{name.name}.new")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(path, temporary)
-    except OSError:
-        shutil.copyfile(path, temporary)
-    os.replace(temporary, name)
-    sync_folder(name.parent)
