@@ -1,14 +1,18 @@
 import io
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 
 import tslm
+from tslm.errors import UserError
 from tslm.model import TransformerConfig, TransformerLM
 from tslm.training import checkpoint as files
 
@@ -180,3 +184,40 @@ def test_a_name_is_linked_again_and_leaves_nothing_behind(tmp_path, monkeypatch)
         files.link_atomically(tmp_path / f"{number}.ckpt", tmp_path / "best.ckpt")
         assert (tmp_path / "best.ckpt").read_text() == str(number)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["1.ckpt", "2.ckpt", "best.ckpt"]
+
+
+@pytest.mark.parametrize("limit", [100, 20_000])
+def test_a_full_disk_is_reported_with_the_path_and_keeps_the_old_file(tmp_path, limit):
+    path = tmp_path / "a.pt"
+    tslm.save_checkpoint(*trained(), 1, path)
+    before = path.read_bytes()
+    assert len(before) > limit
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+    try:
+        with pytest.raises(files.WriteError, match=r"a\.pt could not be written \(File too large\)"):
+            tslm.save_checkpoint(*trained(), 2, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["a.pt"]
+
+
+def test_a_missing_folder_is_reported_with_the_path(tmp_path):
+    with pytest.raises(files.WriteError, match=r"nowhere/a\.pt could not be written \(No such file or directory\)"):
+        tslm.save_checkpoint(*trained(), 1, tmp_path / "nowhere" / "a.pt")
+
+
+def test_an_unreadable_checkpoint_is_not_called_damaged():
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.pt"
+        tslm.save_checkpoint(*trained(), 1, path)
+        os.chmod(folder, 0o755)
+        path.chmod(0)
+        user = os.geteuid()
+        try:
+            os.seteuid(65534 if user == 0 else user)  # root may read everything
+            with pytest.raises(UserError, match=r"a\.pt cannot be read \(Permission denied\): change its permissions"):
+                tslm.load_checkpoint(path, *trained(0))
+        finally:
+            os.seteuid(user)

@@ -19,12 +19,13 @@ from tslm.errors import MissingFileError, UserError
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
 CHECKPOINT_KEY = "tslm"  # what `fit` adds to Lightning's checkpoint: architecture, configuration, tokenizer, RNG states
+ADVICE = "; earlier checkpoints are unchanged: make room, or choose another folder with --checkpoint.dirpath"
 LEFTOVER = re.compile(r"\..+\.(ckpt|json|jsonl|txt)(\.\d+)?\.new")  # the temporary names of the files of a run
 PathOrFile = str | os.PathLike[str] | BinaryIO | IO[bytes]
 
 
-class DiskSpaceError(UserError, OSError):
-    """The disk has less free space than a file needs."""
+class WriteError(UserError, OSError):
+    """A file could not be written, because the disk is full, the folder is missing or it is not writable."""
 
 
 def save_checkpoint(model: torch.nn.Module, optimizer: torch.optim.Optimizer, iteration: int, out: PathOrFile) -> None:
@@ -38,7 +39,7 @@ def save_checkpoint(model: torch.nn.Module, optimizer: torch.optim.Optimizer, it
         1000
 
     Raises:
-        OSError: the folder does not exist, or the disk is full.
+        WriteError: the folder does not exist or is not writable, or the disk is full.
     """
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration}
     if isinstance(out, str | os.PathLike):
@@ -85,18 +86,18 @@ def read_checkpoint(src: PathOrFile, *, mmap: bool = False) -> dict[str, Any]:
 
     Raises:
         MissingFileError: the path does not exist.
-        UserError: the file is damaged, or is not a checkpoint.
+        UserError: the file is damaged, may not be read, or is not a checkpoint.
     """
     if isinstance(src, str | os.PathLike) and not Path(src).is_file():
         raise MissingFileError(
             f"there is no checkpoint at {os.fspath(src)}; the checkpoints of runs are in lightning_logs/*/checkpoints/"
         )
+    if isinstance(src, str | os.PathLike) and (refusal := _refusal(Path(src))):
+        raise UserError(f"{_name(src)} cannot be read ({refusal}): change its permissions, or give another --ckpt_path")
     if isinstance(src, str | os.PathLike) and not mmap and not is_intact(Path(src)):  # torch verifies no checksums
         raise UserError(f"{_name(src)} is damaged or no checkpoint: take an earlier one from its folder")
     try:
         state = torch.load(src, map_location="cpu", weights_only=True, mmap=mmap or None)
-    except PermissionError:
-        raise
     except Exception as error:  # torch raises RuntimeError, EOFError, OSError, UnpicklingError, … for a damaged file
         raise UserError(
             f"{_name(src)} is damaged or no checkpoint ({_first_line(error)}): take an earlier one from its folder"
@@ -118,6 +119,15 @@ def fit_part(state: Mapping[str, Any], path: object) -> dict[str, Any]:
     return part
 
 
+def _refusal(path: Path) -> str | None:
+    """Return why the system does not open a file for reading; None if it does."""
+    try:
+        path.open("rb").close()
+        return None
+    except OSError as error:
+        return error.strerror or str(error)
+
+
 def is_intact(path: Path) -> bool:
     """Whether a checkpoint file is complete: torch writes a zip archive, whose records carry a CRC-32."""
     try:
@@ -131,20 +141,22 @@ def write_atomically(path: Path, state: object) -> None:
     """Replace `path` by `torch.save(state)` in one step.
 
     Raises:
-        DiskSpaceError: the tensors need more space than the disk has; nothing has been written.
-        OSError: writing failed; the old file is unchanged.
+        WriteError: the tensors need more space than the disk has, or writing failed; the old file is unchanged.
     """
-    needed, free = sum(tensor.nbytes for tensor in _tensors(state)), shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise DiskSpaceError(
-            f"{path} needs {needed / 1e6:.0f} MB and its disk has {free / 1e6:.0f} MB left: make room, or choose "
-            "another folder with --checkpoint.dirpath"
-        )
+    needed = sum(tensor.nbytes for tensor in _tensors(state))
+    with suppress(FileNotFoundError):  # writing will say that there is no such folder
+        free = shutil.disk_usage(path.parent).free
+        if needed > free:
+            raise WriteError(f"{path} needs {needed:,} bytes and its disk has {free:,} left{ADVICE}")
     replace_atomically(path, lambda file: torch.save(state, file))
 
 
 def replace_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a temporary file in the same folder, force it to the disk, and rename it to `path`."""
+    """Let `write` fill a temporary file in the same folder, force it to the disk, and rename it to `path`.
+
+    Raises:
+        WriteError: the system refused to write; the old file is unchanged.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         with _open_locked(temporary) as file:
@@ -155,10 +167,21 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
                 os.replace(temporary, path)  # while it is locked
         if fcntl is None:
             os.replace(temporary, path)  # Windows renames no open file
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        reason = _system_reason(error)
+        if reason is None:
+            raise
+        raise WriteError(f"{path} could not be written ({reason}){ADVICE}") from error
     sync_folder(path.parent)
+
+
+def _system_reason(error: BaseException | None) -> str | None:
+    """Return why the system refused; torch replaces the system's error by a RuntimeError, whose context it is."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return None if error is None else error.strerror or str(error)
 
 
 def link_atomically(path: Path, name: Path) -> None:

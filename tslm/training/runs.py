@@ -123,7 +123,7 @@ def find_checkpoint(wanted: str | None, *, prefer: str = "last", root: Path = Pa
 
 def skip_notice(path: Path) -> str:
     """Say that a damaged checkpoint is not used."""
-    return f"{path} is damaged and skipped."
+    return f"{path} is damaged or cannot be read, and is skipped."
 
 
 def _among(damaged: list[Path]) -> str:
