@@ -80,6 +80,11 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
         self._newest: tuple[int, Path] | None = None  # the step that was saved last, or resumed from, and its file
 
     @property
+    def newest(self) -> Path | None:
+        """The checkpoint that this run has saved last, or from which it was resumed, or None."""
+        return self._newest[1] if self._newest else None
+
+    @property
     def last_path(self) -> Path | None:
         """The newest checkpoint, or None if there is none yet."""
         path = self.folder / "last.ckpt" if self.folder else None

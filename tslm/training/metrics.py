@@ -9,6 +9,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,8 +17,10 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from tslm.data.datamodule import TextDataModule
+from tslm.errors import UserError
 from tslm.loops.lightning import StepCallback
 from tslm.objective import bits_per_byte, perplexity
+from tslm.training.checkpoint_callback import Checkpoints
 from tslm.training.module import LanguageModule
 from tslm.training.nonfinite import SkipReport
 from tslm.training.runs import RUNS
@@ -108,7 +111,7 @@ class StepMetrics(StepCallback):
         if step == self._steps_at_log:
             return
         if trainer.scaler is None:  # a loss scaler finds its scale by steps that overflow
-            pl_module.check_skipped(skipped)
+            pl_module.check_skipped(skipped, newest_checkpoint(trainer))
         self._count_skipped(trainer, skipped.total, step)
         sums = trainer.strategy.reduce(torch.stack([self._loss_sum, self._finite]), reduce_op="mean")  # over processes
         loss_sum, finite = sums.tolist()
@@ -146,9 +149,14 @@ class StepMetrics(StepCallback):
         self.skipped_steps = state_dict.get("skipped_steps", 0)  # early checkpoints lack it: those runs skipped no step
 
     def _evaluated(self, trainer: pl.Trainer, pl_module: pl.LightningModule, prefix: str) -> dict[str, float]:
-        """Return the figures of an evaluation, and publish them as `trainer.callback_metrics`."""
+        """Return the figures of an evaluation, and publish them as `trainer.callback_metrics`.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
         assert isinstance(pl_module, LanguageModule)
         figures = validation_figures(trainer, pl_module)
+        check_loss(figures.get("loss", 0.0), pl_module, str(trainer.precision))
         pl_module.log_dict({f"{prefix}_{name}": value for name, value in figures.items()}, logger=False)
         return figures
 
@@ -182,6 +190,24 @@ def validation_figures(trainer: pl.Trainer, module: LanguageModule) -> dict[str,
     if isinstance(data, TextDataModule):
         figures["bits_per_byte"] = bits_per_byte(nats, round(tokens * data.valid_bytes_per_token))
     return figures
+
+
+def check_loss(loss: float, module: torch.nn.Module, precision: str) -> None:
+    """Raise a UserError that says why the loss of an evaluation is not finite, if it is not."""
+    if math.isfinite(loss):
+        return
+    bad = [name for name, weight in module.named_parameters() if not weight.isfinite().all()]
+    if bad:
+        raise UserError(f"the loss is {loss}, because the weights in {bad[0]} are not finite: give an "
+                        "earlier checkpoint with --ckpt_path")
+    raise UserError(f"the loss is {loss}, although all weights are finite: they are too large for the precision "
+                    f"{precision}; give --trainer.precision 32-true, or an earlier checkpoint with --ckpt_path")
+
+
+def newest_checkpoint(trainer: pl.Trainer) -> Path | None:
+    """Return the checkpoint that the run has saved last, or from which it was resumed."""
+    callbacks: list[pl.Callback] = getattr(trainer, "callbacks")  # noqa: B009 (set at run time, unknown to type checkers)
+    return next((each.newest for each in callbacks if isinstance(each, Checkpoints)), None)
 
 
 def report(trainer: pl.Trainer, figures: dict[str, float], step: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -214,8 +215,12 @@ class LanguageModule(pl.LightningModule):
         # The bare loop has no trainer, and its reports do not name the step.
         self.skipped.update(self.gradient_norm, self.trainer.global_step + 1 if self._trainer is not None else 0)
 
-    def check_skipped(self, skipped: SkipReport) -> None:
+    def check_skipped(self, skipped: SkipReport, checkpoint: Path | None = None) -> None:
         """Stop a training that has diverged.
+
+        Args:
+            skipped: the steps that were skipped so far.
+            checkpoint: the newest checkpoint, for the message; None if there is none.
 
         Raises:
             UserError: `optimizer.max_skipped` steps in a row were skipped.
@@ -224,7 +229,8 @@ class LanguageModule(pl.LightningModule):
             raise UserError(
                 f"the gradient norm is {skipped.norm} at optimizer step {skipped.step}, and "
                 f"{skipped.longest} steps in a row had to be skipped, so the training has diverged: try a lower "
-                f"--optimizer.lr than {self.optimizer_settings.lr:g}; the last checkpoint precedes these steps"
+                f"--optimizer.lr than {self.optimizer_settings.lr:g}; "
+                + ("no checkpoint has been saved yet" if checkpoint is None else f"the last checkpoint is {checkpoint}")
             )
 
     def configure_gradient_clipping(
