@@ -104,7 +104,7 @@ def test_finite_weights_may_be_too_large_for_a_precision(tmp_path, data):  # noq
     module = make_module()
     module.model.ln_final.weight.data[:] = 1e38
     module.model.lm_head.weight.data[:] = 1e30
-    with pytest.raises(UserError, match="although all weights are finite: .* too large for the precision 32"):
+    with pytest.raises(UserError, match=r"although all weights are finite: .* too large for the precision 32"):
         make_trainer(tmp_path, 1).validate(module, datamodule=data(), verbose=False)
 
 

@@ -15,6 +15,7 @@ from typing import IO, Any, BinaryIO
 import torch
 
 from tslm.errors import MissingFileError, UserError
+from tslm.training.parts import check_parts
 
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
@@ -107,15 +108,21 @@ def read_checkpoint(src: PathOrFile, *, mmap: bool = False) -> dict[str, Any]:
     return state
 
 
-def fit_part(state: Mapping[str, Any], path: object) -> dict[str, Any]:
+def fit_part(state: Mapping[str, Any], path: object, *, resume: bool = False) -> dict[str, Any]:
     """Return what `fit` adds to a checkpoint: architecture, tokenizer, configuration, random number generators.
 
+    Args:
+        state: what the file holds.
+        path: the file, for the message.
+        resume: also check the parts that only resuming reads.
+
     Raises:
-        UserError: `fit` did not write this checkpoint.
+        UserError: `fit` did not write this checkpoint, or one of its parts is missing or has another form.
     """
     part = state.get(CHECKPOINT_KEY)
     if not isinstance(part, dict):
         raise UserError(f"{path} was not written by `python -m tslm fit`: give another --ckpt_path")
+    check_parts(state, path, resume=resume)
     return part
 
 

@@ -24,10 +24,11 @@ from tslm.objective import linear_cross_entropy
 from tslm.optim import AdamW, clip_gradients
 from tslm.tokenizer import Tokenizer
 from tslm.tokenizer.serialization import tokenizer_from_texts, tokenizer_texts
-from tslm.training.checkpoint import CHECKPOINT_KEY, fit_part
+from tslm.training.checkpoint import CHECKPOINT_KEY, check_shapes, fit_part
 from tslm.training.compiling import try_compiled
 from tslm.training.cuda_graph import GraphStep, Run, graph_supported, record_cuda_graph
 from tslm.training.nonfinite import SkippedSteps, SkipReport, propagate_nonfinite
+from tslm.training.parts import check_loops, check_optimizer
 from tslm.training.saved_settings import saved_form
 from tslm.training.settings import GenerationSettings, OptimizerSettings
 
@@ -265,14 +266,20 @@ class LanguageModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the tokenizer and the generators; the current optimizer settings win over the saved ones."""
-        own = fit_part(checkpoint, "the checkpoint")
+        trainer = self._trainer
+        path, resume = (trainer.ckpt_path, trainer.training) if trainer is not None else ("the checkpoint", False)
+        own = fit_part(checkpoint, path, resume=resume)
+        weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items()}
+        check_shapes(weights, self.model.state_dict(), str(path))
         if own["tokenizer"] is not None:
             self.tokenizer = tokenizer_from_texts(own["tokenizer"])
-        self._rng = own["rng"]
-        if self._trainer is None or not self.trainer.training:
+        self._rng = own["rng"] if resume else None
+        if trainer is None or not resume:
             return
+        check_loops(checkpoint["loops"]["fit_loop"], trainer.fit_loop.state_dict(), path)
+        check_optimizer(checkpoint["optimizer_states"][0], self.parameters(), path)
         settings, step = self.optimizer_settings, checkpoint["global_step"]
-        rate = settings.schedule(self.trainer.max_steps)(step)
+        rate = settings.schedule(trainer.max_steps)(step)
         for state in checkpoint["optimizer_states"]:
             for group in state["param_groups"]:
                 group.update(

@@ -45,7 +45,7 @@ def load_model(path: str | Path) -> LoadedModel:
     """
     state = read_checkpoint(path)
     own = fit_part(state, path)
-    if own["tokenizer"] is None:
+    if own.get("tokenizer") is None:
         raise UserError(f"{path} holds no tokenizer, because it was not trained on text: give another --ckpt_path")
     model = TransformerLM(TransformerConfig(**read_architecture(own, path)))
     weights = {k.removeprefix(MODEL_PREFIX): v for k, v in state["state_dict"].items() if k.startswith(MODEL_PREFIX)}

@@ -14,7 +14,7 @@ from tslm.errors import UserError
 from tslm.fast.forms import cpu_multiplies_bfloat16
 from tslm.loops.lightning import InterruptAtBoundary, install_step_loop
 from tslm.loops.step import Budget, Cadence
-from tslm.training.checkpoint import read_checkpoint
+from tslm.training.checkpoint import fit_part, read_checkpoint
 from tslm.training.checkpoint_callback import AtomicCheckpointIO, Checkpoints, reserve_run_dir, run_dir
 from tslm.training.compiling import Choice, pays
 from tslm.training.malloc import keep_freed_memory
@@ -138,6 +138,8 @@ class StepTrainer(pl.Trainer):
         if ckpt_path is not None:
             ckpt_path, _ = find_checkpoint(str(ckpt_path), root=Path(self.default_root_dir))
             state = read_checkpoint(ckpt_path, mmap=True)
+            if isinstance(model, LanguageModule):
+                fit_part(state, ckpt_path, resume=True)
             done, left = int(state["global_step"]), validation_due(state) and not is_finished(ckpt_path)
             if done > budget.max_steps or (done == budget.max_steps and not left):
                 raise UserError(
@@ -176,7 +178,8 @@ class StepTrainer(pl.Trainer):
 
 def validation_due(state: dict[str, Any]) -> bool:
     """Whether the step of a checkpoint was to be validated; the checkpoint is older than the validation."""
-    return bool(state["loops"]["fit_loop"]["epoch_loop.state_dict"].get("validation_due"))
+    position = state["loops"]["fit_loop"].get("epoch_loop.state_dict")
+    return isinstance(position, dict) and position.get("validation_due") is True
 
 
 def with_defaults(callbacks: list[pl.Callback], progress: bool) -> list[pl.Callback]:
