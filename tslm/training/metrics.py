@@ -22,7 +22,7 @@ from tslm.loops.lightning import StepCallback
 from tslm.objective import bits_per_byte, perplexity
 from tslm.training.checkpoint_callback import Checkpoints
 from tslm.training.module import LanguageModule
-from tslm.training.nonfinite import SkipReport
+from tslm.training.nonfinite import SkipReport, check_diverged
 from tslm.training.runs import RUNS
 
 
@@ -111,7 +111,7 @@ class StepMetrics(StepCallback):
         if step == self._steps_at_log:
             return
         if trainer.scaler is None:  # a loss scaler finds its scale by steps that overflow
-            pl_module.check_skipped(skipped, newest_checkpoint(trainer))
+            check_diverged(skipped, pl_module.optimizer_settings, newest_checkpoint(trainer))
         self._count_skipped(trainer, skipped.total, step)
         sums = trainer.strategy.reduce(torch.stack([self._loss_sum, self._finite]), reduce_op="mean")  # over processes
         loss_sum, finite = sums.tolist()

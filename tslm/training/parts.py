@@ -33,9 +33,12 @@ def weights(value: object) -> bool:
 
 def texts(value: object) -> bool:
     """Accept the files of a tokenizer: a dictionary of strings with at least the vocabulary and the merges."""
-    return isinstance(value, dict) and {"vocab.json", "merges.txt"} <= set(value) and all(
-        isinstance(each, str) for item in value.items() for each in item
-    )
+    return isinstance(value, dict) and strings(value) and {"vocab.json", "merges.txt"} <= set(value)
+
+
+def strings(value: object) -> bool:
+    """Accept a dictionary of strings."""
+    return isinstance(value, dict) and all(isinstance(each, str) for item in value.items() for each in item)
 
 
 def generator_state(value: object) -> bool:
@@ -150,10 +153,26 @@ def check_optimizer(saved: Mapping[str, Any], parameters: Iterable[torch.Tensor]
         raise UserError(f"{path} holds the part optimizer_states of another model: give another --ckpt_path")
 
 
+def changed_fingerprints(saved: Mapping[str, str], present: Mapping[str, str], path: object) -> list[str]:
+    """Say which texts or tokenizer differ from those of a checkpoint; early checkpoints have no fingerprints.
+
+    Args:
+        saved: what the checkpoint holds: fingerprints by the name of what they belong to.
+        present: those of this run.
+        path: the checkpoint, for the message.
+    """
+    return [
+        f"the {name} has the fingerprint {now[:12]}, but {path} was trained with {saved[name][:12]}"
+        for name, now in present.items() if saved.get(name, now) != now
+    ]
+
+
 def _table(state: Mapping[str, Any], resume: bool) -> Iterator[tuple[str, Check]]:
     yield from PARTS.items()
     if resume:
         yield from RESUMED.items()
+        if "fingerprints" in state["tslm"]:  # early checkpoints lack them
+            yield "tslm.fingerprints", strings
         for callback, checks in CALLBACKS.items():
             if callback in state["callbacks"]:
                 yield from ((f"callbacks.{callback}.{name}", check) for name, check in checks.items())
