@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import signal
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -253,6 +254,7 @@ def test_an_error_in_a_validation_costs_no_step_and_the_resumed_run_validates_it
     assert summary["finished"]
     assert summary["best_step"] == min(expected, key=lambda row: row[1])[0]
     assert summary["train_loss"] > 0
+    assert Path(summary["checkpoint"]).is_file()
     with pytest.raises(ValueError, match="nothing is left to train"):
         fit(tmp_path / "part", data, 6, ckpt_path=str(second))
 

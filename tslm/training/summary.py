@@ -95,7 +95,7 @@ class RunSummary(StepCallback):
         """
         metrics = find(trainer, StepMetrics)
         checkpoints = find(trainer, Checkpoints)
-        saved = checkpoints.last_path
+        saved = checkpoints.last_path or checkpoints.newest  # a resumed run may only have validated
         latest = metrics.latest
         return {
             "steps": trainer.global_step,
