@@ -1,8 +1,11 @@
 """The step loop inside Lightning: the attributes it uses, its boundaries, exact resumption, and the bare loop."""
 
+import csv
 import inspect
+import json
 import os
 import signal
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -128,7 +131,7 @@ def test_boundaries_count_optimizer_steps_and_not_micro_batches(tmp_path, data):
     seen = Boundaries()
     fit(tmp_path, data, 6, windows=(6, 2), val_every_n_steps=4, log_every_n_steps=3, callbacks=[seen])
     assert seen.events == [
-        ("log", 3), ("validate", 4), ("log", 4), ("save", 4), ("validate", 6), ("log", 6), ("save", 6),
+        ("log", 3), ("log", 4), ("save", 4), ("validate", 4), ("log", 6), ("save", 6), ("validate", 6),
     ]
 
 
@@ -213,3 +216,57 @@ def test_sigterm_ends_after_a_complete_step_that_is_saved(tmp_path, data, during
     kept = torch.load(next(tmp_path.rglob("last.ckpt")), weights_only=True)
     assert kept["global_step"] == (3 if during == "on_train_batch_start" else 2)
     assert "SIGTERM: stopped after optimizer step" in capsys.readouterr().out
+
+
+class Fail(StepCallback):
+    """Raises an error in one hook after a number of optimizer steps."""
+
+    def __init__(self, hook, step):
+        def fail(trainer, *rest):
+            if trainer.global_step == step:
+                raise RuntimeError("as if the disk were full")
+
+        setattr(self, hook, fail)
+
+
+def valid_losses(run):
+    """Step and validation loss of each row of a run directory's metrics.csv."""
+    with (run / "metrics.csv").open() as file:
+        return [(int(row["step"]), float(row["valid/loss"])) for row in csv.DictReader(file) if row.get("valid/loss")]
+
+
+@pytest.mark.parametrize("at", [2, 6])
+@pytest.mark.parametrize("hook", ["on_validation_batch_start", "on_validation_end"])
+def test_an_error_in_a_validation_costs_no_step_and_the_resumed_run_validates_it(tmp_path, data, at, hook):
+    """Six steps, validated after 2, 4 and 6; the run fails in one of these validations."""
+    whole, _ = fit(tmp_path / "whole", data, 6, val_every_n_steps=2)
+    with pytest.raises(RuntimeError, match="as if"):
+        fit(tmp_path / "part", data, 6, val_every_n_steps=2, callbacks=[Fail(hook, at)])
+    first, second = (tmp_path / "part" / "lightning_logs" / f"version_{i}" for i in (0, 1))
+    last = torch.load(first / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == at
+    resumed, trainer = fit(tmp_path / "part", data, 6, val_every_n_steps=2, ckpt_path=str(first))
+    assert trainer.global_step == 6
+    assert torch.equal(weights(whole), weights(resumed))
+    expected = valid_losses(tmp_path / "whole" / "lightning_logs" / "version_0")
+    assert [row for row in valid_losses(first) if row[0] < at] + valid_losses(second) == expected
+    summary = json.loads((second / "summary.json").read_text())
+    assert summary["finished"]
+    assert summary["best_step"] == min(expected, key=lambda row: row[1])[0]
+    assert summary["train_loss"] > 0
+    assert Path(summary["checkpoint"]).is_file()
+    with pytest.raises(ValueError, match="nothing is left to train"):
+        fit(tmp_path / "part", data, 6, ckpt_path=str(second))
+
+
+def test_a_sigterm_where_validation_is_due_leaves_it_to_the_resumed_run(tmp_path, data):
+    whole, _ = fit(tmp_path / "whole", data, 4, val_every_n_steps=2)
+    terminate = StepCallback()
+    terminate.on_step_save = lambda trainer, module, step: os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        fit(tmp_path / "part", data, 4, val_every_n_steps=2, callbacks=[terminate])
+    first, second = (tmp_path / "part" / "lightning_logs" / f"version_{i}" for i in (0, 1))
+    assert valid_losses(first) == []
+    resumed, _ = fit(tmp_path / "part", data, 4, val_every_n_steps=2, ckpt_path=str(first))
+    assert valid_losses(second) == valid_losses(tmp_path / "whole" / "lightning_logs" / "version_0")
+    assert torch.equal(weights(whole), weights(resumed))

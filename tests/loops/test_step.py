@@ -14,6 +14,7 @@ class Recorder:
 
     def validate(self):
         self.events.append(("validate", self.steps))
+        return True
 
     def log(self, step):
         self.events.append(("log", step))
@@ -25,44 +26,60 @@ class Recorder:
         return self.steps == self.stop_at
 
 
-def run(max_steps, cadence, *, stop_at=None, start=0):
+def run(max_steps, cadence, *, stop_at=None, start=0, validation_due=False):
     driver = Recorder(stop_at)
     loop = StepLoop(driver, Budget(max_steps), cadence)
-    loop.load_state_dict({"step": start})
+    loop.load_state_dict({"step": start, "validation_due": validation_due})
     driver.steps = start
     loop.run()
     return loop, driver
 
 
-def test_a_boundary_validates_then_logs_then_saves():
+def test_a_boundary_logs_then_saves_then_validates():
     _, driver = run(4, Cadence(val=2, log=2, save=2))
     assert driver.events == [
-        ("validate", 2), ("log", 2), ("save", 2),
-        ("validate", 4), ("log", 4), ("save", 4),
+        ("log", 2), ("save", 2), ("validate", 2),
+        ("log", 4), ("save", 4), ("validate", 4),
     ]
 
 
-def test_every_validation_is_saved_and_every_save_is_logged_first():
+def test_a_step_is_saved_before_its_validation_and_logged_before_it_is_saved():
     _, driver = run(6, Cadence(val=3, log=0, save=2))
     assert driver.events == [
         ("log", 2), ("save", 2),
-        ("validate", 3), ("log", 3), ("save", 3),
+        ("log", 3), ("save", 3), ("validate", 3),
         ("log", 4), ("save", 4),
-        ("validate", 6), ("log", 6), ("save", 6),
+        ("log", 6), ("save", 6), ("validate", 6),
     ]
 
 
 def test_zero_means_only_at_the_end():
     _, driver = run(5, Cadence())
-    assert driver.events == [("validate", 5), ("log", 5), ("save", 5)]
+    assert driver.events == [("log", 5), ("save", 5), ("validate", 5)]
 
 
-def test_a_requested_stop_saves_but_does_not_validate():
-    loop, driver = run(10, Cadence(val=3, log=1, save=0), stop_at=3)
+@pytest.mark.parametrize("max_steps", [3, 10])
+def test_a_requested_stop_saves_and_leaves_a_validation_to_the_resumed_loop(max_steps):
+    loop, driver = run(max_steps, Cadence(val=3, log=1, save=0), stop_at=3)
     assert loop.stopped
-    assert loop.step == 3
+    assert loop.state_dict() == {"step": 3, "validation_due": True}
     assert driver.events[-2:] == [("log", 3), ("save", 3)]
-    assert ("validate", 3) not in driver.events
+    loop, driver = run(max_steps, Cadence(), start=3, validation_due=True)
+    assert driver.events[0] == ("validate", 3)
+    assert loop.state_dict() == {"step": max_steps, "validation_due": False}
+
+
+def test_an_interrupted_validation_stays_due():
+    class Interrupted(Recorder):
+        def validate(self):
+            self.stop_at = self.steps
+            return False
+
+    driver = Interrupted()
+    loop = StepLoop(driver, Budget(2), Cadence())
+    loop.run()
+    assert driver.events == [("log", 2), ("save", 2)]
+    assert loop.state_dict() == {"step": 2, "validation_due": True}
 
 
 def test_a_stop_is_never_without_a_save():
@@ -79,21 +96,21 @@ def test_a_stop_is_never_without_a_save():
     assert driver.events == [("log", 2), ("log", 3), ("save", 3)]
 
 
-def test_a_stop_requested_by_validation_takes_effect_after_its_save():
+def test_a_stop_requested_by_validation_takes_effect_at_once():
     class StopsWhileValidating(Recorder):
         def validate(self):
-            super().validate()
             self.stop_at = self.steps
+            return super().validate()
 
     driver = StopsWhileValidating()
     StepLoop(driver, Budget(9), Cadence(val=2)).run()
-    assert driver.events == [("validate", 2), ("log", 2), ("save", 2)]
+    assert driver.events == [("log", 2), ("save", 2), ("validate", 2)]
 
 
 def test_a_restored_loop_continues_after_its_position():
     whole, first = run(7, Cadence(val=2, log=3, save=5))
     part, second = run(7, Cadence(val=2, log=3, save=5), start=4)
-    assert part.state_dict() == whole.state_dict() == {"step": 7}
+    assert part.state_dict() == whole.state_dict() == {"step": 7, "validation_due": False}
     assert second.events == [event for event in first.events if event[1] > 4]
 
 

@@ -1,11 +1,18 @@
 import io
 import os
+import resource
 import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 
 import tslm
+from tslm.errors import UserError
 from tslm.model import TransformerConfig, TransformerLM
 from tslm.training import checkpoint as files
 
@@ -134,3 +141,83 @@ def test_checkpointing_asks_for_room_before_it_writes(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="make room"):
         tslm.save_checkpoint(*trained(), 1, tmp_path / "a.pt")
     assert os.listdir(tmp_path) == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tslm.training.checkpoint import replace_atomically
+
+def write(file):
+    file.write(b"half of a checkpoint")
+    file.flush()
+    print("writing", flush=True)
+    signal.pause()
+
+replace_atomically(Path(sys.argv[1]), write)
+"""
+
+
+def test_leftovers_of_killed_writes_are_removed_but_not_those_of_living_processes(tmp_path):
+    path = tmp_path / "step-00000002.ckpt"
+    mine = [tmp_path / ".hidden.new", tmp_path / "a.ckpt.1.new", tmp_path / "step-00000001.ckpt"]
+    for other in mine:
+        other.write_bytes(b"of the user")
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "writing\n"
+        temporary = tmp_path / f".{path.name}.{process.pid}.new"
+        assert temporary.is_file()
+        files.remove_leftovers(tmp_path)
+        assert temporary.is_file()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    files.remove_leftovers(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(mine)
+
+
+def test_a_name_is_linked_again_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    for number in (1, 2):
+        (tmp_path / f"{number}.ckpt").write_text(str(number))
+    for number, link in ((1, os.link), (1, os.link), (2, os.link), (1, None)):
+        if link is None:  # a file system without links
+            monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(OSError("no links")))
+        files.link_atomically(tmp_path / f"{number}.ckpt", tmp_path / "best.ckpt")
+        assert (tmp_path / "best.ckpt").read_text() == str(number)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["1.ckpt", "2.ckpt", "best.ckpt"]
+
+
+@pytest.mark.parametrize("limit", [100, 20_000])
+def test_a_full_disk_is_reported_with_the_path_and_keeps_the_old_file(tmp_path, limit):
+    path = tmp_path / "a.pt"
+    tslm.save_checkpoint(*trained(), 1, path)
+    before = path.read_bytes()
+    assert len(before) > limit
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+    try:
+        with pytest.raises(files.WriteError, match=r"a\.pt could not be written \(File too large\)"):
+            tslm.save_checkpoint(*trained(), 2, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["a.pt"]
+
+
+def test_a_missing_folder_is_reported_with_the_path(tmp_path):
+    with pytest.raises(files.WriteError, match=r"nowhere/a\.pt could not be written \(No such file or directory\)"):
+        tslm.save_checkpoint(*trained(), 1, tmp_path / "nowhere" / "a.pt")
+
+
+def test_an_unreadable_checkpoint_is_not_called_damaged():
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.pt"
+        tslm.save_checkpoint(*trained(), 1, path)
+        os.chmod(folder, 0o755)
+        path.chmod(0)
+        user = os.geteuid()
+        try:
+            os.seteuid(65534 if user == 0 else user)  # root may read everything
+            with pytest.raises(UserError, match=r"a\.pt cannot be read \(Permission denied\): change its permissions"):
+                tslm.load_checkpoint(path, *trained(0))
+        finally:
+            os.seteuid(user)

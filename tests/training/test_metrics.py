@@ -104,4 +104,5 @@ def test_a_checkpoint_saves_what_loggers_hold_back(tmp_path, data):  # noqa: F81
 
     fit(tmp_path, data, 4, callbacks=[Look()], logger=CSVLogger(tmp_path, flush_logs_every_n_steps=1000),
         log_every_n_steps=1, save_every_n_steps=2)
-    assert seen == {2: [1, 2], 4: [1, 2, 3, 4, 4]}
+    assert seen == {2: [1, 2], 4: [1, 2, 3, 4]}
+    assert steps_in(tmp_path) == [1, 2, 3, 4, 4]  # the last row is of the validation, which comes after saving

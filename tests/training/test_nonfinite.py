@@ -1,5 +1,6 @@
 """Steps with a gradient that is not finite are skipped, counted and reported; too many in a row end the run."""
 
+import contextlib
 import csv
 import json
 import math
@@ -8,7 +9,8 @@ import pytest
 import torch
 
 from tests.loops.conftest import data  # noqa: F401 (a fixture)
-from tests.loops.test_lightning import fit, make_module, weights
+from tests.loops.test_lightning import fit, make_module, make_trainer, weights
+from tslm.errors import UserError
 from tslm.loops.lightning import StepCallback
 from tslm.training import OptimizerSettings
 from tslm.training.nonfinite import SkippedSteps, SkipReport, propagate_nonfinite
@@ -73,11 +75,52 @@ def test_a_skipped_step_keeps_the_weights_and_is_reported(tmp_path, data, capsys
 
 
 def test_three_skipped_steps_in_a_row_end_the_run(tmp_path, data):  # noqa: F811
-    with pytest.raises(ValueError, match=r"norm is nan at optimizer step 4, and 3 steps in a row .* a lower --opt"):
+    diverged = r"norm is nan at optimizer step 4, and 3 steps in a row .* a lower --opt.* is .*step-00000003\.ckpt$"
+    with pytest.raises(UserError, match=diverged):
         fit(tmp_path, data, 9, callbacks=[Spoil(2, 3, 4, 5)], save_every_n_steps=1)
     kept = torch.load(next(tmp_path.rglob("last.ckpt")), weights_only=True)
     assert kept["global_step"] == 3
     assert all(torch.isfinite(weight).all() for weight in kept["state_dict"].values())
+
+
+def test_the_message_names_the_resumed_checkpoint_or_says_that_there_is_none(tmp_path, data):  # noqa: F811
+    with pytest.raises(UserError, match="no checkpoint has been saved yet"):
+        fit(tmp_path / "new", data, 9, callbacks=[Spoil(2, 3, 4)], log_every_n_steps=1)
+    fit(tmp_path, data, 2)
+    last = next((tmp_path / "lightning_logs").rglob("last.ckpt"))
+    with pytest.raises(UserError, match=f"the last checkpoint is {last}"):
+        fit(tmp_path, data, 9, callbacks=[Spoil(3, 4, 5)], log_every_n_steps=1, ckpt_path=str(last))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_have_no_loss(tmp_path, data, value):  # noqa: F811
+    module = make_module()
+    module.model.ln_final.weight.data[3] = value
+    with pytest.raises(UserError, match=r"because the weights in model\.ln_final\.weight are not finite"):
+        make_trainer(tmp_path, 1).validate(module, datamodule=data(), verbose=False)
+
+
+def test_finite_weights_may_be_too_large_for_a_precision(tmp_path, data):  # noqa: F811
+    module = make_module()
+    module.model.ln_final.weight.data[:] = 1e38
+    module.model.lm_head.weight.data[:] = 1e30
+    with pytest.raises(UserError, match=r"although all weights are finite: .* too large for the precision 32"):
+        make_trainer(tmp_path, 1).validate(module, datamodule=data(), verbose=False)
+
+
+@pytest.mark.parametrize("name", ["lr", "eps", "weight_decay"])
+@pytest.mark.parametrize("value", [1e39, math.inf, math.nan])
+def test_a_setting_that_overflows_is_refused(name, value):
+    with pytest.raises(UserError, match=rf"optimizer\.{name} is .*between 0 and 1e\+18"):
+        OptimizerSettings(**{name: value}).check()
+
+
+@pytest.mark.parametrize("options", [{"lr": 1e18}, {"eps": 1e18}, {"lr": 1e18, "weight_decay": 1e18}])
+def test_the_largest_settings_end_in_a_sentence_or_train(tmp_path, data, options):  # noqa: F811
+    module = make_module()
+    module.optimizer_settings = OptimizerSettings(**options, warmup_steps=0)
+    with contextlib.suppress(UserError):  # every other exception is a failure
+        fit(tmp_path, data, 6, module=module)
 
 
 def test_the_run_also_ends_if_the_report_comes_later(tmp_path, data):  # noqa: F811

@@ -7,7 +7,7 @@ from typing import Literal
 
 import lightning.pytorch as pl
 
-from tslm.data.batches import Batches, TrainBatches, ValidBatches, split_batch, valid_batches
+from tslm.data.batches import Batches, TrainBatches, ValidBatches, check_sizes, split_batch, valid_batches
 from tslm.data.device_windows import DeviceWindows
 from tslm.data.documents import DocumentStream, Positions, document_starts
 from tslm.data.prepare import (
@@ -57,6 +57,7 @@ class TextDataModule(pl.LightningDataModule):
         toy_seed: Seed of the embedded corpus.
         prompts: Prompts for `predict`; unless given, a few openings of stories.
         prompts_file: A file with one prompt per line.
+        allow_changed_text: Whether a run may be resumed on a text or tokenizer that differs from its earlier part.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class TextDataModule(pl.LightningDataModule):
         toy_seed: int = 0,
         prompts: list[str] | None = None,
         prompts_file: str | None = None,
+        allow_changed_text: bool = False,
     ) -> None:
         super().__init__()
         check_sizes(vocab_size, len(special_tokens), context_length, batch_size, micro_batch_size)
@@ -100,6 +102,7 @@ class TextDataModule(pl.LightningDataModule):
         self.cache = Cache(cache_dir)
         self.num_workers, self.toy_stories, self.toy_seed = num_workers, toy_stories, toy_seed
         self.prompts, self.prompts_file = prompts, prompts_file
+        self.allow_changed_text = allow_changed_text
         self.train_tokens: TokenFile | None = None
         self.windows: WindowStream | None = None
         self.valid_tokens: TokenFile | None = None
@@ -134,7 +137,7 @@ class TextDataModule(pl.LightningDataModule):
     def prepare_data(self) -> None:
         """Make the corpus, the tokenizer and the token files that are missing; `predict` needs none of them.
 
-        The files are opened as well, so that a text that is too short stops the run before it has a run directory.
+        The files are opened as well, so that a text that is too short stops the run before it writes anything.
         """
         if self._command != "predict":
             self.load()
@@ -209,6 +212,14 @@ class TextDataModule(pl.LightningDataModule):
         if module is not None:
             module.tokenizer, module.separator = self.tokenizer, self.separator
             module.micro_batch_size = self.micro_batch_size
+            module.fingerprints, module.allow_changed_text = self.fingerprints, self.allow_changed_text
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of the training ids, the validation ids and the tokenizer; what is not loaded is left out."""
+        files = {"training text": self.train_tokens, "validation text": self.valid_tokens}
+        prints = {name: tokens.sha256 for name, tokens in files.items() if tokens is not None}
+        return prints if self.tokenizer is None else {**prints, "tokenizer": self.tokenizer.hash}
 
     @property
     def valid_bytes_per_token(self) -> float:
@@ -282,18 +293,3 @@ def read_prompts(path: str) -> list[str]:
     if not lines:
         raise UserError(f"{path} holds no prompt: write one per line")
     return lines
-
-
-def check_sizes(
-    vocab_size: int, num_special: int, context_length: int, batch_size: int, micro_batch_size: int | None
-) -> None:
-    """Raise a UserError for impossible sizes, before anything is prepared."""
-    if vocab_size < 256 + num_special:
-        raise UserError(
-            f"data.vocab_size is {vocab_size}, but the 256 bytes and the special tokens alone need {256 + num_special}:"
-            f" give --data.vocab_size at least {256 + num_special}"
-        )
-    sizes = {"context_length": context_length, "batch_size": batch_size, "micro_batch_size": micro_batch_size}
-    for name, value in sizes.items():
-        if value is not None and value < 1:
-            raise UserError(f"data.{name} is {value}: give --data.{name} at least 1")

@@ -86,12 +86,13 @@ class BareDriver:
         self.optimizer.step()
         self.schedule.step()
 
-    def validate(self) -> None:
+    def validate(self) -> bool:
         """Compute the loss of every validation batch."""
         self.module.reset_validation()
         with torch.no_grad(), self.autocast():
             for index, batch in enumerate(self.valid_batches):
                 self.module.validation_step(batch, index)
+        return True
 
     def log(self, step: int) -> None:
         """Pass the last step's loss to `on_log`."""

@@ -14,7 +14,9 @@ from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.loops.fetchers import _DataFetcher
+from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -32,7 +34,7 @@ class StepCallback(pl.Callback):
         """Called when a report is due, after `step` optimizer steps."""
 
     def on_step_save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Called when a checkpoint is due, after the validation and the report of this step."""
+        """Called when a checkpoint is due, after the report of this step and before its validation."""
 
 
 class StepEpochLoop(_TrainingEpochLoop):
@@ -41,6 +43,7 @@ class StepEpochLoop(_TrainingEpochLoop):
     def __init__(self, trainer: pl.Trainer, cadence: Cadence) -> None:
         super().__init__(trainer)
         self.cadence = cadence
+        self.loop = StepLoop(self, Budget(0), cadence)
         self._fetcher: _DataFetcher | None = None
         self._consensus: StopConsensus | None = None  # only with several processes
         self._sigterm = False  # this process received SIGTERM
@@ -49,6 +52,16 @@ class StepEpochLoop(_TrainingEpochLoop):
     def set_budget(self, budget: Budget) -> None:
         """Set the number of optimizer steps."""
         self.max_steps = budget.max_steps
+        self.loop.budget = budget
+
+    def on_save_checkpoint(self) -> dict[str, Any]:
+        """Add whether the validation of this step is due."""
+        return {**super().on_save_checkpoint(), "validation_due": self.loop.validation_due}
+
+    def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        """Restore whether a validation is due. Earlier versions saved a step after its validation."""
+        super().on_load_checkpoint(state_dict)
+        self.loop.validation_due = bool(state_dict.get("validation_due"))
 
     def run(self, data_fetcher: _DataFetcher) -> None:
         """Run a `StepLoop` from the restored position to the end of the budget."""
@@ -59,8 +72,8 @@ class StepEpochLoop(_TrainingEpochLoop):
         if self.trainer.world_size > 1:
             self._consensus = StopConsensus(2)
             self._replace_sigterm_handler()
-        loop = StepLoop(self, Budget(self.max_steps), self.cadence)
-        loop.load_state_dict({"step": self.global_step})
+        loop = self.loop
+        loop.load_state_dict({"step": self.global_step, "validation_due": loop.validation_due})
         loop.run()
         self._fetcher = None
         if self._consensus is not None:
@@ -82,21 +95,29 @@ class StepEpochLoop(_TrainingEpochLoop):
                 break
         self._batches_that_stepped += 1
 
-    def validate(self) -> None:
-        """Run Lightning's validation loop, as its own epoch loop does between two batches."""
+    def validate(self) -> bool:
+        """Run Lightning's validation loop, as its own epoch loop does between two batches.
+
+        The global random number generators are as before it, because a resumed run may validate once more.
+        """
         trainer = self.trainer
         if not trainer.enable_validation:
-            return
+            return True
+        device = trainer.strategy.root_device
+        self.val_loop.restarting = False  # or a resumed run would continue the previous validation
         trainer.validating = True  # selects the loop to which hooks and results belong
         first_iteration = trainer._logger_connector._first_loop_iter
         call._call_lightning_module_hook(trainer, "on_validation_model_zero_grad")
         try:
-            self.val_loop.run()
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                self.val_loop.run()
         except SIGTERMException:
-            self._sigterm = True  # validation was interrupted, but the optimizer step is complete and will be saved
+            self._sigterm = True
+            return False
         finally:
             trainer.training = True
         trainer._logger_connector._first_loop_iter = first_iteration
+        return True
 
     def log(self, step: int) -> None:
         """Call `on_step_log` of every callback."""
@@ -151,6 +172,17 @@ class StepEpochLoop(_TrainingEpochLoop):
         """Do nothing: Lightning would stop between two micro-batches, without saving; `stop_requested` stops."""
 
 
+class StepFitLoop(_FitLoop):
+    """Lightning's fit loop, which also runs if only the validation of the last step is left to do."""
+
+    epoch_loop: StepEpochLoop
+
+    @property
+    def done(self) -> bool:
+        """Whether the training is over."""
+        return super().done and (self.trainer.should_stop or not self.epoch_loop.loop.validation_due)
+
+
 class InterruptAtBoundary(pl.Callback):
     """Turns the first Ctrl-C into a stop at the next step boundary, with a checkpoint; a second one stops at once.
 
@@ -183,8 +215,7 @@ class InterruptAtBoundary(pl.Callback):
 
 
 def install_step_loop(trainer: pl.Trainer, cadence: Cadence) -> StepEpochLoop:
-    """Replace a trainer's epoch loop by the step loop; call it once, before `fit`."""
-    loop = StepEpochLoop(trainer, cadence)
-    trainer.fit_loop.epoch_loop = loop
-    trainer.fit_loop.max_epochs = -1
+    """Replace a trainer's fit loop and epoch loop by the step loop; call it once, before `fit`."""
+    trainer.fit_loop = StepFitLoop(trainer, trainer.fit_loop.min_epochs, max_epochs=-1)
+    trainer.fit_loop.epoch_loop = loop = StepEpochLoop(trainer, cadence)
     return loop

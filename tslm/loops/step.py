@@ -76,8 +76,8 @@ class Driver(Protocol):
     def train_step(self) -> None:
         """Take one optimizer step: forward and backward passes, clipping, update, learning-rate schedule."""
 
-    def validate(self) -> None:
-        """Measure the model on the validation data."""
+    def validate(self) -> bool:
+        """Measure the model on the validation data; return whether this was completed."""
 
     def log(self, step: int) -> None:
         """Report the figures collected since the last report."""
@@ -94,15 +94,15 @@ def _due(every: int, step: int) -> bool:
 
 
 class StepLoop(Loop):
-    """Take optimizer steps until the budget is spent. Between two steps: validate, log, save, stop, in this order.
+    """Take optimizer steps until the budget is spent. Between two steps: log, save, validate, stop, in this order.
 
-    The order makes resumption exact. A checkpoint is saved after the validation of its step, so a resumed run does not
-    repeat that validation. It is saved after the report, so a diverged training is noticed before it is saved. Every
-    validation is followed by a checkpoint, so the best model so far is always on disk. The last step always reports
-    and saves; if the budget ends there, it also validates.
+    A step is saved after its report, so a diverged training is noticed before it is saved. It is saved before its
+    validation, so an error in the validation costs no weights. The saved state says that the validation is due, and a
+    loop that restores this state begins with the validation. The last step always reports and saves; if the budget ends
+    there, it also validates. A requested stop leaves a validation to the resumed loop.
 
-    The loop asks for stop requests after each optimizer step, and again after each checkpoint. A request that arrives
-    after the first question, in a step without a checkpoint, takes effect after the next step.
+    The loop asks for stop requests after each optimizer step, and again after each validation. A request that arrives
+    between the two, in a step without a checkpoint, takes effect after the next step.
     """
 
     def __init__(self, driver: Driver, budget: Budget, cadence: Cadence) -> None:
@@ -110,35 +110,41 @@ class StepLoop(Loop):
         self.budget = budget
         self.cadence = cadence
         self.step = 0
+        self.validation_due = False  # at the current step
         self.stopped = False
 
     @property
     def done(self) -> bool:
-        """Whether the budget is spent or a stop was requested."""
-        return self.stopped or self.step >= self.budget.max_steps
+        """Whether the budget is spent and the last step validated, or a stop was requested."""
+        return self.stopped or (self.step >= self.budget.max_steps and not self.validation_due)
 
     def advance(self) -> None:
-        """Take one optimizer step, then do what is due after it."""
+        """Take one optimizer step, unless the current one is not validated yet; then do what is due after it."""
+        if not self.validation_due:
+            self._train_step()
+        if self.validation_due and not self.stopped:
+            self.validation_due = not self.driver.validate()
+            self.stopped = self.driver.stop_requested()  # early stopping decides during validation
+
+    def _train_step(self) -> None:
         self.driver.train_step()
         self.step += 1
         self.stopped = self.driver.stop_requested()
         spent = self.step >= self.budget.max_steps
-        ending = self.stopped or spent
-        validating = spent or (_due(self.cadence.val, self.step) and not self.stopped)
-        saving = ending or validating or _due(self.cadence.save, self.step)
-        if validating:
-            self.driver.validate()
+        self.validation_due = spent or _due(self.cadence.val, self.step)
+        saving = self.stopped or self.validation_due or _due(self.cadence.save, self.step)
         if saving or _due(self.cadence.log, self.step):
             self.driver.log(self.step)
         if saving:
             self.driver.save(self.step)
-            self.stopped = self.stopped or self.driver.stop_requested()  # early stopping decides during validation
+            self.stopped = self.stopped or self.driver.stop_requested()  # a signal may arrive while saving
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of optimizer steps taken."""
-        return {"step": self.step}
+        """Return the number of optimizer steps taken, and whether the last one is still to be validated."""
+        return {"step": self.step, "validation_due": self.validation_due}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue after the given number of optimizer steps."""
+        """Continue after the given number of optimizer steps; a validation that is due comes first."""
         self.step = int(state["step"])
+        self.validation_due = bool(state.get("validation_due"))
         self.stopped = False

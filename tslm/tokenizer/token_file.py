@@ -120,6 +120,11 @@ class TokenFile:
                 _write_sidecar(path, sidecar | times)
         return file
 
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of the ids, in hexadecimal digits."""
+        return self._sha256
+
     def __len__(self) -> int:
         return self._count
 

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 import torch
 
 from tslm.errors import MissingFileError, UserError
+from tslm.training.parts import check_parts
+
+fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
 CHECKPOINT_KEY = "tslm"  # what `fit` adds to Lightning's checkpoint: architecture, configuration, tokenizer, RNG states
+ADVICE = "; earlier checkpoints are unchanged: make room, or choose another folder with --checkpoint.dirpath"
+LEFTOVER = re.compile(r"\..+\.(ckpt|json|jsonl|txt)(\.\d+)?\.new")  # the temporary names of the files of a run
 PathOrFile = str | os.PathLike[str] | BinaryIO | IO[bytes]
 
 
-class DiskSpaceError(UserError, OSError):
-    """The disk has less free space than a file needs."""
+class WriteError(UserError, OSError):
+    """A file could not be written, because the disk is full, the folder is missing or it is not writable."""
 
 
 def save_checkpoint(model: torch.nn.Module, optimizer: torch.optim.Optimizer, iteration: int, out: PathOrFile) -> None:
@@ -32,7 +40,7 @@ def save_checkpoint(model: torch.nn.Module, optimizer: torch.optim.Optimizer, it
         1000
 
     Raises:
-        OSError: the folder does not exist, or the disk is full.
+        WriteError: the folder does not exist or is not writable, or the disk is full.
     """
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration}
     if isinstance(out, str | os.PathLike):
@@ -79,18 +87,18 @@ def read_checkpoint(src: PathOrFile, *, mmap: bool = False) -> dict[str, Any]:
 
     Raises:
         MissingFileError: the path does not exist.
-        UserError: the file is damaged, or is not a checkpoint.
+        UserError: the file is damaged, may not be read, or is not a checkpoint.
     """
     if isinstance(src, str | os.PathLike) and not Path(src).is_file():
         raise MissingFileError(
             f"there is no checkpoint at {os.fspath(src)}; the checkpoints of runs are in lightning_logs/*/checkpoints/"
         )
+    if isinstance(src, str | os.PathLike) and (refusal := _refusal(Path(src))):
+        raise UserError(f"{_name(src)} cannot be read ({refusal}): change its permissions, or give another --ckpt_path")
     if isinstance(src, str | os.PathLike) and not mmap and not is_intact(Path(src)):  # torch verifies no checksums
         raise UserError(f"{_name(src)} is damaged or no checkpoint: take an earlier one from its folder")
     try:
         state = torch.load(src, map_location="cpu", weights_only=True, mmap=mmap or None)
-    except PermissionError:
-        raise
     except Exception as error:  # torch raises RuntimeError, EOFError, OSError, UnpicklingError, … for a damaged file
         raise UserError(
             f"{_name(src)} is damaged or no checkpoint ({_first_line(error)}): take an earlier one from its folder"
@@ -100,16 +108,31 @@ def read_checkpoint(src: PathOrFile, *, mmap: bool = False) -> dict[str, Any]:
     return state
 
 
-def fit_part(state: Mapping[str, Any], path: object) -> dict[str, Any]:
+def fit_part(state: Mapping[str, Any], path: object, *, resume: bool = False) -> dict[str, Any]:
     """Return what `fit` adds to a checkpoint: architecture, tokenizer, configuration, random number generators.
 
+    Args:
+        state: what the file holds.
+        path: the file, for the message.
+        resume: also check the parts that only resuming reads.
+
     Raises:
-        UserError: `fit` did not write this checkpoint.
+        UserError: `fit` did not write this checkpoint, or one of its parts is missing or has another form.
     """
     part = state.get(CHECKPOINT_KEY)
     if not isinstance(part, dict):
         raise UserError(f"{path} was not written by `python -m tslm fit`: give another --ckpt_path")
+    check_parts(state, path, resume=resume)
     return part
+
+
+def _refusal(path: Path) -> str | None:
+    """Return why the system does not open a file for reading; None if it does."""
+    try:
+        path.open("rb").close()
+        return None
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def is_intact(path: Path) -> bool:
@@ -125,31 +148,98 @@ def write_atomically(path: Path, state: object) -> None:
     """Replace `path` by `torch.save(state)` in one step.
 
     Raises:
-        DiskSpaceError: the tensors need more space than the disk has; nothing has been written.
-        OSError: writing failed; the old file is unchanged.
+        WriteError: the tensors need more space than the disk has, or writing failed; the old file is unchanged.
     """
-    needed, free = sum(tensor.nbytes for tensor in _tensors(state)), shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise DiskSpaceError(
-            f"{path} needs {needed / 1e6:.0f} MB and its disk has {free / 1e6:.0f} MB left: make room, or choose "
-            "another folder with --checkpoint.dirpath"
-        )
+    needed = sum(tensor.nbytes for tensor in _tensors(state))
+    with suppress(FileNotFoundError):  # writing will say that there is no such folder
+        free = shutil.disk_usage(path.parent).free
+        if needed > free:
+            raise WriteError(f"{path} needs {needed:,} bytes and its disk has {free:,} left{ADVICE}")
     replace_atomically(path, lambda file: torch.save(state, file))
 
 
 def replace_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a temporary file in the same folder, force it to the disk, and rename it to `path`."""
+    """Let `write` fill a temporary file in the same folder, force it to the disk, and rename it to `path`.
+
+    Raises:
+        WriteError: the system refused to write; the old file is unchanged.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        with temporary.open("wb") as file:
+        with _open_locked(temporary) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            if fcntl is not None:
+                os.replace(temporary, path)  # while it is locked
+        if fcntl is None:
+            os.replace(temporary, path)  # Windows renames no open file
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        reason = _system_reason(error)
+        if reason is None:
+            raise
+        raise WriteError(f"{path} could not be written ({reason}){ADVICE}") from error
     sync_folder(path.parent)
+
+
+def _system_reason(error: BaseException | None) -> str | None:
+    """Return why the system refused; torch replaces the system's error by a RuntimeError, whose context it is."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return None if error is None else error.strerror or str(error)
+
+
+def link_atomically(path: Path, name: Path) -> None:
+    """Make `name` another name of `path` in one step: a hard link, or a copy if the file system has no links."""
+    if name.exists() and path.samefile(name):
+        return  # to rename a file to another name of the same file does nothing, so the temporary name would stay
+    temporary = name.with_name(f".{name.name}.{os.getpid()}.new")
+    with path.open("rb") as file:
+        lock(file)  # and thereby its temporary name
+        try:
+            temporary.unlink(missing_ok=True)
+            os.link(path, temporary)
+        except OSError:
+            replace_atomically(name, lambda copy: shutil.copyfileobj(file, copy))
+            return
+        os.replace(temporary, name)
+    sync_folder(name.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a folder of a run.
+
+    A process holds a lock on its temporary file, which the system releases when the process ends, however it ends. A
+    file on which another process holds a lock is kept.
+    """
+    for path in folder.glob(".*.new"):
+        if LEFTOVER.fullmatch(path.name):
+            with suppress(OSError), path.open("rb") as file:
+                if lock(file, wait=False):
+                    path.unlink()
+
+
+def lock(file: IO[bytes], *, wait: bool = True) -> bool:
+    """Lock a file until it is closed; return whether it is locked. Systems without `flock` lock nothing."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError:  # another process holds it, or the file system has no locks
+        return False
+
+
+def _open_locked(path: Path) -> BinaryIO:
+    """Create a file and lock it; again, if another process has removed it before it was locked."""
+    while True:
+        file = path.open("wb")
+        lock(file)
+        if path.exists():
+            return file
+        file.close()
 
 
 def sync_folder(folder: Path) -> None:

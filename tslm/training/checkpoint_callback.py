@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from tslm.errors import UserError
 from tslm.loops.lightning import StepCallback
-from tslm.training.checkpoint import read_checkpoint, replace_atomically, sync_folder, write_atomically
-from tslm.training.runs import CHECKPOINTS, FOLDER_FILE
+from tslm.training.checkpoint import (
+    is_intact,
+    link_atomically,
+    read_checkpoint,
+    remove_leftovers,
+    replace_atomically,
+    write_atomically,
+)
+from tslm.training.runs import CHECKPOINTS, FOLDER_FILE, RUNS, checkpoint_folder, reserve_version
+
+FileLogger = TensorBoardLogger | CSVLogger  # they choose the number of their folder when it is first needed
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -45,6 +54,9 @@ class AtomicCheckpointIO(CheckpointIO):
 class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
     """Keeps the newest checkpoints. `last` names the newest one, and `best` the one with the lowest validation loss.
 
+    A resumed run has a folder of its own. With its first checkpoint it links there to the best one of the run that it
+    continues.
+
     Args:
         dirpath: Folder for the checkpoints; unless given, `checkpoints` in the run directory.
         keep: How many of the newest `step-*.ckpt` to keep besides the best one. With two, one is left if a disk or a
@@ -63,7 +75,14 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
         self.folder: Path | None = None
         self.best_loss = math.inf
         self.best_step: int | None = None
-        self._unsaved_loss: float | None = None  # of a validation whose checkpoint is not written yet
+        self._best_file: Path | None = None  # in the folder of an earlier run until the first checkpoint is saved
+        self._restored: dict[str, Any] = {}
+        self._newest: tuple[int, Path] | None = None  # the step that was saved last, or resumed from, and its file
+
+    @property
+    def newest(self) -> Path | None:
+        """The checkpoint that this run has saved last, or from which it was resumed, or None."""
+        return self._newest[1] if self._newest else None
 
     @property
     def last_path(self) -> Path | None:
@@ -72,46 +91,104 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
         return path if path and path.exists() else None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Choose the folder, the same on every process."""
+        """Choose the folder, the same on every process, and remove what killed runs left half written."""
         if stage == "fit":
             self.run = Path(trainer.strategy.broadcast(str(run_dir(trainer))))
             self.folder = Path(self.dirpath) if self.dirpath else self.run / CHECKPOINTS
+            if trainer.is_global_zero:
+                for run in [*self.run.parent.glob("*"), self.run]:
+                    remove_leftovers(run)
+                    remove_leftovers(checkpoint_folder(run))
+                remove_leftovers(self.folder)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find the best checkpoint of a resumed run, and remember its newest, which may still be to validate."""
+        if trainer.ckpt_path:
+            path = Path(trainer.ckpt_path)
+            self._newest = trainer.global_step, path
+            self._best_file = trainer.strategy.broadcast(self._restored_best(path))
+            if self._best_file is not None:
+                self.best_loss, self.best_step = self._restored["best_loss"], self._restored["best_step"]
+
+    def _restored_best(self, resumed: Path) -> Path | None:
+        """Return the file of the best step that the resumed checkpoint knows, if it still exists.
+
+        The folder of the resumed checkpoint comes first, because a run directory may have been moved.
+        """
+        step = self._restored.get("best_step")
+        if step is None:
+            return None
+        for folder in (resumed.parent, Path(self._restored["folder"])):
+            for path in (folder / "best.ckpt", folder / f"step-{step:08d}.ckpt"):
+                if is_intact(path) and read_checkpoint(path, mmap=True)["global_step"] == step:
+                    return path.absolute()
+        return None
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remember the loss for the checkpoint that follows."""
-        loss = trainer.callback_metrics.get("valid_loss")
-        self._unsaved_loss = None if loss is None or trainer.sanity_checking else float(loss)
+        """Point `best` to the checkpoint of this step if its loss is the lowest so far."""
+        loss = float(trainer.callback_metrics.get("valid_loss", math.nan))
+        if self._newest is None or self._newest[0] != trainer.global_step or not loss < self.best_loss:
+            return
+        self.best_loss, (self.best_step, self._best_file) = loss, self._newest
+        if trainer.is_global_zero:
+            self._name_best()
+
+    def _name_best(self) -> None:
+        """Make `best.ckpt` in this run's folder another name of the best checkpoint."""
+        if self._best_file is None:
+            return
+        assert self.folder is not None
+        best = (self.folder / "best.ckpt").absolute()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            link_atomically(self._best_file, best)
+            self._best_file = best
+        except FileNotFoundError:  # the earlier run has been deleted
+            self.best_loss, self.best_step, self._best_file = math.inf, None, None
 
     def on_step_save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Write `step-N.ckpt`, point `last` and perhaps `best` to it, and delete the oldest."""
+        """Write `step-N.ckpt`, point `last` to it, and delete the oldest."""
         assert self.folder is not None
-        improved = self._unsaved_loss is not None and self._unsaved_loss < self.best_loss
-        if improved and self._unsaved_loss is not None:
-            self.best_loss, self.best_step = self._unsaved_loss, step
-        self._unsaved_loss = None
         path = self.folder / f"step-{step:08d}.ckpt"
         for logger in trainer.loggers:
             logger.save()  # because a run resumed from this checkpoint does not report earlier steps again
         trainer.save_checkpoint(path)
+        self._newest = step, path
         if trainer.is_global_zero:
             if self.dirpath:
                 self.run.mkdir(parents=True, exist_ok=True)
                 text = f"{self.folder.resolve()}\n"
                 replace_atomically(self.run / FOLDER_FILE, lambda file: file.write(text.encode()))
-            for name in ["last", "best"] if improved else ["last"]:
-                link_atomically(path, self.folder / f"{name}.ckpt")
+            link_atomically(path, self.folder / "last.ckpt")
+            self._name_best()
             for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
                 if old != path:  # an older run may have left higher numbers in a folder that the user chose
                     old.unlink(missing_ok=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best loss, its step, and the folder of its checkpoint."""
-        return {"best_loss": self.best_loss, "best_step": self.best_step, "folder": str(self.folder)}
+        folder = self.folder if self._best_file is None else self._best_file.parent
+        return {"best_loss": self.best_loss, "best_step": self.best_step, "folder": str(folder)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best loss if its checkpoint is in this run's folder; another run's best cannot be linked here."""
-        if str(self.folder) == state_dict["folder"] and self.folder and (self.folder / "best.ckpt").exists():
-            self.best_loss, self.best_step = state_dict["best_loss"], state_dict["best_step"]
+        """Keep the state until the training starts, when the resumed checkpoint is known."""
+        self._restored = state_dict
+
+
+def reserve_run_dir(trainer: pl.Trainer) -> None:
+    """Create the run directory: a new `version_N` in the folder of each logger to which the user gave no version.
+
+    Only the first process does this. The others take the paths that it sends.
+    """
+    unnamed = [each for each in trainer.loggers if isinstance(each, FileLogger) and each._version is None]
+    for root in {logger.root_dir for logger in unnamed}:
+        number = reserve_version(Path(root))
+        for logger in unnamed:
+            if logger.root_dir == root:
+                logger._version = number
+    if not any(logger.log_dir for logger in trainer.loggers):
+        runs = Path(trainer.default_root_dir) / RUNS
+        setattr(trainer, "unlogged_dir", runs / f"version_{reserve_version(runs)}")  # noqa: B010 (not of a stock Trainer)
 
 
 def run_dir(trainer: pl.Trainer) -> Path:
@@ -121,15 +198,3 @@ def run_dir(trainer: pl.Trainer) -> Path:
             return Path(logger.log_dir)
     unlogged: Path = getattr(trainer, "unlogged_dir", Path(trainer.default_root_dir))
     return unlogged
-
-
-def link_atomically(path: Path, name: Path) -> None:
-    """Make `name` another name of `path` in one step: a hard link, or a copy if the file system has no links."""
-    temporary = name.with_name(f".{name.name}.new")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(path, temporary)
-    except OSError:
-        shutil.copyfile(path, temporary)
-    os.replace(temporary, name)
-    sync_folder(name.parent)

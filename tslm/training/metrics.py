@@ -9,6 +9,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,10 +17,12 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from tslm.data.datamodule import TextDataModule
+from tslm.errors import UserError
 from tslm.loops.lightning import StepCallback
 from tslm.objective import bits_per_byte, perplexity
+from tslm.training.checkpoint_callback import Checkpoints
 from tslm.training.module import LanguageModule
-from tslm.training.nonfinite import SkipReport
+from tslm.training.nonfinite import SkipReport, check_diverged
 from tslm.training.runs import RUNS
 
 
@@ -108,7 +111,7 @@ class StepMetrics(StepCallback):
         if step == self._steps_at_log:
             return
         if trainer.scaler is None:  # a loss scaler finds its scale by steps that overflow
-            pl_module.check_skipped(skipped)
+            check_diverged(skipped, pl_module.optimizer_settings, newest_checkpoint(trainer))
         self._count_skipped(trainer, skipped.total, step)
         sums = trainer.strategy.reduce(torch.stack([self._loss_sum, self._finite]), reduce_op="mean")  # over processes
         loss_sum, finite = sums.tolist()
@@ -135,18 +138,25 @@ class StepMetrics(StepCallback):
         self._stop_clock(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the counts."""
-        return {"tokens_seen": self.tokens_seen, "skipped_steps": self.skipped_steps}
+        """Return the counts and the last reported loss."""
+        last = {"train_loss": self.latest["train_loss"]} if "train_loss" in self.latest else {}
+        return {"tokens_seen": self.tokens_seen, "skipped_steps": self.skipped_steps, **last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the counts."""
+        """Restore the counts and the last reported loss."""
+        self.latest |= {name: state_dict[name] for name in ("train_loss",) if name in state_dict}
         self.tokens_seen = state_dict["tokens_seen"]
         self.skipped_steps = state_dict.get("skipped_steps", 0)  # early checkpoints lack it: those runs skipped no step
 
     def _evaluated(self, trainer: pl.Trainer, pl_module: pl.LightningModule, prefix: str) -> dict[str, float]:
-        """Return the figures of an evaluation, and publish them as `trainer.callback_metrics`."""
+        """Return the figures of an evaluation, and publish them as `trainer.callback_metrics`.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
         assert isinstance(pl_module, LanguageModule)
         figures = validation_figures(trainer, pl_module)
+        check_loss(figures.get("loss", 0.0), pl_module, str(trainer.precision))
         pl_module.log_dict({f"{prefix}_{name}": value for name, value in figures.items()}, logger=False)
         return figures
 
@@ -182,6 +192,24 @@ def validation_figures(trainer: pl.Trainer, module: LanguageModule) -> dict[str,
     return figures
 
 
+def check_loss(loss: float, module: torch.nn.Module, precision: str) -> None:
+    """Raise a UserError that says why the loss of an evaluation is not finite, if it is not."""
+    if math.isfinite(loss):
+        return
+    bad = [name for name, weight in module.named_parameters() if not weight.isfinite().all()]
+    if bad:
+        raise UserError(f"the loss is {loss}, because the weights in {bad[0]} are not finite: give an "
+                        "earlier checkpoint with --ckpt_path")
+    raise UserError(f"the loss is {loss}, although all weights are finite: they are too large for the precision "
+                    f"{precision}; give --trainer.precision 32-true, or an earlier checkpoint with --ckpt_path")
+
+
+def newest_checkpoint(trainer: pl.Trainer) -> Path | None:
+    """Return the checkpoint that the run has saved last, or from which it was resumed."""
+    callbacks: list[pl.Callback] = getattr(trainer, "callbacks")  # noqa: B009 (set at run time, unknown to type checkers)
+    return next((each.newest for each in callbacks if isinstance(each, Checkpoints)), None)
+
+
 def report(trainer: pl.Trainer, figures: dict[str, float], step: int) -> None:
     """Send figures to every logger, under the number of optimizer steps taken."""
     for logger in trainer.loggers:
@@ -189,9 +217,8 @@ def report(trainer: pl.Trainer, figures: dict[str, float], step: int) -> None:
 
 
 def run_loggers(root: str) -> list[pl.loggers.Logger]:
-    """Return the TensorBoard and CSV loggers of a new run directory `lightning_logs/version_N`."""
-    board = TensorBoardLogger(root, name=RUNS)
-    return [board, MetricsFile(root, name=RUNS, version=board.version)]
+    """Return the TensorBoard and CSV loggers of a run directory `lightning_logs/version_N`."""
+    return [TensorBoardLogger(root, name=RUNS), MetricsFile(root, name=RUNS)]
 
 
 class MetricsFile(CSVLogger):

@@ -23,10 +23,11 @@ from tslm.objective import linear_cross_entropy
 from tslm.optim import AdamW, clip_gradients
 from tslm.tokenizer import Tokenizer
 from tslm.tokenizer.serialization import tokenizer_from_texts, tokenizer_texts
-from tslm.training.checkpoint import CHECKPOINT_KEY, fit_part
+from tslm.training.checkpoint import CHECKPOINT_KEY, check_shapes, fit_part
 from tslm.training.compiling import try_compiled
 from tslm.training.cuda_graph import GraphStep, Run, graph_supported, record_cuda_graph
-from tslm.training.nonfinite import SkippedSteps, SkipReport, propagate_nonfinite
+from tslm.training.nonfinite import SkippedSteps, propagate_nonfinite
+from tslm.training.parts import changed_fingerprints, check_loops, check_optimizer
 from tslm.training.saved_settings import saved_form
 from tslm.training.settings import GenerationSettings, OptimizerSettings
 
@@ -86,6 +87,8 @@ class LanguageModule(pl.LightningModule):
         self.tokenizer: Tokenizer | None = None
         self.separator: int | None = None  # attention is masked across this token; set by the data module
         self.micro_batch_size: int | None = None  # windows that validation computes at a time; set by the data module
+        self.fingerprints: dict[str, str] = {}  # of texts and tokenizer; set by the data module
+        self.allow_changed_text = False  # on resuming; set by the data module
         self.run_config: dict[str, Any] = {}  # the whole configuration; resuming takes from it what is not stated
         self.gradient_norm = torch.zeros(())
         self.skipped = SkippedSteps(self.device)
@@ -214,19 +217,6 @@ class LanguageModule(pl.LightningModule):
         # The bare loop has no trainer, and its reports do not name the step.
         self.skipped.update(self.gradient_norm, self.trainer.global_step + 1 if self._trainer is not None else 0)
 
-    def check_skipped(self, skipped: SkipReport) -> None:
-        """Stop a training that has diverged.
-
-        Raises:
-            UserError: `optimizer.max_skipped` steps in a row were skipped.
-        """
-        if skipped.longest >= self.optimizer_settings.max_skipped:
-            raise UserError(
-                f"the gradient norm is {skipped.norm} at optimizer step {skipped.step}, and "
-                f"{skipped.longest} steps in a row had to be skipped, so the training has diverged: try a lower "
-                f"--optimizer.lr than {self.optimizer_settings.lr:g}; the last checkpoint precedes these steps"
-            )
-
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,
@@ -251,6 +241,7 @@ class LanguageModule(pl.LightningModule):
             "architecture": asdict(self.model.config),
             **saved_form(self.run_config),
             "tokenizer": tokenizer_texts(self.tokenizer) if self.tokenizer is not None else None,
+            "fingerprints": self.fingerprints,
             "rng": {
                 "cpu": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -258,15 +249,30 @@ class LanguageModule(pl.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the tokenizer and the generators; the current optimizer settings win over the saved ones."""
-        own = fit_part(checkpoint, "the checkpoint")
+        """Restore the tokenizer and the generators; the current optimizer settings win over the saved ones.
+
+        Raises:
+            UserError: a part of the checkpoint is missing or has another form, or a run is resumed on another text.
+        """
+        trainer = self._trainer
+        path, resume = (trainer.ckpt_path, trainer.training) if trainer is not None else ("the checkpoint", False)
+        own = fit_part(checkpoint, path, resume=resume)
+        weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items()}
+        check_shapes(weights, self.model.state_dict(), str(path))
         if own["tokenizer"] is not None:
             self.tokenizer = tokenizer_from_texts(own["tokenizer"])
-        self._rng = own["rng"]
-        if self._trainer is None or not self.trainer.training:
+        self._rng = own["rng"] if resume else None
+        if trainer is None or not resume:
             return
+        check_loops(checkpoint["loops"]["fit_loop"], trainer.fit_loop.state_dict(), path)
+        check_optimizer(checkpoint["optimizer_states"][0], self.parameters(), path)
+        changes = changed_fingerprints(own.get("fingerprints", {}), self.fingerprints, path)
+        if changes and not self.allow_changed_text:
+            raise UserError(f"{changes[0]}: restore it, or resume with --data.allow_changed_text true")
+        for change in changes if trainer.is_global_zero else []:
+            print(f"Changed: {change}.", flush=True)
         settings, step = self.optimizer_settings, checkpoint["global_step"]
-        rate = settings.schedule(self.trainer.max_steps)(step)
+        rate = settings.schedule(trainer.max_steps)(step)
         for state in checkpoint["optimizer_states"]:
             for group in state["param_groups"]:
                 group.update(

@@ -6,10 +6,14 @@ flag that `AdamW` obeys, and the counts are read with the next report.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from tslm.errors import UserError
+from tslm.training.settings import OptimizerSettings
 
 
 class SkipReport(NamedTuple):
@@ -50,6 +54,26 @@ class SkippedSteps:
         """Read the counts; the CPU waits until the device has completed all steps."""
         total, longest, step, _ = self._counts.tolist()
         return SkipReport(total, longest, step, float(self._norm))
+
+
+def check_diverged(skipped: SkipReport, settings: OptimizerSettings, checkpoint: Path | None) -> None:
+    """Stop a training that has diverged.
+
+    Args:
+        skipped: the steps that were skipped so far.
+        settings: they say how many skipped steps in a row are too many.
+        checkpoint: the newest checkpoint, for the message; None if there is none.
+
+    Raises:
+        UserError: `max_skipped` steps in a row were skipped.
+    """
+    if skipped.longest < settings.max_skipped:
+        return
+    saved = "no checkpoint has been saved yet" if checkpoint is None else f"the last checkpoint is {checkpoint}"
+    raise UserError(
+        f"the gradient norm is {skipped.norm} at optimizer step {skipped.step}, and {skipped.longest} steps in a row "
+        f"had to be skipped, so the training has diverged: try a lower --optimizer.lr than {settings.lr:g}; {saved}"
+    )
 
 
 def propagate_nonfinite(loss: Tensor) -> Tensor:

@@ -77,8 +77,9 @@ class StepProgress(StepCallback, pl.callbacks.ProgressBar):
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the short bar."""
+        """Close the short bar, and show the validation loss in the long one."""
         self._close_evaluation()
+        self.on_step_log(trainer, pl_module, trainer.global_step)
 
     on_test_end = on_predict_end = on_validation_end
 

@@ -6,6 +6,8 @@ A run directory holds `checkpoints/`, `config.yaml`, `tokenizer/`, TensorBoard e
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,13 +45,36 @@ def load_model(path: str | Path) -> LoadedModel:
     """
     state = read_checkpoint(path)
     own = fit_part(state, path)
-    if own["tokenizer"] is None:
+    if own.get("tokenizer") is None:
         raise UserError(f"{path} holds no tokenizer, because it was not trained on text: give another --ckpt_path")
     model = TransformerLM(TransformerConfig(**read_architecture(own, path)))
     weights = {k.removeprefix(MODEL_PREFIX): v for k, v in state["state_dict"].items() if k.startswith(MODEL_PREFIX)}
     check_shapes(weights, model.state_dict(), str(path))
     model.load_state_dict(weights)
     return LoadedModel(model.eval(), tokenizer_from_texts(own["tokenizer"]), Path(path), int(state["global_step"]))
+
+
+def reserve_version(root: Path) -> int:
+    """Create the next free `version_N` in a folder and return N; no two processes get the same one.
+
+    Raises:
+        UserError: the folder cannot be created, or nothing can be created in it.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        taken = [int(found[1]) for path in root.iterdir() if (found := re.fullmatch(r"version_(\d+)", path.name))]
+        number = max(taken, default=-1) + 1
+        while True:
+            try:
+                (root / f"version_{number}").mkdir()
+                return number
+            except FileExistsError:  # another process was faster
+                number += 1
+    except OSError as error:
+        raise UserError(
+            f"a run directory cannot be made in {root} ({error.strerror}): give --trainer.default_root_dir a folder "
+            "that is writable"
+        ) from error
 
 
 def find_checkpoint(wanted: str | None, *, prefer: str = "last", root: Path = Path()) -> tuple[Path, list[str]]:
@@ -70,23 +95,24 @@ def find_checkpoint(wanted: str | None, *, prefer: str = "last", root: Path = Pa
     if wanted in (None, "last", "best"):
         prefer = wanted or prefer
         skipped: list[str] = []
+        damaged: list[Path] = []
         for run in runs_newest_first(root / RUNS):
-            found, notices = newest_intact(checkpoint_folder(run), prefer)
-            skipped += notices
+            found, bad = newest_intact(checkpoint_folder(run), prefer)
+            skipped += map(skip_notice, bad)
+            damaged += bad
             if found:
                 return found, [*skipped, f"Checkpoint: {found} ({run.name}'s {found.stem})"]
             skipped.append(f"{run} has no intact checkpoint and is skipped.")
-        raise MissingFileError(
-            f"no run under {root / RUNS} has a checkpoint yet: train with `python -m tslm fit`, or give --ckpt_path"
-        )
+        none = f"no run under {root / RUNS} has {_among(damaged)}"
+        raise MissingFileError(f"{none}; train with `python -m tslm fit`, or give --ckpt_path")
     path = Path(str(wanted))
     if path.is_dir():
         is_run = (path / CHECKPOINTS).is_dir() or (path / FOLDER_FILE).is_file()
         folder = checkpoint_folder(path) if is_run else path
-        found, notices = newest_intact(folder, prefer)
+        found, bad = newest_intact(folder, prefer)
         if not found:
-            raise MissingFileError(f"the folder {path} holds no intact checkpoint (*.ckpt): give another --ckpt_path")
-        return found, [*notices, f"Checkpoint: {found}"]
+            raise MissingFileError(f"the folder {folder} has {_among(bad)}; give another --ckpt_path")
+        return found, [*map(skip_notice, bad), f"Checkpoint: {found}"]
     if not path.is_file():
         raise MissingFileError(
             f"there is no checkpoint at {path}: give --ckpt_path a .ckpt file, a run directory, or 'last' or 'best' "
@@ -95,24 +121,52 @@ def find_checkpoint(wanted: str | None, *, prefer: str = "last", root: Path = Pa
     return path, []
 
 
-def newest_intact(folder: Path, prefer: str) -> tuple[Path | None, list[str]]:
-    """Return the best or the newest intact checkpoint of a folder, or None, and notices about damaged files.
+def skip_notice(path: Path) -> str:
+    """Say that a damaged checkpoint is not used."""
+    return f"{path} is damaged or cannot be read, and is skipped."
 
-    `best` is tried first if it is preferred; then all files from the newest to the oldest. `last` only wins over files
-    of its own age, because a run may be killed after it has written a checkpoint and before `last` links to it.
+
+def _among(damaged: list[Path]) -> str:
+    """Say what is missing: any checkpoint, or an intact one."""
+    if not damaged:
+        return "a checkpoint yet"
+    return f"an intact checkpoint, because these are damaged: {', '.join(map(str, damaged))}"
+
+
+def newest_intact(folder: Path, prefer: str) -> tuple[Path | None, list[Path]]:
+    """Return the best or the newest intact checkpoint of a folder, or None, and the damaged ones that come before it.
+
+    If the best is preferred, `best.ckpt` comes first. Then the checkpoint of the latest step comes first, whatever the
+    times of the files are, because copying may change them. A run may be killed after it has written a step and before
+    `last` links to it, so a later step than that of `last` comes before `last`. But if the file of a later step is
+    older than `last`, an earlier run has left it in a folder that the user chose, and it comes at the end.
     """
-
-    def written(path: Path) -> tuple[int, bool, str]:
-        return path.stat().st_mtime_ns, path.stem == prefer, path.stem
-
-    newest_first = sorted(folder.glob("*.ckpt"), key=written, reverse=True)
+    paths = sorted(folder.glob("*.ckpt"))
     best = [folder / "best.ckpt"] if prefer == "best" and (folder / "best.ckpt").exists() else []
-    notices: list[str] = []
-    for path in dict.fromkeys([*best, *newest_first]):
+    if best and is_intact(best[0]):
+        return best[0], []
+    steps = {path: _step_of(path) for path in paths}
+    last = folder / "last.ckpt"
+
+    def rank(path: Path) -> tuple[bool, float, bool, bool]:
+        left = last in steps and steps[path] > steps[last] and path.stat().st_mtime_ns < last.stat().st_mtime_ns
+        return left, -steps[path], path.stem != prefer, path.stem == "best"
+
+    damaged: list[Path] = []
+    for path in dict.fromkeys([*best, *sorted(paths, key=rank)]):
         if is_intact(path):
-            return path, notices
-        notices.append(f"{path} is damaged and skipped.")
-    return None, notices
+            return path, damaged
+        damaged.append(path)
+    return None, damaged
+
+
+def _step_of(path: Path) -> float:
+    """Return the optimizer step of a checkpoint; of a damaged one the step in its name, or infinity."""
+    try:
+        return int(read_checkpoint(path, mmap=True)["global_step"])
+    except (UserError, LookupError, TypeError, ValueError):
+        number = re.fullmatch(r"step-(\d+)", path.stem)
+        return int(number[1]) if number else math.inf
 
 
 def runs_newest_first(folder: Path) -> list[Path]:

@@ -187,6 +187,7 @@ NOT_TAKEN: dict[str, str | bool | None] = {
     "trainer.enable_checkpointing": None,
     "trainer.barebones": False,
     "data.cache_dir": ".cache/tslm",
+    "data.allow_changed_text": False,
     "checkpoint.dirpath": None,
 }
 KNOWN = (*ALLOWED, *NOT_TAKEN)

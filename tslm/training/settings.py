@@ -11,6 +11,8 @@ from tslm.errors import UserError
 from tslm.generation import SamplingRule
 from tslm.optim import check_schedule, lr_cosine_schedule
 
+LARGEST = 1e18  # of a setting of the optimizer; the product of any two fits in a float32
+
 
 @dataclass(frozen=True)
 class OptimizerSettings:
@@ -44,11 +46,11 @@ class OptimizerSettings:
             UserError: a setting is out of range.
         """
         for name, value, fine, allowed in (
-            ("lr", self.lr, self.lr >= 0, "0 or more"),
+            ("lr", self.lr, 0 <= self.lr <= LARGEST, f"between 0 and {LARGEST:g}"),
             ("lr_min", self.lr_min, 0 <= self.lr_min <= self.lr, f"between 0 and lr, which is {self.lr:g}"),
             ("betas", list(self.betas), all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
-            ("eps", self.eps, self.eps >= 0, "0 or more"),
-            ("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more"),
+            ("eps", self.eps, 0 <= self.eps <= LARGEST, f"between 0 and {LARGEST:g}"),
+            ("weight_decay", self.weight_decay, 0 <= self.weight_decay <= LARGEST, f"between 0 and {LARGEST:g}"),
             ("max_skipped", self.max_skipped, self.max_skipped >= 1, "1 or more"),
         ):
             if not fine:

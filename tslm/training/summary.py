@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
@@ -19,6 +20,7 @@ from tslm.training.checkpoint_callback import Checkpoints, run_dir
 from tslm.training.entropy_floor import FloorReport, measure_floor
 from tslm.training.metrics import StepMetrics
 from tslm.training.module import LanguageModule
+from tslm.training.runs import run_of
 
 SUMMARY = "summary.json"
 
@@ -68,9 +70,10 @@ class RunSummary(StepCallback):
         assert isinstance(pl_module, LanguageModule)
         if not trainer.is_global_zero:
             return
-        stopped = trainer.global_step < trainer.max_steps
+        step_loop: Any = getattr(trainer, "step_loop", None)
+        stopped = trainer.global_step < trainer.max_steps or (step_loop and step_loop.loop.validation_due)
         floor = None if stopped else floor_of(trainer, pl_module)
-        summary = self.summarize(trainer, floor)
+        summary = self.summarize(trainer, floor) | {"finished": not stopped}
         text = json.dumps(summary, indent=2) + "\n"
         replace_atomically(run_dir(trainer) / SUMMARY, lambda file: file.write(text.encode()))
         if stopped:
@@ -92,7 +95,7 @@ class RunSummary(StepCallback):
         """
         metrics = find(trainer, StepMetrics)
         checkpoints = find(trainer, Checkpoints)
-        saved = checkpoints.last_path
+        saved = checkpoints.last_path or checkpoints.newest  # a resumed run may only have validated
         latest = metrics.latest
         return {
             "steps": trainer.global_step,
@@ -116,6 +119,14 @@ class RunSummary(StepCallback):
             "checkpoint": None if saved is None else str(saved),
             "seconds": round(time.perf_counter() - self.started, 1),
         }
+
+
+def is_finished(checkpoint: Path) -> bool:
+    """Whether the run of a checkpoint has validated its last step and has written its summary."""
+    try:
+        return json.loads((run_of(checkpoint) / SUMMARY).read_text(encoding="utf-8"))["finished"] is True
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def find(trainer: pl.Trainer, kind: type[Found]) -> Found:

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from tslm.data.datamodule import TextDataModule
 from tslm.errors import UserError
 from tslm.fast.forms import cpu_multiplies_bfloat16
 from tslm.loops.lightning import InterruptAtBoundary, install_step_loop
 from tslm.loops.step import Budget, Cadence
-from tslm.training.checkpoint import read_checkpoint
-from tslm.training.checkpoint_callback import AtomicCheckpointIO, Checkpoints
+from tslm.training.checkpoint import fit_part, read_checkpoint
+from tslm.training.checkpoint_callback import AtomicCheckpointIO, Checkpoints, reserve_run_dir, run_dir
 from tslm.training.compiling import Choice, pays
 from tslm.training.malloc import keep_freed_memory
 from tslm.training.metrics import StepMetrics, run_loggers
 from tslm.training.module import LanguageModule
 from tslm.training.progress import StepProgress
-from tslm.training.runs import RUNS, find_checkpoint
-from tslm.training.summary import RunSummary, StorySamples
+from tslm.training.runs import find_checkpoint
+from tslm.training.summary import RunSummary, StorySamples, is_finished
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true"]
 
@@ -74,7 +74,7 @@ class StepTrainer(pl.Trainer):
         accelerator = _accelerator(accelerator)
         if precision == "auto":
             precision = auto_precision(str(accelerator))
-        if gradient_clip_val is not None and gradient_clip_val <= 0:
+        if gradient_clip_val is not None and not gradient_clip_val > 0:
             raise UserError(
                 f"trainer.gradient_clip_val is {gradient_clip_val}: give a norm above 0, or null for no clipping"
             )
@@ -98,7 +98,7 @@ class StepTrainer(pl.Trainer):
             **kwargs,
         )
         self._stated_accumulation = self.accumulate_grad_batches  # `fit` replaces it
-        self.unlogged_dir = Path(TensorBoardLogger(default_root_dir, name=RUNS).log_dir)  # for a run without loggers
+        self.unlogged_dir = Path(default_root_dir)  # of a run without loggers; `fit` reserves it
         self.step_loop = install_step_loop(self, Cadence(val_every_n_steps, log_every_n_steps, save_every_n_steps))
 
     def fit(
@@ -137,15 +137,26 @@ class StepTrainer(pl.Trainer):
                 model.compile_step()
         if ckpt_path is not None:
             ckpt_path, _ = find_checkpoint(str(ckpt_path), root=Path(self.default_root_dir))
-            done = int(read_checkpoint(ckpt_path, mmap=True)["global_step"])
-            if done >= budget.max_steps:
+            state = read_checkpoint(ckpt_path, mmap=True)
+            if isinstance(model, LanguageModule):
+                fit_part(state, ckpt_path, resume=True)
+            done, left = int(state["global_step"]), validation_due(state) and not is_finished(ckpt_path)
+            if done > budget.max_steps or (done == budget.max_steps and not left):
                 raise UserError(
                     f"{ckpt_path} is at step {done} and the budget is {budget.max_steps} steps, so nothing is left to "
                     "train: give a larger --trainer.max_steps or --trainer.max_tokens"
                 )
         if self.strategy.root_device.type == "cpu":
             keep_freed_memory()
-        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
+        if self.is_global_zero:
+            reserve_run_dir(self)  # before the data is prepared, which may take long
+        try:
+            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
+        except BaseException:
+            if self.is_global_zero:
+                with suppress(OSError):  # if there is something in it
+                    run_dir(self).rmdir()
+            raise
 
     def _split_batch(self, data: TextDataModule) -> int:
         """Derive the accumulation from the batch size of the data; return the tokens of one optimizer step."""
@@ -165,10 +176,16 @@ class StepTrainer(pl.Trainer):
         return any(isinstance(callback, InterruptAtBoundary) and callback.interrupted for callback in self.callbacks)  # type: ignore[attr-defined]
 
 
+def validation_due(state: dict[str, Any]) -> bool:
+    """Whether the step of a checkpoint was to be validated; the checkpoint is older than the validation."""
+    position = state["loops"]["fit_loop"].get("epoch_loop.state_dict")
+    return isinstance(position, dict) and position.get("validation_due") is True
+
+
 def with_defaults(callbacks: list[pl.Callback], progress: bool) -> list[pl.Callback]:
     """Add the callbacks of a run that are not given; their order is the order in which they are called."""
     bar: list[type[pl.Callback]] = [StepProgress] if progress else []
-    kinds: list[type[pl.Callback]] = [StepMetrics, *bar, StorySamples, Checkpoints, RunSummary, InterruptAtBoundary]
+    kinds: list[type[pl.Callback]] = [StepMetrics, *bar, Checkpoints, StorySamples, RunSummary, InterruptAtBoundary]
     ours = []
     for kind in kinds:
         of_kind = [callback for callback in callbacks if isinstance(callback, kind)]

@@ -1,0 +1,81 @@
+"""Checkpoints of a run: `best` is the lowest validation loss of the whole training, however often it was resumed."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from tests.loops.conftest import data  # noqa: F401 (a fixture)
+from tests.loops.test_lightning import Fail, fit, make_module
+from tslm.training import OptimizerSettings
+from tslm.training.runs import find_checkpoint
+
+WORSE = OptimizerSettings(lr=100.0)
+
+
+def steps(folder):
+    """The optimizer step that each checkpoint of a folder holds."""
+    return {path.name: torch.load(path, weights_only=True)["global_step"] for path in folder.glob("*.ckpt")}
+
+
+@pytest.fixture
+def runs(tmp_path, data):  # noqa: F811
+    """Four steps that improve, with two validations."""
+    fit(tmp_path, data, 4, val_every_n_steps=2)
+    return tmp_path / "lightning_logs"
+
+
+def worsen(runs, data, max_steps, **options):  # noqa: F811
+    """Resume the newest run with a learning rate that spoils the model."""
+    module = make_module()
+    module.optimizer_settings = WORSE
+    return fit(runs.parent, data, max_steps, module=module, val_every_n_steps=2,
+               **{"ckpt_path": "last"} | options)
+
+
+@pytest.mark.parametrize("change", ["nothing", "moved", "interrupted", "twice"])
+def test_the_best_checkpoint_outlives_resumption(runs, data, change):  # noqa: F811
+    best = json.loads((runs / "version_0" / "summary.json").read_text())
+    assert best["best_step"] == 4
+    options = {}
+    if change == "moved":
+        shutil.move(runs / "version_0", runs.parent / "elsewhere")
+        options = {"ckpt_path": str(runs.parent / "elsewhere")}
+    if change == "interrupted":  # before its first checkpoint
+        with pytest.raises(RuntimeError):
+            worsen(runs, data, 8, callbacks=[Fail("on_train_batch_start", 5)])
+    worsen(runs, data, 8, **options)
+    if change == "twice":
+        worsen(runs, data, 10)
+    path, _ = find_checkpoint(None, prefer="best", root=runs.parent)
+    newest = path.parent.parent
+    assert newest.name == {"nothing": "version_1", "moved": "version_0"}.get(change, "version_2")
+    assert steps(path.parent) == ({"best.ckpt": 4, "last.ckpt": 10, "step-00000010.ckpt": 10}
+                                  if change == "twice" else
+                                  {"best.ckpt": 4, "last.ckpt": 8, "step-00000006.ckpt": 6, "step-00000008.ckpt": 8})
+    summary = json.loads((newest / "summary.json").read_text())
+    assert summary["valid_loss"] > best["best_valid_loss"]
+    assert [summary[name] for name in ("best_step", "best_valid_loss")] == [4, best["best_valid_loss"]]
+
+
+def test_a_better_step_replaces_the_best_one_of_the_earlier_run(runs, data):  # noqa: F811
+    fit(runs.parent, data, 6, ckpt_path="last")
+    assert steps(runs / "version_1" / "checkpoints") == {"best.ckpt": 6, "last.ckpt": 6, "step-00000006.ckpt": 6}
+    assert steps(runs / "version_0" / "checkpoints")["best.ckpt"] == 4
+
+
+def test_a_branch_from_an_earlier_step_does_not_know_the_later_best_one(runs, data):  # noqa: F811
+    worsen(runs, data, 4, ckpt_path=str(runs / "version_0" / "checkpoints" / "step-00000002.ckpt"))
+    summary = json.loads((runs / "version_1" / "summary.json").read_text())
+    assert summary["best_step"] == 2
+    assert steps(runs / "version_1" / "checkpoints")["best.ckpt"] == 2
+
+
+def test_a_run_removes_the_leftovers_of_killed_runs(runs, data):  # noqa: F811
+    run = runs / "version_0"
+    leftovers = [run / "checkpoints" / ".step-00000004.ckpt.99.new", run / ".summary.json.99.new"]
+    for path in leftovers:
+        path.write_bytes(b"half")
+    fit(runs.parent, data, 1)
+    assert not any(path.exists() for path in leftovers)

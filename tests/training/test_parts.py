@@ -1,0 +1,92 @@
+"""Every part of a checkpoint that is missing or has another type is named in one sentence, by every command."""
+
+import re
+
+import pytest
+import torch
+
+from tests.loops.conftest import data  # noqa: F401 (a fixture)
+from tests.loops.test_lightning import fit, make_module, make_trainer
+from tslm.errors import UserError
+from tslm.training.runs import load_model
+
+READ = ["global_step", "state_dict", "tslm", "tslm.architecture", "tslm.tokenizer"]
+RESUMED = [
+    "epoch", "loops", "loops.fit_loop", "loops.fit_loop.epoch_progress", "loops.fit_loop.epoch_loop.state_dict",
+    "loops.fit_loop.epoch_loop.batch_progress.current", "callbacks", "callbacks.StepMetrics.tokens_seen",
+    "callbacks.Checkpoints.best_loss", "callbacks.Checkpoints.folder", "optimizer_states", "lr_schedulers", "tslm.rng",
+    "tslm.rng.cpu", "tslm.rng.cuda",
+]
+WRONG = [None, 7, "text", [], [7], {}, {"a": 7}, torch.zeros(2)]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, story_file, cache_dir):
+    """What the checkpoint of a run of two steps holds, and its path."""
+    from tslm.data.datamodule import TextDataModule
+
+    folder = tmp_path_factory.mktemp("parts")
+    text = {"train_files": [str(story_file)], "cache_dir": str(cache_dir), "num_workers": 1}
+    fit(folder, lambda **options: TextDataModule(**text, vocab_size=300, context_length=32, **options), 2)
+    return next(folder.rglob("last.ckpt"))
+
+
+def parent_and_name(state, part):
+    """The dictionary that holds a part, and the part's name; names of Lightning's loops contain dots."""
+    while part not in state:
+        name = next(part[:dot.start()] for dot in re.finditer(r"\.", part) if part[:dot.start()] in state)
+        state, part = state[name], part[len(name) + 1 :]
+    return state, part
+
+
+def resume(path, data):  # noqa: F811
+    make_trainer(path.parent, 4, limit_val_batches=0).fit(make_module(), datamodule=data(), ckpt_path=str(path))
+
+
+def load(path, data):  # noqa: F811
+    load_model(path)
+
+
+def validate(path, data):  # noqa: F811
+    make_trainer(path.parent, 4).validate(make_module(), datamodule=data(), ckpt_path=str(path), verbose=False)
+
+
+@pytest.mark.parametrize(("part", "use"), [
+    *((part, resume) for part in READ + RESUMED), *((part, validate) for part in READ),
+    *((part, load) for part in READ),
+])
+def test_a_part_that_is_missing_or_has_another_type_is_named(saved, tmp_path, data, part, use):  # noqa: F811
+    path = tmp_path / "spoilt.ckpt"
+    original, name = parent_and_name(torch.load(saved, weights_only=True), part)
+    wrong = [value for value in WRONG if not isinstance(value, type(original[name]))]
+    if part == "tslm.tokenizer":
+        wrong = [value for value in wrong if value is not None]  # of a model that was not trained on text
+    for value in ["missing", *wrong]:
+        state = torch.load(saved, weights_only=True)
+        parent, name = parent_and_name(state, part)
+        if value == "missing" and isinstance(value, str):
+            del parent[name]
+        else:
+            parent[name] = value
+        torch.save(state, path)
+        with pytest.raises(UserError, match=r"spoilt\.ckpt (lacks|holds|does not (hold|fit)|was not written)"):
+            use(path, data)
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda state: state["state_dict"].update({"model.ln_final.weight": torch.ones(16).to_sparse()}),
+    lambda state: state["state_dict"].update({"model.ln_final.weight": torch.ones(17)}),
+    lambda state: state["state_dict"].pop("model.ln_final.weight"),
+    lambda state: state["tslm"]["architecture"].update(extra=1),
+    lambda state: state["tslm"]["tokenizer"].pop("merges.txt"),
+    lambda state: state["optimizer_states"][0]["state"][0].update(exp_avg=torch.ones(3)),
+    lambda state: state["optimizer_states"][0]["state"].update({99: state["optimizer_states"][0]["state"][0]}),
+    lambda state: state["optimizer_states"][0]["param_groups"].clear(),
+])
+def test_a_part_with_other_contents_is_named(saved, tmp_path, data, spoil):  # noqa: F811
+    state = torch.load(saved, weights_only=True)
+    spoil(state)
+    torch.save(state, tmp_path / "spoilt.ckpt")
+    use = load if len(state["tslm"]["architecture"]) > 7 else resume  # which takes the architecture from the module
+    with pytest.raises(UserError, match=r"spoilt\.ckpt "):
+        use(tmp_path / "spoilt.ckpt", data)

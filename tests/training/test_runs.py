@@ -1,0 +1,112 @@
+"""Run directories: each run reserves its own."""
+
+import os
+import shutil
+import threading
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+
+from tests.loops.conftest import data  # noqa: F401 (a fixture)
+from tests.loops.test_lightning import make_module, make_trainer
+from tslm.errors import MissingFileError, UserError
+from tslm.training.runs import find_checkpoint, reserve_version
+
+
+def test_no_two_runs_reserve_the_same_directory(tmp_path):
+    reserved, start = [], threading.Barrier(8)
+
+    def reserve():
+        start.wait()
+        for _ in range(10):
+            reserved.append(reserve_version(tmp_path / "logs"))
+
+    threads = [threading.Thread(target=reserve) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(reserved) == list(range(80))
+    assert len(list((tmp_path / "logs").iterdir())) == 80
+
+
+@pytest.mark.filterwarnings("ignore:Experiment logs directory")
+@pytest.mark.parametrize("logger", [None, False, CSVLogger])
+def test_runs_that_start_together_have_their_own_directories(tmp_path, data, logger):  # noqa: F811
+    """The second run starts while the first one prepares its data."""
+    def start(*callbacks):
+        return make_trainer(tmp_path, 1, callbacks=list(callbacks), limit_val_batches=0,
+                            logger=logger(tmp_path) if callable(logger) else logger)
+
+    first, second = start(), start()
+    prepared = data()
+    load = prepared.load
+
+    def load_later():
+        if not second.global_step:
+            assert [path.name for path in (tmp_path / "lightning_logs").iterdir()] == ["version_0"]
+            second.fit(make_module(), datamodule=data())
+        load()
+
+    prepared.load = load_later
+    first.fit(make_module(), datamodule=prepared)
+    for number in range(2):
+        run = tmp_path / "lightning_logs" / f"version_{number}"
+        assert (run / "checkpoints" / "step-00000001.ckpt").is_file()
+        assert (run / "summary.json").is_file()
+    assert len(list((tmp_path / "lightning_logs").iterdir())) == 2
+
+
+def test_a_run_that_fails_before_it_writes_leaves_no_directory(tmp_path, data):  # noqa: F811
+    short = tmp_path / "short.txt"
+    short.write_text("Once upon a time.")
+    with pytest.raises(UserError):
+        make_trainer(tmp_path, 1).fit(make_module(), datamodule=data(train_files=[str(short)]))
+    assert list((tmp_path / "lightning_logs").iterdir()) == []
+
+
+def test_a_file_in_place_of_the_folder_of_runs_is_named(tmp_path, data):  # noqa: F811
+    (tmp_path / "lightning_logs").write_text("")
+    with pytest.raises(UserError, match=r"cannot be made in .*lightning_logs \(.*--trainer.default_root_dir"):
+        make_trainer(tmp_path, 1).fit(make_module(), datamodule=data())
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A run with the checkpoints of two steps, of which the first is the best."""
+    folder = tmp_path / "lightning_logs" / "version_0" / "checkpoints"
+    folder.mkdir(parents=True)
+    for step in (2, 4):
+        torch.save({"global_step": step}, folder / f"step-0000000{step}.ckpt")
+    (folder / "best.ckpt").hardlink_to(folder / "step-00000002.ckpt")
+    (folder / "last.ckpt").hardlink_to(folder / "step-00000004.ckpt")
+    return folder
+
+
+@pytest.mark.parametrize("newest", ["best", "last", "step-00000002", "step-00000004"])
+def test_the_step_decides_which_checkpoint_is_last_and_not_the_time_of_the_copy(saved, tmp_path, newest):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for number, path in enumerate(sorted(saved.iterdir(), key=lambda path: path.stem == newest)):
+        os.utime(shutil.copyfile(path, copy / path.name), (number, number))
+    assert find_checkpoint(str(copy))[0].name == "last.ckpt"
+    assert find_checkpoint(str(copy), prefer="best")[0].name == "best.ckpt"
+
+
+def test_a_later_step_that_is_not_linked_yet_is_last_but_not_that_of_an_earlier_run(saved):
+    later = saved / "step-00000006.ckpt"
+    torch.save({"global_step": 6}, later)
+    assert find_checkpoint(str(saved))[0] == later
+    os.utime(later, (1, 1))
+    assert find_checkpoint(str(saved))[0].name == "last.ckpt"
+
+
+@pytest.mark.parametrize("wanted", [None, "last", "best", "run", "folder"])
+def test_damaged_checkpoints_are_listed_if_there_is_no_intact_one(saved, tmp_path, wanted):
+    for path in saved.iterdir():
+        path.write_bytes(path.read_bytes()[:-20])
+    where = {"run": str(saved.parent), "folder": str(saved)}.get(wanted, wanted)
+    with pytest.raises(MissingFileError, match=r"an intact checkpoint, because these are damaged: ") as error:
+        find_checkpoint(where, root=tmp_path)
+    assert all(str(path) in str(error.value) for path in saved.iterdir())

@@ -1,0 +1,178 @@
+"""The parts of a checkpoint: a table of what `fit` writes, and a check that names the part that is missing or wrong.
+
+A checkpoint may come from anybody, or from a program that left something out. The check runs before anything of the
+file is used, so that no other code has to expect a part of another type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from tslm.errors import UserError
+from tslm.training.saved_settings import LARGEST, Check, list_of, number, optional, whole
+
+_ABSENT = object()
+
+
+def mapping(value: object) -> bool:
+    """Accept a dictionary."""
+    return isinstance(value, dict)
+
+
+def weights(value: object) -> bool:
+    """Accept a dictionary of dense tensors of floating-point numbers."""
+    return isinstance(value, dict) and all(
+        isinstance(key, str) and isinstance(each, torch.Tensor) and each.layout is torch.strided
+        and each.is_floating_point()
+        for key, each in value.items()
+    )
+
+
+def texts(value: object) -> bool:
+    """Accept the files of a tokenizer: a dictionary of strings with at least the vocabulary and the merges."""
+    return isinstance(value, dict) and strings(value) and {"vocab.json", "merges.txt"} <= set(value)
+
+
+def strings(value: object) -> bool:
+    """Accept a dictionary of strings."""
+    return isinstance(value, dict) and all(isinstance(each, str) for item in value.items() for each in item)
+
+
+def generator_state(value: object) -> bool:
+    """Accept the state of a random number generator: a flat tensor of bytes."""
+    return isinstance(value, torch.Tensor) and value.dtype is torch.uint8 and value.dim() == 1
+
+
+def optimizer_state(value: object) -> bool:
+    """Accept what AdamW saves: for each parameter its step and two dense tensors, and groups of parameters."""
+    if not isinstance(value, dict) or not isinstance(value.get("state"), dict):
+        return False
+    groups = value.get("param_groups")
+    return isinstance(groups, list) and all(isinstance(group, dict) and list_of(whole())(group.get("params"))
+                                            for group in groups) and all(
+        isinstance(state, dict) and set(state) == {"step", "exp_avg", "exp_avg_sq"}
+        and (whole()(state["step"]) or (isinstance(state["step"], torch.Tensor) and state["step"].dim() == 0))
+        and weights({name: state[name] for name in ("exp_avg", "exp_avg_sq")})
+        for state in value["state"].values()
+    )
+
+
+def schedule_state(value: object) -> bool:
+    """Accept what LambdaLR saves."""
+    rates = list_of(number())
+    return isinstance(value, dict) and whole()(value.get("last_epoch")) and all(
+        rates(value.get(name)) for name in ("base_lrs", "_last_lr")
+    )
+
+
+def one(check: Check) -> Check:
+    """Accept a list of one value that the check accepts."""
+    return lambda value: isinstance(value, list) and len(value) == 1 and check(value[0])
+
+
+# The parts that every command reads, and those that only resuming reads, by dotted keys.
+PARTS: dict[str, Check] = {
+    "global_step": whole(),
+    "state_dict": weights,
+    "tslm.architecture": mapping,  # `read_architecture` checks the sizes
+    "tslm.tokenizer": optional(texts),
+}
+RESUMED: dict[str, Check] = {
+    "epoch": whole(),
+    "loops.fit_loop": mapping,
+    "callbacks": lambda value: isinstance(value, dict) and all(map(mapping, value.values())),
+    "optimizer_states": one(optimizer_state),
+    "lr_schedulers": one(schedule_state),
+    "tslm.rng.cpu": generator_state,
+    "tslm.rng.cuda": lambda value: isinstance(value, list) and all(map(generator_state, value)),
+}
+# The states of our callbacks, where a checkpoint has them.
+CALLBACKS: dict[str, dict[str, Check]] = {
+    "StepMetrics": {"tokens_seen": whole()},
+    "Checkpoints": {
+        "best_loss": lambda value: type(value) is float,
+        "best_step": optional(whole(0, LARGEST)),
+        "folder": lambda value: type(value) is str and "\0" not in value,
+    },
+}
+
+
+def check_parts(state: Mapping[str, Any], path: object, *, resume: bool = False) -> None:
+    """Check the parts of a checkpoint of `fit`.
+
+    Args:
+        state: what the file holds.
+        path: the file, for the message.
+        resume: also check the parts that only resuming reads.
+
+    Raises:
+        UserError: a part is missing, or is not in the form that `fit` writes.
+    """
+    for key, check in _table(state, resume):
+        value: Any = state
+        for name in key.split("."):
+            value = value.get(name, _ABSENT) if isinstance(value, dict) else _ABSENT
+        if value is _ABSENT:
+            raise UserError(f"{path} lacks the part {key}: give another --ckpt_path")
+        if not check(value):
+            raise UserError(f"{path} holds the part {key} in another form than fit writes: give another --ckpt_path")
+
+
+def check_loops(saved: object, expected: object, path: object, name: str = "loops.fit_loop") -> None:
+    """Check the position of Lightning's loops against the form that they have now.
+
+    Raises:
+        UserError: a part is missing or has another type.
+    """
+    if type(saved) is not type(expected):
+        raise UserError(f"{path} holds the part {name} in another form than fit writes: give another --ckpt_path")
+    if isinstance(saved, dict) and isinstance(expected, dict):
+        for key, value in expected.items():
+            if key in saved:
+                check_loops(saved[key], value, path, f"{name}.{key}")
+            elif key != "validation_due":  # early checkpoints lack it
+                raise UserError(f"{path} lacks the part {name}.{key}: give another --ckpt_path")
+
+
+def check_optimizer(saved: Mapping[str, Any], parameters: Iterable[torch.Tensor], path: object) -> None:
+    """Check that the state of an optimizer has the shapes of a model's parameters.
+
+    Raises:
+        UserError: it belongs to another model.
+    """
+    shapes = [parameter.shape for parameter in parameters]
+    of_groups = [index for group in saved["param_groups"] for index in group["params"]]
+    fits = sorted(of_groups) == list(range(len(shapes))) and all(
+        index in of_groups and state[name].shape == shapes[index]
+        for index, state in saved["state"].items() for name in ("exp_avg", "exp_avg_sq")
+    )
+    if not fits:
+        raise UserError(f"{path} holds the part optimizer_states of another model: give another --ckpt_path")
+
+
+def changed_fingerprints(saved: Mapping[str, str], present: Mapping[str, str], path: object) -> list[str]:
+    """Say which texts or tokenizer differ from those of a checkpoint; early checkpoints have no fingerprints.
+
+    Args:
+        saved: what the checkpoint holds: fingerprints by the name of what they belong to.
+        present: those of this run.
+        path: the checkpoint, for the message.
+    """
+    return [
+        f"the {name} has the fingerprint {now[:12]}, but {path} was trained with {saved[name][:12]}"
+        for name, now in present.items() if saved.get(name, now) != now
+    ]
+
+
+def _table(state: Mapping[str, Any], resume: bool) -> Iterator[tuple[str, Check]]:
+    yield from PARTS.items()
+    if resume:
+        yield from RESUMED.items()
+        if "fingerprints" in state["tslm"]:  # early checkpoints lack them
+            yield "tslm.fingerprints", strings
+        for callback, checks in CALLBACKS.items():
+            if callback in state["callbacks"]:
+                yield from ((f"callbacks.{callback}.{name}", check) for name, check in checks.items())
