@@ -219,3 +219,8 @@ def install_step_loop(trainer: pl.Trainer, cadence: Cadence) -> StepEpochLoop:
     trainer.fit_loop = StepFitLoop(trainer, trainer.fit_loop.min_epochs, max_epochs=-1)
     trainer.fit_loop.epoch_loop = loop = StepEpochLoop(trainer, cadence)
     return loop
+
+
+def fit_loop_state(trainer: pl.Trainer) -> dict[str, Any]:
+    """Return the state of a trainer's loops in the form in which a checkpoint holds it."""
+    return trainer.fit_loop.state_dict()

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from tslm.data.batches import default_micro_batch
 from tslm.errors import UserError
 from tslm.generation import Completion, complete
+from tslm.loops.lightning import fit_loop_state
 from tslm.model import TransformerConfig, TransformerLM
 from tslm.model.ops import document_starts_of
 from tslm.objective import linear_cross_entropy
@@ -264,7 +265,7 @@ class LanguageModule(pl.LightningModule):
         self._rng = own["rng"] if resume else None
         if trainer is None or not resume:
             return
-        check_loops(checkpoint["loops"]["fit_loop"], trainer.fit_loop.state_dict(), path)
+        check_loops(checkpoint["loops"]["fit_loop"], fit_loop_state(trainer), path)
         check_optimizer(checkpoint["optimizer_states"][0], self.parameters(), path)
         changes = changed_fingerprints(own.get("fingerprints", {}), self.fingerprints, path)
         if changes and not self.allow_changed_text:
