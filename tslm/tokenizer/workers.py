@@ -168,9 +168,11 @@ class _Process(SpawnProcess):
     def start(self) -> None:
         main = sys.modules["__main__"]
         sys.modules["__main__"] = types.ModuleType("__main__")
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the process inherits it, see _start_worker
         try:
             super().start()
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             sys.modules["__main__"] = main
 
 
@@ -181,7 +183,10 @@ class _Context(SpawnContext):
 
 
 def _start_worker() -> None:
-    """Ignore Ctrl-C, which the parent handles, and exit when the parent is gone, for whatever reason."""
+    """Ignore Ctrl-C, which the parent handles, and exit when the parent is gone, for whatever reason.
+
+    Ctrl-C is blocked from the start of the process until here; an interrupted import would print a traceback.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
