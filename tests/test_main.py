@@ -246,6 +246,27 @@ def test_a_closed_pipe_ends_a_command_silently(body):
         assert process.stderr.read() == ""
 
 
+@pytest.mark.parametrize(("encoding", "printed"), [("ascii", b"na?ve ? ?"), ("latin-1", b"na\xefve ? ?"),
+                                                   ("utf-8", "naïve 字 ?".encode())])
+def test_characters_that_the_output_lacks_are_replaced(encoding, printed):
+    with run_process("print('na\\xefve \\u5b57 \\ud800')", stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                     env=os.environ | {"PYTHONIOENCODING": encoding}) as process:
+        assert process.stdout.buffer.read() == printed + b"\n"
+        assert process.wait(timeout=20) == 0
+        assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize(("closed", "code"), [(">&-", 141), ("2>&-", 2), (">&- 2>&-", 141), ("<&-", 2)])
+def test_closed_standard_files(closed, code, tmp_path):
+    """A file that the command opens must not get the number of the output, or the output is written into the file."""
+    done = subprocess.run(["sh", "-c", f"{sys.executable} -m tslm train-tokenizer --input no.txt --output x {closed}"],
+                          cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+                          check=False, timeout=60)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == ("2>&-" not in closed)
+
+
 def test_a_disagreement_is_one_line_and_other_warnings_keep_their_place():
     body = ("import warnings; from tslm.fast import DisagreementWarning; "
             "warnings.warn('rms_norm runs as it is written', DisagreementWarning); warnings.warn('other')")

@@ -5,9 +5,11 @@ Nothing heavy is imported before the command is known, so a list or a mistyped n
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -30,6 +32,7 @@ COMMANDS = {
 }
 
 INTERRUPTED = 128 + signal.SIGINT  # the exit code after Ctrl-C
+CLOSED_OUTPUT = 141  # that of a program that SIGPIPE ended, as in `python -m tslm … | head`
 
 _python_format = warnings.formatwarning
 
@@ -65,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
             return _report(error.code, code=1) if isinstance(error.code, str) else error.code or 0
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the flush at exit does not fail again
-            return 141  # the code of a program that SIGPIPE ended, as in `python -m tslm … | head`
+            return CLOSED_OUTPUT
         sentence = _sentence(error)
         if sentence is None or os.environ.get("TSLM_TRACEBACK") == "1":
             raise
@@ -111,7 +114,8 @@ def _unknown(word: str) -> str:
 
 
 def _report(sentence: str, code: int = 2) -> int:
-    print(f"tslm: {sentence}", file=sys.stderr)
+    with contextlib.suppress(BrokenPipeError):  # in `python -m tslm … 2>&1 | head`
+        print(f"tslm: {sentence}", file=sys.stderr)
     return code
 
 
@@ -140,7 +144,17 @@ def _sentence(error: BaseException) -> str | None:
 
 
 def run() -> int:
-    """Run the command of this process, and handle Ctrl-C from the first import to the last line of output."""
+    """Run the command of this process, and handle Ctrl-C from the first import to the last line of output.
+
+    Characters that the output's encoding lacks are replaced. A closed output ends the process, with the code of a
+    closed pipe, before a file that is opened for writing can get the number of the output.
+    """
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - open until the end of the process
+    if sys.stdout is None:
+        return _report("the standard output is closed: send it to a file or to /dev/null", code=CLOSED_OUTPUT)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # `nohup` and a shell's `&` ask for this
         return main()
     signal.signal(signal.SIGINT, _interrupt)
