@@ -11,6 +11,8 @@ from tslm.errors import UserError
 from tslm.generation import SamplingRule
 from tslm.optim import check_schedule, lr_cosine_schedule
 
+LARGEST = 3e38  # just below the largest float32, the type in which steps are computed
+
 
 @dataclass(frozen=True)
 class OptimizerSettings:
@@ -44,14 +46,14 @@ class OptimizerSettings:
             UserError: a setting is out of range.
         """
         for name, value, fine, allowed in (
-            ("lr", self.lr, self.lr >= 0, "0 or more"),
+            ("lr", self.lr, self.lr >= 0, "0 or more, and a float32"),
             ("lr_min", self.lr_min, 0 <= self.lr_min <= self.lr, f"between 0 and lr, which is {self.lr:g}"),
             ("betas", list(self.betas), all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
             ("eps", self.eps, self.eps >= 0, "0 or more"),
             ("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more"),
             ("max_skipped", self.max_skipped, self.max_skipped >= 1, "1 or more"),
         ):
-            if not fine:
+            if not fine or (isinstance(value, float) and not value < LARGEST):
                 raise UserError(f"optimizer.{name} is {value}, but it must be {allowed}: change --optimizer.{name}")
 
     def schedule(self, max_steps: int) -> Callable[[int], float]:
@@ -93,6 +95,8 @@ class GenerationSettings:
         SamplingRule(self.temperature, self.top_p, self.top_k)
         if self.max_new_tokens < 0:
             raise UserError(f"max_new_tokens is {self.max_new_tokens}: give 0 or more")
+        if not -(2**63) <= self.seed < 2**63:
+            raise UserError(f"generation.seed is {self.seed}: give a whole number from {-(2**63)} to {2**63 - 1}")
 
 
 def translate_batch_settings(settings: dict[str, Any]) -> dict[str, Any]:
