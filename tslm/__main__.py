@@ -133,7 +133,8 @@ def _sentence(error: BaseException) -> str | None:
         return text
     if isinstance(error, OSError) and error.strerror:
         if error.filename is not None:
-            return f"{error.filename}: {error.strerror}"
+            name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
+            return f"{name if len(name) <= 300 else name[:300] + ' …'}: {error.strerror}"
         if error.errno == errno.ENOSPC:  # of a write, which knows no file name
             return error.strerror
     torch = sys.modules.get("torch")  # no exception can be torch's if torch is not imported

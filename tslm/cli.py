@@ -221,7 +221,8 @@ class CommandLine(LightningCLI):
             key = re.search(r'Parser key "([^"]*)"', str(error))
             while isinstance(error.__cause__ or error.__context__, Exception):  # jsonargparse's own fill a page
                 error = error.__cause__ or error.__context__  # type: ignore[assignment]
-            raise UserError(f"{key[1] if key else 'an option'} cannot be used: {' '.join(str(error).split())[:300]}") from error
+            name = key[1] if key else "an option"
+            raise UserError(f"{name} cannot be used: {' '.join(str(error).split())[:300]}") from error
 
     def instantiate_trainer(self, **arguments: Any) -> Trainer:
         """Build the trainer.

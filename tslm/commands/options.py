@@ -63,8 +63,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         byte = f"byte {error.object[error.start]:#04x} at offset {error.start}"
         raise UserError(f"{path} is not UTF-8 text: {byte}") from error
     except DuplicateKeyError as error:
-        assert error.problem_mark is not None
-        raise UserError(f"{path} {error.problem}, the second time in line {error.problem_mark.line + 1}") from error
+        raise UserError(f"{path} {error.problem}, the second time in line {error.line}") from error
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -75,8 +74,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return content
 
 
-class DuplicateKeyError(yaml.MarkedYAMLError):
-    """A mapping states a key twice."""
+class DuplicateKeyError(yaml.YAMLError):
+    """A mapping states a key twice, the second time in a line that is counted from 1."""
+
+    def __init__(self, key: str, line: int) -> None:
+        self.problem, self.line = f"states the key {key!r} twice", line
+        super().__init__(self.problem)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -87,19 +90,19 @@ class _StrictLoader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if key.value in seen and isinstance(key.value, str):
-                raise DuplicateKeyError(problem=f"states the key {key.value!r} twice", problem_mark=key.start_mark)
+                raise DuplicateKeyError(key.value, key.start_mark.line + 1)
             seen.add(key.value if isinstance(key.value, str) else id(key))
         return super().construct_mapping(node, deep=deep)
 
 
-def load_yaml(text: str) -> Any:  # noqa: ANN401 - what the text says
+def load_yaml(text: str) -> Any:
     """Read YAML.
 
     Raises:
         DuplicateKeyError: a mapping states a key twice.
         yaml.YAMLError: the text is not YAML.
     """
-    return yaml.load(text, _StrictLoader)  # noqa: S506 - a safe loader
+    return yaml.load(text, _StrictLoader)
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
