@@ -286,6 +286,20 @@ def test_resuming_refuses_another_architecture_and_a_spent_budget(in_runs, capsy
     (["fit", "--trainer.accumulate_grad_batches=2"], "give --data.batch_size 12 and --data.micro_batch_size 6 instead"),
     (["fit", "--generation.top_p=7"], "top_p"),
     (["fit", "--trainer.gradient_clip_val=0"], "gradient_clip_val is 0"),
+    (["fit", "--trainer.accumulate_grad_batches=0"], "accumulate_grad_batches is 0: give 1 or more"),
+    (["fit", "--trainer.accumulate_grad_batches=-1"], "accumulate_grad_batches is -1: give 1 or more"),
+    (["fit", "--seed_everything=-5"], "seed_everything is -5"),
+    (["fit", f"--seed_everything={2**40}"], "seed_everything is 1099511627776"),
+    (["fit", "--optimizer.lr=1e39"], "tslm: optimizer.lr is 1e+39, but it must be a number between"),
+    (["fit", "--model.rope_theta=.nan"], "model.rope_theta is nan"),
+    (["fit", f"--generation.seed={2**63}"], "tslm: generation.seed is 9.22337e+18, but it must be a whole number"),
+    (["fit", "--config", "twice.yaml"], "twice.yaml states the key 'lr' twice, the second time in line 3"),
+    (["fit", "--optimizer={lr: 1, lr: 2}"], "--optimizer states the key 'lr' twice"),
+    (["fit", "--data.tokenizer=\udcff"], "data.tokenizer contains the lone surrogate U+DCFF at position 0"),
+    (["fit", "--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=a", "--trainer.callbacks.mode=best"],
+     "cannot be used: `mode` can be min, max, got best"),
+    (["fit", "--trainer.max_time=soon"], "cannot be used: `Timer(duration='soon')` is not a valid duration"),
+    (["generate", "--seed=9223372036854775808"], "seed is 9.22337e+18"),
     (["fit", "--trainer.max_steps=5", "--optimizer.warmup_steps=9"], "warmup_steps is 9"),
     (["fit", "--ckpt_path", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
     (["fit", "--ckpt_path", "bad.txt"], "bad.txt is damaged or no checkpoint"),
@@ -296,6 +310,7 @@ def test_resuming_refuses_another_architecture_and_a_spent_budget(in_runs, capsy
 ])
 def test_a_mistake_is_reported_in_one_sentence_and_leaves_no_files(project, capsys, arguments, part):
     (project / "typo.yaml").write_text("optmizer:\n  lr: 3.0e-3\n")
+    (project / "twice.yaml").write_text("optimizer:\n  lr: 3.0e-3\n  lr: 3.0e-4\n")
     (project / "empty.txt").write_text("")
     (project / "bad.txt").write_bytes(b"a\xff\xfeb not UTF-8\n")
     (project / "short.txt").write_text("Once upon a time.\n" * 3)
@@ -305,6 +320,11 @@ def test_a_mistake_is_reported_in_one_sentence_and_leaves_no_files(project, caps
     left = {str(path.relative_to(project)) for path in project.rglob("*") if path.is_file()} - before
     assert {name for name in left if not name.startswith(".cache/tslm/")} == set()
     assert {name for name in left if name.endswith(".bin")} == set() or "short.txt" in str(arguments)
+
+
+def test_predict_refuses_an_empty_list_of_prompts(in_runs, capsys):
+    assert main(["predict", "--data.prompts=[]"]) == 2
+    assert "data.prompts is an empty list" in complaint(capsys)
 
 
 @pytest.mark.parametrize(("option", "part"), [

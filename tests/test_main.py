@@ -2,9 +2,11 @@ import concurrent.futures
 import errno
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -171,7 +173,8 @@ def run_process(body, **kwargs):
         "sys.modules['tslm.try_it'] = module = types.ModuleType('tslm.try_it')\n"
         "module.main = run\n"
         "m.COMMANDS['try'] = ('tslm.try_it', '')\n"
-        "sys.exit(m.main(['try']))\n"
+        "sys.argv[1:] = ['try']\n"
+        "sys.exit(m.run())\n"
     )
     return subprocess.Popen([sys.executable, "-c", source], cwd=ROOT, text=True, preexec_fn=hear_ctrl_c, **kwargs)
 
@@ -186,6 +189,53 @@ def test_ctrl_c_is_reported_in_one_line():
         assert process.stderr.read() == "tslm: interrupted\n"
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1), ValueError("Writer is closed")])
+def test_what_follows_from_ctrl_c_is_an_interrupt(error, command, capsys):
+    def fail(options):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise error
+
+    command(fail)
+    assert main(["try"]) == 130
+    assert capsys.readouterr().err == "tslm: interrupted\n"
+
+
+def test_ctrl_c_that_python_would_drop_ends_the_command():
+    body = ("import os, signal, time\n"
+            "    class Closing:\n"
+            "        def __del__(self): os.kill(os.getpid(), signal.SIGINT); time.sleep(9)\n"
+            "    Closing()")
+    with run_process(body, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        assert process.wait(timeout=20) == 130
+        assert process.stderr.read() == "tslm: interrupted\n"
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_at_any_time_ends_a_command_with_its_workers(presses, tmp_path):
+    """The signal goes to the whole process group, as it does from a terminal."""
+    rng = random.Random(presses)
+    text = tmp_path / "words.txt"
+    text.write_bytes(bytes(rng.choices(b"abcdefgh ", k=1 << 18)) * 80)  # large enough for worker processes
+    words = ["train-tokenizer", "--input", text, "--output", "new", "--num_workers", "3", "--vocab_size", "30000"]
+    source = "import sys, tslm.__main__ as m; print('ready', flush=True); sys.exit(m.run())"
+    for delay in (0.02, 0.3, 0.6, rng.random(), rng.uniform(1, 1.6)):
+        with subprocess.Popen([sys.executable, "-c", source, *words], cwd=tmp_path, text=True, stderr=subprocess.PIPE,
+                              stdout=subprocess.PIPE, start_new_session=True, preexec_fn=hear_ctrl_c,
+                              env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(delay)
+            for _ in range(presses):
+                os.killpg(process.pid, signal.SIGINT)
+                time.sleep(0.05)
+            errors = process.communicate(timeout=30)[1]
+        assert process.returncode == 130, (delay, errors)
+        assert errors.endswith("tslm: interrupted\n"), (delay, errors)
+        assert "Traceback" not in errors, delay
+    assert [path.name for path in tmp_path.iterdir()] == ["words.txt"]
+
+
 @pytest.mark.parametrize("body", ["[print('line' * 10) for _ in range(100_000)]", "print('one line')"])
 def test_a_closed_pipe_ends_a_command_silently(body):
     read, write = os.pipe()
@@ -194,6 +244,27 @@ def test_a_closed_pipe_ends_a_command_silently(body):
         os.close(write)
         assert process.wait(timeout=20) == 141
         assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize(("encoding", "printed"), [("ascii", b"na?ve ? ?"), ("latin-1", b"na\xefve ? ?"),
+                                                   ("utf-8", "naïve 字 ?".encode())])
+def test_characters_that_the_output_lacks_are_replaced(encoding, printed):
+    with run_process("print('na\\xefve \\u5b57 \\ud800')", stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                     env=os.environ | {"PYTHONIOENCODING": encoding}) as process:
+        assert process.stdout.buffer.read() == printed + b"\n"
+        assert process.wait(timeout=20) == 0
+        assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize(("closed", "code"), [(">&-", 141), ("2>&-", 2), (">&- 2>&-", 141), ("<&-", 2)])
+def test_closed_standard_files(closed, code, tmp_path):
+    """A file that the command opens must not get the number of the output, or the output is written into the file."""
+    done = subprocess.run(["sh", "-c", f"{sys.executable} -m tslm train-tokenizer --input no.txt --output x {closed}"],
+                          cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+                          check=False, timeout=60)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == ("2>&-" not in closed)
 
 
 def test_a_disagreement_is_one_line_and_other_warnings_keep_their_place():

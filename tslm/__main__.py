@@ -5,12 +5,17 @@ Nothing heavy is imported before the command is known, so a list or a mistyped n
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import importlib
+import io
 import os
+import signal
 import sys
+import types
 import warnings
+from typing import NoReturn
 
 import tslm
 from tslm.errors import UserError
@@ -25,6 +30,9 @@ COMMANDS = {
     "tokenize": ("tslm.commands.tokenize", "turn text files into one file of token ids"),
     "study": ("tslm.commands.study", "answer a question of the course by an experiment; `study --help` lists them"),
 }
+
+INTERRUPTED = 128 + signal.SIGINT  # the exit code after Ctrl-C
+CLOSED_OUTPUT = 141  # that of a program that SIGPIPE ended, as in `python -m tslm … | head`
 
 _python_format = warnings.formatwarning
 
@@ -53,16 +61,14 @@ def main(argv: list[str] | None = None) -> int:
         _run(words[0], words[1:], argv)
         sys.stdout.flush()  # here, because a pipe closed by its reader is reported at exit otherwise
         return 0
-    except SystemExit as exit_:
-        if isinstance(exit_.code, str):
-            return _report(exit_.code, code=1)
-        return exit_.code or 0
-    except KeyboardInterrupt:
-        return _report("interrupted", code=130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the flush at exit does not fail again
-        return 141  # the code of a program that SIGPIPE ended, as in `python -m tslm … | head`
-    except Exception as error:
+    except BaseException as error:
+        if _follows_interrupt(error):
+            return _report("interrupted", code=INTERRUPTED)
+        if isinstance(error, SystemExit):
+            return _report(error.code, code=1) if isinstance(error.code, str) else error.code or 0
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the flush at exit does not fail again
+            return CLOSED_OUTPUT
         sentence = _sentence(error)
         if sentence is None or os.environ.get("TSLM_TRACEBACK") == "1":
             raise
@@ -108,18 +114,27 @@ def _unknown(word: str) -> str:
 
 
 def _report(sentence: str, code: int = 2) -> int:
-    print(f"tslm: {sentence}", file=sys.stderr)
+    with contextlib.suppress(BrokenPipeError):  # in `python -m tslm … 2>&1 | head`
+        print(f"tslm: {sentence}", file=sys.stderr)
     return code
 
 
-def _sentence(error: Exception) -> str | None:
+def _follows_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C led to an exception; Lightning ends with SystemExit(1) instead, and cleaning up may fail."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _sentence(error: BaseException) -> str | None:
     """Say in one sentence what the user can change; None for a bug, which only its traceback explains."""
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
         return text
     if isinstance(error, OSError) and error.strerror:
         if error.filename is not None:
-            return f"{error.filename}: {error.strerror}"
+            name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
+            return f"{name if len(name) <= 300 else name[:300] + ' …'}: {error.strerror}"
         if error.errno == errno.ENOSPC:  # of a write, which knows no file name
             return error.strerror
     torch = sys.modules.get("torch")  # no exception can be torch's if torch is not imported
@@ -129,5 +144,63 @@ def _sentence(error: Exception) -> str | None:
     return None
 
 
+def run() -> int:
+    """Run the command of this process, and handle Ctrl-C from the first import to the last line of output.
+
+    Characters that the output's encoding lacks are replaced. A closed output ends the process, with the code of a
+    closed pipe, before a file that is opened for writing can get the number of the output.
+    """
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - open until the end of the process
+    if sys.stdout is None:
+        return _report("the standard output is closed: send it to a file or to /dev/null", code=CLOSED_OUTPUT)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # `nohup` and a shell's `&` ask for this
+        return main()
+    signal.signal(signal.SIGINT, _interrupt)
+    sys.unraisablehook = _stop_if_interrupted
+    # For the processes that multiprocessing starts: its tracker warns of semaphores that `_stop` leaves to be removed.
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+    code = main()
+    signal.signal(signal.SIGINT, _stop)
+    if code == INTERRUPTED:  # sys.exit would wait for threads, and may repeat the signal to end the process by it
+        _exit_at_once()
+    return code
+
+
+def _interrupt(signum: int, frame: types.FrameType | None) -> None:
+    """Raise KeyboardInterrupt at the first Ctrl-C, so that the command cleans up; stop at once at the second.
+
+    An interrupted import also stops at once: the imported module may swallow the exception or replace it.
+    """
+    signal.signal(signal.SIGINT, _stop)
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            _stop()
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _stop_if_interrupted(unraisable: sys.UnraisableHookArgs) -> None:
+    """Stop if Python is about to drop a KeyboardInterrupt, as it does in `__del__`; print what else it drops."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        _stop()
+    sys.__unraisablehook__(unraisable)
+
+
+def _stop(*_: object) -> NoReturn:
+    """Say that the command was interrupted, and end the process without clean-up."""
+    os.write(2, b"tslm: interrupted\n")  # print would fail if the signal came in the middle of another print
+    _exit_at_once()
+
+
+def _exit_at_once() -> NoReturn:
+    try:
+        sys.stdout.flush()
+    finally:
+        os._exit(INTERRUPTED)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

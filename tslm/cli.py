@@ -8,7 +8,9 @@ settings that `tslm.training.saved_settings` lists: no class, and no path to wri
 from __future__ import annotations
 
 import logging
+import re
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -137,6 +139,9 @@ class CommandLine(LightningCLI):
             print(*remarks, sep="\n", end="\n" * bool(remarks), flush=True)
             self.saved = fit_part(read_checkpoint(self.checkpoint, mmap=True), self.checkpoint)
             self._take_over_saved(parser, command)
+        seed = self.config[command].seed_everything
+        if not isinstance(seed, bool) and not 0 <= (seed or 0) < 2**32:
+            raise UserError(f"seed_everything is {seed}: give a whole number from 0 to {2**32 - 1}")
         self._settle_budget(flags, in_files)
 
     @property
@@ -198,6 +203,26 @@ class CommandLine(LightningCLI):
             trainer.logger = False
             if not is_stated("trainer.limit_val_batches", self.stated):
                 trainer.limit_val_batches = None
+
+    def instantiate_classes(self) -> None:
+        """Build module, data and trainer.
+
+        Raises:
+            UserError: a class that the user names refuses its arguments. Exceptions of our own code are bugs.
+        """
+        try:
+            super().instantiate_classes()
+        except UserError:
+            raise
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1].filename
+            if Path(place).is_relative_to(Path(__file__).parent):
+                raise
+            key = re.search(r'Parser key "([^"]*)"', str(error))
+            while isinstance(error.__cause__ or error.__context__, Exception):  # jsonargparse's own fill a page
+                error = error.__cause__ or error.__context__  # type: ignore[assignment]
+            name = key[1] if key else "an option"
+            raise UserError(f"{name} cannot be used: {' '.join(str(error).split())[:300]}") from error
 
     def instantiate_trainer(self, **arguments: Any) -> Trainer:
         """Build the trainer.

@@ -16,9 +16,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Union
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from tslm.commands.options import get_key, leaves, read_yaml, stated_options
+from tslm.commands.options import DuplicateKeyError, get_key, leaves, load_yaml, read_yaml, stated_options
 from tslm.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,13 +51,45 @@ class OneSentenceErrors(_Base):
         if self._subparsers is None:  # with subcommands, the parser of the chosen one is called for the rest
             for path in _config_files(self, args or []):
                 _check_keys(self, path)
-        return super().parse_args(args, *rest, **kwargs)
+            _check_mappings(args or [])
+        config = super().parse_args(args, *rest, **kwargs)
+        if self._subparsers is None:
+            for name, value in reversed(config.as_dict().items()):  # the target of a link precedes its source
+                check_value(name, value)
+        return config
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a UserError for a mistake that jsonargparse has found."""
         if not self.exit_on_error:  # the parser of a class that is an option's value; the outer parser explains it
             super().error(message, ex)
         raise UserError(explain(self, message, ex)) from ex
+
+
+def check_value(name: str, value: object) -> None:
+    """Refuse numbers that no option can use, and text that cannot be written to a file as UTF-8.
+
+    Raises:
+        UserError: a float is infinite, not a number or too large for float32, an integer has more than 64 bits, or a
+            text contains a lone surrogate. It stands for a byte of the command line that is not UTF-8.
+    """
+    if isinstance(value, Mapping):
+        if "class_path" not in value:  # the class decides which numbers it takes
+            for key, each in value.items():
+                check_value(f"{name}.{key}", each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            check_value(name, each)
+    elif isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:
+        raise UserError(f"{name} is {value}, but it must be a number between -{LARGEST_FLOAT} and {LARGEST_FLOAT}")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise UserError(f"{name} is {value:.6g}, but it must be a whole number of at most 64 bits: give one from "
+                        f"{-(2**63)} to {2**63 - 1}")
+    elif isinstance(value, str) and (found := re.search("[\ud800-\udfff]", value)):
+        raise UserError(f"{name} contains the lone surrogate U+{ord(found[0]):04X} at position {found.start()}, which "
+                        "is not text: give valid UTF-8")
+
+
+LARGEST_FLOAT = 3e38  # just below the largest float32
 
 
 class Parser(OneSentenceErrors, ArgumentParser):
@@ -101,6 +134,17 @@ def _check_keys(parser: ArgumentParser, path: str) -> None:
         is_group = any(name.startswith(f"{key}.") for name in known) and not hasattr(action, "_typehint")
         if is_group and value and not isinstance(value, str):  # a string names a YAML file; jsonargparse reads it
             raise UserError(_group_as_value(f"{key} in {path}", value))
+
+
+def _check_mappings(words: list[str]) -> None:
+    """Refuse a mapping on the command line that states a key twice; jsonargparse would take the last value."""
+    for name, value in stated_options(words):
+        if "{" in value:
+            with contextlib.suppress(yaml.YAMLError):  # what is wrong with it is explained later
+                try:
+                    load_yaml(value)
+                except DuplicateKeyError as error:
+                    raise UserError(f"{name} {error.problem}") from error
 
 
 def _wrong_value(parser: ArgumentParser, key: str, message: str, cause: BaseException | None) -> str:

@@ -46,7 +46,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a configuration file.
 
     Raises:
-        UserError: the file does not exist, is not UTF-8 or not YAML, or holds something else than a mapping.
+        UserError: the file does not exist, is not UTF-8 or not YAML, states a key twice, or holds something else than a
+            mapping.
     """
     path = Path(path)
     if not path.exists():
@@ -57,10 +58,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"configuration {path} is not a file: give the path of a YAML file")
     try:
-        content = yaml.safe_load(path.read_bytes().decode("utf-8"))
+        content = load_yaml(path.read_bytes().decode("utf-8"))
     except UnicodeDecodeError as error:
         byte = f"byte {error.object[error.start]:#04x} at offset {error.start}"
         raise UserError(f"{path} is not UTF-8 text: {byte}") from error
+    except DuplicateKeyError as error:
+        raise UserError(f"{path} {error.problem}, the second time in line {error.line}") from error
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -69,6 +72,37 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         found = "is empty" if content is None else f"holds {str(content)[:60]!r}"
         raise UserError(f"{path} {found}, but a configuration is a list of options, each written as `name: value`")
     return content
+
+
+class DuplicateKeyError(yaml.YAMLError):
+    """A mapping states a key twice, the second time in a line that is counted from 1."""
+
+    def __init__(self, key: str, line: int) -> None:
+        self.problem, self.line = f"states the key {key!r} twice", line
+        super().__init__(self.problem)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's safe loader, which refuses duplicate keys instead of taking the last value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Construct a mapping; the keys that `<<` merges into it may be stated again."""
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key.value, str):
+                raise DuplicateKeyError(key.value, key.start_mark.line + 1)
+            seen.add(key.value if isinstance(key.value, str) else id(key))
+        return super().construct_mapping(node, deep=deep)
+
+
+def load_yaml(text: str) -> Any:
+    """Read YAML.
+
+    Raises:
+        DuplicateKeyError: a mapping states a key twice.
+        yaml.YAMLError: the text is not YAML.
+    """
+    return yaml.load(text, _StrictLoader)
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -101,6 +101,8 @@ class TextDataModule(pl.LightningDataModule):
         self.tokenizer = Tokenizer.from_dir(tokenizer) if tokenizer is not None else None
         self.cache = Cache(cache_dir)
         self.num_workers, self.toy_stories, self.toy_seed = num_workers, toy_stories, toy_seed
+        if prompts == []:
+            raise UserError("data.prompts is an empty list: give at least one prompt, or leave --data.prompts out")
         self.prompts, self.prompts_file = prompts, prompts_file
         self.allow_changed_text = allow_changed_text
         self.train_tokens: TokenFile | None = None

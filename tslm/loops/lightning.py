@@ -8,6 +8,7 @@ by a `StepLoop`, and composes each optimizer step of Lightning's `advance`, whic
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from types import FrameType
@@ -198,9 +199,11 @@ class InterruptAtBoundary(pl.Callback):
 
         def handler(signum: int, frame: FrameType | None) -> None:
             if self.interrupted:
-                raise KeyboardInterrupt
+                before = self._previous
+                (before if callable(before) else signal.default_int_handler)(signum, frame)  # KeyboardInterrupt
             self.interrupted = trainer.should_stop = True
-            print("\nInterrupted: finishing this step and saving. Press Ctrl-C again to stop at once.", flush=True)
+            with contextlib.suppress(RuntimeError):  # the signal may have come while something else was printed
+                print("\nInterrupted: finishing this step and saving. Press Ctrl-C again to stop at once.", flush=True)
 
         try:
             self._previous = signal.signal(signal.SIGINT, handler)

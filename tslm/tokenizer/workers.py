@@ -5,6 +5,7 @@ Only a few tasks are in progress at a time, so memory does not grow with their n
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -169,9 +170,23 @@ class _Process(SpawnProcess):
         main = sys.modules["__main__"]
         sys.modules["__main__"] = types.ModuleType("__main__")
         try:
-            super().start()
+            with _blocked_interrupt():  # the process inherits this, see _start_worker
+                super().start()
         finally:
             sys.modules["__main__"] = main
+
+
+@contextlib.contextmanager
+def _blocked_interrupt() -> Iterator[None]:
+    """Block Ctrl-C for a moment, where the system can do that."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 class _Context(SpawnContext):
@@ -181,7 +196,10 @@ class _Context(SpawnContext):
 
 
 def _start_worker() -> None:
-    """Ignore Ctrl-C, which the parent handles, and exit when the parent is gone, for whatever reason."""
+    """Ignore Ctrl-C, which the parent handles, and exit when the parent is gone, for whatever reason.
+
+    Ctrl-C is blocked from the start of the process until here; an interrupted import would print a traceback.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

@@ -95,6 +95,8 @@ class GenerationSettings:
         SamplingRule(self.temperature, self.top_p, self.top_k)
         if self.max_new_tokens < 0:
             raise UserError(f"max_new_tokens is {self.max_new_tokens}: give 0 or more")
+        if not -(2**63) <= self.seed < 2**63:
+            raise UserError(f"generation.seed is {self.seed}: give a whole number from {-(2**63)} to {2**63 - 1}")
 
 
 def translate_batch_settings(settings: dict[str, Any]) -> dict[str, Any]:

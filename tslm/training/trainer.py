@@ -74,6 +74,8 @@ class StepTrainer(pl.Trainer):
         accelerator = _accelerator(accelerator)
         if precision == "auto":
             precision = auto_precision(str(accelerator))
+        if (accumulation := kwargs.get("accumulate_grad_batches", 1)) < 1:
+            raise UserError(f"trainer.accumulate_grad_batches is {accumulation}: give 1 or more, or leave it out")
         if gradient_clip_val is not None and not gradient_clip_val > 0:
             raise UserError(
                 f"trainer.gradient_clip_val is {gradient_clip_val}: give a norm above 0, or null for no clipping"

@@ -68,7 +68,8 @@ def test_another_source_dtype_or_compiler_is_another_library(tmp_path, monkeypat
 @needs_compiler
 @pytest.mark.parametrize(("compiler", "reason"), [
     ("no-such-compiler", "no C compiler: no-such-compiler is not found"), ("false", "false fails: exit code 1"),
-    ("cc --no-such-option", "cc fails: .*error: .*no-such-option")])
+    ("cc --no-such-option", "cc fails: .*error: .*no-such-option"),
+    ("cc '", "CC is \"cc '\", which is no command line .No closing quotation.")])
 def test_without_a_working_compiler_the_reason_is_given(monkeypatch, compiler, reason):
     monkeypatch.setenv("CC", compiler)
     with pytest.raises(UnavailableError, match=rf"the C kernels are missing \({reason}"):

@@ -53,7 +53,10 @@ def build(sources: tuple[Path, ...], dtype: torch.dtype) -> Path:
     """
     if platform.system() == "Windows":
         raise UnavailableError("they are not compiled on Windows")
-    compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    try:
+        compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    except ValueError as error:
+        raise UnavailableError(f"CC is {os.environ['CC']!r}, which is no command line ({error})") from error
     if shutil.which(compiler[0]) is None:
         raise UnavailableError(f"no C compiler: {compiler[0]} is not found; install one, or name one in CC")
     flags = [*FLAGS, *(["-DBFLOAT16"] if dtype == torch.bfloat16 else [])]
