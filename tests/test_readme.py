@@ -61,7 +61,7 @@ APPENDED = {
     "study": ["--help"],
     "study tokenizer": ["--input=train.txt", "--vocab_size=300", "--num_workers=1"],
     "study unicode": [],
-    "study fast": [],
+    "study fast": ["--seconds=0"],
     "tests.campaigns.fuzz_tokenizer": ["--cases=1"],
 }
 
@@ -130,6 +130,7 @@ def test_each_benchmark_of_the_readme_parses(command):
     importlib.import_module(module)._parser().parse_args(words)
 
 
+@pytest.mark.filterwarnings("ignore:Setuptools is replacing distutils")  # the import of tensorboard
 def test_the_commands_that_are_not_run_exist():
     assert set(NOT_RUN) <= set(BASH)
     for program in ("pip", "pytest", "tensorboard"):

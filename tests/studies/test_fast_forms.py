@@ -41,7 +41,7 @@ def test_an_edited_function_is_listed_as_written_with_the_reason(monkeypatch):
 @needs_compiler
 @needs_open_door
 def test_the_page_says_what_runs_and_how_much_faster_it_is(capsys):
-    assert main(["study", "fast", "--seconds", "0.001"]) == 0
+    assert main(["study", "fast", "--seconds", "0.001", "--function", "choose_tokens"]) == 0
     lines = capsys.readouterr().out.splitlines()
     (row,) = [line for line in lines if line.startswith("generation.sampling.choose_tokens")]
     assert row.endswith("×")
@@ -53,3 +53,8 @@ def test_with_the_door_shut_everything_runs_as_written(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("The door is shut")
     assert not any("fast.cpu" in line for line in lines)
+
+
+def test_an_unknown_function_is_refused_with_the_known_names(capsys):
+    assert main(["study", "fast", "--function", "rmsnorm"]) == 2
+    assert "give a part of one of" in capsys.readouterr().err

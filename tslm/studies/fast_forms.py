@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tslm.errors import UserError
 from tslm.fast import door
 from tslm.fast.table import SUBSTITUTES, Place
 from tslm.model import TransformerConfig, TransformerLM
@@ -36,29 +37,39 @@ class FormReport(NamedTuple):
     speedup: float | None
 
 
-def print_study(seconds: float = 0.5) -> None:
+def print_study(seconds: float = 0.5, function: str = "") -> None:
     """Print a line for each function and form.
 
     Args:
-        seconds: how long to measure each of the two functions of a form; 0 measures nothing.
+        seconds: how long to measure each form for; 0 measures nothing.
+        function: a part of the dotted names of the functions to list; all if left out.
+
+    Raises:
+        UserError: no replaceable function has such a name.
     """
+    if not any(function in name for name in SUBSTITUTES):
+        raise UserError(f"function is {function!r}, which no replaceable function has in its name: give a part of one "
+                        f"of {', '.join(SUBSTITUTES)}")
     state = "open" if door.is_open() else "shut (TSLM_FAST=0)"
     print(f"The door is {state}. A substitute runs if it agrees with the function as it is written.\n")
     print(f"{'function':<42}{'form':<28}{'runs':<32}{'faster':>8}")
-    for row in reports(seconds):
+    for row in reports(seconds, function):
         speedup = "" if row.speedup is None else f"{row.speedup:.1f}×"
         print(f"{row.function.removeprefix('tslm.'):<42}{row.form:<28}{row.runs:<32}{speedup:>8}", flush=True)
         if row.reason:
             print(f"    {row.reason}")
 
 
-def reports(seconds: float) -> Iterator[FormReport]:
+def reports(seconds: float, function: str = "") -> Iterator[FormReport]:
     """Compare and measure every substitute that this machine can run; yield a report for each function and form.
 
     Args:
-        seconds: as in `print_study`.
+        seconds: how long to measure each form for; 0 measures nothing.
+        function: a part of the names of the functions to report on.
     """
     for name, places in SUBSTITUTES.items():
+        if function not in name:
+            continue
         importlib.import_module(name.rpartition(".")[0])
         rows = list(_rows(name, places, seconds))
         yield from rows or [FormReport(name, "every form", "as written", "", None)]
