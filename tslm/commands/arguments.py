@@ -155,7 +155,8 @@ def _wrong_value(parser: ArgumentParser, key: str, message: str, cause: BaseExce
         return _shorten(message)
     name, value = min(values, key=lambda each: str(each[1]) not in message)  # the first that the message quotes
     if type_hint is None:
-        return _group_as_value(name, value)
+        is_group = any(option.startswith(f"--{key}.") for option in parser._option_string_actions)
+        return _group_as_value(name, value) if is_group else f"{name} cannot be used: {_shorten(message)}"
     allowed = describe(type_hint)
     if allowed is None:  # a class; jsonargparse's message about the first alternative of the type names the mistake
         while cause is not None and isinstance(cause.__cause__, TypeError | ValueError):

@@ -185,10 +185,10 @@ NEXT_COMMANDS = (
 
 def stopped_text(summary: dict[str, Any], max_steps: int) -> str:
     """Say at which step a run stopped, and how to resume it."""
-    return (
-        f"\nStopped at step {summary['steps']:,} of {max_steps:,}. Resume with:\n"
-        f"  python -m tslm fit --ckpt_path {summary['checkpoint']}"
-    )
+    stopped = f"\nStopped at step {summary['steps']:,} of {max_steps:,}."
+    if summary["checkpoint"] is None:
+        return f"{stopped} No checkpoint was saved."
+    return f"{stopped} Resume with:\n  python -m tslm fit --ckpt_path {summary['checkpoint']}"
 
 
 def best_figure(summary: dict[str, Any]) -> str:
