@@ -23,7 +23,7 @@ KEYS = ["name", "ours", "peer", "peer_name", "ratio", "target", "holds", "runs"]
 
 
 def in_this_process(function, **arguments):
-    """Stand in for `run_alone`, without another import of torch."""
+    """Replace `run_alone` in this process, without another import of torch."""
     return Run(json.loads(json.dumps(function(**json.loads(json.dumps(arguments, default=str))))), 0.0, 0)
 
 

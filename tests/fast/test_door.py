@@ -1,4 +1,4 @@
-"""The door: an edited formula runs, in training and in generation, and the user is told once."""
+"""The door: an edited formula runs, in training and in generation, and one warning names it."""
 
 import math
 import os

@@ -33,7 +33,7 @@ static double count_from(const float *p, int size, float t)
 }
 
 /* Sets to zero all but the largest p_i, as few as have a `measure` of at least `need`; among equals the lowest ids are
- * kept. The p_i lie in [0, 1], where the bits of floats have the order of the floats, so the threshold, the
+ * kept. The p_i are between 0 and 1, where the bits of floats have the order of the floats, so the threshold, the
  * largest t with measure(t) >= need, can be bisected by its bits. */
 static void cut(float *p, int size, double (*measure)(const float *, int, float), double need)
 {
