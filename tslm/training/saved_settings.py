@@ -174,7 +174,7 @@ ALLOWED: dict[str, Check] = {
 FORMER: dict[str, Check] = {"model.micro_batch_size": optional(whole(1))}
 
 # The options that are left out, with their defaults. The value may name a class, a plugin or a place to write to, or it
-# switches parts of Lightning off. A notice names an option that was not the default. Three more options are never looked
+# switches parts of Lightning off. A notice names those not at the default. Three more options are never looked
 # up: `config`, `ckpt_path`, and `data.tokenizer`, because a checkpoint holds the tokenizer itself.
 NOT_TAKEN: dict[str, str | bool | None] = {
     "trainer.default_root_dir": ".",
