@@ -62,7 +62,7 @@ APPENDED = {
     "study tokenizer": ["--input=train.txt", "--vocab_size=300", "--num_workers=1"],
     "study unicode": [],
     "study fast": ["--seconds=0"],
-    "tests.campaigns.fuzz_tokenizer": ["--cases=1"],
+    "tests.campaigns.fuzz": ["--count=1"],
 }
 
 

@@ -1,7 +1,8 @@
-"""Run families of random cases for a given time. Each case can be repeated by its number.
+"""Run families of random cases: a number of them, or for a given time. Each case can be repeated by its number.
 
 A family is a function of a `Case` that raises an error if something is wrong. The result is one JSON line per family on
-stdout. Each failing case is printed on stderr, with its inputs and the options that repeat it.
+stdout, with the keys `name`, `tried`, `failed`, `seed` and `seconds`. Each failing case is printed on stderr, with its
+inputs and the options that repeat it. A family says with `@full(count)` how many cases a full campaign has.
 """
 
 import argparse
@@ -14,6 +15,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
+
+from tqdm import tqdm
 
 _SHOWN = 3  # failures per family that are printed in full
 _REPR = 2000  # characters per input that are printed
@@ -36,8 +39,10 @@ def run_campaign(
     named = {family.__name__: family for family in families}
     parser = argparse.ArgumentParser(prog=f"python -m {name}", description=description)
     parser.add_argument("--seed", type=int, default=0, help="seed of all cases (default: 0)")
-    parser.add_argument("--seconds", type=float, default=60, help="time for all families together (default: 60)")
-    parser.add_argument("--cases", type=int, help="number of cases per family, instead of a time")
+    size = parser.add_mutually_exclusive_group()
+    sizes = ", ".join(f"{family} {count_of(named[family])}" for family in named)
+    size.add_argument("--count", type=int, help=f"number of cases per family (default: {sizes})")
+    size.add_argument("--seconds", type=float, help="time for all families together, instead of a number of cases")
     parser.add_argument("--family", choices=named, action="append", help="run only this family; can be repeated")
     parser.add_argument("--case", type=int, help="run only the case with this number")
     options = parser.parse_args(arguments)
@@ -50,7 +55,7 @@ def run_campaign(
         code = 130
     for run in runs:
         print(json.dumps(run.line()), flush=True)
-    return 1 if any(run.failures for run in runs) else code
+    return 1 if any(run.failed for run in runs) else code
 
 
 def _run_all(runs: list["_Run"], folder: Path, options: argparse.Namespace) -> None:
@@ -58,43 +63,62 @@ def _run_all(runs: list["_Run"], folder: Path, options: argparse.Namespace) -> N
         for run in runs:
             run.do(options.case, folder)
         return
-    deadline = time.monotonic() + options.seconds
-    number = 0
-    while number < options.cases if options.cases is not None else time.monotonic() < deadline:
-        # The family with the least time so far is next, so that a slow family does not use all of it.
-        for run in runs if options.cases is not None else [min(runs, key=lambda run: run.seconds)]:
-            run.do(run.cases, folder)
-        number += 1
+    if options.seconds is not None:
+        deadline = time.monotonic() + options.seconds
+        while time.monotonic() < deadline:
+            # The family with the least time so far is next, so that a slow family does not use all of it.
+            run = min(runs, key=lambda run: run.seconds)
+            run.do(run.tried, folder)
+        return
+    for run in runs:
+        count = options.count if options.count is not None else count_of(run.check)
+        for number in tqdm(range(count), desc=run.name, disable=None):  # None: shown on a terminal only
+            run.do(number, folder)
+
+
+def full(count: int) -> Callable[["Family"], "Family"]:
+    """Return a decorator that sets the number of cases of a family in a full campaign."""
+
+    def mark(family: Family) -> Family:
+        family.full = count  # type: ignore[attr-defined]
+        return family
+
+    return mark
+
+
+def count_of(family: "Family") -> int:
+    """Return the number of cases of a family in a full campaign."""
+    return getattr(family, "full", 1000)
 
 
 class _Run:
     """The cases of one family so far."""
 
     def __init__(self, family: "Family", seed: int) -> None:
-        self._check, self.family, self.seed = family, family.__name__, seed
-        self.cases = self.failures = 0
+        self.check, self.name, self.seed = family, family.__name__, seed
+        self.tried = self.failed = 0
         self.seconds = 0.0
 
     def do(self, number: int, folder: Path) -> None:
         """Run one case, and print it if it fails."""
         start = time.monotonic()
-        case = Case(self.family, self.seed, number, folder)
+        case = Case(self.name, self.seed, number, folder)
         try:
-            self._check(case)
+            self.check(case)
         except Exception:
-            self.failures += 1
-            print(f"{self.family}: case {number} of seed {self.seed} failed; repeat it with --family {self.family} "
+            self.failed += 1
+            print(f"{self.name}: case {number} of seed {self.seed} failed; repeat it with --family {self.name} "
                   f"--seed {self.seed} --case {number}", file=sys.stderr)  # fmt: skip
-            if self.failures <= _SHOWN:
+            if self.failed <= _SHOWN:
                 traceback.print_exc()
                 for name, value in case.inputs.items():
                     print(f"{name} = {value!r:.{_REPR}}", file=sys.stderr)
-        self.cases += 1
+        self.tried += 1
         self.seconds += time.monotonic() - start
 
     def line(self) -> dict[str, object]:
         """Return the summary."""
-        return {"family": self.family, "cases": self.cases, "seed": self.seed, "failures": self.failures,
+        return {"name": self.name, "tried": self.tried, "failed": self.failed, "seed": self.seed,
                 "seconds": round(self.seconds, 1)}  # fmt: skip
 
 

@@ -1,9 +1,10 @@
-"""`python -m tests.campaigns.fuzz_tokenizer`: compare the tokenizer with slow references on random difficult inputs.
+"""`python -m tests.campaigns.fuzz`: compare the tokenizer with slow references on random difficult inputs.
 
 The result is one JSON line per family of checks on stdout. Each failing case is printed on stderr, with its inputs and
 the options that repeat it. The exit code is 1 if a case failed.
 
-    python -m tests.campaigns.fuzz_tokenizer --seconds 300 --seed 7
+    python -m tests.campaigns.fuzz --count 50000 --seed 7
+    python -m tests.campaigns.fuzz --seconds 300
 """
 
 import json
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the campaign and return the exit code."""
     families = [scanner, cuts, vocabularies, streams, training, damaged_bytes, json_lines]
     description = "Compare the tokenizer with slow references on random difficult inputs."
-    return run_campaign("tests.campaigns.fuzz_tokenizer", families, description, arguments)
+    return run_campaign("tests.campaigns.fuzz", families, description, arguments)
 
 
 def scanner(case: Case) -> None:
