@@ -1,4 +1,4 @@
-"""`python -m tests.campaigns.attack`: files made by somebody else, which try to run code, to write, or to use up memory.
+"""`python -m tests.campaigns.attack`: files made by somebody else that run code, write elsewhere or use up memory.
 
 Each attack runs in a forked child under watch. It must end in one sentence (exit code 2) or do nothing (exit code 0).
 A failure is: the canary file exists; another program was started; the module `planted` was imported; a file outside the
@@ -10,7 +10,6 @@ import os
 import random
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -164,7 +163,7 @@ def evil_value(rng: random.Random, place: Place) -> object:
         {"class_path": planted, "init_args": {"save_dir": outside}, "dict_kwargs": {"x": 1}}, {"dict_kwargs": shell},
         [{"class_path": "lightning.pytorch.callbacks.LambdaCallback", "init_args": {"setup": "planted.evil"}}],
         [{"class_path": "lightning.pytorch.callbacks.OnExceptionCheckpoint", "init_args": {"dirpath": outside}}],
-        {"class_path": "lightning.pytorch.profilers.SimpleProfiler", "init_args": {"dirpath": outside, "filename": "x"}},
+        {"class_path": "lightning.pytorch.profilers.SimpleProfiler", "init_args": {"dirpath": outside}},
         outside, f"{outside}/new", f"{outside}/evil.yaml", {"__path__": f"{outside}/evil.yaml"}, "../attacked/outside",
         {"config": f"{outside}/evil.yaml"}, "os.system", {"init_args": {}}, rng.choice(tags(place)), [outside],
         [f"{outside}/precious.txt"], f"{outside}/precious.txt", {"__class__": planted}, "file://" + outside,

@@ -24,7 +24,8 @@ HUGE = [10**400, 10**18, 2**63 - 1, 2**40, -1, -(10**400), 0, 1e300, 1e400]
 def use(case: Case, place: Place, *options: str, commands: tuple[str, ...] = tuple(COMMANDS)[:5]) -> None:
     """Run a command on the newest run, with little memory and time."""
     command = case.rng.choice(commands)
-    wanted = case.rng.choice(["last", "best", "lightning_logs/version_0", "lightning_logs/version_0/checkpoints/last.ckpt"])
+    wanted = case.rng.choice(["last", "best", "lightning_logs/version_0",
+                              "lightning_logs/version_0/checkpoints/last.ckpt"])
     case.note(command=command, wanted=wanted)
     run(place, command, [*COMMANDS[command], f"--ckpt_path={wanted}", *options])
 
@@ -179,12 +180,14 @@ def vocabulary(case: Case, place: Place) -> None:
     ] + [json.dumps(vocab | {"z" * 5_000_000: 300}), DEEP, '{"a": ' + "9" * 100_000 + "}", json.dumps(vocab)[:-2]])
     merges = (place.project / "v" / "merges.txt").read_text()
     if case.rng.random() < 0.3:
-        content, merges = json.dumps(vocab), merges + case.rng.choice(["Ġ Ġ\n" * 1_000_000, "x" * 10_000_000, "Ġ " * 10**6])
+        content = json.dumps(vocab)
+        merges += case.rng.choice(["Ġ Ġ\n" * 1_000_000, "x" * 10_000_000, "Ġ " * 1_000_000])
     if case.rng.random() < 0.5:
         change(place, "tslm.tokenizer", {"vocab.json": content, "merges.txt": merges, "tokenizer_config.json": "{}"})
         use(case, place)
         return
-    (place.project / "v" / "tokenizer_config.json").write_text(case.rng.choice(["{}", DEEP, '{"added_tokens_decoder": {"%s": {"content": "x"}}}' % ("9" * 5000)]))
+    added = {"added_tokens_decoder": {"9" * 5000: {"content": "x"}}}
+    (place.project / "v" / "tokenizer_config.json").write_text(case.rng.choice(["{}", DEEP, json.dumps(added)]))
     (place.project / "v" / "vocab.json").write_text(content)
     (place.project / "v" / "merges.txt").write_text(merges)
     run(place, *case.rng.choice([
@@ -212,7 +215,8 @@ def laughing_yaml(case: Case, place: Place) -> None:
             else:
                 lines.append(f"l{n}: &l{n} {{<<: [{', '.join([each] * 9)}], k{n}: 1}}")
         top = case.rng.choice(["", "data:\n  prompts: *l29\n", "trainer:\n  callbacks: *l29\n", "model: *l29\n"])
-        content = case.rng.choice(["\n".join(lines) + "\n" + top, "[" + ", ".join(f"{line.partition(' ')[2]}" for line in lines) + "]"])
+        values = [line.partition(" ")[2] for line in lines]
+        content = case.rng.choice(["\n".join(lines) + "\n" + top, f"[{', '.join(values)}]"])
     (place.project / "evil.yaml").write_text(content)
     (place.run / "config.yaml").write_text(content)
     if case.rng.random() < 0.3:

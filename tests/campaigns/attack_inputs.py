@@ -10,11 +10,13 @@ import torch
 
 MARK = "@@the payload is here@@"
 # Dotted keys of a checkpoint of `fit`; "" is the whole file.
-PLACES = ["", "state_dict", "state_dict.model.lm_head.weight", "optimizer_states", "lr_schedulers", "loops",
-          "loops.fit_loop", "callbacks", "callbacks.Checkpoints.folder", "hyper_parameters", "datamodule_hparams_by_name",
-          "epoch", "global_step", "pytorch-lightning_version", "tslm", "tslm.architecture", "tslm.config",
-          "tslm.config.trainer.callbacks", "tslm.config.optimizer.lr", "tslm.left_out", "tslm.rng.cpu", "tslm.rng.cuda",
-          "tslm.tokenizer", "tslm.fingerprints", "unknown"]  # fmt: skip
+PLACES = [
+    "", "state_dict", "state_dict.model.lm_head.weight", "optimizer_states", "lr_schedulers", "loops",
+    "loops.fit_loop", "callbacks", "callbacks.Checkpoints.folder", "hyper_parameters", "epoch", "global_step",
+    "pytorch-lightning_version", "tslm", "tslm.architecture", "tslm.config", "tslm.config.trainer.callbacks",
+    "tslm.config.optimizer.lr", "tslm.left_out", "tslm.rng.cpu", "tslm.rng.cuda", "tslm.tokenizer",
+    "tslm.fingerprints", "unknown",
+]
 
 
 def text(value: str) -> bytes:

@@ -95,7 +95,7 @@ def another_owner(case: Case, place: Place) -> None:
     """A folder and files of another user."""
     plant(case, place)
     user = os.getuid() + 1
-    with mock.patch("os.getuid", lambda: user):
+    with mock.patch("os.getuid", return_value=user):
         use(case, place)
 
 

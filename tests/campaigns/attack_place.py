@@ -40,7 +40,9 @@ COMMANDS = {
     "load_model": [],
 }
 COMPILING = {"cc", "gcc", "c++", "g++", "lscpu", "uname"}  # programs that are started without an attack
-SETS = ("PL_", "KINETO", "TORCH", "LIGHTNING", "CUDA", "NCCL", "TRITON", "TF_", "KMP_", "MASTER_", "LOCAL_RANK", "NODE_RANK")
+SETS = ("PL_", "KINETO", "TORCH", "LIGHTNING", "CUDA", "NCCL", "TRITON", "TF_", "KMP_", "MASTER_",
+        "LOCAL_RANK", "NODE_RANK")
+NOTICES = ("the C kernels are missing", "without its substitute")  # of functions that run, but slower
 STARTS = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "pty.spawn", "subprocess.Popen"}
 CHANGES = {"os.mkdir", "os.remove", "os.rmdir", "os.rename", "os.link", "os.symlink", "os.chmod"}
 
@@ -80,7 +82,8 @@ class Place:
         assert not self.canary.exists(), f"executed: {text!a}"
         assert outcome.code in (0, 2), f"exit code {outcome.code}: {text!a}"
         assert "Traceback" not in outcome.text, text
-        sentences = [line for line in outcome.text.splitlines() if line.rpartition("\r")[2].startswith("tslm: ")]
+        sentences = [line for line in outcome.text.splitlines() if line.rpartition("\r")[2].startswith("tslm: ")
+                     and not any(notice in line for notice in NOTICES)]
         assert len(sentences) == (outcome.code == 2), f"not one sentence: {text!a}"
         after = self.listing()
         changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}

@@ -3,6 +3,7 @@
 Importing torch and lightning takes seconds. A child starts with everything imported, and takes milliseconds.
 """
 
+import contextlib
 import importlib
 import os
 import resource
@@ -122,7 +123,5 @@ def _wait(pid: int, limit: float, interrupt_after: float | None) -> tuple[int, i
 
 
 def _kill_group(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):  # nobody is left
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:  # nobody is left
-        pass
