@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.campaigns.forked import run_command
 from tests.conftest import ROOT
 from tslm.data.toy import write_corpus
+from tslm.fast.cpu.build import _folder
 
 TINY = [
     "--data.corpus=files", '--data.train_files=["s.txt"]', "--data.cache_dir=c", "--data.vocab_size=300",
@@ -45,6 +46,8 @@ def contents(folder: Path) -> set[str]:
 def private_environment(folder: Path):
     """Keep the commands from the user's cache folder, from the network and from other processors."""
     ours = {"XDG_CACHE_HOME": str(folder / "home"), "HF_ENDPOINT": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1"}
+    if not (folder / "home").exists() and _folder().is_dir():  # the C kernels need not be compiled again
+        shutil.copytree(_folder(), folder / "home" / "tslm", ignore=shutil.ignore_patterns(".new-*"))
     before = dict(os.environ)
     os.environ |= ours
     try:
