@@ -122,7 +122,7 @@ def libraries(case: Case) -> None:
     variant(case, LIBRARIES)
 
 
-@full(len(BOMBS) * 2)
+@full(len(BOMBS) * 5)
 def bombs(case: Case) -> None:
     """Claim or unpack to huge sizes, or nest deeply; memory and time stay bounded."""
     variant(case, BOMBS)

@@ -94,7 +94,7 @@ def max_time(value: object) -> bool:
 
 
 # Each device is a process, and a process waits for those of the other nodes.
-_processors = os.cpu_count() or 1
+_processors = max(8, os.cpu_count() or 1)
 _devices = either(whole(-1, _processors), list_of(whole(0, 63), least=1, most=_processors), one_of("auto"))
 _batches = optional(either(whole(), number()))
 
