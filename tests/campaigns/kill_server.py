@@ -1,0 +1,314 @@
+"""Runs command lines of tslm in forked processes, and kills them.
+
+Importing torch and lightning takes seconds, so a server imports everything once, starts no thread, and forks a process
+for each run. The forked process does what `python -m tslm` does, up to the end of the interpreter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+MODULES = ("tslm.__main__", "tslm.cli", "torch.utils.tensorboard")
+# The functions written in C whose effect outlives a process.
+SYSTEM = {"write", "writelines", "flush", "fsync", "replace", "rename", "link", "unlink", "remove", "rmdir", "mkdir",
+          "open", "close", "flock", "__exit__"}  # fmt: skip
+ORPHAN_SECONDS = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Signal:
+    """A signal to a process: `delay` seconds after `since`, which is `start` or `step` (the start of the first step)."""
+
+    delay: float
+    since: str = "start"
+    number: int = signal.SIGKILL
+    process: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A point inside a function at which the process kills itself.
+
+    Attributes:
+        function: module and qualified name, as in `tslm.cli:main`.
+        entry: the call of the function that is killed; the first has number 1.
+        kind: what is counted inside the function: all Python `calls`, `system` calls, or `bytes` of a file of the run.
+        number: the count at which the process dies. If the function returns earlier, the process dies there.
+    """
+
+    function: str
+    entry: int
+    kind: str
+    number: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a run ended."""
+
+    codes: list[int]  # of its processes; -9 after SIGKILL
+    output: str
+    seconds: float  # from the start to the end of the last process
+    first_step: float | None  # seconds from the start to the first optimizer step
+    alone: float  # seconds from the last signal to the end of the last process
+    problem: str  # a timeout, or processes that outlived the run
+
+    @property
+    def code(self) -> int:
+        """The exit code of the first process."""
+        return self.codes[0]
+
+
+class Server:
+    """The server's process. Its folder receives what the runs print."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "output.txt"
+        self._process = subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE,
+                                         stdout=subprocess.PIPE, text=True,
+                                         env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+
+    def run(self, words: list[str], folder: Path, *, signals: Sequence[Signal] = (),
+            point: Point | None = None, measure: str | None = None, processes: int = 1, fork: bool = True,
+            environment: dict[str, str] | None = None, seconds: float = 180.0) -> Ended:  # fmt: skip
+        """Run a command line in a folder.
+
+        Args:
+            words: the words after `python -m tslm`.
+            folder: the working folder.
+            signals: signals to send.
+            point: where the process kills itself.
+            measure: a function, as in `Point`. A line `measured {…}` of the output counts each of its calls.
+            processes: number of processes, of one training with `ddp`.
+            fork: False starts `python -m tslm` instead of forking.
+            environment: further variables.
+            seconds: a timeout, after which the processes are killed.
+        """
+        job = {"words": words, "folder": str(folder), "log": str(self.log), "processes": processes, "fork": fork,
+               "signals": [dataclasses.asdict(each) for each in signals], "measure": measure, "seconds": seconds,
+               "point": dataclasses.asdict(point) if point else None, "environment": environment or {}}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        return Ended(output=self.log.read_text(encoding="utf-8", errors="replace"), **answer)
+
+    def close(self) -> None:
+        """End the server."""
+        self._process.communicate()
+
+
+def main() -> int:
+    """Serve until the input ends; in a forked process, run its command line."""
+    for name in MODULES:
+        importlib.import_module(name)
+    while line := sys.stdin.readline():
+        job = json.loads(line)
+        reader, writer = os.pipe()
+        if job["processes"] > 1:
+            job["environment"] |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        Path(job["log"]).write_bytes(b"")
+        started: list[Any] = []  # forked or started
+        for number in range(job["processes"]):
+            if not job["fork"]:
+                started.append(_start(job))
+            elif pid := os.fork():
+                started.append(pid)
+            else:
+                os.close(reader)
+                return _become(job, number, writer)
+        os.close(writer)
+        pids = [each if isinstance(each, int) else each.pid for each in started]
+        print(json.dumps(_watch(job, pids, reader)), flush=True)
+        os.close(reader)
+    return 0
+
+
+def _start(job: dict[str, Any]) -> subprocess.Popen[bytes]:
+    with open(job["log"], "ab") as log:
+        return subprocess.Popen([sys.executable, "-m", "tslm", *job["words"]], stdin=subprocess.DEVNULL, stdout=log,
+                                stderr=log, cwd=job["folder"], env=os.environ | job["environment"],
+                                process_group=0)  # fmt: skip
+
+
+def _become(job: dict[str, Any], number: int, writer: int) -> int:
+    """Become one of the processes of a job: run its command line and return the exit code."""
+    from tslm import __main__ as program
+
+    os.setpgid(0, 0)
+    log = os.open(job["log"], os.O_WRONLY | os.O_APPEND)
+    for target in (1, 2):
+        os.dup2(log, target)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.chdir(job["folder"])
+    os.environ.update(job["environment"])
+    if job["processes"] > 1:
+        os.environ["LOCAL_RANK"] = str(number)
+    sys.argv = ["tslm", *job["words"]]
+    _report_first_step(writer)
+    if job["measure"] is not None:
+        _wrap(job["measure"], 0, "", 0)
+    if job["point"] is not None:
+        point = Point(**job["point"])
+        _wrap(point.function, point.entry, point.kind, point.number)
+    return program.run()
+
+
+def _report_first_step(writer: int) -> None:
+    from tslm.loops.lightning import StepEpochLoop
+
+    inner = StepEpochLoop.train_step
+
+    def first(self: StepEpochLoop) -> None:
+        os.write(writer, b".")
+        setattr(StepEpochLoop, "train_step", inner)  # noqa: B010 (mypy)
+        inner(self)
+
+    setattr(StepEpochLoop, "train_step", first)  # noqa: B010 (mypy)
+
+
+def _wrap(function: str, at_entry: int, kind: str, number: int) -> None:
+    """Make a function count what happens in it; at one entry kill the process at a number, or print the counts."""
+    from tslm.training import checkpoint
+
+    module, _, path = function.partition(":")
+    *outer, name = path.split(".")
+    owner: Any = importlib.import_module(module)
+    for each in outer:
+        owner = getattr(owner, each)
+    inner, open_locked = getattr(owner, name), checkpoint._open_locked
+    counts = {"calls": 0, "system": 0, "bytes": 0}
+    entries = 0
+
+    def count(what: str, more: int = 1) -> None:
+        counts[what] += more
+        if entries == at_entry and what == kind and counts[what] >= number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def profile(frame: object, event: str, argument: Any) -> None:
+        count("calls")
+        if event.startswith("c_") and argument.__name__ in SYSTEM:
+            count("system")
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        nonlocal entries
+        entries += 1
+        if at_entry not in (0, entries):
+            return inner(*arguments, **named)
+        counts.update(dict.fromkeys(counts, 0))
+        checkpoint._open_locked = lambda path: _Counted(open_locked(path), count)  # type: ignore[assignment,return-value]
+        if kind != "bytes":
+            sys.setprofile(profile)
+        try:
+            return inner(*arguments, **named)
+        finally:
+            sys.setprofile(None)
+            checkpoint._open_locked = open_locked
+            if at_entry:
+                os.kill(os.getpid(), signal.SIGKILL)
+            print("measured", json.dumps(counts), flush=True)
+
+    setattr(owner, name, counted)
+
+
+class _Counted:
+    """A file whose bytes are counted as they are written; a process that dies leaves each byte that was counted."""
+
+    def __init__(self, file: BinaryIO, count: Any) -> None:
+        self._file, self._count = file, count
+
+    def write(self, data: Any) -> int:
+        """Write in four parts, so that the file may end anywhere."""
+        data = bytes(data)
+        size = max(1, len(data) // 4)
+        for start in range(0, len(data), size):
+            part = data[start : start + size]
+            self._file.write(part)
+            self._file.flush()
+            self._count("bytes", len(part))
+        return len(data)
+
+    def __enter__(self) -> _Counted:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _watch(job: dict[str, Any], pids: list[int], reader: int) -> dict[str, Any]:
+    """Send the signals and wait for all processes."""
+    start = last = time.monotonic()
+    times = {"start": start}
+    signals, codes = [Signal(**each) for each in job["signals"]], dict[int, int]()
+    problem = ""
+    while len(codes) < len(pids):
+        time.sleep(0.0005)
+        now = time.monotonic()
+        if "step" not in times and select.select([reader], [], [], 0)[0] and os.read(reader, 1):
+            times["step"] = now
+        if now > start + job["seconds"]:
+            problem = f"no end after {job['seconds']} s"
+            signals = [Signal(0, process=process) for process in range(len(pids))]
+        for each in signals.copy():
+            pid = _pid(pids, each.process)
+            if pid is not None and pid not in codes and now >= times.get(each.since, now + 1) + each.delay:
+                signals.remove(each)
+                os.kill(pid, each.number)
+                last = now
+        for pid in pids:
+            if pid not in codes:
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    codes[pid] = os.waitstatus_to_exitcode(status)
+    limit = time.monotonic() + ORPHAN_SECONDS
+    while groups := list(filter(_has_group, pids)):  # processes that these have started
+        time.sleep(0.001)
+        if time.monotonic() > limit:
+            problem = problem or f"processes outlived the run by {ORPHAN_SECONDS} s"
+            for pid in groups:
+                os.killpg(pid, signal.SIGKILL)
+            break
+    end = time.monotonic()
+    return {"codes": [codes[pid] for pid in pids], "seconds": end - start, "alone": end - last, "problem": problem,
+            "first_step": times["step"] - start if "step" in times else None}  # fmt: skip
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def _pid(pids: list[int], process: int) -> int | None:
+    """Return a process of a run; those that are not started by the server are children of the first."""
+    if process < len(pids):
+        return pids[process]
+    children = Path(f"/proc/{pids[0]}/task/{pids[0]}/children").read_text(encoding="utf-8").split()
+    return int(children[process - 1]) if process <= len(children) else None
+
+
+def _has_group(pid: int) -> bool:
+    try:
+        os.killpg(pid, 0)
+        return True
+    except ProcessLookupError:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())
