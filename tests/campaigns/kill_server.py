@@ -1,11 +1,12 @@
 """Runs command lines of tslm in forked processes, and kills them.
 
 Importing torch and lightning takes seconds, so a server imports everything once, starts no thread, and forks a process
-for each run. The forked process does what `python -m tslm` does, up to the end of the interpreter.
+for each run. The forked process does what `python -m tslm` does, up to the functions that run at its exit.
 """
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import importlib
 import json
@@ -15,12 +16,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
-MODULES = ("tslm.__main__", "tslm.cli", "torch.utils.tensorboard")
+MODULES = ("tslm.__main__", "tslm.cli", "torch.utils.tensorboard", "attr", "fsspec.implementations.local", "tslm.fast.forms")
 # The functions written in C whose effect outlives a process.
 SYSTEM = {"write", "writelines", "flush", "fsync", "replace", "rename", "link", "unlink", "remove", "rmdir", "mkdir",
           "open", "close", "flock", "__exit__"}  # fmt: skip
@@ -129,7 +132,7 @@ def main() -> int:
                 started.append(pid)
             else:
                 os.close(reader)
-                return _become(job, number, writer)
+                _become(job, number, writer)
         os.close(writer)
         pids = [each if isinstance(each, int) else each.pid for each in started]
         print(json.dumps(_watch(job, pids, reader)), flush=True)
@@ -144,8 +147,8 @@ def _start(job: dict[str, Any]) -> subprocess.Popen[bytes]:
                                 process_group=0)  # fmt: skip
 
 
-def _become(job: dict[str, Any], number: int, writer: int) -> int:
-    """Become one of the processes of a job: run its command line and return the exit code."""
+def _become(job: dict[str, Any], number: int, writer: int) -> NoReturn:
+    """Become one of the processes of a job: run its command line and end with its exit code."""
     from tslm import __main__ as program
 
     os.setpgid(0, 0)
@@ -164,7 +167,16 @@ def _become(job: dict[str, Any], number: int, writer: int) -> int:
     if job["point"] is not None:
         point = Point(**job["point"])
         _wrap(point.function, point.entry, point.kind, point.number)
-    return program.run()
+    code = 1
+    try:
+        code = program.run()
+    except BaseException:
+        traceback.print_exc()
+    finally:  # what the interpreter does at its end, without freeing every object, which takes seconds after a fork
+        getattr(threading, "_shutdown")()  # noqa: B009
+        getattr(atexit, "_run_exitfuncs")()  # noqa: B009
+        sys.stdout.flush()
+        os._exit(code)
 
 
 def _report_first_step(writer: int) -> None:
