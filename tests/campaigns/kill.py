@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.campaigns.campaign import Case, full, run_campaign
+from tests.campaigns.campaign import Case, check_equal, full, run_campaign
 from tests.campaigns.kill_server import Point, Signal
 from tests.campaigns.kill_training import Lab, Reference, Settings, Training
+from tslm.errors import PEER_ENDED
 
 SAVING = "tslm.training.checkpoint_callback:Checkpoints.on_step_save"
 VALIDATING = "tslm.loops.lightning:StepEpochLoop.validate"
@@ -24,6 +25,7 @@ PREPARING = "tslm.data.datamodule:TextDataModule.load"
 CADENCES = [(0, 3, 5), (5, 0, 2), (4, 4, 4), (3, 1, 1)]  # steps between two validations, checkpoints and reports
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 SIGNAL_SECONDS = 60.0  # a timeout
+PEER_SECONDS = 60.0  # after a process is killed, the other one has to end
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,8 +93,11 @@ def preparation(case: Case) -> None:
 
 @full(40)
 def signals(case: Case) -> None:
-    """Send SIGTERM or SIGINT once or twice: the process saves the step and ends with 143 or 130."""
-    settings = draw_settings(case)
+    """Send SIGTERM or SIGINT once or twice: the process saves the step and ends with 143 or 130.
+
+    Every step is reported, because a process that stops reports its last step.
+    """
+    settings = draw_settings(case, log=1)
     reference = lab_of(case).reference(settings)
     number = case.rng.choice(list(CODES))
     first = draw_moment(case, reference, number)["signals"][0]
@@ -110,26 +115,32 @@ def worker(case: Case) -> None:
     settings = Settings((*alone.options, "--trainer.devices=2", "--trainer.strategy=ddp"), processes=2)
     lab = lab_of(case)
     reference = lab.reference(settings)
-    kill = draw_moment(case, reference)
-    if case.rng.random() < 0.25:  # the first process starts the second one
-        whole = lab.reference(settings, fork=False, processes=1)
-        kill = {"signals": [Signal(case.rng.uniform(0, whole.seconds))], "fork": False, "processes": 1}
-    signal_ = kill["signals"][0]
-    kill["signals"] = [Signal(signal_.delay, signal_.since, process=case.rng.randint(0, 1))]
-    check(case, settings, reference, [kill])
+    process = case.rng.randint(0, 1)
+    if launched := case.rng.random() < 0.3:  # the first process starts the second one, which may be killed at any time
+        seconds = lab.reference(settings, fork=False, processes=1).seconds
+        kill = {"signals": [Signal(case.rng.uniform(0, seconds), process=process)], "fork": False, "processes": 1}
+    else:
+        seconds = reference.seconds - reference.first_step
+        kill = {"signals": [Signal(case.rng.uniform(0, seconds), "step", process=process)]}
+    training = check(case, settings, reference, [kill])
+    first = training.ends[0]
+    if first.alone > PEER_SECONDS:
+        raise AssertionError(f"the other process ended after {first.alone} s")
+    if first.killed and not (launched and process == 0):
+        check_equal((PEER_ENDED in first.output), 0 not in first.codes)
 
 
-def draw_settings(case: Case, *, extended: bool = False) -> Settings:
+def draw_settings(case: Case, *, extended: bool = False, log: int | None = None) -> Settings:
     """Draw the settings of a training."""
     rng = case.rng
-    validate, save, log = rng.choice(CADENCES)
+    validate, save, usual_log = rng.choice(CADENCES)
     settings = Settings((
         f"--trainer.precision={rng.choice(['32-true', 'bf16-mixed'])}",
         f"--data.micro_batch_size={rng.choice(['null', '1', '2'])}",
         f"--data.align_documents={rng.choice(['true', 'false'])}",
         f"--model.recompute={rng.choice(['true', 'false'])}",
         f"--trainer.val_every_n_steps={validate}", f"--trainer.save_every_n_steps={save}",
-        f"--trainer.log_every_n_steps={log}",
+        f"--trainer.log_every_n_steps={log or usual_log}",
     ), extended=extended)  # fmt: skip
     case.note(settings=settings)
     return settings
@@ -157,7 +168,7 @@ def check_inside(case: Case, settings: Settings, function: str, kinds: list[str]
 
 def check(
     case: Case, settings: Settings, reference: Reference, kills: list[dict[str, Any]], cache: str | None = None
-) -> None:
+) -> Training:
     """Kill, resume and compare."""
     forgets = case.rng.random() < 0.2
     training = Training(lab_of(case), settings, case.rng, cache=cache or ("cache" if forgets else "../cache"),
@@ -165,6 +176,7 @@ def check(
     case.note(kills=kills, history=training.history)
     training.complete(kills)
     training.compare(reference)
+    return training
 
 
 if __name__ == "__main__":

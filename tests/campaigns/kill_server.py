@@ -67,6 +67,7 @@ class Ended:
     first_step: float | None  # seconds from the start to the first optimizer step
     alone: float  # seconds from the last signal to the end of the last process
     problem: str  # a timeout, or processes that outlived the run
+    killed: bool  # whether a signal was sent to a running process
 
     @property
     def code(self) -> int:
@@ -298,6 +299,7 @@ def _watch(job: dict[str, Any], pids: list[int], reader: int) -> dict[str, Any]:
             break
     end = time.monotonic()
     return {"codes": [codes[pid] for pid in pids], "seconds": end - start, "alone": end - last, "problem": problem,
+            "killed": last > start,
             "first_step": times["step"] - start if "step" in times else None}  # fmt: skip
 
 

@@ -110,6 +110,7 @@ class Training:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
         self.runs: list[tuple[Path, int]] = []  # run directories, and the step that each was resumed from
+        self.ends: list[Ended] = []
         self.history: list[str] = []  # the newest first
         self.stories: str | None = None  # of the end of the training, if it was not killed while they were printed
         self._keep = f"--checkpoint.keep={rng.choice([1, 2])}"
@@ -154,6 +155,7 @@ class Training:
             words += ["--ckpt_path", "last" if run.parent.name == RUNS else str(run.relative_to(self.folder))]
         before = set((self.folder / RUNS).glob("*"))
         ended = self.lab.server.run(words, self.folder, **{"processes": self.settings.processes} | options)
+        self.ends.append(ended)
         self.history.insert(0, f"{' '.join(words)}\n{options}: {ended.codes}\n{ended.output[-2000:]}")
         resumed = re.search(r"^Checkpoint: (.*?\.ckpt)", ended.output, re.MULTILINE)
         start = _step(self.folder / resumed[1]) if resumed is not None else 0
@@ -165,7 +167,9 @@ class Training:
             self.stories = found[0]
         if not self.finished(budget) and not any(code == -signal.SIGKILL or code in codes for code in ended.codes):
             raise AssertionError(f"not finished, and the exit codes are {ended.codes}")
-        self.checkpoints()
+        done = max(self.checkpoints().values(), default=0)
+        if 0 in ended.codes and done != budget:
+            raise AssertionError(f"a process has succeeded, and the latest checkpoint is of step {done}")
         return ended
 
     def checkpoints(self) -> dict[Path, int]:
@@ -175,11 +179,11 @@ class Training:
     def outcome(self) -> dict[str, Any]:
         """Return everything that must not depend on interruptions."""
         run = self.runs[-1][0]
-        state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+        summary = json.loads((run / "summary.json").read_text())
+        state = torch.load(self.folder / summary["checkpoint"], weights_only=True)
         best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
         own, callbacks = state.pop("tslm"), state.pop("callbacks")
         del callbacks["Checkpoints"]["folder"]
-        summary = json.loads((run / "summary.json").read_text())
         for name in ("tokens_per_second", "seconds", "checkpoint"):
             del summary[name]
         return {

@@ -99,7 +99,8 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
                 for run in [*self.run.parent.glob("*"), self.run]:
                     remove_leftovers(run)
                     remove_leftovers(checkpoint_folder(run))
-                remove_leftovers(self.folder)
+                for folder in [self.folder, *([Path(trainer.ckpt_path).parent] if trainer.ckpt_path else [])]:
+                    remove_leftovers(folder)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the best checkpoint of a resumed run, and remember its newest, which may still be to validate."""
