@@ -21,40 +21,24 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
-MODULES = ("tslm.__main__", "tslm.cli", "torch.utils.tensorboard", "attr", "fsspec.implementations.local", "tslm.fast.forms")
-# The functions written in C whose effect outlives a process.
-SYSTEM = {"write", "writelines", "flush", "fsync", "replace", "rename", "link", "unlink", "remove", "rmdir", "mkdir",
-          "open", "close", "flock", "__exit__"}  # fmt: skip
+from tests.campaigns.kill_points import Point, count_in
+
+MODULES = ("tslm.__main__", "tslm.cli", "torch.utils.tensorboard", "attr",
+           "fsspec.implementations.local", "tslm.fast.forms")
 ORPHAN_SECONDS = 60.0
+PLANTED: list[str] = []  # further modules that the server imports, with the planted faults of a test
 
 
 @dataclasses.dataclass(frozen=True)
 class Signal:
-    """A signal to a process: `delay` seconds after `since`, which is `start` or `step` (the start of the first step)."""
+    """A signal to a process: `delay` seconds after `since`, the `start` of the run or of its first `step`."""
 
     delay: float
     since: str = "start"
     number: int = signal.SIGKILL
     process: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """A point inside a function at which the process kills itself.
-
-    Attributes:
-        function: module and qualified name, as in `tslm.cli:main`.
-        entry: the call of the function that is killed; the first has number 1.
-        kind: what is counted inside the function: all Python `calls`, `system` calls, or `bytes` of a file of the run.
-        number: the count at which the process dies. If the function returns earlier, the process dies there.
-    """
-
-    function: str
-    entry: int
-    kind: str
-    number: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,13 +64,13 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.log = folder / "output.txt"
-        self._process = subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE,
+        self._process = subprocess.Popen([sys.executable, "-m", __name__, *PLANTED], stdin=subprocess.PIPE,
                                          stdout=subprocess.PIPE, text=True,
                                          env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
 
     def run(self, words: list[str], folder: Path, *, signals: Sequence[Signal] = (),
             point: Point | None = None, measure: str | None = None, processes: int = 1, fork: bool = True,
-            environment: dict[str, str] | None = None, seconds: float = 180.0) -> Ended:  # fmt: skip
+            seconds: float = 180.0) -> Ended:  # fmt: skip
         """Run a command line in a folder.
 
         Args:
@@ -97,12 +81,11 @@ class Server:
             measure: a function, as in `Point`. A line `measured {…}` of the output counts each of its calls.
             processes: number of processes, of one training with `ddp`.
             fork: False starts `python -m tslm` instead of forking.
-            environment: further variables.
             seconds: a timeout, after which the processes are killed.
         """
         job = {"words": words, "folder": str(folder), "log": str(self.log), "processes": processes, "fork": fork,
                "signals": [dataclasses.asdict(each) for each in signals], "measure": measure, "seconds": seconds,
-               "point": dataclasses.asdict(point) if point else None, "environment": environment or {}}
+               "point": dataclasses.asdict(point) if point else None}
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(job) + "\n")
@@ -117,13 +100,12 @@ class Server:
 
 def main() -> int:
     """Serve until the input ends; in a forked process, run its command line."""
-    for name in MODULES:
+    for name in (*MODULES, *sys.argv[1:]):
         importlib.import_module(name)
     while line := sys.stdin.readline():
         job = json.loads(line)
         reader, writer = os.pipe()
-        if job["processes"] > 1:
-            job["environment"] |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        port = _free_port()  # over which the processes of a training find each other
         Path(job["log"]).write_bytes(b"")
         started: list[Any] = []  # forked or started
         for number in range(job["processes"]):
@@ -133,7 +115,7 @@ def main() -> int:
                 started.append(pid)
             else:
                 os.close(reader)
-                _become(job, number, writer)
+                _become(job, number, port, writer)
         os.close(writer)
         pids = [each if isinstance(each, int) else each.pid for each in started]
         print(json.dumps(_watch(job, pids, reader)), flush=True)
@@ -144,11 +126,10 @@ def main() -> int:
 def _start(job: dict[str, Any]) -> subprocess.Popen[bytes]:
     with open(job["log"], "ab") as log:
         return subprocess.Popen([sys.executable, "-m", "tslm", *job["words"]], stdin=subprocess.DEVNULL, stdout=log,
-                                stderr=log, cwd=job["folder"], env=os.environ | job["environment"],
-                                process_group=0)  # fmt: skip
+                                stderr=log, cwd=job["folder"], process_group=0)  # fmt: skip
 
 
-def _become(job: dict[str, Any], number: int, writer: int) -> NoReturn:
+def _become(job: dict[str, Any], number: int, port: int, writer: int) -> NoReturn:
     """Become one of the processes of a job: run its command line and end with its exit code."""
     from tslm import __main__ as program
 
@@ -158,16 +139,15 @@ def _become(job: dict[str, Any], number: int, writer: int) -> NoReturn:
         os.dup2(log, target)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(job["folder"])
-    os.environ.update(job["environment"])
     if job["processes"] > 1:
-        os.environ["LOCAL_RANK"] = str(number)
+        os.environ.update({"LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
     sys.argv = ["tslm", *job["words"]]
     _report_first_step(writer)
     if job["measure"] is not None:
-        _wrap(job["measure"], 0, "", 0)
+        count_in(job["measure"])
     if job["point"] is not None:
         point = Point(**job["point"])
-        _wrap(point.function, point.entry, point.kind, point.number)
+        count_in(point.function, point)
     code = 1
     try:
         code = program.run()
@@ -191,77 +171,6 @@ def _report_first_step(writer: int) -> None:
         inner(self)
 
     setattr(StepEpochLoop, "train_step", first)  # noqa: B010 (mypy)
-
-
-def _wrap(function: str, at_entry: int, kind: str, number: int) -> None:
-    """Make a function count what happens in it; at one entry kill the process at a number, or print the counts."""
-    from tslm.training import checkpoint
-
-    module, _, path = function.partition(":")
-    *outer, name = path.split(".")
-    owner: Any = importlib.import_module(module)
-    for each in outer:
-        owner = getattr(owner, each)
-    inner, open_locked = getattr(owner, name), checkpoint._open_locked
-    counts = {"calls": 0, "system": 0, "bytes": 0}
-    entries = 0
-
-    def count(what: str, more: int = 1) -> None:
-        counts[what] += more
-        if entries == at_entry and what == kind and counts[what] >= number:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def profile(frame: object, event: str, argument: Any) -> None:
-        count("calls")
-        if event.startswith("c_") and argument.__name__ in SYSTEM:
-            count("system")
-
-    def counted(*arguments: Any, **named: Any) -> Any:
-        nonlocal entries
-        entries += 1
-        if at_entry not in (0, entries):
-            return inner(*arguments, **named)
-        counts.update(dict.fromkeys(counts, 0))
-        checkpoint._open_locked = lambda path: _Counted(open_locked(path), count)  # type: ignore[assignment,return-value]
-        if kind != "bytes":
-            sys.setprofile(profile)
-        try:
-            return inner(*arguments, **named)
-        finally:
-            sys.setprofile(None)
-            checkpoint._open_locked = open_locked
-            if at_entry:
-                os.kill(os.getpid(), signal.SIGKILL)
-            print("measured", json.dumps(counts), flush=True)
-
-    setattr(owner, name, counted)
-
-
-class _Counted:
-    """A file whose bytes are counted as they are written; a process that dies leaves each byte that was counted."""
-
-    def __init__(self, file: BinaryIO, count: Any) -> None:
-        self._file, self._count = file, count
-
-    def write(self, data: Any) -> int:
-        """Write in four parts, so that the file may end anywhere."""
-        data = bytes(data)
-        size = max(1, len(data) // 4)
-        for start in range(0, len(data), size):
-            part = data[start : start + size]
-            self._file.write(part)
-            self._file.flush()
-            self._count("bytes", len(part))
-        return len(data)
-
-    def __enter__(self) -> _Counted:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
 
 
 def _watch(job: dict[str, Any], pids: list[int], reader: int) -> dict[str, Any]:

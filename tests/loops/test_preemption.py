@@ -1,4 +1,4 @@
-"""The signal of a SLURM pre-emption goes the same way as SIGTERM: the step is finished and saved, the exit code is 143."""
+"""The signal of a SLURM pre-emption is handled like SIGTERM: the step is finished and saved, the exit code is 143."""
 
 import os
 import signal

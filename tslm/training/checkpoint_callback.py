@@ -99,14 +99,15 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
                 for run in [*self.run.parent.glob("*"), self.run]:
                     remove_leftovers(run)
                     remove_leftovers(checkpoint_folder(run))
-                for folder in [self.folder, *([Path(trainer.ckpt_path).parent] if trainer.ckpt_path else [])]:
-                    remove_leftovers(folder)
+                remove_leftovers(self.folder)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the best checkpoint of a resumed run, and remember its newest, which may still be to validate."""
         if trainer.ckpt_path:
             path = Path(trainer.ckpt_path)
             self._newest = trainer.global_step, path
+            if trainer.is_global_zero:
+                remove_leftovers(path.parent)  # which may have been moved
             self._best_file = trainer.strategy.broadcast(self._restored_best(path))
             if self._best_file is not None:
                 self.best_loss, self.best_step = self._restored["best_loss"], self._restored["best_step"]
