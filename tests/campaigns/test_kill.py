@@ -30,7 +30,7 @@ def lines(capsys):
 
 
 def test_a_short_campaign_finds_no_difference(capsys):
-    names = ["anywhere", "checkpoint_write", "validation", "preparation", "signals"]
+    names = ["anywhere", "checkpoint_write", "signals"]
     families = [word for name in names for word in ("--family", name)]
     assert main([*families, "--count", "1", "--seed", "3"]) == 0
     found, err = lines(capsys)
@@ -43,8 +43,8 @@ def test_a_lost_optimizer_state_and_a_half_written_checkpoint_are_found(capsys, 
     (tmp_path / "faults.py").write_text(FAULTS)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.setattr(kill_server, "PLANTED", ["faults"])
-    assert main(["--family", "validation", "--family", "checkpoint_write", "--count", "3", "--seed", "0"]) == 1
+    assert main(["--family", "validation", "--family", "checkpoint_write", "--count", "1", "--seed", "0"]) == 1
     found, err = lines(capsys)
-    assert all(line["failed"] > 0 for line in found)
+    assert [line["failed"] for line in found] == [1, 1]
     assert "checkpoint differs" in err
     assert "is not complete" in err

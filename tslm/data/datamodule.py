@@ -213,7 +213,7 @@ class TextDataModule(pl.LightningDataModule):
         module = getattr(self.trainer, "lightning_module", None)
         if module is not None:
             module.tokenizer, module.separator = self.tokenizer, self.separator
-            module.micro_batch_size = self.micro_batch_size
+            module.micro_batch_size, module.tokens_seen = self.micro_batch_size, None
             module.fingerprints, module.allow_changed_text = self.fingerprints, self.allow_changed_text
 
     @property
@@ -254,7 +254,7 @@ class TextDataModule(pl.LightningDataModule):
                 f"data.batch_size is {self.batch_size}, but the trainer divides it among {world_size} processes and "
                 f"{accumulate} micro-batches: give --data.batch_size a multiple of {world_size * accumulate}"
             )
-        seen = getattr(trainer.lightning_module, "tokens_seen", None) if trainer.ckpt_path else None
+        seen = getattr(getattr(trainer, "lightning_module", None), "tokens_seen", None)  # of a resumed run
         self.windows.offset = 0 if seen is None else seen // self.context_length - trainer.global_step * self.batch_size
         device = trainer.strategy.root_device
         on_device = device.type == "cuda" if self.on_device is None else self.on_device
