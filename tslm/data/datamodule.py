@@ -127,13 +127,16 @@ class TextDataModule(pl.LightningDataModule):
         """Encode with a checkpoint's tokenizer, which defines the ids of its model.
 
         Raises:
-            UserError: `tokenizer` names a different one.
+            UserError: `tokenizer` names a different one, and `allow_changed_text` is off.
         """
         if self.tokenizer is not None and self.tokenizer.hash != tokenizer.hash:
-            raise UserError(
-                "the tokenizer in data.tokenizer is not the one that the checkpoint was trained with: leave "
-                "--data.tokenizer out, or train a new model"
-            )
+            if not self.allow_changed_text:
+                raise UserError(
+                    f"data.tokenizer has the fingerprint {self.tokenizer.hash[:12]}, but the checkpoint was trained "
+                    f"with the tokenizer {tokenizer.hash[:12]}: leave --data.tokenizer out, or allow the change with "
+                    "--data.allow_changed_text true"
+                )
+            return
         self.tokenizer = tokenizer
 
     def prepare_data(self) -> None:
@@ -220,8 +223,8 @@ class TextDataModule(pl.LightningDataModule):
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of the training ids, the validation ids and the tokenizer; what is not loaded is left out."""
         files = {"training text": self.train_tokens, "validation text": self.valid_tokens}
-        prints = {name: tokens.sha256 for name, tokens in files.items() if tokens is not None}
-        return prints if self.tokenizer is None else {**prints, "tokenizer": self.tokenizer.hash}
+        prints = {} if self.tokenizer is None else {"tokenizer": self.tokenizer.hash}
+        return prints | {name: tokens.sha256 for name, tokens in files.items() if tokens is not None}
 
     @property
     def valid_bytes_per_token(self) -> float:
@@ -257,6 +260,10 @@ class TextDataModule(pl.LightningDataModule):
         on_device = device.type == "cuda" if self.on_device is None else self.on_device
         windows = DeviceWindows(self.windows, device) if on_device else self.windows
         return TrainBatches(windows, micro_batch_size, trainer.global_step * accumulate, rank, world_size)
+
+    def windows_of(self, step: int) -> str:
+        """Name the windows of an optimizer step, counted from 1: of `self.windows.batch(step - 1, batch_size)`."""
+        return f"windows {(step - 1) * self.batch_size} to {step * self.batch_size - 1} of data.seed {self.seed}"
 
     def val_dataloader(self) -> ValidBatches:
         """Serve the validation text in order, each target exactly once, divided among the processes.

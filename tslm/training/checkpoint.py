@@ -221,8 +221,27 @@ def remove_leftovers(folder: Path) -> None:
                     path.unlink()
 
 
-def lock(file: IO[bytes], *, wait: bool = True) -> bool:
-    """Lock a file until it is closed; return whether it is locked. Systems without `flock` lock nothing."""
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock of a file or folder; False on systems without `flock`."""
+    if fcntl is None:
+        return False
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:  # the file system has no locks
+        return False
+    finally:
+        os.close(handle)
+
+
+def lock(file: IO[bytes] | int, *, wait: bool = True) -> bool:
+    """Lock a file, or an open handle, until it is closed; return whether it is locked.
+
+    Systems without `flock` lock nothing.
+    """
     if fcntl is None:
         return False
     try:
