@@ -30,8 +30,23 @@ class SkippedSteps:
 
     Several processes decide alike without communication, because their gradients are averaged first.
 
+    Example: a loop of your own never lets such a step reach the weights, and ends after `max_skipped` of them in a row.
+
+        >>> skipped = SkippedSteps(device)
+        >>> optimizer.skip = skipped.skip  # an AdamW
+        >>> for step in range(1, steps + 1):
+        ...     ...  # compute the loss and its gradients
+        ...     norm = clip_gradients(model.parameters(), max_norm=1.0)
+        ...     skipped.update(norm + loss.detach(), step)
+        ...     optimizer.step()
+        ...     if step % 100 == 0:
+        ...         check_diverged(skipped.report(), OptimizerSettings(), checkpoint)
+
     Args:
         device: where the gradients are.
+
+    Attributes:
+        skip: a boolean scalar tensor on the device, whether the present step is skipped.
     """
 
     def __init__(self, device: torch.device) -> None:
