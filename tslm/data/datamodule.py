@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import lightning.pytorch as pl
@@ -17,12 +16,13 @@ from tslm.data.prepare import (
     Texts,
     files_corpus,
     prepare,
+    read_prompts,
     tinystories_corpus,
     toy_corpus,
 )
 from tslm.data.toy import Story, sample_stories
 from tslm.data.windows import WindowStream
-from tslm.errors import MissingFileError, UserError
+from tslm.errors import UserError
 from tslm.tokenizer import END_OF_TEXT, TokenFile, Tokenizer
 
 OPENINGS = ["Once upon a time", "One day", "There was a little", "In a small"]
@@ -58,6 +58,9 @@ class TextDataModule(pl.LightningDataModule):
         prompts: Prompts for `predict`; unless given, a few openings of stories.
         prompts_file: A file with one prompt per line.
         allow_changed_text: Whether a run may be resumed on a text or tokenizer that differs from its earlier part.
+
+    Raises:
+        UserError: a size is impossible, options contradict each other, or the folder holds no tokenizer.
     """
 
     def __init__(
@@ -284,21 +287,3 @@ class TextDataModule(pl.LightningDataModule):
         """Serve the prompts in small batches."""
         prompts = self.prompts or (read_prompts(self.prompts_file) if self.prompts_file else OPENINGS)
         return Batches([prompts[i : i + PROMPTS_PER_BATCH] for i in range(0, len(prompts), PROMPTS_PER_BATCH)])
-
-
-def read_prompts(path: str) -> list[str]:
-    """Read one prompt per line; empty lines are skipped.
-
-    Raises:
-        MissingFileError: there is no such file.
-        UserError: it holds no prompt or is not UTF-8.
-    """
-    if not Path(path).is_file():
-        raise MissingFileError(f"there is no prompts file at {path}: write one prompt per line into it")
-    try:
-        lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 at byte {error.start}: save it as UTF-8") from error
-    if not lines:
-        raise UserError(f"{path} holds no prompt: write one per line")
-    return lines

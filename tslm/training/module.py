@@ -147,7 +147,10 @@ class LanguageModule(pl.LightningModule):
             self._graph_step.backward(loss)
 
     def compile_step(self) -> None:
-        """Compile the training step with the next batch; all later batches should have its shape."""
+        """Compile the training step with the next batch; a batch of another shape is compiled again.
+
+        If compiling fails, the step runs as written, with a notice; see `try_compiled`.
+        """
         self._compile_now = True
 
     @property
@@ -156,7 +159,7 @@ class LanguageModule(pl.LightningModule):
         return self._compiled_loss is not None
 
     def use_compiled(self, on: bool) -> None:
-        """Train by compiled blocks and a compiled loss, or as written; `try_compiled` calls it."""
+        """Train by compiled blocks and a compiled loss, or as written; the next step compiles, and may fail."""
         self.model.compile_layers(on)
         self._compiled_loss = torch.compile(linear_cross_entropy, dynamic=False) if on else None
 

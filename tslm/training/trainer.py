@@ -48,6 +48,9 @@ class StepTrainer(pl.Trainer):
         plugins: Lightning plugins.
         enable_progress_bar: Whether to show progress bars.
         kwargs: Further arguments of Lightning's Trainer.
+
+    Raises:
+        UserError: a number is out of range, or an Apple GPU is asked for.
     """
 
     def __init__(
