@@ -244,7 +244,8 @@ class TextDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> TrainBatches:
         """Serve micro-batches of random windows without end, from the current optimizer step on.
 
-        Step s has the windows s · batch_size … (s + 1) · batch_size - 1, however they are split.
+        Step s has the windows s · batch_size … (s + 1) · batch_size - 1, however they are split. A run that is
+        resumed with another batch size continues after the windows that it has seen.
 
         Raises:
             UserError: batch_size is not divisible by the number of processes and micro-batches.
@@ -259,6 +260,8 @@ class TextDataModule(pl.LightningDataModule):
                 f"data.batch_size is {self.batch_size}, but the trainer divides it among {world_size} processes and "
                 f"{accumulate} micro-batches: give --data.batch_size a multiple of {world_size * accumulate}"
             )
+        seen = getattr(trainer.lightning_module, "tokens_seen", None) if trainer.ckpt_path else None
+        self.windows.offset = 0 if seen is None else seen // self.context_length - trainer.global_step * self.batch_size
         device = trainer.strategy.root_device
         on_device = device.type == "cuda" if self.on_device is None else self.on_device
         windows = DeviceWindows(self.windows, device) if on_device else self.windows

@@ -111,6 +111,8 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
         if trainer.ckpt_path:
             path = Path(trainer.ckpt_path)
             self._newest = trainer.global_step, path
+            if trainer.is_global_zero:
+                remove_leftovers(path.parent)  # which may have been moved
             self._best_file = trainer.strategy.broadcast(self._restored_best(path))
             if self._best_file is not None:
                 self.best_loss, self.best_step = self._restored["best_loss"], self._restored["best_step"]

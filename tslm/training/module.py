@@ -91,6 +91,7 @@ class LanguageModule(pl.LightningModule):
         self.micro_batch_size: int | None = None  # windows that validation computes at a time; set by the data module
         self.fingerprints: dict[str, str] = {}  # of texts and tokenizer; set by the data module
         self.allow_changed_text = False  # on resuming; set by the data module
+        self.tokens_seen: int | None = None  # by a run that is resumed; read by the data module
         self.run_config: dict[str, Any] = {}  # the whole configuration; resuming takes from it what is not stated
         self.gradient_norm = torch.zeros(())
         self.skipped = SkippedSteps(self.device)
@@ -164,8 +165,10 @@ class LanguageModule(pl.LightningModule):
         self._compiled_loss = torch.compile(linear_cross_entropy, dynamic=False) if on else None
 
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
-        """Add a batch (B, T) to the validation totals; T may differ from batch to batch."""
+        """Add a batch (B, T) to the validation totals; T may differ from batch to batch, and may be 0."""
         inputs, targets = batch
+        if not targets.numel():
+            return
         windows, length = inputs.shape
         size = self.micro_batch_size or default_micro_batch(windows, length, inputs.device.type)
         for part in zip(inputs.split(size), targets.split(size), strict=True):
@@ -275,6 +278,7 @@ class LanguageModule(pl.LightningModule):
             return
         check_loops(checkpoint["loops"]["fit_loop"], fit_loop_state(trainer), path)
         check_optimizer(checkpoint["optimizer_states"][0], self.parameters(), path)
+        self.tokens_seen = checkpoint["callbacks"].get("StepMetrics", {}).get("tokens_seen")
         settings, step = self.optimizer_settings, checkpoint["global_step"]
         rate = settings.schedule(trainer.max_steps)(step)
         for state in checkpoint["optimizer_states"]:
