@@ -333,3 +333,17 @@ def test_a_tokenizer_larger_than_the_vocabulary_size_is_refused(make):
     with pytest.raises(UserError, match=r"has 320 entries, but data\.vocab_size is 300"):
         make(tokenizer=large)
     assert make(tokenizer=large, vocab_size=320)[1].tokenizer_hash == large.hash
+
+
+@pytest.mark.parametrize("name", ["lock", "tokens", "hashes.json", "toy/text/train.txt"])
+def test_a_link_in_the_cache_is_refused_and_a_linked_cache_is_used(tmp_path, name):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "cache" / name).parent.mkdir(parents=True)
+    (tmp_path / "cache" / name).symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError, match=rf"{name} is a symbolic link, by which"), Cache(tmp_path / "cache").lock():
+        pass
+    assert (tmp_path / "precious").read_text() == "precious"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "other")
+    with Cache(tmp_path / "linked").lock():
+        assert (tmp_path / "other").is_dir()

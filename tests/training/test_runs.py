@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tests.loops.conftest import data  # noqa: F401 (a fixture)
 from tests.loops.test_lightning import make_module, make_trainer
 from tslm.errors import MissingFileError, UserError
-from tslm.training.runs import find_checkpoint, reserve_version
+from tslm.training.runs import checkpoint_folder, find_checkpoint, reserve_version
 
 
 def test_no_two_runs_reserve_the_same_directory(tmp_path):
@@ -148,3 +148,12 @@ def test_damaged_checkpoints_are_listed_if_there_is_no_intact_one(saved, tmp_pat
     with pytest.raises(MissingFileError, match=r"an intact checkpoint, because these are damaged: ") as error:
         find_checkpoint(where, root=tmp_path)
     assert all(str(path) in str(error.value) for path in saved.iterdir())
+
+
+@pytest.mark.parametrize("name", [b"", b"a\0b", b"\xff", b"absent", b"x" * 5000, b"a\nb"])
+def test_a_file_that_names_no_folder_of_checkpoints_is_ignored(tmp_path, name):
+    (tmp_path / "checkpoints.txt").write_bytes(name)
+    assert checkpoint_folder(tmp_path) == tmp_path / "checkpoints"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "checkpoints.txt").write_text(f"{tmp_path}/elsewhere\n")
+    assert checkpoint_folder(tmp_path) == tmp_path / "elsewhere"

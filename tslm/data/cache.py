@@ -38,11 +38,13 @@ class Cache:
             notice_after: seconds of waiting for another process after which a notice is printed.
 
         Raises:
-            UserError: a file of the cache cannot be read or written, for whatever reason; the message names it.
+            UserError: a file of the cache cannot be read or written, for whatever reason, or is a symbolic link; the
+                message names it.
         """
         lock = FileLock(self.folder / "lock")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._check_links()
             try:
                 lock.acquire(timeout=notice_after)
             except Timeout:
@@ -64,6 +66,13 @@ class Cache:
             ) from error
         finally:
             lock.release()
+
+    def _check_links(self) -> None:
+        """Refuse symbolic links in the folder: a cache that somebody else has made could lead anywhere by them."""
+        for path in self.folder.rglob("*"):
+            if path.is_symlink():
+                raise UserError(f"{path} is a symbolic link, by which prepared data could be written elsewhere: remove "
+                                f"it; only the whole folder {self.folder} may be a link")
 
     def _remove_leftovers(self) -> None:
         """Remove temporary files of writers that were killed: only the process that has the lock prepares data."""

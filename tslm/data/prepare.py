@@ -135,7 +135,7 @@ def read_prompts(path: str) -> list[str]:
         UserError: it holds no prompt or is not UTF-8.
     """
     if not Path(path).is_file():
-        raise MissingFileError(f"there is no prompts file at {path}: write one prompt per line into it")
+        raise MissingFileError(f"{path} is no file of prompts: give --data.prompts_file a text file, one a line")
     try:
         lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError as error:

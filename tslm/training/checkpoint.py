@@ -107,7 +107,7 @@ def read_checkpoint(src: PathOrFile, *, mmap: bool = False) -> dict[str, Any]:
         )
     if isinstance(src, str | os.PathLike) and (refusal := _refusal(Path(src))):
         raise UserError(f"{_name(src)} cannot be read ({refusal}): change its permissions, or give another --ckpt_path")
-    if isinstance(src, str | os.PathLike) and not mmap and not is_intact(Path(src)):  # torch verifies no checksums
+    if isinstance(src, str | os.PathLike) and not is_intact(Path(src), contents=not mmap):  # torch verifies nothing
         raise UserError(f"{_name(src)} is damaged or no checkpoint: take an earlier one from its folder")
     try:
         state = torch.load(src, map_location="cpu", weights_only=True, mmap=mmap or None)
@@ -147,11 +147,20 @@ def _refusal(path: Path) -> str | None:
         return error.strerror or str(error)
 
 
-def is_intact(path: Path) -> bool:
-    """Whether a checkpoint file is complete: torch writes a zip archive, whose records carry a CRC-32."""
+def is_intact(path: Path, *, contents: bool = True) -> bool:
+    """Whether a checkpoint file is complete: torch writes a zip archive, whose records carry a CRC-32.
+
+    Torch does not compress its records. Records that would unpack to more bytes than the file has are not read.
+
+    Args:
+        path: the file.
+        contents: whether the records are read, to verify their CRC-32, and not only the directory of the archive.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
+            if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
+                return False
+            return not contents or archive.testzip() is None
     except Exception:  # zipfile raises many types for a damaged directory of records
         return False
 

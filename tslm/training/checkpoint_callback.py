@@ -26,7 +26,7 @@ from tslm.training.checkpoint import (
     replace_atomically,
     write_atomically,
 )
-from tslm.training.runs import CHECKPOINTS, FOLDER_FILE, RUNS, checkpoint_folder, create_run_dir, reserve_version
+from tslm.training.runs import CHECKPOINTS, FOLDER_FILE, RUNS, create_run_dir, reserve_version
 
 FileLogger = TensorBoardLogger | CSVLogger  # they choose the number of their folder when it is first needed
 
@@ -101,10 +101,11 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
             self.run = Path(trainer.strategy.broadcast(str(run_dir(trainer))))
             self.folder = Path(self.dirpath) if self.dirpath else self.run / CHECKPOINTS
             if trainer.is_global_zero:
-                for run in [*self.run.parent.glob("*"), self.run]:
-                    remove_leftovers(run)
-                    remove_leftovers(checkpoint_folder(run))
-                remove_leftovers(self.folder)
+                runs = self.run.parent
+                for folder in [self.folder, *runs.glob("*"), *runs.glob(f"*/{CHECKPOINTS}")]:
+                    # A run that somebody else has made may link to any folder.
+                    if folder == self.folder or folder.resolve().is_relative_to(runs.resolve()):
+                        remove_leftovers(folder)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the best checkpoint of a resumed run, and remember its newest, which may still be to validate."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -209,10 +210,10 @@ def run_of(checkpoint: Path, root: Path = Path()) -> Path:
 def checkpoint_folder(run: Path) -> Path:
     """Return where a run keeps its checkpoints: in its own directory, or in the folder that its user chose.
 
-    A damaged `checkpoints.txt` counts as absent.
+    A file that does not name a folder, in a run directory that somebody else has made, is ignored.
     """
-    try:
-        elsewhere = (run / FOLDER_FILE).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        elsewhere = ""
-    return Path(elsewhere) if elsewhere and "\0" not in elsewhere else run / CHECKPOINTS
+    with suppress(OSError, ValueError):  # ValueError: not UTF-8, or a null character
+        name = (run / FOLDER_FILE).read_text(encoding="utf-8").strip() if (run / FOLDER_FILE).is_file() else ""
+        if name and Path(name).is_dir():
+            return Path(name)
+    return run / CHECKPOINTS

@@ -83,6 +83,10 @@ class StepTrainer(pl.Trainer):
             raise UserError(
                 f"trainer.gradient_clip_val is {gradient_clip_val}: give a norm above 0, or null for no clipping"
             )
+        for name in ("limit_train_batches", "overfit_batches"):  # Lightning would end the endless epoch, without saving
+            if (batches := kwargs.get(name)) and not (name == "limit_train_batches" and isinstance(batches, float)):
+                raise UserError(f"trainer.{name} is {batches}, but a training has no epochs that could be cut: give "
+                                "--trainer.max_steps or --trainer.max_tokens instead")
         given = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks is not None else []
         super().__init__(
             accelerator=accelerator,
