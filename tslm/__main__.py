@@ -30,6 +30,7 @@ COMMANDS = {
     "generate": ("tslm.commands.generate", "continue one prompt, and print the text while it is generated"),
     "train-tokenizer": ("tslm.commands.train_tokenizer", "learn a byte-pair vocabulary from text files"),
     "tokenize": ("tslm.commands.tokenize", "turn text files into one file of token ids"),
+    "runs": ("tslm.commands.runs", "list the runs, newest first; --verify checks every file of every run"),
     "study": ("tslm.commands.study", "answer a question of the course by an experiment; `study --help` lists them"),
 }
 

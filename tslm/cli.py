@@ -12,6 +12,7 @@ import re
 import sys
 import traceback
 import warnings
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ HARMLESS = (  # regular expressions of Lightning's warnings that a user can do n
     "The `.*dataloader` does not have many workers",
     "It is recommended to use `self.log\\(.*sync_dist=True",  # the figures are those of all processes
 )
+yaml.SafeDumper.add_multi_representer(  # of a default argument, such as that of Lightning's Timer
+    Enum, lambda dumper, value: dumper.represent_data(value.value))
 BUDGETS = ("trainer.max_steps", "trainer.max_tokens")
 LINKED = {"vocab_size": "data.vocab_size", "context_length": "data.context_length"}  # the model takes the data's values
 
@@ -166,7 +169,7 @@ class CommandLine(LightningCLI):
         No other part of the saved settings reaches the parser, which would import the classes that they name.
         """
         architecture, settings = read_architecture(self.saved, self.checkpoint), read_settings(self.saved)
-        options = yaml.safe_load(parser.dump(self.config, skip_link_targets=True, skip_none=False))
+        options = self._dump(parser)
         values = options[command]
         for name, trained in architecture.items():
             key = LINKED.get(name, f"model.{name}")
@@ -193,6 +196,21 @@ class CommandLine(LightningCLI):
                   f"state {pronoun} again if you want {pronoun}.")
         values["ckpt_path"] = str(self.checkpoint)
         self.config = parser.parse_object(options)
+
+    def _dump(self, parser: LightningArgumentParser) -> dict[str, Any]:
+        """Return the configuration as plain values.
+
+        Raises:
+            UserError: an argument of a class that the user names is no plain value.
+        """
+        try:
+            dumped: dict[str, Any] = yaml.safe_load(
+                parser.dump(self.config, skip_link_targets=True, skip_none=False)
+            )
+        except ValueError as error:
+            raise UserError("a class among the options cannot be used, because config.yaml cannot hold its arguments: "
+                            "state them in init_args as plain values") from error
+        return dumped
 
     def _settle_budget(self, *sources: set[str]) -> None:
         """Keep the kind of budget that the first source of stated keys has, and clear the other kind."""
@@ -249,8 +267,7 @@ class CommandLine(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Give the module the whole configuration, and the data the checkpoint's tokenizer."""
-        dumped = self.parser.dump(self.config, skip_link_targets=True, skip_none=False)
-        self.model.run_config = yaml.safe_load(dumped)[self.subcommand]
+        self.model.run_config = self._dump(self.parser)[str(self.subcommand)]
         if self.saved.get("tokenizer"):
             self.datamodule.use_tokenizer(tokenizer_from_texts(self.saved["tokenizer"]))
 

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 from tqdm import tqdm
 
-_SHOWN = 3  # failures per family that are printed in full
+_SHOWN = 20  # failures per family that are printed in full
 _REPR = 2000  # characters per input that are printed
 
 
@@ -123,11 +123,11 @@ class _Run:
 
 
 class Case:
-    """One case: its random generator, a folder for its files, and the inputs to print if it fails."""
+    """One case: its number, its random generator, a folder for its files, and the inputs to print if it fails."""
 
     def __init__(self, family: str, seed: int, number: int, folder: Path) -> None:
         self.rng = random.Random(f"{family} {seed} {number}")
-        self.folder = folder
+        self.folder, self.number = folder, number
         self.inputs: dict[str, Any] = {}
 
     def note(self, **inputs: Any) -> None:

@@ -1,38 +1,32 @@
-"""`python -m tests.campaigns.options`: command lines drawn at random from all options of all commands, with odd values.
+"""`python -m tests.campaigns.options`: command lines drawn at random from all options of all commands.
 
-Each one runs in this process through `tslm.__main__.main`, with a tiny model and a tiny text in a temporary folder. It
-must work or say one sentence: exit code 0, 2 or 130, no traceback, and no half-written file. The result is one JSON
-line per command on stdout; each failing command line is printed on stderr. The exit code is 1 after a failure.
+A third of them have one or two options with odd values, a third have two to four options with values of the right type,
+and a third have both. Each runs in a forked child, with a tiny model and a tiny text in a fresh folder. It must work or
+say one sentence: exit code 0 or 2, no traceback, no hang, and no half-written file. One in twenty gets Ctrl-C at a
+random instant; it may also end with code 130. The result is one JSON line per command on stdout; each failing command
+line is printed on stderr. The exit code is 1 after a failure.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import io
-import json
-import os
+import functools
 import random
+import re
 import shlex
-import shutil
-import signal
 import sys
-import tempfile
-import traceback
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.conftest import ROOT
-from tslm import __main__
-from tslm.data.toy import write_corpus
+from tests.campaigns.campaign import Case, Family, full, run_campaign
+from tests.campaigns.forked import run_command
+from tests.campaigns.project import FIT, VOCABULARY, contents, fresh_project, private_environment
 
 ODD = [
     "-1", "0", "1", "2", "3.5", "-0.0", "1e39", "1e-320", "inf", "nan", ".nan", ".inf", str(2**31), str(2**63),
     str(2**70), "", " ", "null", "true", "no", "[]", "[1]", "[1, 2]", "{}", "{a: 1, a: 2}", "[", "'", "auto", "x",
     "é字🙂", "\udcff", '"\\ud800"', '"\\0"', '["\\0"]', "a" * 5000, "/", ".", "/dev/null", "missing/file", "s.txt",
     "--x", "last", "best", "EarlyStopping", "lightning.pytorch.callbacks.Timer", "{class_path: os.system}",
-    "0x10", "1_000", "*", "%s",
+    "0x10", "1_000", "*", "%s", "[" * 2000, "&a [*a]",
 ]
 FITTING = ["-1", "0", "1", "2", "3", "7", "0.5", "1e-9", "1e30", "-0.5", "100000", "null", "true", "false", "auto", "x",
            "[]", '[""]', '["s.txt"]', "s.txt", "v", "c", "cpu", "gpu", "tpu", "ddp", "fsdp", "64-true", "16-mixed",
@@ -42,140 +36,128 @@ ONE_PROCESS = {name: ["-7", "0", "1", "x", "1.5", "null", "[]", "[0]"]  # more w
 HOURS = {"1_000", "100000", str(2**31), str(2**63), "null", "auto"}  # a command would work for hours with these
 LONG = {"max_steps", "max_tokens", "toy_stories", "vocab_size", "context_length", "d_model", "num_layers", "d_ff",
         "max_new_tokens", "num_stories", "num_workers", "batch_size", "devices", "num_nodes", "num_heads"}
-TINY = [
-    "--data.corpus=files", '--data.train_files=["s.txt"]', "--data.cache_dir=c", "--data.vocab_size=300",
-    "--data.context_length=32", "--data.batch_size=4", "--data.num_workers=1", "--model.d_model=16",
-    "--model.num_layers=1", "--model.num_heads=2", "--model.d_ff=32", "--trainer.max_steps=1",
-    "--trainer.precision=32-true", "--trainer.accelerator=cpu", "--generation.max_new_tokens=2",
-    "--trainer.enable_progress_bar=false",
-]
+# Good values of options whose type says too little.
+GOOD = {
+    "--config": ["v.yaml"], "--ckpt_path": ["last", "best", "lightning_logs/version_0"],
+    "--trainer.compile": ["false", "auto"], "--trainer.accelerator": ["cpu", "auto"],
+    "--trainer.strategy": ["auto", "ddp"], "--trainer.devices": ["1", "auto"],
+    "--trainer.num_nodes": ["1"], "--trainer.max_time": ["00:00:10:00"], "--trainer.logger": [
+        "true", "false", "TensorBoardLogger", "CSVLogger", "[TensorBoardLogger, CSVLogger]",
+        "{class_path: CSVLogger, init_args: {save_dir: logs}}", "lightning.pytorch.loggers.CSVLogger"],
+    "--trainer.callbacks": ["Timer", "[LearningRateMonitor]", "lightning.pytorch.callbacks.Timer",
+                            "{class_path: EarlyStopping, init_args: {monitor: valid_loss}}"],
+    "--trainer.profiler": ["simple", "advanced", "SimpleProfiler"], "--trainer.plugins": ["null", "[]"],
+    "--trainer.model_registry": ["null"], "--trainer.default_root_dir": [".", "runs"],
+    "--trainer.gradient_clip_algorithm": ["norm", "value"], "--checkpoint.dirpath": ["elsewhere"],
+    "--data.train_files": ['["s.txt"]', '["s.txt", "s.txt"]'], "--data.valid_files": ['["s.txt"]'],
+    "--data.prompts_file": ["s.txt"], "--data.tokenizer": ["v"], "--data.cache_dir": ["c", "other"],
+    "--data.special_tokens": ['["<|endoftext|>"]', '["<|endoftext|>", "The"]'], "--input": ["s.txt"],
+    "--special_tokens": ['["<|endoftext|>"]', "[]"], "--tokenizer": ["v"], "--output": ["t", "ids2"],
+    "--function": ["rms_norm"], "--text": ["é字"], "--word": ["Once"], "--prompt": ["Once upon"],
+}
+OF_TYPE = {"int": ["1", "2", "4", "300"], "float": ["0.5", "0.9", "1e-3", "1"], "bool": ["true", "false"],
+           "str": ["x", "Once"], "null": ["null"], "Optional": ["null"]}
 MEASURING = ["--trainer.accelerator=cpu", "--trainer.precision=32-true", "--data.cache_dir=c"]
 START = {
-    "fit": ["fit", "--config", str(ROOT / "configs" / "text.yaml"), *TINY],
+    "fit": [*FIT, "--data.toy_stories=30"],
     "validate": ["validate", *MEASURING],
     "test": ["test", *MEASURING],
     "predict": ["predict", *MEASURING, "--generation.max_new_tokens=2"],
     "generate": ["generate", "--max_new_tokens=2"],
-    "train-tokenizer": ["train-tokenizer", "--input=s.txt", "--output=t", "--vocab_size=270", "--num_workers=1"],
+    "train-tokenizer": ["train-tokenizer", "--output=t", *VOCABULARY],
     "tokenize": ["tokenize", "--tokenizer=v", "--input=s.txt", "--output=ids", "--num_workers=1"],
     "study unicode": ["study", "unicode"],
     "study tokenizer": ["study", "tokenizer", "--num_stories=20", "--vocab_size=270", "--num_workers=1"],
 }
+COUNTS = {"fit": 500, "validate": 200, "test": 100, "predict": 250, "generate": 300, "train-tokenizer": 250,
+          "tokenize": 250, "study unicode": 50, "study tokenizer": 100}  # 2,000
 SKIPPED = {"--help", "--print_config", "--trainer.fast_dev_run"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the campaign and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tests.campaigns.options", description=__doc__)
-    parser.add_argument("--count", type=int, default=2000, help="command lines, over all commands (default: 2000)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all command lines (default: 0)")
-    parser.add_argument("--command", choices=START, action="append", help="only this command; can be repeated")
-    options = parser.parse_args(arguments)
-    rng, commands = random.Random(options.seed), options.command or list(START)
-    tried, failed = dict.fromkeys(commands, 0), dict.fromkeys(commands, 0)
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        template = Path(folder, "template")
-        known = {command: option_names(command) for command in commands}
-        prepare(template)
-        for number in range(options.count):
-            command = commands[number % len(commands)]
-            words = draw(rng, command, known[command])
-            tried[command] += 1
-            if found := check(words, template, Path(folder, "project")):
-                failed[command] += 1
-                print(f"{shlex.join(words)!a}\n  {found}", file=sys.stderr, flush=True)
-    for command in commands:
-        print(json.dumps({"name": f"options {command}", "tried": tried[command], "failed": failed[command]}))
-    return 1 if any(failed.values()) else 0
+    description = "Draw command lines from all options of all commands: each works or says one sentence."
+    return run_campaign("tests.campaigns.options", [family(command) for command in START], description, arguments)
 
 
-def prepare(folder: Path) -> None:
-    """Make a project with a text, a vocabulary, a token file and a run, from which each command line starts."""
-    folder.mkdir()
-    with contextlib.chdir(folder):
-        write_corpus(Path("s.txt"), 100, seed=7)
-        for words in (["train-tokenizer", "--input=s.txt", "--output=v", "--vocab_size=270", "--num_workers=1"],
-                      START["fit"]):
-            code, text = run(words, limit=120)
-            assert code == 0, text
+def family(command: str) -> Family:
+    """Return the family of a command."""
+
+    def check(case: Case) -> None:
+        with private_environment(case.folder):
+            words = draw(case.rng, command)
+            interrupt = case.rng.choice([0.01, 0.1, 1.0]) * case.rng.random() if case.rng.random() < 0.05 else None
+            case.note(command=shlex.join(words), interrupt=interrupt)
+            project = fresh_project(case.folder)
+            before = contents(project)
+            outcome = run_command(words, project, interrupt_after=interrupt)
+            found = problem(outcome.code, outcome.text, before, contents(project), interrupted=interrupt is not None)
+            assert not found, found
+
+    check.__name__ = command.replace(" ", "_").replace("-", "_")
+    return full(COUNTS[command])(check)
 
 
-def option_names(command: str) -> list[str]:
-    """Read all options of a command from its help."""
-    _, text = run([*START[command][: 2 if command.startswith("study") else 1], "--help"], limit=120)
-    words = (line.split()[0].rstrip(",") for line in text.splitlines() if line.lstrip().startswith("--"))
-    return sorted({word.partition("=")[0] for word in words if not word.endswith("+")} - SKIPPED)
+@functools.cache
+def options_of(command: str) -> dict[str, str]:
+    """Read all options of a command, with their types, from its help."""
+    outcome = run_command([*START[command][: 2 if command.startswith("study") else 1], "--help"], Path.cwd())
+    found: dict[str, str] = {}
+    for part in re.split(r"\n +(?=-)", outcome.text)[1:]:
+        name = re.match(r"(?:-\w \S+, )?(--[\w.-]+)", part)
+        kind = re.search(r"\((?:required, )?type: (.*?)(?:, default: .*)?\)", " ".join(part.split()))
+        if name and name[1] not in SKIPPED and not name[1].endswith("+"):
+            found[name[1]] = kind[1] if kind else ""
+    return found
 
 
-def draw(rng: random.Random, command: str, known: list[str]) -> list[str]:
-    """Draw a command line: one to three options with odd values, and sometimes a misspelled option."""
-    words = list(START[command])
-    for name in rng.choices(known, k=rng.choice([1, 1, 1, 2])):
-        value = rng.choice(ONE_PROCESS.get(name) or rng.choice([ODD, FITTING, FITTING]))
-        if name.rpartition(".")[2].lstrip("-") in LONG and value in HOURS:
-            value = "3"
+def draw(rng: random.Random, command: str) -> list[str]:
+    """Draw a command line: options with odd values, with values of the right type, or both; sometimes misspelled."""
+    words, known = list(START[command]), options_of(command)
+    odd, good = rng.choice([(rng.choice([1, 1, 1, 2]), 0), (0, rng.randint(2, 4)), (1, rng.randint(1, 2))])
+    values: list[Callable[[str], str]] = [lambda name: odd_value(rng, name)] * odd
+    values += [lambda name: good_value(rng, name, known[name])] * good
+    for value in rng.sample(values, len(values)):
+        name = rng.choice(sorted(known))
+        word = value(name)
+        if name.rpartition(".")[2].lstrip("-") in LONG and word in HOURS and name not in ONE_PROCESS:
+            word = "3"
         name = name[:-1] if rng.random() < 0.03 else name
-        words += rng.choice([[f"{name}={value}"], [name, value]])
+        words += rng.choice([[f"{name}={word}"], [name, word]])
     return words
 
 
-def check(words: list[str], template: Path, folder: Path) -> str | None:
-    """Run a command line in a fresh copy of a project, and say what is wrong with its outcome."""
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(template, folder)
-    before = contents(folder)
-    with contextlib.chdir(folder):
-        code, text = run(words)
-    return problem(code, text, before, contents(folder))
+def odd_value(rng: random.Random, name: str) -> str:
+    """Draw a value without regard to the type."""
+    return rng.choice(ONE_PROCESS.get(name) or rng.choice([ODD, FITTING, FITTING]))
 
 
-def problem(code: int | str, text: str, before: set[str], after: set[str]) -> str | None:
+def good_value(rng: random.Random, name: str, kind: str) -> str:
+    """Draw a value of the type that the help states."""
+    if name in GOOD:
+        return rng.choice(GOOD[name])
+    choices = re.findall(r"'([^']*)'", kind) or ["true", "false"] * ("bool" in kind)
+    if kind.startswith(("list", "tuple")):
+        inner = next((OF_TYPE[each] for each in ("int", "float", "str") if each in kind), ["x"])
+        return f"[{rng.choice(inner)}, {rng.choice(inner)}]"
+    choices += [value for each, values in OF_TYPE.items() if re.search(rf"\b{each}\b", kind) for value in values]
+    return rng.choice(choices or FITTING)
+
+
+def problem(code: int, text: str, before: set[str], after: set[str], *, interrupted: bool = False) -> str | None:
     """Say what is wrong with an outcome, or None."""
-    if code not in (0, 2, 130) or "Traceback" in text:
-        return f"exit code {code}: {text[-600:]!a}"
+    if code not in (0, 2, *[130] * interrupted) or "Traceback" in text or "Error:" in text:
+        return f"exit code {code}: {text[-2000:]!a}"
     sentences = [line for line in text.splitlines() if line.rpartition("\r")[2].startswith("tslm: ")]
     if code == 2 and (len(sentences) != 1 or len(sentences[0]) > 700):
-        return f"not one sentence: {text[-600:]!a}"
-    half = {name for name in after - before if name.endswith((".tmp", ".new"))}
-    if half or (code == 2 and any(name.endswith((".ckpt", "ids", "t/vocab.json")) for name in after - before)):
-        return f"files are left: {sorted(half or after - before)}"
+        return f"not one sentence: {text[-2000:]!a}"
+    new = after - before
+    half = {name for name in new if name.endswith((".tmp", ".new"))}
+    if half or (code == 2 and any(name.endswith((".ckpt", "ids", "t/vocab.json")) for name in new)):
+        return f"files are left: {sorted(half or new)}"
+    if code == 0 and "No checkpoint was saved" in text:
+        return f"a training without a checkpoint: {text[-2000:]!a}"
     return None
-
-
-def contents(folder: Path) -> set[str]:
-    """Return the paths of all files."""
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-
-
-def run(words: list[str], limit: int = 30) -> tuple[int | str, str]:
-    """Run a command line in this process; return its exit code, or the exception, and what it printed."""
-    output = io.StringIO()
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    environment = dict(os.environ)
-    code: int | str
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), time_limit(limit):
-        try:
-            code = __main__.main(words)
-        except BaseException as error:
-            code = f"{type(error).__name__}\n{traceback.format_exc()[-500:]}"
-    for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
-        signal.signal(number, handler)
-    for name in set(os.environ) - set(environment):
-        del os.environ[name]
-    return code, output.getvalue()
-
-
-@contextlib.contextmanager
-def time_limit(seconds: int) -> Iterator[None]:
-    """Interrupt a command that works for too long; it then ends with exit code 130, which is allowed."""
-    previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
 
 
 if __name__ == "__main__":

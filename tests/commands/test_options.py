@@ -10,7 +10,7 @@ from tslm.commands.options import (
     read_yaml,
     stated_options,
 )
-from tslm.errors import MissingFileError
+from tslm.errors import MissingFileError, UserError
 
 
 def test_stated_options_pairs_each_option_with_its_value():
@@ -48,3 +48,19 @@ def test_nested_values_are_read_and_set_by_dotted_keys():
 def test_a_missing_configuration_file_is_a_missing_file(tmp_path):
     with pytest.raises(MissingFileError, match=r"a\.yaml does not exist"):
         read_yaml(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(("text", "sentence"), [
+    ("a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40)), "more than 1,"),
+    ("a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{b: *a{n - 1}, c: *a{n - 1}}}\n" for n in range(1, 40)), "more than"),
+    ("a: &a [*a]", "contain themselves"), ("a: &a {b: *a}", "contain themselves"), ("a: " + "[" * 100_000, "too deep"),
+])
+def test_a_configuration_that_grows_by_its_aliases_or_nests_deeply_is_refused(tmp_path, text, sentence):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(UserError, match=rf"a\.yaml .*{sentence}"):
+        read_yaml(tmp_path / "a.yaml")
+
+
+def test_aliases_and_merged_keys_are_still_read(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: &a {b: 1, c: 2}\nd: {<<: *a, c: 3}\ne: [*a, *a]\n")
+    assert read_yaml(tmp_path / "a.yaml")["d"] == {"b": 1, "c": 3}

@@ -22,6 +22,7 @@ from tslm.data.prepare import (
 from tslm.data.tinystories import TRAIN, VALID
 from tslm.errors import MissingFileError, UserError
 from tslm.tokenizer import TokenFile, Tokenizer
+from tslm.tokenizer.pretokenize import unicode_hash
 
 END = "<|endoftext|>"
 
@@ -60,6 +61,12 @@ def test_another_vocabulary_size_makes_another_tokenizer_and_other_token_files(m
     (first, first_train, _), (second, second_train, _) = make(), make(vocab_size=310)
     assert (first.vocab_size, second.vocab_size) == (300, 310)
     assert first_train.path != second_train.path
+
+
+def test_other_unicode_tables_make_another_tokenizer_and_other_token_files(make, monkeypatch):
+    (_, first, _), before = make(), unicode_hash()
+    monkeypatch.setattr("tslm.data.cache.unicode_hash", lambda: before[::-1])
+    assert make()[1].path != first.path
 
 
 def test_a_changed_text_is_encoded_again(make, tmp_path):
@@ -326,3 +333,17 @@ def test_a_tokenizer_larger_than_the_vocabulary_size_is_refused(make):
     with pytest.raises(UserError, match=r"has 320 entries, but data\.vocab_size is 300"):
         make(tokenizer=large)
     assert make(tokenizer=large, vocab_size=320)[1].tokenizer_hash == large.hash
+
+
+@pytest.mark.parametrize("name", ["lock", "tokens", "hashes.json", "toy/text/train.txt"])
+def test_a_link_in_the_cache_is_refused_and_a_linked_cache_is_used(tmp_path, name):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "cache" / name).parent.mkdir(parents=True)
+    (tmp_path / "cache" / name).symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError, match=rf"{name} is a symbolic link, by which"), Cache(tmp_path / "cache").lock():
+        pass
+    assert (tmp_path / "precious").read_text() == "precious"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "other")
+    with Cache(tmp_path / "linked").lock():
+        assert (tmp_path / "other").is_dir()

@@ -92,6 +92,8 @@ def test_tokenizer_token_file_id_over_the_vocabulary_is_named_at_first_use(tmp_p
     [
         ({"dtype": "<u4"}, "its dtype <u4 does not go with 65536 entries"),
         ({"dtype": "|O"}, "no valid sidecar"),
+        ({"source_bytes": 10**400}, "no valid sidecar"),
+        ({"source_bytes": -1}, "no valid sidecar"),
         ({"format": 9}, "its format is 9, this program reads format 1"),
         ({"count": None}, "its count is None"),
         ({"count": 5}, "names 5 ids"),

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -221,3 +222,17 @@ def test_an_unreadable_checkpoint_is_not_called_damaged():
                 tslm.load_checkpoint(path, *trained(0))
         finally:
             os.seteuid(user)
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+@pytest.mark.parametrize("kind", ["compressed", "overlapping"])
+def test_an_archive_that_unpacks_to_more_than_its_size_is_refused_before_it_is_read(tmp_path, mmap, kind):
+    path = tmp_path / "a.ckpt"
+    torch.save({"x": torch.ones(2)}, path)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data/9", bytes(1 << 20))
+        if kind == "overlapping":
+            archive.filelist.extend(archive.filelist[:1] * 100)
+    assert not files.is_intact(path)
+    with pytest.raises(UserError, match=r"a\.ckpt is damaged or no checkpoint"):
+        files.read_checkpoint(path, mmap=mmap)

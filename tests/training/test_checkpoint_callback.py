@@ -77,7 +77,13 @@ def test_a_branch_from_an_earlier_step_does_not_know_the_later_best_one(runs, da
 def test_a_run_removes_the_leftovers_of_killed_runs(runs, data):  # noqa: F811
     run = runs / "version_0"
     leftovers = [run / "checkpoints" / ".step-00000004.ckpt.99.new", run / ".summary.json.99.new"]
-    for path in leftovers:
+    elsewhere = runs.parent / "elsewhere" / ".step-00000004.ckpt.99.new"  # not this program's, whatever a run says
+    elsewhere.parent.mkdir()
+    for path in [*leftovers, elsewhere]:
         path.write_bytes(b"half")
+    (runs / "version_7").mkdir()
+    (runs / "version_7" / "checkpoints.txt").write_text(str(elsewhere.parent))
+    (runs / "version_8").symlink_to(elsewhere.parent)
     fit(runs.parent, data, 1)
     assert not any(path.exists() for path in leftovers)
+    assert elsewhere.exists()

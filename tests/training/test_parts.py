@@ -78,6 +78,7 @@ def test_a_part_that_is_missing_or_has_another_type_is_named(saved, tmp_path, da
     lambda state: state["state_dict"].update({"model.ln_final.weight": torch.ones(17)}),
     lambda state: state["state_dict"].pop("model.ln_final.weight"),
     lambda state: state["tslm"]["architecture"].update(extra=1),
+    lambda state: state["state_dict"].update({"model.ln_final.weight": torch.ones(16, device="meta")}),
     lambda state: state["tslm"]["tokenizer"].pop("merges.txt"),
     lambda state: state["optimizer_states"][0]["state"][0].update(exp_avg=torch.ones(3)),
     lambda state: state["optimizer_states"][0]["state"].update({99: state["optimizer_states"][0]["state"][0]}),
@@ -90,3 +91,17 @@ def test_a_part_with_other_contents_is_named(saved, tmp_path, data, spoil):  # n
     use = load if len(state["tslm"]["architecture"]) > 7 else resume  # which takes the architecture from the module
     with pytest.raises(UserError, match=r"spoilt\.ckpt "):
         use(tmp_path / "spoilt.ckpt", data)
+
+
+@pytest.mark.parametrize("sizes", [
+    {"d_model": 2**20}, {"d_ff": 2**24}, {"num_layers": 2**24}, {"vocab_size": 2**24}, {"context_length": 2**24},
+])
+@pytest.mark.parametrize("shared", [False, True])
+def test_an_architecture_without_the_weights_for_it_is_refused_before_a_model_is_built(saved, tmp_path, sizes, shared):
+    state = torch.load(saved, weights_only=True)
+    state["tslm"]["architecture"].update(sizes)
+    if shared:  # weights of huge shapes whose elements are all the same number in memory
+        state["state_dict"] = {name: torch.ones(1).expand(2**20, 2**20) for name in state["state_dict"]}
+    torch.save(state, tmp_path / "spoilt.ckpt")
+    with pytest.raises(UserError, match=r"spoilt\.ckpt holds [0-9,]+ bytes of weights, which do not suffice"):
+        load_model(tmp_path / "spoilt.ckpt")

@@ -6,12 +6,12 @@ import threading
 
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from tests.loops.conftest import data  # noqa: F401 (a fixture)
 from tests.loops.test_lightning import make_module, make_trainer
 from tslm.errors import MissingFileError, UserError
-from tslm.training.runs import find_checkpoint, reserve_version
+from tslm.training.runs import checkpoint_folder, find_checkpoint, reserve_version
 
 
 def test_no_two_runs_reserve_the_same_directory(tmp_path):
@@ -56,6 +56,44 @@ def test_runs_that_start_together_have_their_own_directories(tmp_path, data, log
         assert (run / "checkpoints" / "step-00000001.ckpt").is_file()
         assert (run / "summary.json").is_file()
     assert len(list((tmp_path / "lightning_logs").iterdir())) == 2
+
+
+@pytest.mark.parametrize("logger", [TensorBoardLogger, CSVLogger])
+def test_two_runs_do_not_share_the_version_that_the_user_names(tmp_path, data, logger):  # noqa: F811
+    def start(max_steps, **options):
+        trainer = make_trainer(tmp_path, max_steps, limit_val_batches=0,
+                               logger=logger(tmp_path, name="lightning_logs", version="mine"))
+        trainer.fit(make_module(), datamodule=data(), **options)
+        return trainer
+
+    trainer = start(1)
+    checkpoints = tmp_path / "lightning_logs" / "mine" / "checkpoints"
+    before = {path: path.stat().st_mtime_ns for path in checkpoints.parent.rglob("*")}
+    with pytest.raises(UserError, match=r"the run directory .*mine exists, and another run may be in it"):
+        start(1)
+    assert {path: path.stat().st_mtime_ns for path in checkpoints.parent.rglob("*")} == before
+    if logger is TensorBoardLogger:  # Lightning's CSVLogger removes an earlier file, with a warning
+        start(2, ckpt_path=str(checkpoints / "last.ckpt"))  # its own run may be continued in place
+        assert (checkpoints / "step-00000002.ckpt").exists()
+    trainer.step_loop.loop.step = 0
+    trainer._budget_options = 2, None
+    trainer.fit(make_module(), datamodule=data())  # and one trainer may train twice
+    assert (checkpoints / "step-00000002.ckpt").exists()
+
+
+def test_a_run_that_fails_before_its_first_step_removes_only_what_it_has_made(tmp_path, data):  # noqa: F811
+    """The directory of the user's version, which is that of the resumed run, stays."""
+    def logger():
+        return TensorBoardLogger(tmp_path, name="lightning_logs", version="mine")
+
+    make_trainer(tmp_path, 1, limit_val_batches=0, logger=logger()).fit(make_module(), datamodule=data())
+    last = tmp_path / "lightning_logs" / "mine" / "checkpoints" / "last.ckpt"
+    for mine in (logger(), None):
+        trainer, other = make_trainer(tmp_path, 2, logger=mine), data(vocab_size=290)
+        with pytest.raises(UserError, match="fingerprint"):
+            trainer.fit(make_module(), ckpt_path=str(last), datamodule=other)
+        assert last.exists()
+        assert [path.name for path in (tmp_path / "lightning_logs").iterdir()] == ["mine"]
 
 
 def test_a_run_that_fails_before_it_writes_leaves_no_directory(tmp_path, data):  # noqa: F811
@@ -110,3 +148,12 @@ def test_damaged_checkpoints_are_listed_if_there_is_no_intact_one(saved, tmp_pat
     with pytest.raises(MissingFileError, match=r"an intact checkpoint, because these are damaged: ") as error:
         find_checkpoint(where, root=tmp_path)
     assert all(str(path) in str(error.value) for path in saved.iterdir())
+
+
+@pytest.mark.parametrize("name", [b"", b"a\0b", b"\xff", b"absent", b"x" * 5000, b"a\nb"])
+def test_a_file_that_names_no_folder_of_checkpoints_is_ignored(tmp_path, name):
+    (tmp_path / "checkpoints.txt").write_bytes(name)
+    assert checkpoint_folder(tmp_path) == tmp_path / "checkpoints"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "checkpoints.txt").write_text(f"{tmp_path}/elsewhere\n")
+    assert checkpoint_folder(tmp_path) == tmp_path / "elsewhere"

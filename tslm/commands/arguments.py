@@ -154,6 +154,11 @@ def _wrong_value(parser: ArgumentParser, key: str, message: str, cause: BaseExce
     if not values:
         return _shorten(message)
     name, value = min(values, key=lambda each: str(each[1]) not in message)  # the first that the message quotes
+    if problem := re.search(r"Problem with given class_path '([^']*)':\s*(.*?)(?=\n *- |\n *Given|\Z)", message, re.S):
+        if lacks := re.fullmatch(r"the following arguments are required: (.*)", problem[2]):
+            needs = " and ".join(f"--{key}.{each}" for each in lacks[1].split(", "))
+            return f"{key} cannot be {problem[1]} without more options: give {needs}"
+        return f"{key} cannot be used: {_shorten(problem[0])}"
     if type_hint is None:
         is_group = any(option.startswith(f"--{key}.") for option in parser._option_string_actions)
         return _group_as_value(name, value) if is_group else f"{name} cannot be used: {_shorten(message)}"

@@ -64,6 +64,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is not UTF-8 text: {byte}") from error
     except DuplicateKeyError as error:
         raise UserError(f"{path} {error.problem}, the second time in line {error.line}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} nests lists or mappings too deeply for a configuration") from error
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -83,7 +85,13 @@ class DuplicateKeyError(yaml.YAMLError):
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe loader, which refuses duplicate keys instead of taking the last value."""
+    """YAML's safe loader, which refuses duplicate keys instead of taking the last value, and aliases that multiply."""
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        """Construct a document, unless its aliases stand for very many values, or for one that contains itself."""
+        if _expanded(node, {}) > LARGEST_DOCUMENT:
+            raise yaml.YAMLError(f"its aliases stand for more than {LARGEST_DOCUMENT:,} values, or contain themselves")
+        return super().construct_document(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Construct a mapping; the keys that `<<` merges into it may be stated again."""
@@ -93,6 +101,19 @@ class _StrictLoader(yaml.SafeLoader):
                 raise DuplicateKeyError(key.value, key.start_mark.line + 1)
             seen.add(key.value if isinstance(key.value, str) else id(key))
         return super().construct_mapping(node, deep=deep)
+
+
+LARGEST_DOCUMENT = 1_000_000  # values, where each alias counts as a copy
+
+
+def _expanded(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """Count the values of a node, where each alias counts as a copy; `known` has the counts so far."""
+    if node not in known:
+        known[node] = LARGEST_DOCUMENT + 1  # in case that it contains itself
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        inner = [each for part in parts for each in (part if isinstance(part, tuple) else (part,))]
+        known[node] = 1 + sum(_expanded(each, known) for each in inner)
+    return known[node]
 
 
 def load_yaml(text: str) -> Any:

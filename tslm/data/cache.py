@@ -17,6 +17,7 @@ from tslm.errors import UserError
 from tslm.tokenizer import Span
 from tslm.tokenizer.files import atomic_write, check_unchanged, file_stamp
 from tslm.tokenizer.jsonl import is_jsonl
+from tslm.tokenizer.pretokenize import unicode_hash
 
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)  # the errors of a folder that may not be written to
 
@@ -37,11 +38,13 @@ class Cache:
             notice_after: seconds of waiting for another process after which a notice is printed.
 
         Raises:
-            UserError: a file of the cache cannot be read or written, for whatever reason; the message names it.
+            UserError: a file of the cache cannot be read or written, for whatever reason, or is a symbolic link; the
+                message names it.
         """
         lock = FileLock(self.folder / "lock")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._check_links()
             try:
                 lock.acquire(timeout=notice_after)
             except Timeout:
@@ -63,6 +66,13 @@ class Cache:
             ) from error
         finally:
             lock.release()
+
+    def _check_links(self) -> None:
+        """Refuse symbolic links in the folder: a cache that somebody else has made could lead anywhere by them."""
+        for path in self.folder.rglob("*"):
+            if path.is_symlink():
+                raise UserError(f"{path} is a symbolic link, by which prepared data could be written elsewhere: remove "
+                                f"it; only the whole folder {self.folder} may be a link")
 
     def _remove_leftovers(self) -> None:
         """Remove temporary files of writers that were killed: only the process that has the lock prepares data."""
@@ -103,11 +113,11 @@ class Cache:
         return record.read_bytes() == content_hash
 
     def key(self, spans: Sequence[Span], **settings: object) -> str:
-        """Return the cache key of data made from this text with these settings."""
+        """Return the cache key of data made from this text with these settings and this version's Unicode tables."""
         # The format belongs to the key: a .txt and a .jsonl file with the same bytes hold different documents.
         parts = [
             [self.content_hash(Path(span.path)), span.start, span.stop, *(["jsonl"] if is_jsonl(span.path) else [])]
             for span in spans
         ]
-        text = json.dumps([parts, settings], sort_keys=True)
+        text = json.dumps([parts, settings, unicode_hash()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:20]

@@ -50,6 +50,13 @@ class TransformerConfig:
                             f"is a multiple of {2 * self.num_heads}")
 
     @property
+    def num_parameters(self) -> int:
+        """Number of trainable parameters of a model of these sizes."""
+        d_model = self.d_model
+        block = 4 * d_model * d_model + 3 * d_model * self.d_ff + 2 * d_model
+        return 2 * self.vocab_size * d_model + self.num_layers * block + d_model
+
+    @property
     def head_dim(self) -> int:
         """Width K of one attention head."""
         return self.d_model // self.num_heads

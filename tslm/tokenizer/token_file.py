@@ -89,7 +89,7 @@ class TokenFile:
             if sidecar["format"] != FORMAT:
                 raise ValueError(f"its format is {sidecar['format']}, this program reads format {FORMAT}")
             for name, kind in _FIELDS.items():
-                if not isinstance(sidecar[name], kind):
+                if not isinstance(sidecar[name], kind) or (kind is int and not 0 <= sidecar[name] < 1 << 63):
                     raise ValueError(f"its {name} is {sidecar[name]!r}")
             if sidecar["dtype"] != dtype_for(sidecar["vocab_size"]).str:
                 raise ValueError(f"its dtype {sidecar['dtype']} does not go with {sidecar['vocab_size']} entries")

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 from tslm.errors import UserError
-from tslm.training.saved_settings import LARGEST, Check, list_of, number, optional, whole
+from tslm.model import TransformerConfig
+from tslm.training.saved_settings import LARGEST, Check, list_of, number, optional, read_architecture, whole
 
 _ABSENT = object()
+LARGEST_TABLE = 1 << 28  # bytes of cosines and sines that any architecture may ask for
 
 
 def mapping(value: object) -> bool:
@@ -26,7 +28,7 @@ def weights(value: object) -> bool:
     """Accept a dictionary of dense tensors of floating-point numbers."""
     return isinstance(value, dict) and all(
         isinstance(key, str) and isinstance(each, torch.Tensor) and each.layout is torch.strided
-        and each.is_floating_point()
+        and each.is_floating_point() and each.device.type == "cpu"
         for key, each in value.items()
     )
 
@@ -39,6 +41,13 @@ def texts(value: object) -> bool:
 def strings(value: object) -> bool:
     """Accept a dictionary of strings."""
     return isinstance(value, dict) and all(isinstance(each, str) for item in value.items() for each in item)
+
+
+def provenance(value: object) -> bool:
+    """Accept what `tslm.training.provenance` returns; the versions are printed, so they are short and printable."""
+    return isinstance(value, dict) and strings(value.get("versions")) and all(
+        len(each) <= 100 and each.isprintable() for item in value["versions"].items() for each in item
+    ) and optional(whole())(value.get("tokens_seen"))
 
 
 def generator_state(value: object) -> bool:
@@ -119,6 +128,22 @@ def check_parts(state: Mapping[str, Any], path: object, *, resume: bool = False)
             raise UserError(f"{path} lacks the part {key}: give another --ckpt_path")
         if not check(value):
             raise UserError(f"{path} holds the part {key} in another form than fit writes: give another --ckpt_path")
+    _check_sizes(state, path)
+
+
+def _check_sizes(state: Mapping[str, Any], path: object) -> None:
+    """Check that the weights are as many as the architecture asks for, before memory for a model is allocated.
+
+    Raises:
+        UserError: the file holds fewer bytes of weights, or the table of positions would be huge and larger than they.
+    """
+    config = TransformerConfig(**read_architecture(state["tslm"], path))
+    storages = [each.untyped_storage() for each in state["state_dict"].values()]
+    held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    table = 4 * config.context_length * config.head_dim
+    if held < config.num_parameters or table > max(held, LARGEST_TABLE):
+        raise UserError(f"{path} holds {held:,} bytes of weights, which do not suffice for the sizes of its "
+                        "architecture: give another --ckpt_path")
 
 
 def check_loops(saved: object, expected: object, path: object, name: str = "loops.fit_loop") -> None:
@@ -153,22 +178,10 @@ def check_optimizer(saved: Mapping[str, Any], parameters: Iterable[torch.Tensor]
         raise UserError(f"{path} holds the part optimizer_states of another model: give another --ckpt_path")
 
 
-def changed_fingerprints(saved: Mapping[str, str], present: Mapping[str, str], path: object) -> list[str]:
-    """Say which texts or tokenizer differ from those of a checkpoint; early checkpoints have no fingerprints.
-
-    Args:
-        saved: what the checkpoint holds: fingerprints by the name of what they belong to.
-        present: those of this run.
-        path: the checkpoint, for the message.
-    """
-    return [
-        f"the {name} has the fingerprint {now[:12]}, but {path} was trained with {saved[name][:12]}"
-        for name, now in present.items() if saved.get(name, now) != now
-    ]
-
-
 def _table(state: Mapping[str, Any], resume: bool) -> Iterator[tuple[str, Check]]:
     yield from PARTS.items()
+    if "provenance" in state["tslm"]:  # early checkpoints lack it
+        yield "tslm.provenance", provenance
     if resume:
         yield from RESUMED.items()
         if "fingerprints" in state["tslm"]:  # early checkpoints lack them

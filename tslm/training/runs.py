@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,6 +76,24 @@ def reserve_version(root: Path) -> int:
             f"a run directory cannot be made in {root} ({error.strerror}): give --trainer.default_root_dir a folder "
             "that is writable"
         ) from error
+
+
+def create_run_dir(folder: Path) -> None:
+    """Create a run directory whose name the user chose.
+
+    Raises:
+        UserError: it exists, so it belongs to another run; or it cannot be created.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+    except FileExistsError as error:
+        raise UserError(
+            f"the run directory {folder} exists, and another run may be in it: give the logger another version, or none"
+        ) from error
+    except OSError as error:
+        raise UserError(f"the run directory {folder} cannot be made ({error.strerror}): give the logger another "
+                        "save_dir") from error
 
 
 def find_checkpoint(wanted: str | None, *, prefer: str = "last", root: Path = Path()) -> tuple[Path, list[str]]:
@@ -189,6 +208,12 @@ def run_of(checkpoint: Path, root: Path = Path()) -> Path:
 
 
 def checkpoint_folder(run: Path) -> Path:
-    """Return where a run keeps its checkpoints: in its own directory, or in the folder that its user chose."""
-    elsewhere = run / FOLDER_FILE
-    return Path(elsewhere.read_text(encoding="utf-8").strip()) if elsewhere.is_file() else run / CHECKPOINTS
+    """Return where a run keeps its checkpoints: in its own directory, or in the folder that its user chose.
+
+    A file that does not name a folder, in a run directory that somebody else has made, is ignored.
+    """
+    with suppress(OSError, ValueError):  # ValueError: not UTF-8, or a null character
+        name = (run / FOLDER_FILE).read_text(encoding="utf-8").strip() if (run / FOLDER_FILE).is_file() else ""
+        if name and Path(name).is_dir():
+            return Path(name)
+    return run / CHECKPOINTS

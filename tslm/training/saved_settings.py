@@ -9,6 +9,7 @@ callable, or a path to write to.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, fields
@@ -92,7 +93,9 @@ def max_time(value: object) -> bool:
     return type(value) is str and re.fullmatch(r"[0-9]{2}(:[0-9]{2}){3}", value) is not None
 
 
-_devices = either(whole(-1, 64), list_of(whole(0, 63), least=1, most=64), one_of("auto"))
+# Each device is a process, and a process waits for those of the other nodes.
+_processors = os.cpu_count() or 1
+_devices = either(whole(-1, _processors), list_of(whole(0, 63), least=1, most=_processors), one_of("auto"))
 _batches = optional(either(whole(), number()))
 
 # Every option whose value is taken from a checkpoint, with the check of the value. All of them are ours, or are scalars
@@ -112,7 +115,6 @@ ALLOWED: dict[str, Check] = {
     "trainer.gradient_clip_algorithm": optional(one_of("norm")),
     "trainer.enable_progress_bar": switch,
     "trainer.devices": _devices,
-    "trainer.num_nodes": whole(1, 65_536),
     "trainer.fast_dev_run": either(switch, whole()),
     "trainer.min_epochs": optional(whole()),
     "trainer.min_steps": optional(whole()),
@@ -173,15 +175,17 @@ ALLOWED: dict[str, Check] = {
 # Options of earlier versions, which `translate_batch_settings` expresses by today's.
 FORMER: dict[str, Check] = {"model.micro_batch_size": optional(whole(1))}
 
-# The options that are left out, with their defaults. The value may name a class, a plugin or a place to write to, or it
-# switches parts of Lightning off. A notice names those not at the default. Three more options are never looked
-# up: `config`, `ckpt_path`, and `data.tokenizer`, because a checkpoint holds the tokenizer itself.
-NOT_TAKEN: dict[str, str | bool | None] = {
+# The options that are left out, with their defaults. The value may name a class, a plugin or a place to write to,
+# make the command wait for other machines, or switch parts of Lightning off. A notice names those not at the default.
+# Three more options are never looked up: `config`, `ckpt_path`, and `data.tokenizer`, because a checkpoint holds the
+# tokenizer itself.
+NOT_TAKEN: dict[str, str | bool | int | None] = {
     "trainer.default_root_dir": ".",
     "trainer.callbacks": None,
     "trainer.logger": None,
     "trainer.plugins": None,
     "trainer.strategy": "auto",
+    "trainer.num_nodes": 1,
     "trainer.profiler": None,
     "trainer.model_registry": None,
     "trainer.enable_checkpointing": None,

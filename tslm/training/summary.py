@@ -125,7 +125,7 @@ def is_finished(checkpoint: Path) -> bool:
     """Whether the run of a checkpoint has validated its last step and has written its summary."""
     try:
         return json.loads((run_of(checkpoint) / SUMMARY).read_text(encoding="utf-8"))["finished"] is True
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
 
 

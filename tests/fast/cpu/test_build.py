@@ -165,3 +165,21 @@ def test_a_linked_cache_folder_is_refused(tmp_path):
 @needs_compiler
 def test_a_new_cache_folder_is_private(tmp_path):
     assert build.build(SOURCES, torch.float32).parent.stat().st_mode & 0o777 == 0o700
+
+
+@needs_compiler
+@pytest.mark.parametrize(("suffix", "mode"), [(".so", 0o720), (".sha256", None)])
+def test_a_library_that_others_can_write_or_that_is_a_link_is_compiled_again(tmp_path, suffix, mode):
+    path = build.build(SOURCES, torch.float32)
+    path.parent.chmod(0o755)  # others can reach the files
+    planted = path.with_suffix(suffix)
+    if mode is None:
+        planted.rename(tmp_path / "elsewhere")
+        planted.symlink_to(tmp_path / "elsewhere")
+    else:
+        planted.chmod(mode)
+    before = path.stat().st_ino
+    assert build.build(SOURCES, torch.float32) == path
+    assert path.stat().st_ino != before
+    assert [each.lstat().st_mode & 0o777 for each in (path, path.with_suffix(".sha256"))] == [0o700, 0o700]
+    assert build.build(SOURCES, torch.float32).stat().st_ino == path.stat().st_ino

@@ -3,7 +3,8 @@
 The library's name holds a hash of everything it depends on: the sources, the compiler, the flags, and the processor,
 because the code is compiled for the processor at hand. The finished library is renamed into its place, so two processes
 that compile at once do not disturb each other. A library is code, so it is loaded only from a folder that no other user
-can write to, and only if its SHA-256 is the one in the file beside it; a damaged library is compiled again.
+can write to, only if no other user can write to the file either, and only if its SHA-256 is the one in the file beside
+it; otherwise it is compiled again.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ def build(sources: tuple[Path, ...], dtype: torch.dtype) -> Path:
             new_digest = Path(folder) / digest_path.name
             new_digest.write_text(_digest(new), encoding="ascii")
             for each in (new, new_digest):
+                each.chmod(0o700)  # whatever the umask is
                 _sync(each)
             os.replace(new_digest, digest_path)
             os.replace(new, path)
@@ -83,17 +85,24 @@ def _private(folder: Path) -> Path:
         UnavailableError: another user owns the folder or can write to it, or it is a symbolic link.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.lstat()
-    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022 or folder.is_symlink()):
+    if not _is_own(folder):
         raise UnavailableError(f"other users can write to {folder}, and a library from there would run as code: remove "
                                "it, or name another cache folder in XDG_CACHE_HOME")
     return folder
 
 
+def _is_own(path: Path) -> bool:
+    """Whether a file or folder, and not one that it links to, belongs to this user and no other can write to it."""
+    status = path.lstat()
+    return not hasattr(os, "getuid") or (
+        status.st_uid == os.getuid() and not status.st_mode & 0o022 and not path.is_symlink())
+
+
 def _is_intact(path: Path, digest_path: Path) -> bool:
-    """Whether a library exists and has the SHA-256 in the file beside it."""
+    """Whether a library exists, no other user can write to it, and it has the SHA-256 in the file beside it."""
     try:
-        return _digest(path) == digest_path.read_text(encoding="ascii")
+        own = _is_own(path) and _is_own(digest_path)
+        return own and _digest(path) == digest_path.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError):
         return False
 
