@@ -108,6 +108,12 @@ MISTAKES = {
     "memory": ("raise MemoryError", "out of memory (MemoryError): use a smaller batch"),
     "memory of a GPU": ("import torch; raise torch.OutOfMemoryError('CUDA out of memory')",
                         "out of memory (CUDA out of memory): use a smaller batch"),
+    "another process": ("raise RuntimeError('[/x/gloo/transport/tcp/pair.cc:561] Connection closed by peer [::1]:9')",
+                        "another process of this training has ended or cannot be reached: see what it printed"),
+    "a barrier": ("raise RuntimeError('Rank 0 successfully reached monitoredBarrier, but received errors')",
+                  "another process of this training has ended"),
+    "rendezvous": ("import torch.distributed; raise torch.distributed.DistNetworkError('timed out')",
+                   "another process of this training has ended"),
     "memory for a tensor": ("import torch; torch.empty(1 << 60, dtype=torch.int8)", "out of memory ("),
 }
 

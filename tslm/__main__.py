@@ -6,11 +6,13 @@ Nothing heavy is imported before the command is known, so a list or a mistyped n
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import difflib
 import errno
 import importlib
 import io
 import os
+import re
 import signal
 import sys
 import types
@@ -18,7 +20,7 @@ import warnings
 from typing import NoReturn
 
 import tslm
-from tslm.errors import UserError
+from tslm.errors import PEER_ENDED, UserError
 
 COMMANDS = {
     "fit": ("tslm.cli", "train a model; without options the quick start, from raw text to stories"),
@@ -28,10 +30,12 @@ COMMANDS = {
     "generate": ("tslm.commands.generate", "continue one prompt, and print the text while it is generated"),
     "train-tokenizer": ("tslm.commands.train_tokenizer", "learn a byte-pair vocabulary from text files"),
     "tokenize": ("tslm.commands.tokenize", "turn text files into one file of token ids"),
+    "runs": ("tslm.commands.runs", "list the runs, newest first; --verify checks every file of every run"),
     "study": ("tslm.commands.study", "answer a question of the course by an experiment; `study --help` lists them"),
 }
 
 INTERRUPTED = 128 + signal.SIGINT  # the exit code after Ctrl-C
+PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent ends
 CLOSED_OUTPUT = 141  # that of a program that SIGPIPE ended, as in `python -m tslm … | head`
 
 _python_format = warnings.formatwarning
@@ -137,6 +141,8 @@ def _sentence(error: BaseException) -> str | None:
             return f"{name if len(name) <= 300 else name[:300] + ' …'}: {error.strerror}"
         if error.errno == errno.ENOSPC:  # of a write, which knows no file name
             return error.strerror
+    if re.search(r"gloo/|monitoredBarrier", text) or type(error).__module__ == "torch.distributed":
+        return PEER_ENDED
     torch = sys.modules.get("torch")  # no exception can be torch's if torch is not imported
     is_torch = torch is not None and isinstance(error, torch.OutOfMemoryError)
     if is_torch or isinstance(error, MemoryError) or "can't allocate memory" in text:  # a RuntimeError on a CPU
@@ -156,6 +162,8 @@ def run() -> int:
         return _report("the standard output is closed: send it to a file or to /dev/null", code=CLOSED_OUTPUT)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")
+    if sys.platform == "linux" and os.environ.get("LOCAL_RANK", "0") != "0":  # the first process has started this one
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # or it would wait half an hour for a dead process
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # `nohup` and a shell's `&` ask for this
         return main()
     signal.signal(signal.SIGINT, _interrupt)

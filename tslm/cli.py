@@ -24,7 +24,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from tslm.commands.arguments import OneSentenceErrors
 from tslm.commands.options import asks_for_help, flag_keys, get_key, is_stated, leaves, put_key, read_yaml
 from tslm.data.datamodule import TextDataModule
-from tslm.errors import UserError
+from tslm.errors import PEER_ENDED, UserError
 from tslm.tokenizer.serialization import tokenizer_from_texts
 from tslm.training.checkpoint import fit_part, read_checkpoint
 from tslm.training.checkpoint_callback import Checkpoints, run_dir
@@ -40,6 +40,7 @@ HARMLESS = (  # regular expressions of Lightning's warnings that a user can do n
     "LightningCLI's args parameter is intended",
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
     "The `.*dataloader` does not have many workers",
+    "It is recommended to use `self.log\\(.*sync_dist=True",  # the figures are those of all processes
 )
 yaml.SafeDumper.add_multi_representer(  # of a default argument, such as that of Lightning's Timer
     Enum, lambda dumper, value: dumper.represent_data(value.value))
@@ -56,6 +57,9 @@ def main(argv: list[str] | None = None) -> None:
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    observer = logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script")
+    observer.setLevel(logging.INFO)
+    observer.addFilter(say_that_peer_ended)
     for message in HARMLESS:
         warnings.filterwarnings("ignore", message=message)
     try:
@@ -64,6 +68,13 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(str(error)) from error
     if command_line.exit_code:
         raise SystemExit(command_line.exit_code)
+
+
+def say_that_peer_ended(record: logging.LogRecord) -> bool:
+    """Replace the message with which Lightning kills the first process, because one that it has started has ended."""
+    if "terminated with code" in record.getMessage():
+        print(f"tslm: {PEER_ENDED}", file=sys.stderr, flush=True)
+    return False
 
 
 class CommandParser(OneSentenceErrors, LightningArgumentParser):

@@ -12,3 +12,8 @@ class UserError(ValueError):
 
 class MissingFileError(UserError, FileNotFoundError):
     """A file or folder that the user named does not exist; the sentence names it and says what to give instead."""
+
+
+# The message for an error of the exchange between processes.
+PEER_ENDED = ("another process of this training has ended or cannot be reached: see what it printed, and resume with "
+              "--ckpt_path last")

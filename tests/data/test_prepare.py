@@ -22,6 +22,7 @@ from tslm.data.prepare import (
 from tslm.data.tinystories import TRAIN, VALID
 from tslm.errors import MissingFileError, UserError
 from tslm.tokenizer import TokenFile, Tokenizer
+from tslm.tokenizer.pretokenize import unicode_hash
 
 END = "<|endoftext|>"
 
@@ -60,6 +61,12 @@ def test_another_vocabulary_size_makes_another_tokenizer_and_other_token_files(m
     (first, first_train, _), (second, second_train, _) = make(), make(vocab_size=310)
     assert (first.vocab_size, second.vocab_size) == (300, 310)
     assert first_train.path != second_train.path
+
+
+def test_other_unicode_tables_make_another_tokenizer_and_other_token_files(make, monkeypatch):
+    (_, first, _), before = make(), unicode_hash()
+    monkeypatch.setattr("tslm.data.cache.unicode_hash", lambda: before[::-1])
+    assert make()[1].path != first.path
 
 
 def test_a_changed_text_is_encoded_again(make, tmp_path):

@@ -28,6 +28,7 @@ class Hub(ThreadingHTTPServer):
         self.user_agents = set()
         self.cut_at = None  # interrupt the next transfer after this number of bytes
         self.corrupt = False
+        self.names_hash = True
         self.may_answer = threading.Event()
         self.may_answer.set()
         self.status = 200
@@ -59,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers["Range"] and status == 200:
             start, status = int(re.fullmatch(r"bytes=(\d+)-.*", self.headers["Range"])[1]), 206
         self.send_response(status)
-        self.send_header("ETag", f'"{hashlib.sha256(text).hexdigest()}"')
+        self.send_header("ETag", f'"{hashlib.sha256(text).hexdigest() if hub.names_hash else "v1"}"')
         self.send_header("X-Repo-Commit", "0" * 40)
         self.send_header("Content-Length", str(len(text) - start if status < 300 else 0))
         if status == 206:
@@ -145,6 +146,14 @@ def test_a_file_with_a_wrong_checksum_is_refused(hub, tmp_path):
     with pytest.raises(ConnectionError, match=r"arrived with the SHA-256 \w{8}… instead of \w{8}…"):
         fetch_tinystories(tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_server_that_names_no_checksum_is_refused_before_the_transfer(hub, tmp_path):
+    hub.names_hash = False
+    with pytest.raises(DownloadError, match="the server gives no SHA-256 of TinyStories"):
+        fetch_tinystories(tmp_path)
+    assert os.listdir(tmp_path) == []
+    assert {method for method, *_ in hub.requests} == {"HEAD"}
 
 
 def check_sentence(error, endpoint):

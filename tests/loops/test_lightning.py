@@ -165,6 +165,20 @@ def test_a_resumed_run_may_split_its_steps_differently(tmp_path, data, before, a
     assert torch.equal(torch.cat(seen.steps[3]), stream.windows.batch(3, 4)[0])
 
 
+@pytest.mark.parametrize("sizes", [(4, 6, 2), (6, 4, 4)])
+def test_a_run_resumed_with_another_batch_size_skips_and_repeats_no_window(tmp_path, data, sizes):
+    """Two steps of each size; a run is resumed twice, also with another accumulation."""
+    seen = Batches()
+    for part, size in enumerate(sizes):
+        last = sorted(tmp_path.rglob("last.ckpt"))[-1:]
+        fit(tmp_path, data, 2 * part + 2, ckpt_path=str(last[0]) if last else None, windows=(size, part % 2 + 1),
+            callbacks=[seen], limit_val_batches=0)
+    stream = data()
+    stream.setup("fit")
+    inputs = torch.cat([micro_batch for step in range(6) for micro_batch in seen.steps[step]])
+    assert torch.equal(inputs, stream.windows.batch(0, 2 * sum(sizes))[0])
+
+
 def test_an_extended_run_continues_with_the_longer_schedule(tmp_path, data):
     fit(tmp_path, data, 4)
     last = next(tmp_path.rglob("last.ckpt"))

@@ -43,3 +43,12 @@ def test_special_tokens_are_checked():
 def test_the_examples_of_the_docstrings_are_true():
     result = doctest.testmod(pretokenize)
     assert (result.failed, result.attempted > 1) == (0, True)
+
+
+def test_the_hash_of_the_unicode_tables_changes_with_the_class_of_one_character(monkeypatch):
+    before = pretokenize.unicode_hash()
+    real = pretokenize.regex.finditer
+    monkeypatch.setattr(pretokenize.regex, "finditer",
+                        lambda pattern, text: real(pattern, text.replace("\N{LATIN SMALL LETTER E WITH ACUTE}", "-")))
+    assert pretokenize.unicode_hash.__wrapped__() != before
+    assert pretokenize.unicode_hash() == before

@@ -41,6 +41,7 @@ def test_the_best_checkpoint_outlives_resumption(runs, data, change):  # noqa: F
     options = {}
     if change == "moved":
         shutil.move(runs / "version_0", runs.parent / "elsewhere")
+        (runs.parent / "elsewhere" / "checkpoints" / ".step-00000008.ckpt.1.new").touch()  # of a killed write
         options = {"ckpt_path": str(runs.parent / "elsewhere")}
     if change == "interrupted":  # before its first checkpoint
         with pytest.raises(RuntimeError):
@@ -48,6 +49,7 @@ def test_the_best_checkpoint_outlives_resumption(runs, data, change):  # noqa: F
     worsen(runs, data, 8, **options)
     if change == "twice":
         worsen(runs, data, 10)
+    assert not list(runs.parent.rglob(".*.new"))
     path, _ = find_checkpoint(None, prefer="best", root=runs.parent)
     newest = path.parent.parent
     assert newest.name == {"nothing": "version_1", "moved": "version_0"}.get(change, "version_2")

@@ -1,19 +1,22 @@
 """Steps with a gradient that is not finite are skipped, counted and reported; too many in a row end the run."""
 
 import contextlib
+import copy
 import csv
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.loops.conftest import data  # noqa: F401 (a fixture)
 from tests.loops.test_lightning import fit, make_module, make_trainer, weights
+from tslm import SGD, AdamW, TransformerConfig, TransformerLM, clip_gradients, cross_entropy, get_batch
 from tslm.errors import UserError
 from tslm.loops.lightning import StepCallback
 from tslm.training import OptimizerSettings
-from tslm.training.nonfinite import SkippedSteps, SkipReport, propagate_nonfinite
+from tslm.training.nonfinite import SkippedSteps, SkipReport, check_diverged, propagate_nonfinite
 
 CPU = torch.device("cpu")
 
@@ -75,7 +78,8 @@ def test_a_skipped_step_keeps_the_weights_and_is_reported(tmp_path, data, capsys
 
 
 def test_three_skipped_steps_in_a_row_end_the_run(tmp_path, data):  # noqa: F811
-    diverged = r"norm is nan at optimizer step 4, and 3 steps in a row .* a lower --opt.* is .*step-00000003\.ckpt$"
+    diverged = r"norm is nan at optimizer step 4, and 3 steps in a row .* a lower --opt.*; that " \
+               r"step has the windows 12 to 15 of data\.seed 0; the last checkpoint is .*step-00000003\.ckpt$"
     with pytest.raises(UserError, match=diverged):
         fit(tmp_path, data, 9, callbacks=[Spoil(2, 3, 4, 5)], save_every_n_steps=1)
     kept = torch.load(next(tmp_path.rglob("last.ckpt")), weights_only=True)
@@ -167,3 +171,50 @@ def test_a_resumed_run_continues_the_count_and_old_checkpoints_have_none(tmp_pat
 def test_at_least_one_skipped_step_ends_a_run():
     with pytest.raises(ValueError, match=r"optimizer\.max_skipped is 0"):
         OptimizerSettings(max_skipped=0).check()
+
+
+def test_the_library_s_pieces_protect_a_loop_of_one_s_own():
+    """As the docstrings of `clip_gradients` and `SkippedSteps` show."""
+    torch.manual_seed(0)
+    model = TransformerLM(TransformerConfig(50, 16, 16, 1, 2, 32))
+    plain = copy.deepcopy(model)
+    ids = torch.arange(400).numpy() * 7 % 50
+
+    def train(model, spoilt, leave_out=()):
+        """Train for eight steps; return the weights after each."""
+        optimizer, generator = AdamW(model.parameters(), 1e-2), torch.Generator().manual_seed(0)
+        skipped = SkippedSteps(CPU)
+        optimizer.skip = skipped.skip
+        after = []
+        for step in range(1, 9):
+            inputs, targets = get_batch(ids, 4, 16, CPU, generator)
+            if step in leave_out:
+                continue
+            loss = cross_entropy(model(inputs), targets) * (math.nan if step in spoilt else 1)
+            optimizer.zero_grad()
+            loss.backward()
+            norm = clip_gradients(model.parameters(), 1.0)
+            skipped.update(norm + loss.detach(), step)
+            optimizer.step()
+            check_diverged(skipped.report(), OptimizerSettings(max_skipped=2), Path("own.pt"), f"windows of {step}")
+            after.append(torch.cat([weight.flatten() for weight in model.state_dict().values()]))
+        return after
+
+    found, expected = train(model, {3, 6}), train(plain, set(), {3, 6})
+    assert torch.equal(found[2], found[1])
+    assert torch.equal(found[-1], expected[-1])
+    with pytest.raises(UserError, match=r"step 5, and 2 steps.* the windows of 5; the last checkpoint is own\.pt"):
+        train(model, {4, 5, 6})
+    assert all(weight.isfinite().all() for weight in model.state_dict().values())
+
+
+@pytest.mark.parametrize("optimizer", [AdamW, SGD])
+def test_a_loop_without_them_may_look_at_the_norm(optimizer):
+    weight = torch.ones(3, requires_grad=True)
+    weight.grad = torch.tensor([1.0, math.inf, 2.0])
+    norm = clip_gradients([weight], 1.0)
+    assert not norm.isfinite()
+    own = optimizer([weight], 0.1)
+    if norm.isfinite():
+        own.step()
+    assert torch.equal(weight, torch.ones(3))

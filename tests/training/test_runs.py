@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from tests.loops.conftest import data  # noqa: F401 (a fixture)
 from tests.loops.test_lightning import make_module, make_trainer
@@ -56,6 +56,44 @@ def test_runs_that_start_together_have_their_own_directories(tmp_path, data, log
         assert (run / "checkpoints" / "step-00000001.ckpt").is_file()
         assert (run / "summary.json").is_file()
     assert len(list((tmp_path / "lightning_logs").iterdir())) == 2
+
+
+@pytest.mark.parametrize("logger", [TensorBoardLogger, CSVLogger])
+def test_two_runs_do_not_share_the_version_that_the_user_names(tmp_path, data, logger):  # noqa: F811
+    def start(max_steps, **options):
+        trainer = make_trainer(tmp_path, max_steps, limit_val_batches=0,
+                               logger=logger(tmp_path, name="lightning_logs", version="mine"))
+        trainer.fit(make_module(), datamodule=data(), **options)
+        return trainer
+
+    trainer = start(1)
+    checkpoints = tmp_path / "lightning_logs" / "mine" / "checkpoints"
+    before = {path: path.stat().st_mtime_ns for path in checkpoints.parent.rglob("*")}
+    with pytest.raises(UserError, match=r"the run directory .*mine exists, and another run may be in it"):
+        start(1)
+    assert {path: path.stat().st_mtime_ns for path in checkpoints.parent.rglob("*")} == before
+    if logger is TensorBoardLogger:  # Lightning's CSVLogger removes an earlier file, with a warning
+        start(2, ckpt_path=str(checkpoints / "last.ckpt"))  # its own run may be continued in place
+        assert (checkpoints / "step-00000002.ckpt").exists()
+    trainer.step_loop.loop.step = 0
+    trainer._budget_options = 2, None
+    trainer.fit(make_module(), datamodule=data())  # and one trainer may train twice
+    assert (checkpoints / "step-00000002.ckpt").exists()
+
+
+def test_a_run_that_fails_before_its_first_step_removes_only_what_it_has_made(tmp_path, data):  # noqa: F811
+    """The directory of the user's version, which is that of the resumed run, stays."""
+    def logger():
+        return TensorBoardLogger(tmp_path, name="lightning_logs", version="mine")
+
+    make_trainer(tmp_path, 1, limit_val_batches=0, logger=logger()).fit(make_module(), datamodule=data())
+    last = tmp_path / "lightning_logs" / "mine" / "checkpoints" / "last.ckpt"
+    for mine in (logger(), None):
+        trainer, other = make_trainer(tmp_path, 2, logger=mine), data(vocab_size=290)
+        with pytest.raises(UserError, match="fingerprint"):
+            trainer.fit(make_module(), ckpt_path=str(last), datamodule=other)
+        assert last.exists()
+        assert [path.name for path in (tmp_path / "lightning_logs").iterdir()] == ["mine"]
 
 
 def test_a_run_that_fails_before_it_writes_leaves_no_directory(tmp_path, data):  # noqa: F811

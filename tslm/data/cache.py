@@ -17,6 +17,7 @@ from tslm.errors import UserError
 from tslm.tokenizer import Span
 from tslm.tokenizer.files import atomic_write, check_unchanged, file_stamp
 from tslm.tokenizer.jsonl import is_jsonl
+from tslm.tokenizer.pretokenize import unicode_hash
 
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)  # the errors of a folder that may not be written to
 
@@ -112,11 +113,11 @@ class Cache:
         return record.read_bytes() == content_hash
 
     def key(self, spans: Sequence[Span], **settings: object) -> str:
-        """Return the cache key of data made from this text with these settings."""
+        """Return the cache key of data made from this text with these settings and this version's Unicode tables."""
         # The format belongs to the key: a .txt and a .jsonl file with the same bytes hold different documents.
         parts = [
             [self.content_hash(Path(span.path)), span.start, span.stop, *(["jsonl"] if is_jsonl(span.path) else [])]
             for span in spans
         ]
-        text = json.dumps([parts, settings], sort_keys=True)
+        text = json.dumps([parts, settings, unicode_hash()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:20]

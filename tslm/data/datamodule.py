@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import lightning.pytorch as pl
@@ -17,12 +16,13 @@ from tslm.data.prepare import (
     Texts,
     files_corpus,
     prepare,
+    read_prompts,
     tinystories_corpus,
     toy_corpus,
 )
 from tslm.data.toy import Story, sample_stories
 from tslm.data.windows import WindowStream
-from tslm.errors import MissingFileError, UserError
+from tslm.errors import UserError
 from tslm.tokenizer import END_OF_TEXT, TokenFile, Tokenizer
 
 OPENINGS = ["Once upon a time", "One day", "There was a little", "In a small"]
@@ -58,6 +58,9 @@ class TextDataModule(pl.LightningDataModule):
         prompts: Prompts for `predict`; unless given, a few openings of stories.
         prompts_file: A file with one prompt per line.
         allow_changed_text: Whether a run may be resumed on a text or tokenizer that differs from its earlier part.
+
+    Raises:
+        UserError: a size is impossible, options contradict each other, or the folder holds no tokenizer.
     """
 
     def __init__(
@@ -127,13 +130,16 @@ class TextDataModule(pl.LightningDataModule):
         """Encode with a checkpoint's tokenizer, which defines the ids of its model.
 
         Raises:
-            UserError: `tokenizer` names a different one.
+            UserError: `tokenizer` names a different one, and `allow_changed_text` is off.
         """
         if self.tokenizer is not None and self.tokenizer.hash != tokenizer.hash:
-            raise UserError(
-                "the tokenizer in data.tokenizer is not the one that the checkpoint was trained with: leave "
-                "--data.tokenizer out, or train a new model"
-            )
+            if not self.allow_changed_text:
+                raise UserError(
+                    f"data.tokenizer has the fingerprint {self.tokenizer.hash[:12]}, but the checkpoint was trained "
+                    f"with the tokenizer {tokenizer.hash[:12]}: leave --data.tokenizer out, or allow the change with "
+                    "--data.allow_changed_text true"
+                )
+            return
         self.tokenizer = tokenizer
 
     def prepare_data(self) -> None:
@@ -213,15 +219,15 @@ class TextDataModule(pl.LightningDataModule):
         module = getattr(self.trainer, "lightning_module", None)
         if module is not None:
             module.tokenizer, module.separator = self.tokenizer, self.separator
-            module.micro_batch_size = self.micro_batch_size
+            module.micro_batch_size, module.tokens_seen = self.micro_batch_size, None
             module.fingerprints, module.allow_changed_text = self.fingerprints, self.allow_changed_text
 
     @property
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of the training ids, the validation ids and the tokenizer; what is not loaded is left out."""
         files = {"training text": self.train_tokens, "validation text": self.valid_tokens}
-        prints = {name: tokens.sha256 for name, tokens in files.items() if tokens is not None}
-        return prints if self.tokenizer is None else {**prints, "tokenizer": self.tokenizer.hash}
+        prints = {} if self.tokenizer is None else {"tokenizer": self.tokenizer.hash}
+        return prints | {name: tokens.sha256 for name, tokens in files.items() if tokens is not None}
 
     @property
     def valid_bytes_per_token(self) -> float:
@@ -238,7 +244,8 @@ class TextDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> TrainBatches:
         """Serve micro-batches of random windows without end, from the current optimizer step on.
 
-        Step s has the windows s · batch_size … (s + 1) · batch_size - 1, however they are split.
+        Step s has the windows s · batch_size … (s + 1) · batch_size - 1, however they are split. A run that is
+        resumed with another batch size continues after the windows that it has seen.
 
         Raises:
             UserError: batch_size is not divisible by the number of processes and micro-batches.
@@ -253,10 +260,16 @@ class TextDataModule(pl.LightningDataModule):
                 f"data.batch_size is {self.batch_size}, but the trainer divides it among {world_size} processes and "
                 f"{accumulate} micro-batches: give --data.batch_size a multiple of {world_size * accumulate}"
             )
+        seen = getattr(getattr(trainer, "lightning_module", None), "tokens_seen", None)  # of a resumed run
+        self.windows.offset = 0 if seen is None else seen // self.context_length - trainer.global_step * self.batch_size
         device = trainer.strategy.root_device
         on_device = device.type == "cuda" if self.on_device is None else self.on_device
         windows = DeviceWindows(self.windows, device) if on_device else self.windows
         return TrainBatches(windows, micro_batch_size, trainer.global_step * accumulate, rank, world_size)
+
+    def windows_of(self, step: int) -> str:
+        """Name the windows of an optimizer step, counted from 1: of `self.windows.batch(step - 1, batch_size)`."""
+        return f"windows {(step - 1) * self.batch_size} to {step * self.batch_size - 1} of data.seed {self.seed}"
 
     def val_dataloader(self) -> ValidBatches:
         """Serve the validation text in order, each target exactly once, divided among the processes.
@@ -277,21 +290,3 @@ class TextDataModule(pl.LightningDataModule):
         """Serve the prompts in small batches."""
         prompts = self.prompts or (read_prompts(self.prompts_file) if self.prompts_file else OPENINGS)
         return Batches([prompts[i : i + PROMPTS_PER_BATCH] for i in range(0, len(prompts), PROMPTS_PER_BATCH)])
-
-
-def read_prompts(path: str) -> list[str]:
-    """Read one prompt per line; empty lines are skipped.
-
-    Raises:
-        MissingFileError: there is no such file.
-        UserError: it holds no prompt or is not UTF-8.
-    """
-    if not Path(path).is_file():
-        raise MissingFileError(f"{path} is no file of prompts: give --data.prompts_file a text file, one a line")
-    try:
-        lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 at byte {error.start}: save it as UTF-8") from error
-    if not lines:
-        raise UserError(f"{path} holds no prompt: write one per line")
-    return lines

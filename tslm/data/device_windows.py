@@ -46,6 +46,7 @@ class DeviceWindows:
         group = step // AHEAD, batch_size, rank, world_size
         if group != self._group:
             first = ((step // AHEAD * AHEAD + np.arange(AHEAD)) * world_size + rank) * batch_size
+            first += self.stream.offset
             starts = self.stream.starts((first[:, None] + np.arange(batch_size)).ravel())
             host = torch.from_numpy(starts).view(AHEAD, batch_size)
             if self.device.type == "cuda":

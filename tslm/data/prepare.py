@@ -41,6 +41,11 @@ class Prepared(NamedTuple):
 def toy_corpus(cache: Cache, num_stories: int, seed: int) -> Texts:
     """Return the embedded corpus; write it first if the cache lacks it.
 
+    Args:
+        cache: the folder that keeps the texts.
+        num_stories: stories of the training text; the validation text has `TOY_VALID_STORIES`.
+        seed: decides the stories.
+
     Raises:
         UserError: the number of stories is below 1.
     """
@@ -120,6 +125,24 @@ def file_span(path: str | Path) -> Span:
     if not size:
         raise UserError(f"{path} is empty: give a file with text in it")
     return Span(str(path), 0, size)
+
+
+def read_prompts(path: str) -> list[str]:
+    """Read one prompt per line; empty lines are skipped.
+
+    Raises:
+        MissingFileError: there is no such file.
+        UserError: it holds no prompt or is not UTF-8.
+    """
+    if not Path(path).is_file():
+        raise MissingFileError(f"{path} is no file of prompts: give --data.prompts_file a text file, one a line")
+    try:
+        lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 at byte {error.start}: save it as UTF-8") from error
+    if not lines:
+        raise UserError(f"{path} holds no prompt: write one per line")
+    return lines
 
 
 def prepare(

@@ -55,6 +55,8 @@ def _fetch(name: str, folder: Path, timeout: float) -> None:
             # A request with a short timeout first: if there is no answer, hf_hub_download retries for six minutes.
             url = hf_hub_url(REPOSITORY, name, repo_type="dataset", endpoint=endpoint)
             etag = get_hf_file_metadata(url, token=False, timeout=timeout).etag
+            if etag is None or not re.fullmatch("[0-9a-f]{64}", etag):
+                raise ConnectionError(f"the server gives no SHA-256 of {name}, so it could not be verified")
             hf_hub_download(REPOSITORY, name, repo_type="dataset", endpoint=endpoint, token=False, local_dir=incoming)
         _verify(incoming / name, etag)
         os.replace(incoming / name, folder / name)
@@ -72,10 +74,8 @@ def _fetch(name: str, folder: Path, timeout: float) -> None:
         shutil.rmtree(incoming, ignore_errors=True)
 
 
-def _verify(path: Path, etag: str | None) -> None:
+def _verify(path: Path, etag: str) -> None:
     """Compare a file with its ETag, which is the SHA-256 of a large file; the library compares only sizes."""
-    if etag is None or not re.fullmatch("[0-9a-f]{64}", etag):
-        return
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != etag:

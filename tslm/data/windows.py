@@ -83,6 +83,7 @@ class WindowStream:
         self.number_of_starts = _number_of_starts(dataset, context_length)
         # Without this mixing, the stream of seed + 0x9E37… would be the stream of seed shifted by one window.
         self.origin = _mix(np.array([seed % 2**64], dtype=np.uint64))
+        self.offset = 0  # of a run that is resumed with another batch size; added to the numbers of windows in `batch`
 
     def random(self, indices: npt.ArrayLike) -> npt.NDArray[np.uint64]:
         """Return the random numbers r_i, uniform in 0 … 2⁶⁴ - 1, for indices i ≥ 0: (k,) → (k,)."""
@@ -96,13 +97,14 @@ class WindowStream:
     def batch(self, step: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> tuple[Tensor, Tensor]:
         """Return the batch of process `rank` of `world_size` at a step; steps and ranks count from 0.
 
-        The batch holds the windows f, f + 1, …, f + batch_size - 1 with f = (step · world_size + rank) · batch_size.
+        The batch holds the windows f, f + 1, …, f + batch_size - 1 with
+        f = (step · world_size + rank) · batch_size + offset.
         So two processes with a batch size of 8 together read what one process reads with a batch size of 16.
 
         Returns:
             Inputs and targets, both (batch_size, T), int64.
         """
-        first = (step * world_size + rank) * batch_size
+        first = (step * world_size + rank) * batch_size + self.offset
         return _gather(self.dataset, self.starts(np.arange(first, first + batch_size)), self.context_length)
 
 

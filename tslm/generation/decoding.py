@@ -31,10 +31,25 @@ def generate(
     temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None, stop_token: int | None = None,
     generator: torch.Generator | None = None, vocab_size: int | None = None, use_cache: bool = True,
 ) -> list[list[int]]:
-    """Continue each prompt by up to `max_new_tokens` tokens; arguments and errors as in `stream`.
+    """Continue each prompt by up to `max_new_tokens` tokens; `stream` yields the same tokens step by step.
+
+    Args:
+        model: a TransformerLM; it runs in eval mode and without gradients, and gets its mode back.
+        prompt_ids: one prompt or several of any lengths, each a list of token ids.
+        max_new_tokens: at most this many tokens for each prompt.
+        temperature: the logits are divided by it; 0 takes the most likely token. See `SamplingRule`.
+        top_p: draw from the smallest set of most likely tokens whose probabilities reach this sum.
+        top_k: draw from this many most likely tokens.
+        stop_token: the id that ends a sequence.
+        generator: source of the random numbers, torch's global one by default.
+        vocab_size: only ids below this are chosen.
+        use_cache: whether keys and values of earlier tokens are kept.
 
     Returns:
         For each prompt the new tokens only, without the stop token. One prompt gives a list of one.
+
+    Raises:
+        UserError: as in `stream`.
 
     Example:
         >>> generate(model, [[5, 7], [5]], max_new_tokens=3, temperature=0)  # doctest: +SKIP

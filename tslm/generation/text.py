@@ -69,7 +69,10 @@ def complete(model: TransformerLM, tokenizer: Tokenizer, prompts: Iterable[str],
 def stream_text(model: TransformerLM, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, *,
                 temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None,
                 seed: int | None = None) -> Iterator[str]:
-    """Yield the continuation of one prompt as soon as it is readable; the pieces join to the text of `complete`."""
+    """Yield the continuation of one prompt as soon as it is readable; the pieces join to the text of `complete`.
+
+    The arguments and errors are those of `complete`.
+    """
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     steps = stream(model, encode_prompt(tokenizer, prompt), max_new_tokens, temperature=temperature, top_p=top_p,
                    top_k=top_k, stop_token=stop_token(tokenizer), generator=generator, vocab_size=tokenizer.vocab_size)

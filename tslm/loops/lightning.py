@@ -16,6 +16,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
@@ -73,6 +74,7 @@ class StepEpochLoop(_TrainingEpochLoop):
         if self.trainer.world_size > 1:
             self._consensus = StopConsensus(2)
             self._replace_sigterm_handler()
+        self._handle_preemption()
         loop = self.loop
         loop.load_state_dict({"step": self.global_step, "validation_due": loop.validation_due})
         loop.run()
@@ -163,6 +165,12 @@ class StepEpochLoop(_TrainingEpochLoop):
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
 
+    def _handle_preemption(self) -> None:
+        """Treat the signal that SLURM sends before it ends a job like SIGTERM."""
+        environment = self.trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment) and threading.current_thread() is threading.main_thread():
+            signal.signal(environment.requeue_signal or signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
     def _step_callbacks(self) -> list[StepCallback]:
         return [callback for callback in self.trainer.callbacks if isinstance(callback, StepCallback)]
 
@@ -221,6 +229,9 @@ def install_step_loop(trainer: pl.Trainer, cadence: Cadence) -> StepEpochLoop:
     """Replace a trainer's fit loop and epoch loop by the step loop; call it once, before `fit`."""
     trainer.fit_loop = StepFitLoop(trainer, trainer.fit_loop.min_epochs, max_epochs=-1)
     trainer.fit_loop.epoch_loop = loop = StepEpochLoop(trainer, cadence)
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment):
+        environment.auto_requeue = False  # Lightning would save in the middle of a step and requeue the same command
     return loop
 
 

@@ -34,6 +34,8 @@ class TransformerLM(Module):
         recompute: whether the backward pass computes the activations inside each block again instead of keeping them
             (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost").
 
+    Source: Vaswani et al. 2017, with the changes of LLaMA (Touvron et al. 2023).
+
     State-dict names: token_embeddings.weight, layers.{i}.attn.{q,k,v,output}_proj.weight, layers.{i}.ln1.weight,
     layers.{i}.ln2.weight, layers.{i}.ffn.{w1,w2,w3}.weight, ln_final.weight, lm_head.weight.
 

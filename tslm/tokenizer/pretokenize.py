@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 
 import regex  # type: ignore[import-untyped]  # its stubs are a package of their own
 
@@ -31,6 +33,18 @@ PATTERN = regex.compile(split_pattern(r"\p{L}", r"\p{N}", r"\s"))
 # For ASCII strings the standard library's `re` takes 11 µs for 500 characters, `regex` 27 µs. The classes are written
 # out, because \s of `re` also matches \x1c to \x1f, which \s of `regex` does not.
 _ASCII_PATTERN = re.compile(split_pattern("A-Za-z", "0-9", r"\t-\r "))
+
+
+@cache
+def unicode_hash() -> str:
+    """Return the SHA-256 of the classes that `regex` gives to all characters: letter, number, white space or none.
+
+    They change with the version of Unicode that a version of `regex` knows. Then a text can have other pre-tokens, and
+    so other ids. The first call takes about 0.1 s.
+    """
+    characters = "".join(map(chr, range(0x110000)))
+    classes = [(*each.span(), each.lastindex) for each in regex.finditer(r"(\p{L}+)|(\p{N}+)|(\s+)", characters)]
+    return hashlib.sha256(repr(classes).encode()).hexdigest()
 
 
 def find_pretokens(text: str) -> list[str]:

@@ -159,7 +159,20 @@ def _count_part(task: _Task) -> tuple[PackedCounts, int]:
 
 @replaceable
 def count_blocks(blocks: Iterable[bytes], special_tokens: Sequence[bytes]) -> PackedCounts:
-    """Count the pre-tokens of blocks of text in UTF-8; special tokens, which may hold any bytes, are not counted."""
+    """Count the pre-tokens of a text.
+
+    Example: the block `b"low low<|e|>low"` with the special token `b"<|e|>"` gives low twice and ` low` once.
+
+    Args:
+        blocks: the text in UTF-8, cut where no pre-token or special token spans the cut.
+        special_tokens: they separate pre-tokens and are not counted; they may hold any bytes.
+
+    Returns:
+        The distinct pre-tokens joined, their sizes in bytes, and their counts; in any order.
+
+    Raises:
+        UnicodeDecodeError: a piece between special tokens is not UTF-8.
+    """
     pattern = special_pattern(special_tokens)
     counts = Counter[str]()
     for block in blocks:
@@ -172,7 +185,13 @@ def count_blocks(blocks: Iterable[bytes], special_tokens: Sequence[bytes]) -> Pa
 
 @replaceable
 def add_counts(parts: Iterable[PackedCounts]) -> dict[bytes, int]:
-    """Return the sum of the counts of several parts of a text."""
+    """Return the sum of the counts of several parts of a text.
+
+    Example: low twice in one part and three times in another give `{b"low": 5}`.
+
+    Args:
+        parts: for each part what `count_blocks` returns; they are read one by one.
+    """
     total = Counter[bytes]()
     for text, sizes, counts in parts:
         end = 0
@@ -193,6 +212,15 @@ def merge_pretokens(
         [(b's', b't'), (b'e', b'st'), (b'o', b'w'), (b'l', b'ow'), (b'w', b'est'), (b'n', b'e')]
 
         `e s` and `s t` both occur 9 times at first; `s t` is the greater pair.
+
+    Args:
+        counts: how often each pre-token occurs.
+        vocab_size: the largest number of entries, including the 256 bytes and the special tokens.
+        special_tokens: they get the first ids, in their order.
+        progress: whether to show a progress bar on stderr.
+
+    Returns:
+        The vocabulary (id to bytes) and the merges.
 
     Raises:
         UserError: `vocab_size` is below 256 plus the number of special tokens.

@@ -15,6 +15,7 @@ from typing import IO, Any, BinaryIO
 import torch
 
 from tslm.errors import MissingFileError, UserError
+from tslm.tokenizer.files import sync_folder
 from tslm.training.parts import check_parts
 
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
@@ -34,6 +35,12 @@ def save_checkpoint(model: torch.nn.Module, optimizer: torch.optim.Optimizer, it
 
     A path is written atomically: after a crash it holds the old file or the new one, never a part of one.
 
+    Args:
+        model: its weights are written.
+        optimizer: its state is written.
+        iteration: the optimizer steps so far.
+        out: path or binary file.
+
     Example:
         >>> save_checkpoint(model, optimizer, 1000, "model.pt")
         >>> load_checkpoint("model.pt", model, optimizer)
@@ -50,7 +57,12 @@ def save_checkpoint(model: torch.nn.Module, optimizer: torch.optim.Optimizer, it
 
 
 def load_checkpoint(src: PathOrFile, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore what `save_checkpoint` wrote, and return the iteration.
+    """Restore what `save_checkpoint` wrote, and return the iteration. Loading never runs code.
+
+    Args:
+        src: path or binary file.
+        model: gets the weights; its names and shapes must be those of the file.
+        optimizer: gets its state, after the checks of the weights.
 
     Raises:
         MissingFileError: the path does not exist.
@@ -230,8 +242,27 @@ def remove_leftovers(folder: Path) -> None:
                     path.unlink()
 
 
-def lock(file: IO[bytes], *, wait: bool = True) -> bool:
-    """Lock a file until it is closed; return whether it is locked. Systems without `flock` lock nothing."""
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock of a file or folder; False on systems without `flock`."""
+    if fcntl is None:
+        return False
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:  # the file system has no locks
+        return False
+    finally:
+        os.close(handle)
+
+
+def lock(file: IO[bytes] | int, *, wait: bool = True) -> bool:
+    """Lock a file, or an open handle, until it is closed; return whether it is locked.
+
+    Systems without `flock` lock nothing.
+    """
     if fcntl is None:
         return False
     try:
@@ -249,17 +280,6 @@ def _open_locked(path: Path) -> BinaryIO:
         if path.exists():
             return file
         file.close()
-
-
-def sync_folder(folder: Path) -> None:
-    """Force a folder's entries to the disk, so that a rename survives a power cut; does nothing outside POSIX."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _tensors(state: object) -> Iterator[torch.Tensor]:

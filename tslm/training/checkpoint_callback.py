@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +17,16 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from tslm.errors import UserError
 from tslm.loops.lightning import StepCallback
 from tslm.training.checkpoint import (
+    fcntl,
     is_intact,
     link_atomically,
+    lock,
     read_checkpoint,
     remove_leftovers,
     replace_atomically,
     write_atomically,
 )
-from tslm.training.runs import CHECKPOINTS, FOLDER_FILE, RUNS, reserve_version
+from tslm.training.runs import CHECKPOINTS, FOLDER_FILE, RUNS, create_run_dir, reserve_version
 
 FileLogger = TensorBoardLogger | CSVLogger  # they choose the number of their folder when it is first needed
 
@@ -107,6 +112,8 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
         if trainer.ckpt_path:
             path = Path(trainer.ckpt_path)
             self._newest = trainer.global_step, path
+            if trainer.is_global_zero:
+                remove_leftovers(path.parent)  # which may have been moved
             self._best_file = trainer.strategy.broadcast(self._restored_best(path))
             if self._best_file is not None:
                 self.best_loss, self.best_step = self._restored["best_loss"], self._restored["best_step"]
@@ -176,20 +183,58 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
         self._restored = state_dict
 
 
-def reserve_run_dir(trainer: pl.Trainer) -> None:
-    """Create the run directory: a new `version_N` in the folder of each logger to which the user gave no version.
+@contextmanager
+def reserved_run_dir(trainer: pl.Trainer, resumed: Path | None, begun: Callable[[], bool]) -> Iterator[None]:
+    """Create the run directory, and lock it while the `with` block runs, which marks the run as running.
 
-    Only the first process does this. The others take the paths that it sends.
+    It is a new `version_N` in the folder of each logger to which the user gave no version, and else the folder of that
+    version. Only the first process does this; the others take the paths that it sends.
+
+    Args:
+        trainer: the trainer whose loggers write to the directory.
+        resumed: the checkpoint from which the run is resumed; a version that the user gave may be that of its run.
+        begun: whether the training has taken a step. If the block fails before, it leaves no directory.
+
+    Raises:
+        UserError: the directory of a version that the user gave exists.
     """
-    unnamed = [each for each in trainer.loggers if isinstance(each, FileLogger) and each._version is None]
+    created = _create_run_dirs(trainer, resumed)
+    handle = None if fcntl is None else os.open(run_dir(trainer), os.O_RDONLY)
+    try:
+        if handle is not None:
+            lock(handle)
+        yield
+    except BaseException:
+        for folder in [] if begun() else created:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _create_run_dirs(trainer: pl.Trainer, resumed: Path | None) -> list[Path]:
+    loggers = [each for each in trainer.loggers if isinstance(each, FileLogger)]
+    unnamed = [each for each in loggers if each._version is None]
+    created: list[Path] = getattr(trainer, "reserved", [])  # by an earlier `fit` of this trainer
+    mine = len(created)
+    for folder in {Path(each.log_dir) for each in loggers if each not in unnamed}.difference(created):
+        if folder.exists() and resumed is not None and resumed.resolve().is_relative_to(folder.resolve()):
+            continue
+        create_run_dir(folder)
+        created.append(folder)
     for root in {logger.root_dir for logger in unnamed}:
         number = reserve_version(Path(root))
+        created.append(Path(root) / f"version_{number}")
         for logger in unnamed:
             if logger.root_dir == root:
                 logger._version = number
     if not any(logger.log_dir for logger in trainer.loggers):
         runs = Path(trainer.default_root_dir) / RUNS
-        setattr(trainer, "unlogged_dir", runs / f"version_{reserve_version(runs)}")  # noqa: B010 (not of a stock Trainer)
+        created.append(runs / f"version_{reserve_version(runs)}")
+        setattr(trainer, "unlogged_dir", created[-1])  # noqa: B010 (not of a stock Trainer)
+    run_dir(trainer).mkdir(parents=True, exist_ok=True)  # in a folder of its own in that of the version
+    return created[mine:]
 
 
 def run_dir(trainer: pl.Trainer) -> Path:

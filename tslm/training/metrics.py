@@ -24,13 +24,16 @@ from tslm.training.checkpoint_callback import Checkpoints
 from tslm.training.module import LanguageModule
 from tslm.training.nonfinite import SkipReport, check_diverged
 from tslm.training.runs import RUNS
+from tslm.training.spikes import LossSpikes
+
+MOST_UNREAD = 1000  # optimizer steps whose losses may stay on the device; to read them the CPU waits for it
 
 
 class StepMetrics(StepCallback):
     """Collects the loss of every step, and reports means at the logging cadence.
 
-    Between two reports nothing is read from the device: the losses are summed there, because reading one would make the
-    CPU wait for every step.
+    Between two reports nothing is read from the device, because that would make the CPU wait for every step. The losses
+    are kept there, of at most 1,000 steps.
 
     Args:
         clock: returns the time in seconds.
@@ -45,7 +48,10 @@ class StepMetrics(StepCallback):
         self._started: float | None = None  # when the clock was started; None while it is stopped
         self._tokens_here = 0  # in this part of the run, which defines its speed
         self._learning_rate = 0.0
-        self._loss_sum, self._finite = torch.zeros(2).unbind()  # over micro-batches with a finite loss; their number
+        self._losses: list[torch.Tensor] = []  # of micro-batches, on the device, not read yet
+        self._steps_read = 0  # optimizer steps whose losses are read
+        self._loss_sum, self._finite = 0.0, 0  # over micro-batches with a finite loss; their number
+        self._spikes = LossSpikes()
         self._skipped_before = 0  # in earlier parts of the run
         self._steps_at_log = 0
         self._tokens_at_log = 0
@@ -59,9 +65,9 @@ class StepMetrics(StepCallback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin a run, or continue a resumed one."""
         self._tokens_at_log = self.tokens_seen
-        self._loss_sum, self._finite = torch.zeros(2, device=pl_module.device).unbind()
+        self._losses, self._loss_sum, self._finite = [], 0.0, 0
         self._skipped_before = self.skipped_steps
-        self._steps_at_log = trainer.global_step
+        self._steps_at_log = self._steps_read = trainer.global_step
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -75,9 +81,9 @@ class StepMetrics(StepCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add a micro-batch. Lightning has divided its loss by the number of micro-batches in a step."""
-        finite = outputs["loss"].isfinite()
-        self._loss_sum += outputs["loss"].masked_fill(~finite, 0.0)
-        self._finite += finite
+        self._losses.append(outputs["loss"])
+        if len(self._losses) >= MOST_UNREAD * trainer.accumulate_grad_batches:
+            self._read_losses(trainer)
         tokens = batch[0].numel() * trainer.world_size
         self.tokens_seen += tokens
         self._tokens_here += tokens
@@ -111,10 +117,12 @@ class StepMetrics(StepCallback):
         if step == self._steps_at_log:
             return
         if trainer.scaler is None:  # a loss scaler finds its scale by steps that overflow
-            check_diverged(skipped, pl_module.optimizer_settings, newest_checkpoint(trainer))
+            check_diverged(skipped, pl_module.optimizer_settings, newest_checkpoint(trainer),
+                           windows_of(trainer, skipped.step))
+        self._read_losses(trainer)
         self._count_skipped(trainer, skipped.total, step)
-        sums = trainer.strategy.reduce(torch.stack([self._loss_sum, self._finite]), reduce_op="mean")  # over processes
-        loss_sum, finite = sums.tolist()
+        sums = torch.tensor([self._loss_sum, self._finite], dtype=torch.float64, device=pl_module.device)
+        loss_sum, finite = trainer.strategy.reduce(sums, reduce_op="mean").tolist()  # over processes
         loss = loss_sum / (finite / trainer.accumulate_grad_batches) if finite else math.nan
         figures = {
             "train/loss": loss,
@@ -128,8 +136,7 @@ class StepMetrics(StepCallback):
         self.latest |= {"train_loss": loss} if finite else {}
         self.latest["tokens_per_second"] = figures["train/tokens_per_second"]
         report(trainer, figures, step)
-        self._loss_sum.zero_()
-        self._finite.zero_()
+        self._loss_sum, self._finite = 0.0, 0
         self._steps_at_log, self._tokens_at_log, self._interval = step, self.tokens_seen, 0.0
 
     def on_step_save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
@@ -159,6 +166,22 @@ class StepMetrics(StepCallback):
         check_loss(figures.get("loss", 0.0), pl_module, str(trainer.precision))
         pl_module.log_dict({f"{prefix}_{name}": value for name, value in figures.items()}, logger=False)
         return figures
+
+    def _read_losses(self, trainer: pl.Trainer) -> None:
+        """Read the losses from the device, add them up, and report a spike among those of this process."""
+        losses = torch.stack(self._losses).tolist() if self._losses else []
+        self._losses = []
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        self._loss_sum += math.fsum(finite)
+        self._finite += len(finite)
+        for start in range(0, len(losses), trainer.accumulate_grad_batches):
+            loss = sum(losses[start : start + trainer.accumulate_grad_batches])
+            self._steps_read += 1
+            distance = self._spikes.add(loss)
+            if distance is not None and trainer.is_global_zero:
+                windows = windows_of(trainer, self._steps_read)
+                print(f"\nLoss spike at step {self._steps_read:,}: {loss:.4f} is {distance:.1f} standard deviations "
+                      f"above the mean of the steps before it{f' ({windows})' * bool(windows)}.", flush=True)
 
     def _count_skipped(self, trainer: pl.Trainer, total: int, step: int) -> None:
         new = self._skipped_before + total - self.skipped_steps
@@ -202,6 +225,12 @@ def check_loss(loss: float, module: torch.nn.Module, precision: str) -> None:
                         "earlier checkpoint with --ckpt_path")
     raise UserError(f"the loss is {loss}, although all weights are finite: they are too large for the precision "
                     f"{precision}; give --trainer.precision 32-true, or an earlier checkpoint with --ckpt_path")
+
+
+def windows_of(trainer: pl.Trainer, step: int) -> str:
+    """Name the windows of an optimizer step, or return "" if they are not those of a TextDataModule."""
+    data = getattr(trainer, "datamodule", None)
+    return data.windows_of(step) if isinstance(data, TextDataModule) else ""
 
 
 def newest_checkpoint(trainer: pl.Trainer) -> Path | None:

@@ -28,7 +28,8 @@ from tslm.training.checkpoint import CHECKPOINT_KEY, check_shapes, fit_part
 from tslm.training.compiling import try_compiled
 from tslm.training.cuda_graph import GraphStep, Run, graph_supported, record_cuda_graph
 from tslm.training.nonfinite import SkippedSteps, propagate_nonfinite
-from tslm.training.parts import changed_fingerprints, check_loops, check_optimizer
+from tslm.training.parts import check_loops, check_optimizer
+from tslm.training.provenance import check_inputs, provenance
 from tslm.training.saved_settings import saved_form
 from tslm.training.settings import GenerationSettings, OptimizerSettings
 
@@ -90,6 +91,7 @@ class LanguageModule(pl.LightningModule):
         self.micro_batch_size: int | None = None  # windows that validation computes at a time; set by the data module
         self.fingerprints: dict[str, str] = {}  # of texts and tokenizer; set by the data module
         self.allow_changed_text = False  # on resuming; set by the data module
+        self.tokens_seen: int | None = None  # by a run that is resumed; read by the data module
         self.run_config: dict[str, Any] = {}  # the whole configuration; resuming takes from it what is not stated
         self.gradient_norm = torch.zeros(())
         self.skipped = SkippedSteps(self.device)
@@ -146,7 +148,10 @@ class LanguageModule(pl.LightningModule):
             self._graph_step.backward(loss)
 
     def compile_step(self) -> None:
-        """Compile the training step with the next batch; all later batches should have its shape."""
+        """Compile the training step with the next batch; a batch of another shape is compiled again.
+
+        If compiling fails, the step runs as written, with a notice; see `try_compiled`.
+        """
         self._compile_now = True
 
     @property
@@ -155,13 +160,15 @@ class LanguageModule(pl.LightningModule):
         return self._compiled_loss is not None
 
     def use_compiled(self, on: bool) -> None:
-        """Train by compiled blocks and a compiled loss, or as written; `try_compiled` calls it."""
+        """Train by compiled blocks and a compiled loss, or as written; the next step compiles, and may fail."""
         self.model.compile_layers(on)
         self._compiled_loss = torch.compile(linear_cross_entropy, dynamic=False) if on else None
 
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
-        """Add a batch (B, T) to the validation totals; T may differ from batch to batch."""
+        """Add a batch (B, T) to the validation totals; T may differ from batch to batch, and may be 0."""
         inputs, targets = batch
+        if not targets.numel():
+            return
         windows, length = inputs.shape
         size = self.micro_batch_size or default_micro_batch(windows, length, inputs.device.type)
         for part in zip(inputs.split(size), targets.split(size), strict=True):
@@ -243,6 +250,7 @@ class LanguageModule(pl.LightningModule):
             **saved_form(self.run_config),
             "tokenizer": tokenizer_texts(self.tokenizer) if self.tokenizer is not None else None,
             "fingerprints": self.fingerprints,
+            "provenance": provenance(self, checkpoint),
             "rng": {
                 "cpu": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -260,18 +268,17 @@ class LanguageModule(pl.LightningModule):
         own = fit_part(checkpoint, path, resume=resume)
         weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items()}
         check_shapes(weights, self.model.state_dict(), str(path))
-        if own["tokenizer"] is not None:
+        with_data = trainer is not None and trainer.state.fn != "predict"
+        if with_data:
+            check_inputs(self, own, path)
+        if own["tokenizer"] is not None and not (with_data and "tokenizer" in self.fingerprints):
             self.tokenizer = tokenizer_from_texts(own["tokenizer"])
         self._rng = own["rng"] if resume else None
         if trainer is None or not resume:
             return
         check_loops(checkpoint["loops"]["fit_loop"], fit_loop_state(trainer), path)
         check_optimizer(checkpoint["optimizer_states"][0], self.parameters(), path)
-        changes = changed_fingerprints(own.get("fingerprints", {}), self.fingerprints, path)
-        if changes and not self.allow_changed_text:
-            raise UserError(f"{changes[0]}: restore it, or resume with --data.allow_changed_text true")
-        for change in changes if trainer.is_global_zero else []:
-            print(f"Changed: {change}.", flush=True)
+        self.tokens_seen = checkpoint["callbacks"].get("StepMetrics", {}).get("tokens_seen")
         settings, step = self.optimizer_settings, checkpoint["global_step"]
         rate = settings.schedule(trainer.max_steps)(step)
         for state in checkpoint["optimizer_states"]:

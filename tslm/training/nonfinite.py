@@ -30,8 +30,23 @@ class SkippedSteps:
 
     Several processes decide alike without communication, because their gradients are averaged first.
 
+    Example: a loop of your own never lets such a step reach the weights, and ends after `max_skipped` of them in a row.
+
+        >>> skipped = SkippedSteps(device)
+        >>> optimizer.skip = skipped.skip  # an AdamW
+        >>> for step in range(1, steps + 1):
+        ...     ...  # compute the loss and its gradients
+        ...     norm = clip_gradients(model.parameters(), max_norm=1.0)
+        ...     skipped.update(norm + loss.detach(), step)
+        ...     optimizer.step()
+        ...     if step % 100 == 0:
+        ...         check_diverged(skipped.report(), OptimizerSettings(), checkpoint)
+
     Args:
         device: where the gradients are.
+
+    Attributes:
+        skip: a boolean scalar tensor on the device, whether the present step is skipped.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -56,13 +71,16 @@ class SkippedSteps:
         return SkipReport(total, longest, step, float(self._norm))
 
 
-def check_diverged(skipped: SkipReport, settings: OptimizerSettings, checkpoint: Path | None) -> None:
+def check_diverged(
+    skipped: SkipReport, settings: OptimizerSettings, checkpoint: Path | None, windows: str = ""
+) -> None:
     """Stop a training that has diverged.
 
     Args:
         skipped: the steps that were skipped so far.
         settings: they say how many skipped steps in a row are too many.
         checkpoint: the newest checkpoint, for the message; None if there is none.
+        windows: names the windows of the last skipped step, for the message.
 
     Raises:
         UserError: `max_skipped` steps in a row were skipped.
@@ -72,7 +90,8 @@ def check_diverged(skipped: SkipReport, settings: OptimizerSettings, checkpoint:
     saved = "no checkpoint has been saved yet" if checkpoint is None else f"the last checkpoint is {checkpoint}"
     raise UserError(
         f"the gradient norm is {skipped.norm} at optimizer step {skipped.step}, and {skipped.longest} steps in a row "
-        f"had to be skipped, so the training has diverged: try a lower --optimizer.lr than {settings.lr:g}; {saved}"
+        f"had to be skipped, so the training has diverged: try a lower --optimizer.lr than {settings.lr:g}; "
+        f"{f'that step has the {windows}; ' * bool(windows)}{saved}"
     )
 
 

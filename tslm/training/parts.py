@@ -43,6 +43,13 @@ def strings(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(each, str) for item in value.items() for each in item)
 
 
+def provenance(value: object) -> bool:
+    """Accept what `tslm.training.provenance` returns; the versions are printed, so they are short and printable."""
+    return isinstance(value, dict) and strings(value.get("versions")) and all(
+        len(each) <= 100 and each.isprintable() for item in value["versions"].items() for each in item
+    ) and optional(whole())(value.get("tokens_seen"))
+
+
 def generator_state(value: object) -> bool:
     """Accept the state of a random number generator: a flat tensor of bytes."""
     return isinstance(value, torch.Tensor) and value.dtype is torch.uint8 and value.dim() == 1
@@ -171,22 +178,10 @@ def check_optimizer(saved: Mapping[str, Any], parameters: Iterable[torch.Tensor]
         raise UserError(f"{path} holds the part optimizer_states of another model: give another --ckpt_path")
 
 
-def changed_fingerprints(saved: Mapping[str, str], present: Mapping[str, str], path: object) -> list[str]:
-    """Say which texts or tokenizer differ from those of a checkpoint; early checkpoints have no fingerprints.
-
-    Args:
-        saved: what the checkpoint holds: fingerprints by the name of what they belong to.
-        present: those of this run.
-        path: the checkpoint, for the message.
-    """
-    return [
-        f"the {name} has the fingerprint {now[:12]}, but {path} was trained with {saved[name][:12]}"
-        for name, now in present.items() if saved.get(name, now) != now
-    ]
-
-
 def _table(state: Mapping[str, Any], resume: bool) -> Iterator[tuple[str, Check]]:
     yield from PARTS.items()
+    if "provenance" in state["tslm"]:  # early checkpoints lack it
+        yield "tslm.provenance", provenance
     if resume:
         yield from RESUMED.items()
         if "fingerprints" in state["tslm"]:  # early checkpoints lack them

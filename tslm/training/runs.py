@@ -78,6 +78,24 @@ def reserve_version(root: Path) -> int:
         ) from error
 
 
+def create_run_dir(folder: Path) -> None:
+    """Create a run directory whose name the user chose.
+
+    Raises:
+        UserError: it exists, so it belongs to another run; or it cannot be created.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+    except FileExistsError as error:
+        raise UserError(
+            f"the run directory {folder} exists, and another run may be in it: give the logger another version, or none"
+        ) from error
+    except OSError as error:
+        raise UserError(f"the run directory {folder} cannot be made ({error.strerror}): give the logger another "
+                        "save_dir") from error
+
+
 def find_checkpoint(wanted: str | None, *, prefer: str = "last", root: Path = Path()) -> tuple[Path, list[str]]:
     """Resolve `--ckpt_path`; also return notices for the user.
 

@@ -56,14 +56,18 @@ class OptimizerSettings:
             if not fine:
                 raise UserError(f"optimizer.{name} is {value}, but it must be {allowed}: change --optimizer.{name}")
 
+    def lengths(self, max_steps: int) -> tuple[int, int]:
+        """Return warmup_steps and cosine_steps for a budget of `max_steps`."""
+        cosine_steps = self.cosine_steps if self.cosine_steps is not None else max_steps
+        return self.warmup_steps if self.warmup_steps is not None else cosine_steps // 20, cosine_steps
+
     def schedule(self, max_steps: int) -> Callable[[int], float]:
         """Return the learning rate as a function of the step, for a budget of `max_steps`.
 
         Raises:
             UserError: the warm-up is longer than the schedule.
         """
-        cosine_steps = self.cosine_steps if self.cosine_steps is not None else max_steps
-        warmup_steps = self.warmup_steps if self.warmup_steps is not None else cosine_steps // 20
+        warmup_steps, cosine_steps = self.lengths(max_steps)
         check_schedule(self.lr, self.lr_min, warmup_steps, cosine_steps)
         return lambda step: lr_cosine_schedule(step, self.lr, self.lr_min, warmup_steps, cosine_steps)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from tslm.fast.forms import cpu_multiplies_bfloat16
 from tslm.loops.lightning import InterruptAtBoundary, install_step_loop
 from tslm.loops.step import Budget, Cadence
 from tslm.training.checkpoint import fit_part, read_checkpoint
-from tslm.training.checkpoint_callback import AtomicCheckpointIO, Checkpoints, reserve_run_dir, run_dir
+from tslm.training.checkpoint_callback import AtomicCheckpointIO, Checkpoints, reserved_run_dir
 from tslm.training.compiling import Choice, pays
 from tslm.training.malloc import keep_freed_memory
 from tslm.training.metrics import StepMetrics, run_loggers
@@ -48,6 +48,9 @@ class StepTrainer(pl.Trainer):
         plugins: Lightning plugins.
         enable_progress_bar: Whether to show progress bars.
         kwargs: Further arguments of Lightning's Trainer.
+
+    Raises:
+        UserError: a number is out of range, or an Apple GPU is asked for.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class StepTrainer(pl.Trainer):
             **kwargs,
         )
         self._stated_accumulation = self.accumulate_grad_batches  # `fit` replaces it
+        self.reserved: list[Path] = []  # run directories that `fit` has created
         self.unlogged_dir = Path(default_root_dir)  # of a run without loggers; `fit` reserves it
         self.step_loop = install_step_loop(self, Cadence(val_every_n_steps, log_every_n_steps, save_every_n_steps))
 
@@ -154,15 +158,10 @@ class StepTrainer(pl.Trainer):
                 )
         if self.strategy.root_device.type == "cpu":
             keep_freed_memory()
-        if self.is_global_zero:
-            reserve_run_dir(self)  # before the data is prepared, which may take long
-        try:
+        # The run directory is reserved before the data is prepared, which may take long.
+        with (reserved_run_dir(self, ckpt_path and Path(ckpt_path), lambda: self.step_loop.loop.step > 0)
+              if self.is_global_zero else nullcontext()):
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
-        except BaseException:
-            if self.is_global_zero:
-                with suppress(OSError):  # if there is something in it
-                    run_dir(self).rmdir()
-            raise
 
     def _split_batch(self, data: TextDataModule) -> int:
         """Derive the accumulation from the batch size of the data; return the tokens of one optimizer step."""

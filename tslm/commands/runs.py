@@ -1,0 +1,28 @@
+"""`runs`: lists the runs of a folder, or checks every file of every run."""
+
+from __future__ import annotations
+
+from tslm.commands.arguments import Parser
+from tslm.commands.options import read_yaml
+
+
+def main(argv: list[str]) -> None:
+    """List the runs, newest first, or verify their files.
+
+    Args:
+        argv: the words after `python -m tslm runs`.
+
+    Raises:
+        UserError: there is no run, or a file is damaged.
+    """
+    from tslm.training.run_files import print_runs, verify_runs  # imported here because it needs torch
+
+    parser = Parser(prog="python -m tslm runs", description="List the runs, newest first, or check their files.")
+    parser.add_argument("--verify", action="store_true", help="read every file of every run, and name damaged ones")
+    parser.add_argument("--dir", type=str, default=".",
+                        help="a project, which holds lightning_logs; or a folder of run directories; or one of them")
+    options = parser.parse_args(argv)
+    if options.verify:
+        verify_runs(options.dir, read_yaml)
+    else:
+        print_runs(options.dir)

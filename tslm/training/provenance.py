@@ -1,0 +1,110 @@
+"""What a checkpoint was made with: versions, seed, resolved settings, tokens seen; and which versions differ later."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import lightning
+import numpy as np
+import torch
+
+import tslm
+from tslm.data.datamodule import TextDataModule
+from tslm.errors import UserError
+from tslm.tokenizer.pretokenize import unicode_hash
+
+if TYPE_CHECKING:
+    from tslm.training.module import LanguageModule
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes; `unicode` is a hash of the Unicode tables of `regex`, which decide ids."""
+    return {
+        "tslm": tslm.__version__,
+        "torch": str(torch.__version__),  # a class of its own, which `weights_only` would refuse to load
+        "lightning": lightning.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "regex": metadata.version("regex"),
+        "unicode": unicode_hash()[:12],
+    }
+
+
+def provenance(module: LanguageModule, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the provenance of a checkpoint, beside the settings and fingerprints that it holds anyway.
+
+    `resolved` has the settings that the configuration leaves open: what `auto` and null have become.
+
+    Args:
+        module: the module whose checkpoint it is.
+        state: what Lightning has collected for the checkpoint so far.
+    """
+    trainer, resolved = module._trainer, {}
+    if trainer is not None:
+        warmup_steps, cosine_steps = module.optimizer_settings.lengths(trainer.max_steps)
+        resolved = {
+            "precision": str(trainer.precision), "device": trainer.strategy.root_device.type,
+            "processes": trainer.world_size, "accumulate_grad_batches": trainer.accumulate_grad_batches,
+            "max_steps": trainer.max_steps, "warmup_steps": warmup_steps, "cosine_steps": cosine_steps,
+            "compiled": module.compiled,
+        }
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, TextDataModule):
+            resolved |= {"batch_size": data.batch_size, "context_length": data.context_length, "data_seed": data.seed}
+    return {
+        "versions": versions(),
+        "seed": torch.initial_seed(),
+        "tokens_seen": state.get("callbacks", {}).get("StepMetrics", {}).get("tokens_seen"),
+        "resolved": resolved,
+    }
+
+
+def check_inputs(module: LanguageModule, own: Mapping[str, Any], path: object) -> None:
+    """Say which versions differ from those of a checkpoint, and refuse another text or tokenizer.
+
+    A training is resumed on the texts and with the tokenizer of its earlier part. An evaluation may have another text,
+    but not another tokenizer.
+
+    Args:
+        module: the module that the checkpoint is loaded into; it knows the fingerprints of the present data.
+        own: what `fit` adds to a checkpoint; without fingerprints or versions, nothing is compared.
+        path: the checkpoint, for the messages.
+
+    Raises:
+        UserError: a text or the tokenizer is another one, and the user has not allowed it.
+    """
+    trainer = module.trainer
+    say = print if trainer.is_global_zero else lambda *_, **__: None
+    line = changed_versions(own.get("provenance", {}).get("versions", {}), path)
+    if line is not None:
+        say(line, flush=True)
+    saved = own.get("fingerprints", {})
+    changes = [
+        f"the {name} has the fingerprint {now[:12]}, but {path} was trained with {saved[name][:12]}"
+        for name, now in module.fingerprints.items()
+        if saved.get(name, now) != now and (trainer.training or name == "tokenizer")
+    ]
+    if changes and not module.allow_changed_text:
+        raise UserError(f"{'; '.join(changes)}: restore it, or allow the change with --data.allow_changed_text true")
+    for change in changes:
+        say(f"Changed: {change}.", flush=True)
+
+
+def changed_versions(saved: Mapping[str, str], path: object) -> str | None:
+    """Return one line about the versions that differ from those of a checkpoint; None if none is known to differ.
+
+    Args:
+        saved: the versions that the checkpoint holds.
+        path: the checkpoint, for the message.
+    """
+    changed = {name: now for name, now in versions().items() if saved.get(name, now) != now}
+    if not changed:
+        return None
+    reason = "results may differ in rounding"
+    if changed.pop("unicode", None):
+        reason = "the Unicode tables of regex differ, so a text with new characters may have other ids"
+    now = ", ".join(f"{name} {version} (was {saved[name]})" for name, version in changed.items())
+    return f"Other versions than those of {path}: {now or 'Unicode tables'}; {reason}."
