@@ -90,9 +90,18 @@ def test_the_folder_of_the_runs_or_one_run_can_be_named(runs, capsys, folder):
 
 
 def test_a_folder_without_runs_is_named(tmp_path, capsys):
-    for options in ([], ["--verify"]):
-        assert main(["runs", f"--dir={tmp_path / 'none'}", *options]) == 2
-        assert "there is no run in" in capsys.readouterr().err
+    (tmp_path / "other" / "folder").mkdir(parents=True)
+    (tmp_path / "file").write_text("")
+    for name in ("none", "other", "file", "\0"):
+        for options in ([], ["--verify"]):
+            assert main(["runs", f"--dir={tmp_path / name}", *options]) == 2
+            assert "there is no run in" in capsys.readouterr().err
+
+
+def test_runs_elsewhere_are_found_among_other_folders(runs, capsys):
+    (runs / "notes").mkdir()
+    runs.rename(runs.parent / "archive")
+    assert list(table(capsys, "--dir=archive")) == ["version_1", "version_0"]
 
 
 def test_a_run_without_a_checkpoint_is_listed(runs, capsys):
