@@ -4,19 +4,17 @@ import csv
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 
-from tests.conftest import ROOT
 from tests.loops.conftest import data  # noqa: F401 (a fixture)
 from tests.loops.test_lightning import Fail, fit
 from tslm.__main__ import main
 from tslm.data.datamodule import TextDataModule
 from tslm.loops.lightning import StepCallback
 from tslm.tokenizer import Tokenizer
+from tslm.training.run_files import run_figures
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +90,18 @@ def test_the_folder_of_the_runs_or_one_run_can_be_named(runs, capsys, folder):
 
 
 def test_a_folder_without_runs_is_named(tmp_path, capsys):
-    for options in ([], ["--verify"]):
-        assert main(["runs", f"--dir={tmp_path / 'none'}", *options]) == 2
-        assert "there is no run in" in capsys.readouterr().err
+    (tmp_path / "other" / "folder").mkdir(parents=True)
+    (tmp_path / "file").write_text("")
+    for name in ("none", "other", "file", "\0"):
+        for options in ([], ["--verify"]):
+            assert main(["runs", f"--dir={tmp_path / name}", *options]) == 2
+            assert "there is no run in" in capsys.readouterr().err
+
+
+def test_runs_elsewhere_are_found_among_other_folders(runs, capsys):
+    (runs / "notes").mkdir()
+    runs.rename(runs.parent / "archive")
+    assert list(table(capsys, "--dir=archive")) == ["version_1", "version_0"]
 
 
 def test_a_run_without_a_checkpoint_is_listed(runs, capsys):
@@ -104,15 +111,12 @@ def test_a_run_without_a_checkpoint_is_listed(runs, capsys):
     assert verify(capsys)[0] == 0
 
 
-def test_a_run_that_another_process_trains_is_running(tmp_path, data, capsys):  # noqa: F811
-    """Locks do not exclude their own process, so another one looks."""
+def test_a_run_is_running_while_its_process_trains(tmp_path, data, capsys):  # noqa: F811
     states = []
 
     class Look(StepCallback):
         def on_step_log(self, trainer, pl_module, step):
-            done = subprocess.run([sys.executable, "-m", "tslm", "runs", f"--dir={tmp_path}"], cwd=ROOT, text=True,
-                                  capture_output=True, check=True)
-            states.append(done.stdout.splitlines()[1].split()[-1])
+            states.append(run_figures(tmp_path / "lightning_logs" / "version_0").state)
 
     fit(tmp_path, data, 1, callbacks=[Look()], limit_val_batches=0)
     assert states == ["running"]

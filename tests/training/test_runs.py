@@ -1,5 +1,6 @@
 """Run directories: each run reserves its own."""
 
+import contextlib
 import os
 import shutil
 import threading
@@ -11,6 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tests.loops.conftest import data  # noqa: F401 (a fixture)
 from tests.loops.test_lightning import make_module, make_trainer
 from tslm.errors import MissingFileError, UserError
+from tslm.training.checkpoint import lock
 from tslm.training.runs import checkpoint_folder, find_checkpoint, reserve_version
 
 
@@ -58,6 +60,17 @@ def test_runs_that_start_together_have_their_own_directories(tmp_path, data, log
     assert len(list((tmp_path / "lightning_logs").iterdir())) == 2
 
 
+@contextlib.contextmanager
+def locked(folder):
+    """Lock a folder as the process that trains in it does."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        lock(handle)
+        yield
+    finally:
+        os.close(handle)
+
+
 @pytest.mark.parametrize("logger", [TensorBoardLogger, CSVLogger])
 def test_two_runs_do_not_share_the_version_that_the_user_names(tmp_path, data, logger):  # noqa: F811
     def start(max_steps, **options):
@@ -75,6 +88,8 @@ def test_two_runs_do_not_share_the_version_that_the_user_names(tmp_path, data, l
     if logger is TensorBoardLogger:  # Lightning's CSVLogger removes an earlier file, with a warning
         start(2, ckpt_path=str(checkpoints / "last.ckpt"))  # its own run may be continued in place
         assert (checkpoints / "step-00000002.ckpt").exists()
+        with pytest.raises(UserError, match="another process trains in"), locked(checkpoints.parent):
+            start(3, ckpt_path=str(checkpoints / "last.ckpt"))
     trainer.step_loop.loop.step = 0
     trainer._budget_options = 2, None
     trainer.fit(make_module(), datamodule=data())  # and one trainer may train twice

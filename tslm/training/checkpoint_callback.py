@@ -19,6 +19,7 @@ from tslm.loops.lightning import StepCallback
 from tslm.training.checkpoint import (
     fcntl,
     is_intact,
+    is_locked,
     link_atomically,
     lock,
     read_checkpoint,
@@ -196,13 +197,13 @@ def reserved_run_dir(trainer: pl.Trainer, resumed: Path | None, begun: Callable[
         begun: whether the training has taken a step. If the block fails before, it leaves no directory.
 
     Raises:
-        UserError: the directory of a version that the user gave exists.
+        UserError: the directory of a version that the user gave exists, or another process trains in it.
     """
     created = _create_run_dirs(trainer, resumed)
     handle = None if fcntl is None else os.open(run_dir(trainer), os.O_RDONLY)
     try:
         if handle is not None:
-            lock(handle)
+            lock(handle, wait=False)  # if `runs` looks at this very moment, the run is not shown as running
         yield
     except BaseException:
         for folder in [] if begun() else created:
@@ -220,9 +221,12 @@ def _create_run_dirs(trainer: pl.Trainer, resumed: Path | None) -> list[Path]:
     mine = len(created)
     for folder in {Path(each.log_dir) for each in loggers if each not in unnamed}.difference(created):
         if folder.exists() and resumed is not None and resumed.resolve().is_relative_to(folder.resolve()):
-            continue
-        create_run_dir(folder)
-        created.append(folder)
+            if is_locked(folder):
+                raise UserError(f"another process trains in {folder}: wait for its end, or give the logger another "
+                                "version, or none")
+        else:
+            create_run_dir(folder)
+            created.append(folder)
     for root in {logger.root_dir for logger in unnamed}:
         number = reserve_version(Path(root))
         created.append(Path(root) / f"version_{number}")

@@ -44,11 +44,16 @@ def find_runs(folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     inside = folder / RUNS if (folder / RUNS).is_dir() else folder
-    if any((inside / name).exists() for name in (CHECKPOINTS, FOLDER_FILE, "config.yaml")):
-        return [inside]
-    if not (runs := runs_newest_first(inside)):
+    runs = runs_newest_first(inside) if inside.is_dir() else []
+    if inside.name != RUNS:
+        runs = [inside] if _is_run(inside) else [run for run in runs if _is_run(run)]
+    if not runs:
         raise MissingFileError(f"there is no run in {inside}: train with `python -m tslm fit`, or give another --dir")
     return runs
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (CHECKPOINTS, FOLDER_FILE, "config.yaml", "metrics.csv"))
 
 
 def print_runs(folder: str | Path) -> None:
