@@ -24,7 +24,8 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from tslm.commands.arguments import OneSentenceErrors
 from tslm.commands.options import asks_for_help, flag_keys, get_key, is_stated, leaves, put_key, read_yaml
 from tslm.data.datamodule import TextDataModule
-from tslm.errors import PEER_ENDED, UserError
+from tslm.errors import UserError
+from tslm.loops.lightning import report_ended_processes
 from tslm.tokenizer.serialization import tokenizer_from_texts
 from tslm.training.checkpoint import fit_part, read_checkpoint
 from tslm.training.checkpoint_callback import Checkpoints, run_dir
@@ -57,9 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    observer = logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script")
-    observer.setLevel(logging.INFO)
-    observer.addFilter(say_that_peer_ended)
+    report_ended_processes()
     for message in HARMLESS:
         warnings.filterwarnings("ignore", message=message)
     try:
@@ -68,13 +67,6 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(str(error)) from error
     if command_line.exit_code:
         raise SystemExit(command_line.exit_code)
-
-
-def say_that_peer_ended(record: logging.LogRecord) -> bool:
-    """Replace the message with which Lightning kills the first process, because one that it has started has ended."""
-    if "terminated with code" in record.getMessage():
-        print(f"tslm: {PEER_ENDED}", file=sys.stderr, flush=True)
-    return False
 
 
 class CommandParser(OneSentenceErrors, LightningArgumentParser):

@@ -8,6 +8,7 @@ be left. Other families send SIGTERM and SIGINT, or kill one of two processes.
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -105,7 +106,10 @@ def signals(case: Case) -> None:
     if case.rng.random() < 0.4:
         sent.append(Signal(first.delay + case.rng.choice([0.0, 0.01, 0.1, 0.5]), first.since, number))
     codes = {CODES[number], -number}  # -number: before the program handles the signal
-    check(case, settings, reference, [{"signals": sent, "codes": codes, "seconds": SIGNAL_SECONDS}])
+    training = check(case, settings, reference, [{"signals": sent, "codes": codes, "seconds": SIGNAL_SECONDS}])
+    stopped = re.search(r"Stopped at step (\d+) of", training.ends[0].output)
+    if stopped and len(training.runs) > 1:
+        check_equal(training.runs[1][1], int(stopped[1]))  # the step that the next run has started from
 
 
 @full(20)

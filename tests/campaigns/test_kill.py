@@ -1,13 +1,16 @@
 import json
-import os
+import random
 
-from tests.campaigns import kill_server
-from tests.campaigns.kill import main
+import pytest
 
-FAULTS = """
-from tslm.training import checkpoint, checkpoint_callback
+from tests.campaigns import kill
+from tests.campaigns.kill import SAVING, main
+from tests.campaigns.kill_points import Point
+from tests.campaigns.kill_training import Lab, Settings, Training
+
+SETTINGS = Settings(("--trainer.precision=32-true", "--trainer.save_every_n_steps=3"))
+FORGET = """
 from tslm.training.module import LanguageModule
-
 load = LanguageModule.on_load_checkpoint
 
 def forget(self, state):
@@ -15,36 +18,54 @@ def forget(self, state):
     for each in state["optimizer_states"][0]["state"].values():
         each["exp_avg"].zero_()
 
+LanguageModule.on_load_checkpoint = forget
+"""
+WRITE_IN_PLACE = """
+from tslm.training import checkpoint
+
 def write_in_place(path, write):
     with checkpoint._open_locked(path) as file:
         write(file)
 
-LanguageModule.on_load_checkpoint = forget
 checkpoint.replace_atomically = write_in_place
+"""
+KEEP = """
+from tslm.training import checkpoint_callback
+checkpoint_callback.remove_leftovers = lambda folder: None
 """
 
 
-def lines(capsys):
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """One server and one folder for all tests of this file."""
+    lab = Lab(tmp_path_factory.mktemp("kill"))
+    yield lab
+    lab.server.close()
+
+
+def test_a_short_campaign_finds_no_difference(lab, capsys, monkeypatch):
+    monkeypatch.setattr(kill, "lab_of", lambda case: lab)
+    names = ["anywhere", "checkpoint_write"]
+    assert main([*(word for name in names for word in ("--family", name)), "--count", "1", "--seed", "3"]) == 0
     out, err = capsys.readouterr()
-    return [json.loads(line) for line in out.splitlines()], err
-
-
-def test_a_short_campaign_finds_no_difference(capsys):
-    names = ["anywhere", "checkpoint_write", "signals"]
-    families = [word for name in names for word in ("--family", name)]
-    assert main([*families, "--count", "1", "--seed", "3"]) == 0
-    found, err = lines(capsys)
     assert err == ""
+    found = [json.loads(line) for line in out.splitlines()]
     assert [(line["name"], line["tried"], line["failed"]) for line in found] == [(name, 1, 0) for name in names]
 
 
-def test_a_lost_optimizer_state_and_a_half_written_checkpoint_are_found(capsys, monkeypatch, tmp_path):
-    """The server imports a module that plants both faults."""
-    (tmp_path / "faults.py").write_text(FAULTS)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    monkeypatch.setattr(kill_server, "PLANTED", ["faults"])
-    assert main(["--family", "validation", "--family", "checkpoint_write", "--count", "1", "--seed", "0"]) == 1
-    found, err = lines(capsys)
-    assert [line["failed"] for line in found] == [1, 1]
-    assert "checkpoint differs" in err
-    assert "is not complete" in err
+@pytest.mark.parametrize(("fault", "point", "message"), [
+    (FORGET, Point(SAVING, 3, "calls", 1), "checkpoint differs"),  # killed after step 9, resumed after step 6
+    (WRITE_IN_PLACE, Point(SAVING, 2, "bytes", 1000), "is not complete"),
+    (KEEP, Point(SAVING, 2, "bytes", 1000), r"\.step-00000006\.ckpt\..*\.new"),
+])
+def test_a_planted_fault_is_found(lab, monkeypatch, fault, point, message):
+    reference = lab.reference(SETTINGS)
+    monkeypatch.setattr(lab.server, "planted", fault)
+    training = Training(lab, SETTINGS, random.Random(0))
+
+    def check():
+        training.complete([{"point": point}])
+        training.compare(reference)
+
+    with pytest.raises(AssertionError, match=message):
+        check()

@@ -171,12 +171,14 @@ def test_a_run_resumed_with_another_batch_size_skips_and_repeats_no_window(tmp_p
     seen = Batches()
     for part, size in enumerate(sizes):
         last = sorted(tmp_path.rglob("last.ckpt"))[-1:]
-        fit(tmp_path, data, 2 * part + 2, ckpt_path=str(last[0]) if last else None, windows=(size, part % 2 + 1),
-            callbacks=[seen], limit_val_batches=0)
+        _, trainer = fit(tmp_path, data, 2 * part + 2, ckpt_path=str(last[0]) if last else None,
+                         windows=(size, part % 2 + 1), callbacks=[seen], limit_val_batches=0)
     stream = data()
     stream.setup("fit")
     inputs = torch.cat([micro_batch for step in range(6) for micro_batch in seen.steps[step]])
-    assert torch.equal(inputs, stream.windows.batch(0, 2 * sum(sizes))[0])
+    number = 2 * sum(sizes)
+    assert torch.equal(inputs, stream.windows.batch(0, number)[0])
+    assert trainer.datamodule.windows_of(6) == f"windows {number - sizes[2]} to {number - 1} of data.seed 0"
 
 
 def test_an_extended_run_continues_with_the_longer_schedule(tmp_path, data):

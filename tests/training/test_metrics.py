@@ -1,6 +1,7 @@
 """The speed that a run reports, by a clock that the test advances, and metrics.csv."""
 
 import csv
+import os
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger
@@ -8,7 +9,7 @@ from lightning.pytorch.loggers import CSVLogger
 from tests.loops.conftest import data  # noqa: F401 (a fixture)
 from tests.loops.test_lightning import fit
 from tslm.loops.lightning import StepCallback
-from tslm.training.metrics import StepMetrics
+from tslm.training.metrics import MetricsFile, StepMetrics
 
 STEP, VALIDATION, SAVE = 1.0, 100.0, 10_000.0  # seconds
 WINDOWS, CONTEXT = 4, 32
@@ -106,3 +107,25 @@ def test_a_checkpoint_saves_what_loggers_hold_back(tmp_path, data):  # noqa: F81
         log_every_n_steps=1, save_every_n_steps=2)
     assert seen == {2: [1, 2], 4: [1, 2, 3, 4]}
     assert steps_in(tmp_path) == [1, 2, 3, 4, 4]  # the last row is of the validation, which comes after saving
+
+
+def test_a_new_column_replaces_metrics_csv_in_one_step(tmp_path, monkeypatch):
+    """A process that is killed while the file is written again loses no row."""
+    logger = MetricsFile(str(tmp_path), version=0)
+    logger.log_metrics({"a": 1.0}, step=1)
+    path = tmp_path / "lightning_logs" / "version_0" / "metrics.csv"
+    before = path.read_text()
+
+    def stop(*paths):
+        assert path.read_text() == before
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            logger.log_metrics({"b": 2.0}, step=2)
+    assert path.read_text() == before
+    again = MetricsFile(str(tmp_path), version=1)
+    again.log_metrics({"a": 1.0}, step=1)
+    again.log_metrics({"b": 2.0}, step=2)
+    assert (path.parent.parent / "version_1" / "metrics.csv").read_text().split() == ["a,b,step", "1.0,,1", ",2.0,2"]

@@ -269,7 +269,9 @@ class TextDataModule(pl.LightningDataModule):
 
     def windows_of(self, step: int) -> str:
         """Name the windows of an optimizer step, counted from 1: of `self.windows.batch(step - 1, batch_size)`."""
-        return f"windows {(step - 1) * self.batch_size} to {step * self.batch_size - 1} of data.seed {self.seed}"
+        assert self.windows is not None
+        first = (step - 1) * self.batch_size + self.windows.offset
+        return f"windows {first} to {first + self.batch_size - 1} of data.seed {self.seed}"
 
     def val_dataloader(self) -> ValidBatches:
         """Serve the validation text in order, each target exactly once, divided among the processes.

@@ -9,7 +9,9 @@ by a `StepLoop`, and composes each optimizer step of Lightning's `advance`, whic
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
@@ -23,6 +25,7 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from tslm.errors import PEER_ENDED
 from tslm.loops.step import Budget, Cadence, StepLoop
 from tslm.loops.stop_consensus import StopConsensus
 
@@ -233,6 +236,19 @@ def install_step_loop(trainer: pl.Trainer, cadence: Cadence) -> StepEpochLoop:
     if isinstance(environment, SLURMEnvironment):
         environment.auto_requeue = False  # Lightning would save in the middle of a step and requeue the same command
     return loop
+
+
+def report_ended_processes() -> None:
+    """Print a sentence before Lightning kills the first process, because one that it has started has ended."""
+    observer = logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script")
+
+    def replace(record: logging.LogRecord) -> bool:
+        if "terminated with code" in record.getMessage():
+            print(f"tslm: {PEER_ENDED}", file=sys.stderr, flush=True)
+        return False
+
+    observer.setLevel(logging.INFO)
+    observer.addFilter(replace)
 
 
 def fit_loop_state(trainer: pl.Trainer) -> dict[str, Any]:

@@ -22,7 +22,7 @@ fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
 CHECKPOINT_KEY = "tslm"  # what `fit` adds to Lightning's checkpoint: architecture, configuration, tokenizer, RNG states
 ADVICE = "; earlier checkpoints are unchanged: make room, or choose another folder with --checkpoint.dirpath"
-LEFTOVER = re.compile(r"\..+\.(ckpt|json|jsonl|txt)(\.\d+)?\.new")  # the temporary names of the files of a run
+LEFTOVER = re.compile(r"\..+\.(ckpt|csv|json|jsonl|txt)(\.\d+)?\.new")  # the temporary names of the files of a run
 PathOrFile = str | os.PathLike[str] | BinaryIO | IO[bytes]
 
 

@@ -5,6 +5,8 @@ One callback measures. TensorBoard, metrics.csv, the progress bar and the summar
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import time
 import warnings
@@ -15,11 +17,13 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from tslm.data.datamodule import TextDataModule
 from tslm.errors import UserError
 from tslm.loops.lightning import StepCallback
 from tslm.objective import bits_per_byte, perplexity
+from tslm.training.checkpoint import replace_atomically
 from tslm.training.checkpoint_callback import Checkpoints
 from tslm.training.module import LanguageModule
 from tslm.training.nonfinite import SkipReport, check_diverged
@@ -264,4 +268,19 @@ class MetricsFile(CSVLogger):
         """The writer, opened at its first use."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Experiment logs directory")
-            return super().experiment
+            writer = super().experiment
+            if type(self._experiment) is ExperimentWriter:
+                writer = self._experiment = MetricsWriter(self.log_dir)
+        return writer
+
+
+class MetricsWriter(ExperimentWriter):
+    """Adds rows to metrics.csv; a new column replaces the file in one step, so that a killed process loses no row."""
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        path = Path(self.metrics_file_path)
+        with path.open(newline="", encoding="utf-8") as file, io.StringIO(newline="") as text:
+            writer = csv.DictWriter(text, fieldnames)
+            writer.writeheader()
+            writer.writerows(csv.DictReader(file))
+            replace_atomically(path, lambda new: new.write(text.getvalue().encode()))
