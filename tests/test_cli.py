@@ -298,6 +298,7 @@ def test_resuming_refuses_another_architecture_and_a_spent_budget(in_runs, capsy
     (["fit", "--data.tokenizer=\udcff"], "data.tokenizer contains the lone surrogate U+DCFF at position 0"),
     (["fit", "--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=a", "--trainer.callbacks.mode=best"],
      "cannot be used: `mode` can be min, max, got best"),
+    (["fit", "--optimizer.eps=0"], "optimizer.eps is 0.0, but it must be between 1e-37 and 1e+18"),
     (["fit", "--trainer.logger=CSVLogger"], "CSVLogger without more options: give --trainer.logger.save_dir"),
     (["fit", "--trainer.overfit_batches=1"], "trainer.overfit_batches is 1, but a training has no epochs"),
     (["fit", "--trainer.limit_train_batches=3"], "trainer.limit_train_batches is 3, but a training has no epochs"),
