@@ -114,6 +114,20 @@ def test_predict_writes_one_line_per_prompt(in_runs, capsys):
     assert "Once upon a time" in capsys.readouterr().out
 
 
+def test_predict_refuses_a_device_as_file_of_prompts(in_runs, capsys):
+    assert main(["predict", "--data.prompts_file=/dev/null"]) == 2
+    assert "/dev/null is no file of prompts: give --data.prompts_file a text file" in complaint(capsys)
+
+
+def test_a_stock_callback_with_an_enumeration_among_its_defaults_is_used(in_runs, capsys):
+    assert main(["validate", "--trainer.callbacks=Timer"]) == 0
+
+
+def test_a_training_without_time_for_a_step_is_a_mistake(project, tiny, capsys):
+    assert main(["fit", "--config", TEXT, *tiny, "--trainer.max_time=00:00:00:00"]) == 2
+    assert "the training ended before its first step" in complaint(capsys)
+
+
 def test_predict_reads_prompts_from_a_file(in_runs, tmp_path):
     (tmp_path / "prompts.txt").write_text("One day\n\nTwo days\n")
     assert main(["predict", "--data.prompts_file=prompts.txt", "--generation.max_new_tokens=2"]) == 0
@@ -298,6 +312,7 @@ def test_resuming_refuses_another_architecture_and_a_spent_budget(in_runs, capsy
     (["fit", "--data.tokenizer=\udcff"], "data.tokenizer contains the lone surrogate U+DCFF at position 0"),
     (["fit", "--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=a", "--trainer.callbacks.mode=best"],
      "cannot be used: `mode` can be min, max, got best"),
+    (["fit", "--optimizer.eps=0"], "optimizer.eps is 0.0, but it must be between 1e-37 and 1e+18"),
     (["fit", "--trainer.logger=CSVLogger"], "CSVLogger without more options: give --trainer.logger.save_dir"),
     (["fit", "--trainer.overfit_batches=1"], "trainer.overfit_batches is 1, but a training has no epochs"),
     (["fit", "--trainer.limit_train_batches=3"], "trainer.limit_train_batches is 3, but a training has no epochs"),

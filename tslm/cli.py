@@ -264,9 +264,16 @@ class CommandLine(LightningCLI):
             self.datamodule.use_tokenizer(tokenizer_from_texts(self.saved["tokenizer"]))
 
     def after_fit(self) -> None:
-        """Set the exit code of an interrupted training."""
+        """Set the exit code of an interrupted training.
+
+        Raises:
+            UserError: a limit on the time, or a callback, has ended the training before its first step.
+        """
         assert isinstance(self.trainer, StepTrainer)
         self.exit_code = 130 if self.trainer.interrupted_by_user else 0
+        if not self.trainer.global_step and not self.exit_code:
+            raise UserError("the training ended before its first step, so nothing is saved: give a longer "
+                            "--trainer.max_time, or leave out the callback that ends it")
 
     def validate(self, **arguments: Any) -> None:
         """Measure loss, perplexity and bits per byte on the validation text."""

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 from tqdm import tqdm
 
-_SHOWN = 20  # failures per family that are printed in full
+_SHOWN = 3  # failures per family that are printed in full
 _REPR = 2000  # characters per input that are printed
 
 

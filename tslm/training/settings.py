@@ -11,6 +11,7 @@ from tslm.errors import UserError
 from tslm.generation import SamplingRule
 from tslm.optim import check_schedule, lr_cosine_schedule
 
+SMALLEST = 1e-37  # above 0 in a float32
 LARGEST = 1e18  # of a setting of the optimizer; the product of any two fits in a float32
 
 
@@ -49,7 +50,8 @@ class OptimizerSettings:
             ("lr", self.lr, 0 <= self.lr <= LARGEST, f"between 0 and {LARGEST:g}"),
             ("lr_min", self.lr_min, 0 <= self.lr_min <= self.lr, f"between 0 and lr, which is {self.lr:g}"),
             ("betas", list(self.betas), all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
-            ("eps", self.eps, 0 <= self.eps <= LARGEST, f"between 0 and {LARGEST:g}"),
+            # A token that no batch has had yet has two moments of 0, and 0/0 is not a number.
+            ("eps", self.eps, SMALLEST <= self.eps <= LARGEST, f"between {SMALLEST:g} and {LARGEST:g}"),
             ("weight_decay", self.weight_decay, 0 <= self.weight_decay <= LARGEST, f"between 0 and {LARGEST:g}"),
             ("max_skipped", self.max_skipped, self.max_skipped >= 1, "1 or more"),
         ):
