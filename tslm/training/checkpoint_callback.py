@@ -12,12 +12,12 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from tslm.errors import UserError
+from tslm.files import remove_leftovers
 from tslm.loops.lightning import StepCallback
 from tslm.training.checkpoint import (
     is_intact,
     link_atomically,
     read_checkpoint,
-    remove_leftovers,
     replace_atomically,
     write_atomically,
 )
