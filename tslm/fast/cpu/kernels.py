@@ -223,8 +223,8 @@ def row_losses(logits: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor
 
 LINEAR_AND_LOSS = loss_substitute(
     row_losses, CHUNK_SIZE, lambda hidden, weight: _supported(hidden) if weight.dtype in TOLERANCES else None,
-    probes=lambda form: _built(form, *loss_probes(form)), examples=lambda form: loss_case(form, 2048, 512, 10_000, None),
-    keys=lambda: forms("cpu"),
+    probes=lambda form: _built(form, *loss_probes(form)), keys=lambda: forms("cpu"),
+    examples=lambda form: loss_case(form, 2048, 512, 10_000, None),
 )
 
 
