@@ -182,12 +182,12 @@ class Tokenizer:
             except UnicodeEncodeError:
                 _to_utf8(text)  # raises, and names the position in the text
                 raise
-            for ids, each in zip(new.values(), encoded, strict=True):
-                ids += each
+            for ids, tokens in zip(new.values(), encoded, strict=True):
+                ids += tokens
             if len(known) + len(new) > _CACHED_WORDS:
                 self._known = known = {}
-            for each in [each for each in new if len(each) > _LONGEST_CACHED]:
-                del new[each]
+            for long in [each for each in new if len(each) > _LONGEST_CACHED]:
+                del new[long]
             known.update(new)
         return found
 
