@@ -27,9 +27,14 @@ def test_threads_that_write_one_file_at_once_leave_one_whole_content(tmp_path):
 def test_an_error_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt), atomic_write(path) as file:
-        file.write(b"half of it")
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with atomic_write(path) as file:
+            file.write(b"half of it")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.txt"]
 

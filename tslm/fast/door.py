@@ -24,7 +24,7 @@ import sys
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 from tslm.fast.table import SUBSTITUTES, Place
 
@@ -82,14 +82,6 @@ class Substitute:
     keys: Callable[[], Iterable[Hashable]] = field(default=lambda: ())
 
 
-class Candidate(NamedTuple):
-    """A substitute that has been imported, and the keys for which it agrees, so that a call looks up one of them."""
-
-    place: Place
-    substitute: Substitute
-    agreed: set[Hashable]
-
-
 class Replaceable(Protocol[P, R]):
     """A replaceable function of the core; `plain` is the function as it is written."""
 
@@ -103,7 +95,8 @@ class Replaceable(Protocol[P, R]):
 _functions: dict[str, Replaceable[..., Any]] = {}  # by dotted name
 _substitutes: dict[Place, Substitute | None] = {}
 _disagreements: dict[tuple[Place, Hashable], str] = {}  # why a substitute does not run, "" if it agrees
-_candidates: dict[tuple[str, str], list[Candidate]] = {}  # by function and device
+# By function and device: the substitutes that were imported, each with the keys for which it agrees.
+_candidates: dict[tuple[str, str], list[tuple[Place, Substitute, set[Hashable]]]] = {}
 _for_compiler: dict[tuple[str, str], tuple[Substitute, set[Hashable]]] = {}  # by function and device: what
 # torch.compile may see, and the keys for which it has been chosen
 _warned: set[str] = set()  # functions, and messages about missing substitutes, that a warning has named
@@ -145,10 +138,10 @@ def choose(name: str, *args: Any, **kwargs: Any) -> Callable[..., Any]:  # noqa:
     if _shut_depth or _SHUT_BY_ENVIRONMENT:
         return plain
     where = name, _device_of(args, kwargs)
-    candidates = _candidates.get(where)
-    if candidates is None:
-        candidates = _import_candidates(*where)
-    for place, substitute, agreed in candidates:
+    if where not in _candidates:
+        loaded = [(place, load(place)) for place in SUBSTITUTES.get(name, ()) if place.device == where[1]]
+        _candidates[where] = [(place, each, set()) for place, each in loaded if each is not None]
+    for place, substitute, agreed in _candidates[where]:
         key = substitute.supports(*args, **kwargs)
         if key in agreed:
             return substitute.function
@@ -158,13 +151,6 @@ def choose(name: str, *args: Any, **kwargs: Any) -> Callable[..., Any]:  # noqa:
                 _for_compiler.setdefault(where, (substitute, set()))[1].add(key)
             return substitute.function
     return plain
-
-
-def _import_candidates(name: str, device: str) -> list[Candidate]:
-    places = [place for place in SUBSTITUTES.get(name, ()) if place.device == device]
-    loaded = ((place, load(place)) for place in places)
-    _candidates[name, device] = [Candidate(place, each, set()) for place, each in loaded if each is not None]
-    return _candidates[name, device]
 
 
 def _choose_for_compiler(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:  # noqa: ANN401
