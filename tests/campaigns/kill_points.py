@@ -34,14 +34,14 @@ class Point:
 
 def count_in(function: str, point: Point | None = None) -> None:
     """Make a function count what happens in it; kill the process at a point, or print the counts at each return."""
-    from tslm.training import checkpoint
+    from tslm import files
 
     module, _, path = function.partition(":")
     *outer, name = path.split(".")
     owner: Any = importlib.import_module(module)
     for each in outer:
         owner = getattr(owner, each)
-    inner, open_locked = getattr(owner, name), checkpoint._open_locked
+    inner, open_locked = getattr(owner, name), files._open_locked
     counts = {"calls": 0, "system": 0, "bytes": 0}
     entries = 0
 
@@ -61,14 +61,14 @@ def count_in(function: str, point: Point | None = None) -> None:
         if point is not None and entries != point.entry:
             return inner(*arguments, **named)
         counts.update(dict.fromkeys(counts, 0))
-        checkpoint._open_locked = lambda path: _Counted(open_locked(path), count)  # type: ignore[assignment,return-value]
+        files._open_locked = lambda path: _Counted(open_locked(path), count)  # type: ignore[assignment,return-value]
         if point is None or point.kind != "bytes":
             sys.setprofile(profile)
         try:
             return inner(*arguments, **named)
         finally:
             sys.setprofile(None)
-            checkpoint._open_locked = open_locked
+            files._open_locked = open_locked
             if point is not None:
                 os.kill(os.getpid(), signal.SIGKILL)
             print("measured", json.dumps(counts), flush=True)

@@ -21,10 +21,11 @@ def forget(self, state):
 LanguageModule.on_load_checkpoint = forget
 """
 WRITE_IN_PLACE = """
+from tslm import files
 from tslm.training import checkpoint
 
 def write_in_place(path, write):
-    with checkpoint._open_locked(path) as file:
+    with files._open_locked(path) as file:
         write(file)
 
 checkpoint.replace_atomically = write_in_place

@@ -14,6 +14,7 @@ import torch
 
 import tslm
 from tslm.errors import UserError
+from tslm.files import remove_leftovers
 from tslm.model import TransformerConfig, TransformerLM
 from tslm.training import checkpoint as files
 
@@ -168,11 +169,11 @@ def test_leftovers_of_killed_writes_are_removed_but_not_those_of_living_processe
         assert process.stdout.readline() == "writing\n"
         temporary = tmp_path / f".{path.name}.{process.pid}.new"
         assert temporary.is_file()
-        files.remove_leftovers(tmp_path)
+        remove_leftovers(tmp_path)
         assert temporary.is_file()
         process.send_signal(signal.SIGKILL)
         process.wait()
-    files.remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(mine)
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tests.loops.conftest import data  # noqa: F401 (a fixture)
 from tests.loops.test_lightning import make_module, make_trainer
 from tslm.errors import MissingFileError, UserError
-from tslm.training.checkpoint import lock
+from tslm.files import lock
 from tslm.training.runs import checkpoint_folder, find_checkpoint, reserve_version
 
 

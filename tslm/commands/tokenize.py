@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from tslm.commands.arguments import Parser
+from tslm.files import check_outputs
 from tslm.tokenizer import Tokenizer, encode_files
-from tslm.tokenizer.files import check_outputs
 from tslm.tokenizer.serialization import output_paths
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tslm.commands.arguments import Parser
+from tslm.files import check_outputs
 from tslm.tokenizer import END_OF_TEXT
-from tslm.tokenizer.files import check_outputs
 from tslm.tokenizer.report import train_with_report
 from tslm.tokenizer.serialization import output_paths
 

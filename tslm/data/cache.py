@@ -14,8 +14,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tslm.errors import UserError
+from tslm.files import atomic_write, check_unchanged, file_stamp
 from tslm.tokenizer import Span
-from tslm.tokenizer.files import atomic_write, check_unchanged, file_stamp
 from tslm.tokenizer.jsonl import is_jsonl
 from tslm.tokenizer.pretokenize import unicode_hash
 
@@ -76,7 +76,7 @@ class Cache:
 
     def _remove_leftovers(self) -> None:
         """Remove temporary files of writers that were killed: only the process that has the lock prepares data."""
-        for path in [*self.folder.rglob(".*.tmp")]:
+        for path in [*self.folder.rglob(".*.tmp"), *self.folder.rglob(".*.new")]:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:

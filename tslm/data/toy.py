@@ -18,8 +18,8 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from tslm.data.toy_grammar import Backreference, Draw, Part, Word, load_grammar
+from tslm.files import atomic_write
 from tslm.tokenizer import END_OF_TEXT
-from tslm.tokenizer.files import atomic_write
 
 
 class Story(NamedTuple):

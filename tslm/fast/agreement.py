@@ -147,25 +147,26 @@ def _parts(value: Any) -> Iterator[Any]:  # noqa: ANN401
         yield value
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:  # noqa: ANN401
-    if _is_tensor(value):
-        if value.ndim or value.requires_grad:  # others are numbers
-            yield value
-    elif isinstance(value, dict):
-        for each in value.values():
-            yield from _tensors(each)
-    elif isinstance(value, tuple | list):
-        for each in value:
-            yield from _tensors(each)
-
-
-def _numbers(value: Any) -> Iterator[float]:  # noqa: ANN401
-    """Every number of some arguments, and every tensor with a single number: some forms keep a counter in either."""
-    if isinstance(value, int | float) or (_is_tensor(value) and value.ndim == 0 and not value.requires_grad):
-        yield float(value)
-    elif isinstance(value, dict | tuple | list):
+def _leaves(value: Any) -> Iterator[Any]:  # noqa: ANN401
+    """Yield what tuples, lists and dictionaries hold, at any depth."""
+    if isinstance(value, dict | tuple | list):
         for each in value.values() if isinstance(value, dict) else value:
-            yield from _numbers(each)
+            yield from _leaves(each)
+    else:
+        yield value
+
+
+def _is_number(value: Any) -> bool:  # noqa: ANN401
+    """Whether a value is a number, or a tensor with a single number: some forms keep a counter in either."""
+    return isinstance(value, int | float) or (_is_tensor(value) and value.ndim == 0 and not value.requires_grad)
+
+
+def _tensors(value: Any) -> list[Tensor]:  # noqa: ANN401
+    return [each for each in _leaves(value) if _is_tensor(each) and not _is_number(each)]
+
+
+def _numbers(value: Any) -> list[float]:  # noqa: ANN401
+    return [float(each) for each in _leaves(value) if _is_number(each)]
 
 
 def _is_tensor(value: object) -> bool:

@@ -17,30 +17,39 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tslm.fast.door import Case, Substitute
+from tslm.fast.forms import Form, form_of, loss_case, precise, tolerance
+
 # Given the logits (n, V) of a chunk and its targets (n): the sum of -log softmax(logits)[target] and, if asked for,
 # softmax(logits) - onehot(targets), which may overwrite the logits.
 RowLosses = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor | None]]
 
 
-def chunked_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int, dtype: torch.dtype, row_losses: RowLosses
-) -> Tensor:
-    """Mean of -log softmax(hidden Wᵀ)[target] with the logits of `chunk_size` tokens in memory at a time.
+def loss_substitute(
+    row_losses: RowLosses, chunk: int, supports: Callable[[Tensor, Tensor], Form | None], **options: Any
+) -> Substitute:
+    """Return a substitute for `objective.linear_and_loss`, the mean of -log softmax(hidden Wᵀ)[target] in float32.
 
     Args:
-        hidden: (..., D).
-        weight: W (V, D).
-        targets: (...), integers in 0 … V-1.
-        chunk_size: tokens in a chunk.
-        dtype: dtype of the matmuls.
         row_losses: computes the loss and the gradient of a chunk.
-
-    Returns:
-        A scalar in float32.
+        chunk: the number of tokens whose logits are in memory at a time, unless a call gives another.
+        supports: returns the form of a call with these `hidden` and W, or None if it is not supported.
+        options: further fields of the substitute.
     """
-    with_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    return _ChunkedCrossEntropy.apply(  # type: ignore[no-any-return]
-        hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), chunk_size, with_grad, dtype, row_losses)
+
+    def linear_and_loss(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int | None) -> Tensor:
+        with_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+        return _ChunkedCrossEntropy.apply(  # type: ignore[no-any-return]
+            hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), chunk_size or chunk, with_grad,
+            form_of(hidden).compute_dtype, row_losses)
+
+    fields = {"probes": loss_probes, "tolerance": tolerance, "precise": precise} | options
+    return Substitute(linear_and_loss, lambda hidden, weight, targets, chunk_size: supports(hidden, weight), **fields)
+
+
+def loss_probes(form: Form) -> list[Case]:
+    """Return a case of several chunks, the last of which is shorter."""
+    return [loss_case(form, 67, 24, 41, 20)]
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

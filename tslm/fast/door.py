@@ -95,6 +95,8 @@ class Replaceable(Protocol[P, R]):
 _functions: dict[str, Replaceable[..., Any]] = {}  # by dotted name
 _substitutes: dict[Place, Substitute | None] = {}
 _disagreements: dict[tuple[Place, Hashable], str] = {}  # why a substitute does not run, "" if it agrees
+# By function and device: the substitutes that were imported, each with the keys for which it agrees.
+_candidates: dict[tuple[str, str], list[tuple[Place, Substitute, set[Hashable]]]] = {}
 _for_compiler: dict[tuple[str, str], tuple[Substitute, set[Hashable]]] = {}  # by function and device: what
 # torch.compile may see, and the keys for which it has been chosen
 _warned: set[str] = set()  # functions, and messages about missing substitutes, that a warning has named
@@ -133,16 +135,20 @@ def choose(name: str, *args: Any, **kwargs: Any) -> Callable[..., Any]:  # noqa:
         kwargs: keyword arguments of the call.
     """
     plain = _functions[name].plain
-    if not is_open():
+    if _shut_depth or _SHUT_BY_ENVIRONMENT:
         return plain
-    device = _device_of(args, kwargs)
-    for place in SUBSTITUTES.get(name, ()):
-        if place.device != device or (substitute := load(place)) is None:
-            continue
+    where = name, _device_of(args, kwargs)
+    if where not in _candidates:
+        loaded = [(place, load(place)) for place in SUBSTITUTES.get(name, ()) if place.device == where[1]]
+        _candidates[where] = [(place, each, set()) for place, each in loaded if each is not None]
+    for place, substitute, agreed in _candidates[where]:
         key = substitute.supports(*args, **kwargs)
+        if key in agreed:
+            return substitute.function
         if key is not None and disagreement(name, place, key) == "":
+            agreed.add(key)
             if substitute.traceable:
-                _for_compiler.setdefault((name, device), (substitute, set()))[1].add(key)
+                _for_compiler.setdefault(where, (substitute, set()))[1].add(key)
             return substitute.function
     return plain
 
@@ -225,6 +231,7 @@ def shut() -> Iterator[None]:
 def forget() -> None:
     """Forget all comparisons and warnings, for instance after `.plain` was replaced; the next calls compare again."""
     _disagreements.clear()
+    _candidates.clear()
     _for_compiler.clear()
     _warned.clear()
 

@@ -1,13 +1,17 @@
-"""The form of a call (device, dtype, autocast), and the probes that the substitutes for several devices share."""
+"""The form of a call (device, dtype, autocast), and what the substitutes for several devices share: probes, errors."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tslm.fast.door import Case
+
+# Relative errors that are accepted. Correct kernels stay below 1e-6 and 5e-3; a wrong one is off by about 1.
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 
 class Form(NamedTuple):
@@ -34,6 +38,32 @@ def form_of(x: Tensor) -> Form:
     device = x.device.type
     on = x.dtype != torch.float64 and not x.is_meta and torch.is_autocast_enabled(device)
     return Form(device, x.dtype, torch.get_autocast_dtype(device) if on else None)
+
+
+def tolerance(form: Form) -> float:
+    """Return the relative error that is accepted for a form."""
+    return TOLERANCES[form.compute_dtype]
+
+
+def precise(form: Form) -> Form | None:
+    """Return the float32 form that must agree as well; None if `form` multiplies in float32 itself."""
+    return None if form.compute_dtype == torch.float32 else Form(form.device, torch.float32)
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions that multiply bfloat16, which makes it faster than float32."""
+    # The public torch.backends.cpu.get_cpu_capability knows the vector width but not bfloat16.
+    probes = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
+    return any(probe() for probe in probes if probe is not None)
+
+
+def forms(device: str) -> Iterator[Form]:
+    """Yield the forms of calls on a device of this machine: float32, and bfloat16 if the device multiplies it."""
+    if device == "cpu" or torch.cuda.is_available():
+        yield Form(device, torch.float32)
+        if device != "cpu" or cpu_multiplies_bfloat16():
+            yield Form(device, torch.float32, torch.bfloat16)
+            yield Form(device, torch.bfloat16)
 
 
 def attends_to_itself(qkv: Tensor, rotation: Tensor | None, cached: tuple[object, ...]) -> bool:
@@ -79,10 +109,3 @@ def loss_case(form: Form, tokens: int, d_model: int, vocab_size: int, chunk_size
     weight = drawn(vocab_size, d_model, dtype=form.dtype, device=form.device, seed=1, scale=0.3)
     hidden = drawn(tokens, d_model, dtype=form.dtype, device=form.device)
     return Case((hidden, weight, targets.to(form.device), chunk_size))
-
-
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions that multiply bfloat16, which makes it faster than float32."""
-    # The public torch.backends.cpu.get_cpu_capability knows the vector width but not bfloat16.
-    probes = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
-    return any(probe() for probe in probes if probe is not None)

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tslm.fast.chunked_loss import chunked_cross_entropy
+from tslm.fast.chunked_loss import loss_substitute
 from tslm.fast.door import Substitute
-from tslm.fast.forms import Form, attends_to_itself, attention_probes, form_of, loss_case
+from tslm.fast.forms import TOLERANCES, Form, attends_to_itself, attention_probes, form_of, precise, tolerance
 
 QUERY_BLOCK = 64  # queries per block; 32 to 128 take the same time at 128 to 256 positions, larger blocks take longer
 CHUNK_SIZE = 1024  # tokens whose logits are in memory at a time
-_TOLERANCES = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 
 def self_attention(qkv: Tensor, rotation: Tensor | None = None, *nothing: None) -> Tensor:
@@ -85,12 +84,6 @@ def _query_blocks(length: int) -> list[tuple[int, int]]:
     return [(start, min(start + QUERY_BLOCK, length)) for start in range(0, length, QUERY_BLOCK)]
 
 
-def linear_and_loss(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int | None) -> Tensor:
-    """Substitute for `objective.linear_and_loss`."""
-    dtype = form_of(hidden).compute_dtype
-    return chunked_cross_entropy(hidden, weight, targets, chunk_size or CHUNK_SIZE, dtype, _row_losses)
-
-
 def _row_losses(logits: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor, Tensor | None]:
     dtype, targets = logits.dtype, targets.unsqueeze(-1)
     logits = logits.float().sub_(logits.amax(-1, keepdim=True))
@@ -103,34 +96,21 @@ def _row_losses(logits: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tenso
     return loss, exps.div_(total).scatter_add_(-1, targets, torch.full_like(picked, -1.0)).to(dtype)
 
 
-def _supported(form: Form) -> Form | None:
-    return form if form.compute_dtype in _TOLERANCES else None
-
-
-def _precise(form: Form) -> Form | None:
-    return None if form.compute_dtype == torch.float32 else Form(form.device, torch.float32)
-
-
 def _supports_attention(
     qkv: Tensor, rotation: Tensor | None = None, document_starts: Tensor | None = None, *cached: object
 ) -> Form | None:
     supported = document_starts is None and attends_to_itself(qkv, rotation, cached)
-    return _supported(form_of(qkv)) if supported else None
+    form = form_of(qkv)
+    return form if supported and form.compute_dtype in TOLERANCES else None
 
 
-def _supports_loss(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int | None) -> Form | None:
-    return _supported(form_of(hidden)) if weight.dtype in _TOLERANCES else None
+def _supports_loss(hidden: Tensor, weight: Tensor) -> Form | None:
+    form = form_of(hidden)
+    return form if form.compute_dtype in TOLERANCES and weight.dtype in TOLERANCES else None
 
 
 SELF_ATTENTION = Substitute(
-    self_attention, _supports_attention,
-    probes=lambda form: attention_probes(form)[1:],  # without documents
-    tolerance=lambda form: _TOLERANCES[form.compute_dtype], precise=_precise,
+    self_attention, _supports_attention, probes=lambda form: attention_probes(form)[1:],  # without documents
+    tolerance=tolerance, precise=precise,
 )
-
-
-LINEAR_AND_LOSS = Substitute(
-    linear_and_loss, _supports_loss,
-    probes=lambda form: [loss_case(form, 67, 24, 41, 20)],
-    tolerance=lambda form: _TOLERANCES[form.compute_dtype], precise=_precise,
-)
+LINEAR_AND_LOSS = loss_substitute(_row_losses, CHUNK_SIZE, _supports_loss)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from tslm.errors import MissingFileError, UserError
+from tslm.files import Stamp, check_unchanged, file_stamp
 from tslm.tokenizer.chunking import (
     BLOCK_BYTES,
     CUT_WINDOW,
@@ -24,7 +25,6 @@ from tslm.tokenizer.chunking import (
     trim_characters,
     usable_cuts,
 )
-from tslm.tokenizer.files import Stamp, check_unchanged, file_stamp
 from tslm.tokenizer.jsonl import DOCUMENT_END, end_of_line, holds_record, is_jsonl, read_documents
 
 _LARGEST_WINDOW = 1 << 20  # bytes that are searched for a cut at once

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from tslm.files import check_outputs
 from tslm.tokenizer.chunking import OVERLAP, Block
 from tslm.tokenizer.corpus import Corpus, Span, TextInput, read_blocks
-from tslm.tokenizer.files import check_outputs
 from tslm.tokenizer.jsonl import DOCUMENT_END, is_jsonl
 from tslm.tokenizer.token_file import TokenFile, TokenFileWriter, dtype_for, sidecar_path
 from tslm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from tslm.errors import MissingFileError, UserError
-from tslm.tokenizer.files import atomic_write, check_outputs, sync_folder
+from tslm.files import atomic_write, check_outputs, sync_folder
 from tslm.tokenizer.pretokenize import find_pretokens
 from tslm.tokenizer.tokenizer import Tokenizer
 

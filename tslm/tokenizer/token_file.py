@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tslm.errors import MissingFileError, UserError
-from tslm.tokenizer.files import atomic_write, check_outputs, file_stamp
+from tslm.files import atomic_write, check_outputs, file_stamp
 
 FORMAT = 1
 _FIELDS = {

@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
@@ -80,7 +81,7 @@ class Tokenizer:
         # `DOCUMENT_END` is a special token for `encode_bytes`. Its id is not part of the vocabulary.
         special_ids = dict(zip(self._special_bytes, self.special_ids.values(), strict=True))
         self._vocabulary = Vocabulary(ids, rank_merges(self.merges), special_ids | {DOCUMENT_END: self.vocab_size})
-        self._known: dict[str, tuple[int, ...]] = {}  # the ids of pre-tokens
+        self._known: dict[str, Sequence[int]] = {}  # the ids of pre-tokens
         # The first calls build tables. They are made now, so that `encode_iterable` needs little memory.
         encode_pretokens([], self._vocabulary)
         encode_block(b"", self._vocabulary)
@@ -165,32 +166,30 @@ class Tokenizer:
             if piece in self.special_ids:
                 ids.append(self.special_ids[piece])
                 continue
-            pretokens = find_pretokens(piece)
-            try:
-                ids += [*chain.from_iterable(map(self._known.__getitem__, pretokens))]
-            except KeyError:
-                ids += self._encode_new(pretokens, text)
+            ids += chain.from_iterable(self._encode_pretokens(find_pretokens(piece), text))
         return ids
 
-    def _encode_new(self, pretokens: Sequence[str], text: str) -> list[int]:
-        """Return the ids of pre-tokens, and add those that the cache lacks to it."""
-        found = [*map(self._known.get, pretokens)]
-        places = [place for place, ids in enumerate(found) if ids is None]
-        new = [pretokens[place] for place in places]
-        try:
-            encoded = encode_pretokens([*map(str.encode, new)], self._vocabulary)
-        except KeyError as error:
-            raise _missing_token(error.args[0]) from None
-        except UnicodeEncodeError:
-            _to_utf8(text)  # raises, and names the position in the text
-            raise
-        if len(self._known) + len(new) > _CACHED_WORDS:
-            self._known = {}
-        for place, pretoken, ids in zip(places, new, encoded, strict=True):
-            found[place] = ids
-            if len(pretoken) <= _LONGEST_CACHED:
-                self._known[pretoken] = ids
-        return [*chain.from_iterable(found)]  # type: ignore[arg-type]  # no None is left
+    def _encode_pretokens(self, pretokens: Sequence[str], text: str) -> list[Sequence[int]]:
+        """Return the ids of each pre-token of a text, and add those that the cache lacks to it."""
+        known, lookup = self._known, self._known.get
+        new: dict[str, list[int]] = defaultdict(list)  # the lists are filled below
+        found = [lookup(each) or new[each] for each in pretokens]
+        if new:
+            try:
+                encoded = encode_pretokens([*map(str.encode, new)], self._vocabulary)
+            except KeyError as error:
+                raise _missing_token(error.args[0]) from None
+            except UnicodeEncodeError:
+                _to_utf8(text)  # raises, and names the position in the text
+                raise
+            for ids, tokens in zip(new.values(), encoded, strict=True):
+                ids += tokens
+            if len(known) + len(new) > _CACHED_WORDS:
+                self._known = known = {}
+            for long in [each for each in new if len(each) > _LONGEST_CACHED]:
+                del new[long]
+            known.update(new)
+        return found
 
     def encode_iterable(self, iterable: Iterable[str]) -> Iterator[int]:
         """Yield, lazily, the ids of a text that arrives in parts of any size, such as the lines of an open file.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -15,14 +13,11 @@ from typing import IO, Any, BinaryIO
 import torch
 
 from tslm.errors import MissingFileError, UserError
-from tslm.tokenizer.files import sync_folder
+from tslm.files import atomic_write, lock, sync_folder, temporary_name
 from tslm.training.parts import check_parts
-
-fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
 CHECKPOINT_KEY = "tslm"  # what `fit` adds to Lightning's checkpoint: architecture, configuration, tokenizer, RNG states
 ADVICE = "; earlier checkpoints are unchanged: make room, or choose another folder with --checkpoint.dirpath"
-LEFTOVER = re.compile(r"\..+\.(ckpt|csv|json|jsonl|txt)(\.\d+)?\.new")  # the temporary names of the files of a run
 PathOrFile = str | os.PathLike[str] | BinaryIO | IO[bytes]
 
 
@@ -180,29 +175,19 @@ def write_atomically(path: Path, state: object) -> None:
 
 
 def replace_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a temporary file in the same folder, force it to the disk, and rename it to `path`.
+    """Let `write` fill a file that replaces `path` (see `files.atomic_write`).
 
     Raises:
         WriteError: the system refused to write; the old file is unchanged.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        with _open_locked(temporary) as file:
+        with atomic_write(path) as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
-            if fcntl is not None:
-                os.replace(temporary, path)  # while it is locked
-        if fcntl is None:
-            os.replace(temporary, path)  # Windows renames no open file
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    except Exception as error:
         reason = _system_reason(error)
         if reason is None:
             raise
         raise WriteError(f"{path} could not be written ({reason}){ADVICE}") from error
-    sync_folder(path.parent)
 
 
 def _system_reason(error: BaseException | None) -> str | None:
@@ -216,7 +201,7 @@ def link_atomically(path: Path, name: Path) -> None:
     """Make `name` another name of `path` in one step: a hard link, or a copy if the file system has no links."""
     if name.exists() and path.samefile(name):
         return  # to rename a file to another name of the same file does nothing, so the temporary name would stay
-    temporary = name.with_name(f".{name.name}.{os.getpid()}.new")
+    temporary = temporary_name(name)
     with path.open("rb") as file:
         lock(file)  # and thereby its temporary name
         try:
@@ -227,59 +212,6 @@ def link_atomically(path: Path, name: Path) -> None:
             return
         os.replace(temporary, name)
     sync_folder(name.parent)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a folder of a run.
-
-    A process holds a lock on its temporary file, which the system releases when the process ends, however it ends. A
-    file on which another process holds a lock is kept.
-    """
-    for path in folder.glob(".*.new"):
-        if LEFTOVER.fullmatch(path.name):
-            with suppress(OSError), path.open("rb") as file:
-                if lock(file, wait=False):
-                    path.unlink()
-
-
-def is_locked(path: Path) -> bool:
-    """Whether another process holds the lock of a file or folder; False on systems without `flock`."""
-    if fcntl is None:
-        return False
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
-    except OSError:  # the file system has no locks
-        return False
-    finally:
-        os.close(handle)
-
-
-def lock(file: IO[bytes] | int, *, wait: bool = True) -> bool:
-    """Lock a file, or an open handle, until it is closed; return whether it is locked.
-
-    Systems without `flock` lock nothing.
-    """
-    if fcntl is None:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except OSError:  # another process holds it, or the file system has no locks
-        return False
-
-
-def _open_locked(path: Path) -> BinaryIO:
-    """Create a file and lock it; again, if another process has removed it before it was locked."""
-    while True:
-        file = path.open("wb")
-        lock(file)
-        if path.exists():
-            return file
-        file.close()
 
 
 def _tensors(state: object) -> Iterator[torch.Tensor]:

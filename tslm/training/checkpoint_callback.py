@@ -15,15 +15,12 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from tslm.errors import UserError
+from tslm.files import fcntl, is_locked, lock, remove_leftovers
 from tslm.loops.lightning import StepCallback
 from tslm.training.checkpoint import (
-    fcntl,
     is_intact,
-    is_locked,
     link_atomically,
-    lock,
     read_checkpoint,
-    remove_leftovers,
     replace_atomically,
     write_atomically,
 )

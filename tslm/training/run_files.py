@@ -13,10 +13,11 @@ import torch
 from tqdm import tqdm
 
 from tslm.errors import MissingFileError, UserError
+from tslm.files import is_locked
 from tslm.model import TransformerConfig, TransformerLM
 from tslm.tokenizer import Tokenizer
 from tslm.tokenizer.serialization import tokenizer_from_texts
-from tslm.training.checkpoint import check_shapes, fit_part, is_locked, read_checkpoint
+from tslm.training.checkpoint import check_shapes, fit_part, read_checkpoint
 from tslm.training.parts import check_optimizer
 from tslm.training.runs import CHECKPOINTS, FOLDER_FILE, MODEL_PREFIX, RUNS, checkpoint_folder, runs_newest_first
 from tslm.training.saved_settings import read_architecture

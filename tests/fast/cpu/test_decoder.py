@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.conftest import needs_compiler, needs_open_door
+from tests.fast.cpu.test_kernels import faulty_copies
 from tslm import fast
 from tslm.fast import DisagreementWarning, door
 from tslm.fast.cpu import build, decoder, sampling
@@ -228,14 +229,10 @@ def test_without_a_compiler_generation_gives_the_same_tokens(monkeypatch, fresh_
 
 @pytest.mark.parametrize(("right", "wrong"), [
     ("a * cosine - b * sine", "a * cosine + b * sine"), ("positions[row] + 1, query", "positions[row] + 2, query"),
-    ("/ size + m->eps", "+ m->eps"), ("layer->down, size, m->x, 1", "layer->down, size, m->x, 0")])
+    ("squares / size + eps", "squares + eps"), ("layer->down, size, m->x, 1", "layer->down, size, m->x, 0")])
 def test_a_faulty_decoder_is_not_used_and_named_once(tmp_path, monkeypatch, fresh_door, right, wrong):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    (source,) = decoder.SOURCES
-    text = source.read_text(encoding="utf-8").replace('"simd.h"', f'"{build.HEADER}"')
-    assert right in text
-    (tmp_path / source.name).write_text(text.replace(right, wrong), encoding="utf-8")
-    monkeypatch.setattr(decoder, "SOURCES", (tmp_path / source.name,))
+    monkeypatch.setattr(decoder, "SOURCES", faulty_copies(decoder.SOURCES, tmp_path, right, wrong))
     model = _model(CONFIG)
     with pytest.warns(DisagreementWarning, match="next_logits runs as it is written") as seen:
         found = [decoding.next_logits(model, 1, 16) for _ in range(2)]

@@ -242,6 +242,15 @@ def _fresh_build(tmp_path, monkeypatch):
     door.forget()
 
 
+def faulty_copies(sources, folder, right, wrong):
+    """Copy C sources and the header that they include, with one fault, and return the sources' paths."""
+    texts = {path.name: path.read_text(encoding="utf-8") for path in (*sources, build.HEADER)}
+    assert sum(right in text for text in texts.values()) == 1
+    for name, text in texts.items():
+        (folder / name).write_text(text.replace(right, wrong), encoding="utf-8")
+    return tuple(folder / source.name for source in sources)
+
+
 @pytest.mark.usefixtures("_fresh_build")
 @pytest.mark.parametrize(("right", "wrong", "name"), [
     ("key + r <= first + i ? p : 0", "key + r < first + i ? p : 0", "self_attention"),
@@ -249,16 +258,11 @@ def _fresh_build(tmp_path, monkeypatch):
     ("a * cosine - b * sine", "a * cosine + b * sine", "self_attention"),
     ("sqrtf(squares / size + eps)", "sqrtf(squares + eps)", "rms_norm"),
     ("from[i] * rate * mean", "from[i] * mean", "rms_norm"),
-    ("sigmoid + activated * (1 - sigmoid)", "sigmoid", "swiglu_linear"),
+    ("s + activated * (1 - s)", "s", "swiglu_linear"),
     ("both[i] = set(activated * u)", "both[i] = set(activated)", "swiglu_linear"),
     ("exps[target] -= total", "exps[target] -= 1", "linear_and_loss")])
 def test_a_faulty_kernel_is_not_used_and_named_once(tmp_path, monkeypatch, right, wrong, name):
-    copies = tuple(tmp_path / source.name for source in kernels.SOURCES)
-    assert right in "".join(source.read_text(encoding="utf-8") for source in kernels.SOURCES)
-    for source, copy in zip(kernels.SOURCES, copies, strict=True):
-        text = source.read_text(encoding="utf-8").replace('"simd.h"', f'"{build.HEADER}"')
-        copy.write_text(text.replace(right, wrong), encoding="utf-8")
-    monkeypatch.setattr(kernels, "SOURCES", copies)
+    monkeypatch.setattr(kernels, "SOURCES", faulty_copies(kernels.SOURCES, tmp_path, right, wrong))
     model = TransformerLM(TransformerConfig(vocab_size=50, context_length=9, d_model=16, num_layers=1, num_heads=2,
                                             d_ff=24))
     ids = torch.arange(18).view(2, 9)

@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 
 from tests.tokenizer.reference import slow_word
 from tslm import merge_pretokens
-from tslm.fast.tokenizer.batched_merge import LONGEST
+from tslm.fast.tokenizer.batched_merge import LONGEST, PairRanks
 from tslm.fast.tokenizer.encode_words import WordEncoder
-from tslm.fast.tokenizer.pair_ranks import PairRanks
 from tslm.tokenizer.bpe import Vocabulary, rank_merges
 
 BYTES = {bytes([byte]): byte for byte in range(256)}

@@ -5,8 +5,8 @@ import pytest
 
 from tests.fast.tokenizer.test_batched_merge import draw_merges, make_encoder
 from tests.tokenizer.reference import slow_word
+from tslm.fast.tokenizer.batched_merge import PairRanks
 from tslm.fast.tokenizer.encode_words import merge_rounds
-from tslm.fast.tokenizer.pair_ranks import PairRanks
 
 
 @pytest.mark.parametrize("letters", ["a", "ab", "abc"])

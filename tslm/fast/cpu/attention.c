@@ -32,17 +32,6 @@ static void product(int rows, const word *x, size_t x_stride, const word *panel,
                       add);
 }
 
-/* Rotates each pair (a, b) of a row to (a cos - b sin, a sin + b cos), or with `back` by the opposite angle. */
-static void rotate(float *row, const float *rotation, int width, int back)
-{
-    float sign = back ? -1 : 1;
-    for (int i = 0; i < width; i += 2) {
-        float a = row[i], b = row[i + 1], cosine = rotation[i], sine = sign * rotation[i + 1];
-        row[i] = a * cosine - b * sine;
-        row[i + 1] = a * sine + b * cosine;
-    }
-}
-
 /* Loads the T rows of one head, `stride` numbers apart, rotated by their positions unless `rotation` is null, and pads
  * them with zeros to a whole panel. */
 static void load(const number *from, size_t stride, const float *rotation, const struct sizes *s, number *to)
@@ -55,7 +44,7 @@ static void load(const number *from, size_t stride, const float *rotation, const
             continue;
         }
         for (int i = 0; i < width; i++) row[i] = get(from[i]);
-        rotate(row, rotation + (size_t)t * width, width, 0);
+        rotate(row, rotation + (size_t)t * width, width, 1, row);
         for (int i = 0; i < width; i++) to[i] = set(row[i]);
     }
     memset(to, 0, sizeof *to * width * (padded(s->length, PANEL) - s->length));
@@ -66,7 +55,7 @@ static void store(float *rows, size_t row_stride, const float *rotation, const s
                   size_t stride)
 {
     for (int t = 0; t < s->length; t++, rows += row_stride, to += stride) {
-        if (rotation) rotate(rows, rotation + (size_t)t * s->width, s->width, 1);
+        if (rotation) rotate(rows, rotation + (size_t)t * s->width, s->width, -1, rows);
         for (int i = 0; i < s->width; i++) to[i] = set(rows[i]);
     }
 }
@@ -99,12 +88,11 @@ static void as_rows(const number *rows, int count, int width, int columns, word 
  * to `end`. Stores the sum in `sum` and returns L. */
 static float softmax(float *scores, int count, int end, float scale, number *weights, float *sum)
 {
-    float largest = -INFINITY, total = 0;
+    float total = 0;
     int masked = (count - 1) / PANEL * PANEL;
 #pragma omp simd
     for (int i = masked; i < end; i++) scores[i] = i < count ? scores[i] : -INFINITY;
-#pragma omp simd reduction(max : largest)
-    for (int i = 0; i < end; i++) largest = scores[i] > largest ? scores[i] : largest;
+    float largest = largest_of(scores, end);
 #pragma omp simd
     for (int i = 0; i < end; i++) scores[i] = exponential((scores[i] - largest) * scale);
 #pragma omp simd

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 from tslm.fast.door import UnavailableError
+from tslm.files import atomic_write, remove_leftovers
 
 HEADER = Path(__file__).with_name("simd.h")  # included by every source
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
@@ -64,17 +65,15 @@ def build(sources: tuple[Path, ...], dtype: torch.dtype) -> Path:
     path = _private(_folder()) / f"kernel-{_key(sources, compiler, flags)}.so"
     digest_path = path.with_suffix(".sha256")
     if not _is_intact(path, digest_path):
-        with tempfile.TemporaryDirectory(prefix=".new-", dir=path.parent) as folder:
+        remove_leftovers(path.parent)
+        with tempfile.TemporaryDirectory() as folder:
             new = Path(folder) / path.name
             _run([*compiler, *flags, "-o", str(new), *map(str, sources), "-lm"])
-            new_digest = Path(folder) / digest_path.name
-            new_digest.write_text(_digest(new), encoding="ascii")
-            for each in (new, new_digest):
-                each.chmod(0o700)  # whatever the umask is
-                _sync(each)
-            os.replace(new_digest, digest_path)
-            os.replace(new, path)
-            _sync(path.parent)
+            library = new.read_bytes()
+        for to, content in ((digest_path, _digest(library).encode()), (path, library)):
+            with atomic_write(to) as file:
+                os.fchmod(file.fileno(), 0o700)  # whatever the umask is
+                file.write(content)
     return path
 
 
@@ -102,22 +101,13 @@ def _is_intact(path: Path, digest_path: Path) -> bool:
     """Whether a library exists, no other user can write to it, and it has the SHA-256 in the file beside it."""
     try:
         own = _is_own(path) and _is_own(digest_path)
-        return own and _digest(path) == digest_path.read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError):
+        return own and _digest(path.read_bytes()).encode() == digest_path.read_bytes()
+    except OSError:
         return False
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Force a file or a folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _digest(library: bytes) -> str:
+    return hashlib.sha256(library).hexdigest()
 
 
 def _folder() -> Path:

@@ -69,22 +69,9 @@ static void normalise(const struct model *m, const float *gain, int tokens, cons
 #pragma omp for schedule(static)
     for (int row = 0; row < tokens; row++) {
         const float *x = m->x + (size_t)(rows ? rows[row] : row) * padded(size, PANEL);
-        float squares = 0, normal[size];
-#pragma omp simd reduction(+ : squares)
-        for (int i = 0; i < size; i++) squares += x[i] * x[i];
-        float rate = 1 / sqrtf(squares / size + m->eps);
+        float rate = inverse_rms(x, size, m->eps), normal[size];
         for (int i = 0; i < size; i++) normal[i] = x[i] * rate * gain[i];
         to_words(normal, size, m->input + (size_t)row * words(size));
-    }
-}
-
-/* Rotates each pair of a head's K numbers by the angle of the position (ops.rotate). */
-static void rotate(const float *from, const float *rotation, int size, float *to)
-{
-    for (int i = 0; i < size; i += 2) {
-        float a = from[i], b = from[i + 1], cosine = rotation[i], sine = rotation[i + 1];
-        to[i] = a * cosine - b * sine;
-        to[i + 1] = a * sine + b * cosine;
     }
 }
 
@@ -101,7 +88,7 @@ static void attend(const word *keys, const word *next_keys, const word *values, 
                    int slots, const float *query, int size, word *out)
 {
     int columns = padded(size, HEAD_COLUMNS);
-    float scores[capacity], sums[columns], largest = -INFINITY, total = 0, scale = 1 / sqrtf((float)size);
+    float scores[capacity], sums[columns], total = 0, scale = 1 / sqrtf((float)size);
     word q[size], weights[capacity];
     to_words(query, size, q);
     size_t together = (size_t)LANES * words(size), rows = PANEL / PER_WORD;  /* words of LANES keys, rows of values */
@@ -109,8 +96,7 @@ static void attend(const word *keys, const word *next_keys, const word *values, 
         fetch(next_keys + (size_t)slot * words(size), PANEL / LANES * together);
         multiply(1, PANEL / LANES, keys, LANES, together, words(size), q, 0, scores + slot, 0, 0);
     }
-#pragma omp simd reduction(max : largest)
-    for (int slot = 0; slot < slots; slot++) largest = scores[slot] > largest ? scores[slot] : largest;
+    float largest = largest_of(scores, slots);
 #pragma omp simd reduction(+ : total)
     for (int slot = 0; slot < slots; slot++) total += scores[slot] = exponential((scores[slot] - largest) * scale);
     to_words(scores, slots, weights);
@@ -141,7 +127,7 @@ static void attention(const struct model *m, int layer, int tokens, const int32_
             word *values = m->values + part * value_words + (size_t)(slot / PER_WORD) * columns;
             const float *key = m->wide + row * stride + m->d_model + head * size, *value = key + m->d_model;
             float rotated[size];
-            rotate(key, m->rotation + (size_t)slot * size, size, rotated);
+            rotate(key, m->rotation + (size_t)slot * size, size, 1, rotated);
             for (int i = 0; i < size; i++) put(keys + i / PER_WORD * LANES, i % PER_WORD, rotated[i]);
             for (int i = 0; i < size; i++) put(values + i, slot % PER_WORD, value[i]);
         }
@@ -151,13 +137,13 @@ static void attention(const struct model *m, int layer, int tokens, const int32_
             size_t part = first + (size_t)sequences[row] * heads + head;
             const word *keys = m->keys + part * key_words, *values = m->values + part * value_words;
             float query[size];
-            rotate(m->wide + row * stride + head * size, m->rotation + (size_t)positions[row] * size, size, query);
+            rotate(m->wide + row * stride + head * size, m->rotation + (size_t)positions[row] * size, size, 1, query);
             attend(keys, keys + key_words, values, values + value_words, capacity, positions[row] + 1, query, size,
                    m->input + ((size_t)row * heads + head) * words(size));
         }
 }
 
-/* input = SiLU(gate) ∘ up with SiLU(g) = g / (1 + e^-g), gate and up (N, F) side by side in `wide`; shared. */
+/* input = SiLU(gate) ∘ up with SiLU(g) = g sigmoid(g), gate and up (N, F) side by side in `wide`; shared. */
 static void activate(const struct model *m, int tokens)
 {
     int size = m->d_ff;
@@ -168,7 +154,7 @@ static void activate(const struct model *m, int tokens)
             const float *gate = m->wide + row * stride + start, *up = gate + size;
             int count = size - start < PANEL ? size - start : PANEL;
             float product[PANEL];
-            for (int i = 0; i < count; i++) product[i] = gate[i] / (1 + exponential(-gate[i])) * up[i];
+            for (int i = 0; i < count; i++) product[i] = gate[i] * sigmoid(gate[i]) * up[i];
             to_words(product, count, m->input + (size_t)row * words(size) + start / PER_WORD);
         }
 }

@@ -10,7 +10,6 @@ Shapes: B batch, T positions, H heads, K head dimension, N rows, D d_model, F d_
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tslm.fast.chunked_loss import chunked_cross_entropy
+from tslm.fast.chunked_loss import loss_probes, loss_substitute
 from tslm.fast.cpu import build
 from tslm.fast.door import Case, Substitute
 from tslm.fast.forms import (
+    TOLERANCES,
     Form,
     attends_to_itself,
     attention_case,
@@ -29,37 +29,21 @@ from tslm.fast.forms import (
     cpu_multiplies_bfloat16,
     drawn,
     form_of,
+    forms,
     loss_case,
+    precise,
+    tolerance,
 )
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("attention.c", "norm_swiglu_loss.c"))
 ROWS_PER_SUM = 64  # rows whose gradients of the gain are added in one sum
 CHUNK_SIZE = 512  # tokens whose logits are in memory at a time; the processor's caches hold little more
-# Relative errors that are accepted. Correct kernels stay below 1e-6 and 5e-3; a wrong one is off by about 1.
-_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
-
-
-def forms() -> Iterator[Form]:
-    """Yield the forms that the kernels support here: float32, and bfloat16 if the processor multiplies it."""
-    yield Form("cpu", torch.float32)
-    if cpu_multiplies_bfloat16():
-        yield Form("cpu", torch.float32, torch.bfloat16)
-        yield Form("cpu", torch.bfloat16)
 
 
 def _supported(x: Tensor) -> Form | None:
     form = form_of(x)
-    if form.device != "cpu" or form.compute_dtype not in _TOLERANCES:
-        return None
-    return form if form.compute_dtype == torch.float32 or cpu_multiplies_bfloat16() else None
-
-
-def _tolerance(form: Form) -> float:
-    return _TOLERANCES[form.compute_dtype]
-
-
-def _precise(form: Form) -> Form | None:
-    return None if form.compute_dtype == torch.float32 else Form("cpu", torch.float32)
+    is_bfloat16 = form.compute_dtype == torch.bfloat16 and cpu_multiplies_bfloat16()
+    return form if form.device == "cpu" and (is_bfloat16 or form.compute_dtype == torch.float32) else None
 
 
 # --- RMSNorm
@@ -106,9 +90,9 @@ def _rms_norm_case(form: Form, rows: int, size: int) -> Case:
 
 RMS_NORM = Substitute(
     rms_norm, _supports_rms_norm,
-    probes=lambda form: _built(form, _rms_norm_case(form, 67, 41)),
-    tolerance=_tolerance, precise=_precise, examples=lambda form: _rms_norm_case(form, 4096, 512),
-    keys=lambda: [form for form in forms() if form.dtype == torch.float32],
+    probes=lambda form: _built(form, _rms_norm_case(form, 67, 41)), tolerance=tolerance, precise=precise,
+    examples=lambda form: _rms_norm_case(form, 4096, 512),
+    keys=lambda: [form for form in forms("cpu") if form.dtype == torch.float32],
 )
 
 
@@ -165,9 +149,8 @@ def _supports_attention(
 
 SELF_ATTENTION = Substitute(
     self_attention, _supports_attention,
-    probes=lambda form: _built(form, *attention_probes(form)),
-    tolerance=_tolerance, precise=_precise, examples=lambda form: attention_case(form, 16, 256, 16, 32, False),
-    keys=forms,
+    probes=lambda form: _built(form, *attention_probes(form)), tolerance=tolerance, precise=precise,
+    examples=lambda form: attention_case(form, 16, 256, 16, 32, False), keys=lambda: forms("cpu"),
 )
 
 
@@ -205,7 +188,7 @@ class _SwiGLULinear(torch.autograd.Function):
 
 
 def _supports_swiglu(gate_up: Tensor, weight: Tensor) -> Form | None:
-    return _supported(gate_up) if weight.dtype in _TOLERANCES else None
+    return _supported(gate_up) if weight.dtype in TOLERANCES else None
 
 
 def _swiglu_case(form: Form, rows: int, d_ff: int, d_model: int) -> Case:
@@ -214,18 +197,12 @@ def _swiglu_case(form: Form, rows: int, d_ff: int, d_model: int) -> Case:
 
 SWIGLU_LINEAR = Substitute(
     swiglu_linear, _supports_swiglu,
-    probes=lambda form: _built(form, _swiglu_case(form, 67, 41, 6)),
-    tolerance=_tolerance, precise=_precise, examples=lambda form: _swiglu_case(form, 4096, 1344, 512), keys=forms,
+    probes=lambda form: _built(form, _swiglu_case(form, 67, 41, 6)), tolerance=tolerance, precise=precise,
+    examples=lambda form: _swiglu_case(form, 4096, 1344, 512), keys=lambda: forms("cpu"),
 )
 
 
 # --- the head and the loss
-
-
-def linear_and_loss(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int | None) -> Tensor:
-    """Substitute for `objective.linear_and_loss`; a target outside 0 … V-1 raises IndexError."""
-    dtype = form_of(hidden).compute_dtype
-    return chunked_cross_entropy(hidden, weight, targets, chunk_size or CHUNK_SIZE, dtype, row_losses)
 
 
 def row_losses(logits: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor, Tensor | None]:
@@ -244,14 +221,10 @@ def row_losses(logits: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor
     return losses.sum(), logits if with_grad else None
 
 
-def _supports_loss(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int | None) -> Form | None:
-    return _supported(hidden) if weight.dtype in _TOLERANCES else None
-
-
-LINEAR_AND_LOSS = Substitute(
-    linear_and_loss, _supports_loss,
-    probes=lambda form: _built(form, loss_case(form, 67, 24, 41, 20)),
-    tolerance=_tolerance, precise=_precise, examples=lambda form: loss_case(form, 2048, 512, 10_000, None), keys=forms,
+LINEAR_AND_LOSS = loss_substitute(
+    row_losses, CHUNK_SIZE, lambda hidden, weight: _supported(hidden) if weight.dtype in TOLERANCES else None,
+    probes=lambda form: _built(form, *loss_probes(form)), keys=lambda: forms("cpu"),
+    examples=lambda form: loss_case(form, 2048, 512, 10_000, None),
 )
 
 

@@ -18,10 +18,7 @@ void rms_norm_forward(int rows, int size, const float *x, const float *gain, flo
     for (int row = 0; row < rows; row++) {
         const float *from = x + (size_t)row * size;
         number *to = y + (size_t)row * size;
-        float squares = 0;
-#pragma omp simd reduction(+ : squares)
-        for (int i = 0; i < size; i++) squares += from[i] * from[i];
-        float rate = 1 / sqrtf(squares / size + eps);
+        float rate = inverse_rms(from, size, eps);
         for (int i = 0; i < size; i++) to[i] = set(from[i] * rate * gain[i]);
         rates[row] = rate;
     }
@@ -52,8 +49,6 @@ void rms_norm_backward(int rows, int size, const float *x, const float *gain, co
     }
 }
 
-static inline float sigmoid_of(float x) { return 1 / (1 + exponential(-x)); }
-
 /* y = g s u with s = sigmoid(g), for g and u side by side (N, 2F). */
 void swiglu_forward(int rows, int size, const number *gate_up, number *y, int threads)
 {
@@ -63,7 +58,7 @@ void swiglu_forward(int rows, int size, const number *gate_up, number *y, int th
         number *to = y + (size_t)row * size;
         for (int i = 0; i < size; i++) {
             float g = get(gate[i]);
-            to[i] = set(g * sigmoid_of(g) * get(up[i]));
+            to[i] = set(g * sigmoid(g) * get(up[i]));
         }
     }
 }
@@ -77,9 +72,9 @@ void swiglu_backward(int rows, int size, const number *gate_up, number *y, numbe
         const number *gate = gate_up + (size_t)row * 2 * size, *up = gate + size;
         number *both = y + (size_t)row * size, *grad_gate = grad + (size_t)row * 2 * size, *grad_up = grad_gate + size;
         for (int i = 0; i < size; i++) {
-            float g = get(gate[i]), u = get(up[i]), dy = get(both[i]), sigmoid = sigmoid_of(g), activated = g * sigmoid;
+            float g = get(gate[i]), u = get(up[i]), dy = get(both[i]), s = sigmoid(g), activated = g * s;
             grad_up[i] = set(dy * activated);
-            grad_gate[i] = set(dy * u * (sigmoid + activated * (1 - sigmoid)));
+            grad_gate[i] = set(dy * u * (s + activated * (1 - s)));
             both[i] = set(activated * u);
         }
     }

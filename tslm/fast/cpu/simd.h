@@ -1,4 +1,4 @@
-/* Shared by all C kernels: numbers as words, the exponential, and the product of small matrices.
+/* Shared by all C kernels: numbers as words, functions of numbers and rows, and the product of small matrices.
  *
  * Activations and factors are float32 or, compiled with -DBFLOAT16, bfloat16. A word has 32 bits and holds PER_WORD
  * neighbours along the summed dimension: one float32, or two bfloat16. Sums are float32.
@@ -48,6 +48,35 @@ static inline float exponential(float x)
     float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
     float power = 1.0f + r * (1.0f + r * (1.0f / 2 + r * (1.0f / 6 + r * (1.0f / 24 + r * (1.0f / 120 + r / 720)))));
     return power * float_of((uint32_t)((int32_t)n + 127) << 23);
+}
+
+static inline float sigmoid(float x) { return 1 / (1 + exponential(-x)); }
+
+/* Rotates each pair (a, b) of a row to (a cos - b sin, a sin + b cos), or with sign -1 by the opposite angle. */
+static inline void rotate(const float *from, const float *rotation, int width, float sign, float *to)
+{
+    for (int i = 0; i < width; i += 2) {
+        float a = from[i], b = from[i + 1], cosine = rotation[i], sine = sign * rotation[i + 1];
+        to[i] = a * cosine - b * sine;
+        to[i + 1] = a * sine + b * cosine;
+    }
+}
+
+/* 1 / √(mean(x²) + eps), by which RMSNorm multiplies x. */
+static inline float inverse_rms(const float *x, int size, float eps)
+{
+    float squares = 0;
+#pragma omp simd reduction(+ : squares)
+    for (int i = 0; i < size; i++) squares += x[i] * x[i];
+    return 1 / sqrtf(squares / size + eps);
+}
+
+static inline float largest_of(const float *x, int size)
+{
+    float largest = -INFINITY;
+#pragma omp simd reduction(max : largest)
+    for (int i = 0; i < size; i++) largest = x[i] > largest ? x[i] : largest;
+    return largest;
 }
 
 #ifdef BFLOAT16

@@ -17,8 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tslm.fast.door import Case, Substitute
-from tslm.fast.forms import Form, drawn, form_of
-from tslm.fast.gpu import forms
+from tslm.fast.forms import Form, drawn, form_of, forms
 
 BLOCK = 2048  # entries that one program updates
 
@@ -121,5 +120,5 @@ def _case(form: Form, skip: bool, *sizes: int) -> Case:
 ADAMW_STEP = Substitute(
     adamw_step, _supports, probes=lambda form: [_case(form, skip, 5, BLOCK + 3) for skip in (False, True)],
     tolerance=lambda form: 1e-5, examples=lambda form: _case(form, False, *[2**20] * 22),
-    keys=lambda: [form for form in forms() if form.dtype == torch.float32],
+    keys=lambda: [*forms("cuda")][:1],
 )

@@ -16,8 +16,17 @@ import triton
 from torch import Tensor
 
 from tslm.fast.door import Substitute
-from tslm.fast.forms import Form, attends_to_itself, attention_case, attention_probes, form_of
-from tslm.fast.gpu import TOLERANCES, forms, precise
+from tslm.fast.forms import (
+    TOLERANCES,
+    Form,
+    attends_to_itself,
+    attention_case,
+    attention_probes,
+    form_of,
+    forms,
+    precise,
+    tolerance,
+)
 from tslm.fast.gpu import attention_kernels as kernels
 
 BLOCK_BYTES = 8192  # bytes of the queries or keys in a block, so that a kernel fits into 99 KB of shared memory
@@ -144,7 +153,6 @@ def _supports(
 
 
 SELF_ATTENTION = Substitute(
-    self_attention, _supports, probes=attention_probes,
-    tolerance=lambda form: TOLERANCES[form.dtype], precise=precise, traceable=True,
-    examples=lambda form: attention_case(form, 128, 256, 16, 32, False), keys=forms,
+    self_attention, _supports, attention_probes, tolerance, precise, traceable=True,
+    examples=lambda form: attention_case(form, 128, 256, 16, 32, False), keys=lambda: forms("cuda"),
 )

@@ -1,6 +1,7 @@
 """Cross-entropy on a GPU: one Triton kernel turns a row of logits into its loss and its gradient.
 
-A row is read once, kept in registers, and written once. Besides the kernel, `chunked_cross_entropy` has only matmuls.
+A row is read once, kept in registers, and written once. Besides the kernel, `chunked_loss` has only matmuls; the
+kernel does not check that targets are in 0 … V-1.
 
 Shapes: N tokens, V vocab_size.
 """
@@ -13,20 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tslm.fast.chunked_loss import chunked_cross_entropy
-from tslm.fast.door import Substitute
-from tslm.fast.forms import Form, form_of, loss_case
-from tslm.fast.gpu import TOLERANCES, forms, precise
+from tslm.fast.chunked_loss import loss_substitute
+from tslm.fast.forms import TOLERANCES, Form, form_of, forms, loss_case
 
 CHUNK_SIZE = 16_384  # tokens whose logits are in memory at a time
 LARGEST_VOCABULARY = 2**16  # a program keeps a row in its registers
 LOG2_E = tl.constexpr(1.4426950408889634)  # GPUs have 2ˣ in hardware: eˣ = 2^(x · log₂ e)
-
-
-def linear_and_loss(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int | None) -> Tensor:
-    """Substitute for `objective.linear_and_loss`; the kernel does not check that targets are in 0 … V-1."""
-    dtype = form_of(hidden).compute_dtype
-    return chunked_cross_entropy(hidden, weight, targets, chunk_size or CHUNK_SIZE, dtype, row_losses)
 
 
 def row_losses(logits: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor, Tensor | None]:
@@ -61,14 +54,13 @@ def _row_losses(logits_ptr, targets_ptr, losses_ptr, vocab_size, PADDED: tl.cons
     tl.store(losses_ptr + row, tl.log(total) + (largest - picked))
 
 
-def _supports(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int | None) -> Form | None:
+def _supports(hidden: Tensor, weight: Tensor) -> Form | None:
     form = form_of(hidden)
     fits = form.compute_dtype in TOLERANCES and weight.dtype in TOLERANCES and len(weight) <= LARGEST_VOCABULARY
     return form if fits else None
 
 
-LINEAR_AND_LOSS = Substitute(
-    linear_and_loss, _supports, probes=lambda form: [loss_case(form, 67, 24, 41, 20)],
-    tolerance=lambda form: TOLERANCES[form.compute_dtype], precise=precise,
-    examples=lambda form: loss_case(form, 32_768, 512, 10_000, None), keys=forms,
+LINEAR_AND_LOSS = loss_substitute(
+    row_losses, CHUNK_SIZE, _supports, examples=lambda form: loss_case(form, 32_768, 512, 10_000, None),
+    keys=lambda: forms("cuda"),
 )

@@ -5,27 +5,69 @@ Measured: a word takes 7 µs in the loop of `encode_words`, and 1 µs here in a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import numpy as np
+import numpy.typing as npt
 
-from tslm.fast.tokenizer.pair_ranks import PairRanks, Symbols
+from tslm.fast.tokenizer.hash_tables import Keys
 from tslm.fast.tokenizer.scanner import Bytes, Positions
 
-LONGEST = 32  # bytes; a word takes as many steps as the longest word of its group
-_GROUPS = (8, 16, LONGEST)  # words of up to so many bytes form a group
+Symbols = npt.NDArray[np.int64]
+
+LONGEST = 32  # bytes; a word takes as many steps as the longest word of its batch
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio (Fibonacci hashing; Knuth, TAOCP 3, section 6.4)
+_FREE = np.uint64((1 << 64) - 1)
 _WIDTH = 1 << 12  # words at a time, so that their arrays fit the cache
 _NEVER = (1 << 63) - 1
 _GONE = -1  # marks a token that was merged into its left neighbour
 
 
-class Part(NamedTuple):
-    """Some of the words: their indices, their joined symbols, and how many symbols each has."""
+class PairRanks:
+    """A hash table from pairs of symbols to ranks, with linear probing: the array form of `Vocabulary.ranks`.
 
-    members: Positions
-    symbols: Symbols
-    counts: Positions
+    Measured: the 60,000 words of TinyStories are merged in 62 ms with a hash table, in 95 ms with `searchsorted`.
+
+    Args:
+        left: the left part of each pair.
+        right: the right part of each pair. The pairs are distinct.
+        ranks: the rank of each pair.
+        base: larger than every symbol.
+
+    Attributes:
+        never: the rank of a pair that is not merged; larger than all others.
+    """
+
+    def __init__(self, left: Symbols, right: Symbols, ranks: Symbols, base: int) -> None:
+        self.never = int(ranks.max(initial=-1)) + 1
+        self._base = np.uint64(base)
+        bits = (8 * len(ranks) + 1).bit_length()  # at most an eighth of the slots is occupied: probing twice is rare
+        self._shift, self._mask = np.uint64(64 - bits), np.int64((1 << bits) - 1)
+        self._cells: Keys = np.full(1 << bits, _FREE)
+        self._ranks = np.full(1 << bits, self.never, np.int64)
+        keys, slots = self._hash(left, right)
+        while len(keys):
+            free = self._cells[slots] == _FREE
+            self._cells[slots[free]] = keys[free]  # the last of several keys for one slot remains
+            stored = self._cells[slots] == keys
+            self._ranks[slots[stored]] = ranks[stored]
+            keys, slots, ranks = keys[~stored], (slots[~stored] + 1) & self._mask, ranks[~stored]
+
+    def _hash(self, left: Symbols, right: Symbols) -> tuple[Keys, Symbols]:
+        keys = left.view(np.uint64) * self._base + right.view(np.uint64)
+        return keys, (keys * _MULTIPLIER >> self._shift).view(np.int64)
+
+    def find(self, left: Symbols, right: Symbols) -> Symbols:
+        """Return the rank of each pair, `never` if it is not merged."""
+        keys, slots = self._hash(left, right)
+        cells = self._cells.take(slots)
+        ranks = np.where(cells == keys, self._ranks.take(slots), self.never)
+        rest = np.flatnonzero((cells != keys) & (cells != _FREE))
+        while len(rest):
+            slots[rest] = (slots[rest] + 1) & self._mask
+            cells = self._cells[slots[rest]]
+            found = cells == keys[rest]
+            ranks[rest[found]] = self._ranks[slots[rest[found]]]
+            rest = rest[~found & (cells != _FREE)]
+        return ranks
 
 
 class BatchedMerge:
@@ -51,18 +93,15 @@ class BatchedMerge:
         Returns:
             The joined symbols of the words, and how many each has.
         """
-        parts = []
-        shortest = 0
-        for longest in _GROUPS:
-            group = np.flatnonzero((sizes > shortest) & (sizes <= longest))
-            for first in range(0, len(group), _WIDTH):
-                members = group[first : first + _WIDTH]
-                parts.append(Part(members, *self._merge(text, starts[members], sizes[members])))
-            shortest = longest
-        return in_order(parts, len(starts))
+        parts = [
+            self._merge(text, starts[first : first + _WIDTH], sizes[first : first + _WIDTH])
+            for first in range(0, len(starts), _WIDTH)
+        ] or [(np.empty(0, np.int64), np.empty(0, np.intp))]
+        symbols, counts = zip(*parts, strict=True)
+        return np.concatenate(symbols), np.concatenate(counts)
 
     def _merge(self, text: Bytes, starts: Positions, sizes: Positions) -> tuple[Symbols, Positions]:
-        """Merge words of similar sizes: a word is a column, a byte is a row, with a boundary above and below."""
+        """Merge words: a word is a column, a byte is a row, with a boundary above and below."""
         width, height = len(starts), int(sizes.max()) + 2
         row = np.arange(-1, height - 1)[:, None]
         symbols = text.take(starts + row, mode="clip").astype(np.int64)
@@ -97,15 +136,3 @@ class BatchedMerge:
         table = symbols.reshape(height, width).T
         is_there = (table != self._boundary) & (table != _GONE)
         return table[is_there], is_there.sum(axis=1)
-
-
-def in_order(parts: Sequence[Part], count: int) -> tuple[Symbols, Positions]:
-    """Join the words of all parts, `count` in total, in the order of their indices."""
-    counts = np.empty(count, np.intp)
-    for part in parts:
-        counts[part.members] = part.counts
-    ends = np.cumsum(counts)
-    symbols = np.empty(ends[-1] if count else 0, np.int64)
-    for members, own, sizes in parts:
-        symbols[np.repeat(ends[members] - np.cumsum(sizes), sizes) + np.arange(len(own))] = own
-    return symbols, counts

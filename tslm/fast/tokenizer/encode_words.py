@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 from itertools import chain, pairwise
 from operator import add
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
 from tslm.fast.door import Case, Substitute
-from tslm.fast.tokenizer.batched_merge import LONGEST, BatchedMerge, Part, in_order
-from tslm.fast.tokenizer.pair_ranks import PairRanks, Symbols
+from tslm.fast.tokenizer.batched_merge import LONGEST, BatchedMerge, PairRanks, Symbols
 from tslm.fast.tokenizer.probes import Vocabulary, example_vocabulary, example_words, probe_vocabulary
 from tslm.fast.tokenizer.scanner import Positions
 
@@ -24,6 +24,14 @@ _VERY_LONG = 1 << 12  # bytes; from here on, one merge is often possible at many
 _MANY = 256  # words; from here on, a batch is faster than a loop
 _NEVER = 1 << 62  # the rank of a pair that is not merged
 _GONE = b""  # marks a token that was merged into its left neighbour
+
+
+class _Part(NamedTuple):
+    """Some of the words: their indices, their joined symbols, and how many symbols each has."""
+
+    members: Positions
+    symbols: Symbols
+    counts: Positions
 
 
 class WordEncoder:
@@ -89,8 +97,8 @@ class WordEncoder:
         ids = self._symbol_ids.take(symbols)
         if ids.min(initial=0) < 0:
             raise KeyError(self._tokens[symbols[ids.argmin()]])
-        parts = [Part(single, firsts[single], np.ones(len(single), np.intp)), Part(others, ids, counts)]
-        ids, counts = in_order(parts, len(words))
+        parts = [_Part(single, firsts[single], np.ones(len(single), np.intp)), _Part(others, ids, counts)]
+        ids, counts = _in_order(parts, len(words))
         return ids.astype(np.uint32), counts
 
     def _merge_all(self, words: Sequence[bytes], frugal: bool) -> tuple[Symbols, Positions]:
@@ -102,11 +110,11 @@ class WordEncoder:
             batch, others = np.flatnonzero(is_short), np.flatnonzero(~is_short)
             text = np.frombuffer(b"".join(words), np.uint8)
             starts = np.cumsum(sizes) - sizes
-            parts.append(Part(batch, *self._batched_merge.encode(text, starts[batch], sizes[batch])))
+            parts.append(_Part(batch, *self._batched_merge.encode(text, starts[batch], sizes[batch])))
         found = [self._merge(words[number]) for number in others.tolist()]
         symbols = self._numbered([*chain.from_iterable(found)])
-        parts.append(Part(others, symbols, np.array([*map(len, found)], np.intp)))
-        return in_order(parts, len(words))
+        parts.append(_Part(others, symbols, np.array([*map(len, found)], np.intp)))
+        return _in_order(parts, len(words))
 
     def _merge(self, word: bytes) -> list[bytes]:
         """Merge, again and again, the leftmost pair of the lowest rank."""
@@ -166,6 +174,18 @@ class WordEncoder:
                 if fresh is not None:
                     heappush(heap, fresh * size + preceding)
         return [token for token in tokens if token]
+
+
+def _in_order(parts: Sequence[_Part], count: int) -> tuple[Symbols, Positions]:
+    """Join the words of all parts, `count` in total, in the order of their indices."""
+    counts = np.empty(count, np.intp)
+    for part in parts:
+        counts[part.members] = part.counts
+    ends = np.cumsum(counts)
+    symbols = np.empty(ends[-1] if count else 0, np.int64)
+    for members, own, sizes in parts:
+        symbols[np.repeat(ends[members] - np.cumsum(sizes), sizes) + np.arange(len(own))] = own
+    return symbols, counts
 
 
 def merge_rounds(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from tslm.fast.tokenizer.scanner import Mask, Positions, sparse_nonzero
+from tslm.fast.tokenizer.scanner import Mask, Positions
 
 Keys = npt.NDArray[np.uint64]
 
@@ -109,7 +109,7 @@ class ShortTable:
         hashes >>= self._shift
         hashes &= np.uint64(self.end - 2)
         slots = hashes.view(np.intp)
-        return slots, sparse_nonzero(self._cells.take(slots, mode="clip") != keys)
+        return slots, np.flatnonzero(self._cells.take(slots, mode="clip") != keys)
 
     def insert(self, keys: Keys, slots: Positions) -> tuple[Mask, Positions]:
         """Store those keys whose slots are free; of several keys for one slot the first is stored.

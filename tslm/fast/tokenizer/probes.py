@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 # Every kind of character and white space, contractions, a special token within another, and words of many lengths.
 _TRICKY = (
@@ -18,35 +17,16 @@ PROBE_TEXTS = [_TRICKY, _PROSE, b"no white space", b" "]
 PROBE_SPECIALS = [b"<|e|>", b"<|e|><|e|>", b"<|a b|>", b"\xff"]
 
 
-class Vocabulary(Protocol):
-    """What encoding looks up (`tokenizer.bpe.Vocabulary`)."""
-
-    @property
-    def ids(self) -> Mapping[bytes, int]:
-        """The id of each token."""
-        ...
-
-    @property
-    def ranks(self) -> Mapping[tuple[bytes, bytes], int]:
-        """The rank of each pair that is merged."""
-        ...
-
-    @property
-    def special_ids(self) -> Mapping[bytes, int]:
-        """The id of each special token."""
-        ...
-
-
 @dataclass(frozen=True, eq=False)
-class ProbeVocabulary:
-    """A small vocabulary: the bytes, some merges and the special tokens."""
+class Vocabulary:
+    """What encoding looks up: the fields of `tokenizer.bpe.Vocabulary`, whose objects come with the calls."""
 
     ids: Mapping[bytes, int]
     ranks: Mapping[tuple[bytes, bytes], int]
     special_ids: Mapping[bytes, int]
 
 
-def probe_vocabulary() -> ProbeVocabulary:
+def probe_vocabulary() -> Vocabulary:
     """Return a vocabulary whose merges compete, so that some tokens never result."""
     merges = [(b"t", b"h"), (b"th", b"e"), (b" ", b"t"), (b"a", b"t"), (b"e", b"r"), (b" t", b"he"), (b" ", b"th"),
               (b"a", b"a"), (b"aa", b"aa"), (b" th", b"e"), (b"h", b"e"), (b"at", b"e"), (b" ", b"ate"),
@@ -55,7 +35,7 @@ def probe_vocabulary() -> ProbeVocabulary:
     tokens = [bytes([byte]) for byte in range(256)] + [left + right for left, right in merges]
     ids = {token: id_ for id_, token in reversed([*enumerate(tokens)])}
     special_ids = {token: len(tokens) + n for n, token in enumerate(PROBE_SPECIALS)}
-    return ProbeVocabulary(ids, {pair: rank for rank, pair in enumerate(merges)}, special_ids)
+    return Vocabulary(ids, {pair: rank for rank, pair in enumerate(merges)}, special_ids)
 
 
 def example_words(distinct: int, count: int) -> list[bytes]:
@@ -65,9 +45,9 @@ def example_words(distinct: int, count: int) -> list[bytes]:
     return rng.choices(words, [1 / rank for rank in range(1, distinct + 1)], k=count)
 
 
-def example_vocabulary() -> ProbeVocabulary:
+def example_vocabulary() -> Vocabulary:
     """Return a vocabulary for `example_words`: the bytes and the pairs of the twelve letters and the space."""
     letters = [bytes([letter]) for letter in b" etaoinshrdlu"]
     merges = [(left, right) for left in letters for right in letters[1:]]
     tokens = [bytes([byte]) for byte in range(256)] + [left + right for left, right in merges]
-    return ProbeVocabulary({token: id_ for id_, token in enumerate(tokens)}, {p: n for n, p in enumerate(merges)}, {})
+    return Vocabulary({token: id_ for id_, token in enumerate(tokens)}, {p: n for n, p in enumerate(merges)}, {})

@@ -65,7 +65,7 @@ def pretoken_bounds(text: bytes, specials: re.Pattern[bytes] | None = None) -> P
     starts[1 : len(data)] ^= before_word & is_space[:-1]
     starts[: len(data) - 1] |= before_word
     if not text.isascii():  # a white-space character of several bytes starts before its last byte
-        for last in sparse_nonzero(before_word & (data[:-1] >= 0x80)).tolist():
+        for last in np.flatnonzero(before_word & (data[:-1] >= 0x80)).tolist():
             first = last
             while data[first] & 0xC0 == 0x80:
                 first -= 1
@@ -82,7 +82,7 @@ def pretoken_bounds(text: bytes, specials: re.Pattern[bytes] | None = None) -> P
 
 def _split_contractions(data: Bytes, starts: Mask) -> None:
     """Extend each start at an apostrophe over the letters of a contraction, and add a start after them."""
-    quotes = sparse_nonzero((data == ord("'")) & starts[: len(data)])
+    quotes = np.flatnonzero((data == ord("'")) & starts[: len(data)])
     if len(quotes) == 0:
         return
     following = np.zeros((2, len(quotes)), np.uint8)  # zeros, which are no letters, after the end of the text
@@ -107,24 +107,13 @@ def _byte_kinds(text: bytes) -> Bytes:
     if text.isascii():
         return kind
     data = np.frombuffer(text, np.uint8)
-    wide = sparse_nonzero((data >= 0x80) & (data != _SPECIAL_BYTE))
+    wide = np.flatnonzero((data >= 0x80) & (data != _SPECIAL_BYTE))
     # The non-ASCII bytes alone are valid UTF-8, too, so only they are decoded.
     characters = np.frombuffer(data[wide].tobytes().decode().encode("utf-32-le"), "<u4")
     kind = kind.copy()
     widths = 2 + (characters >= 0x800).astype(np.int64) + (characters >= 0x10000)  # bytes of a character in UTF-8
     kind[wide] = np.repeat(_character_kinds(characters), widths)
     return kind
-
-
-def sparse_nonzero(mask: Mask) -> Positions:
-    """Return what `flatnonzero` returns, in a third of its time where few are set: it checks eight at a time."""
-    whole = len(mask) // 8 * 8
-    groups = mask[:whole].view(np.uint64)
-    at = np.flatnonzero(groups != 0)
-    inside = np.flatnonzero(groups[at].view(np.bool_))
-    found: Positions = 8 * at[inside >> 3] + (inside & 7)
-    rest = np.flatnonzero(mask[whole:])
-    return np.concatenate([found, rest + whole]) if len(rest) else found
 
 
 def _classify(characters: str) -> Bytes:

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from tslm.fast.tokenizer.hash_tables import PACKED_BYTES, Keys, ShortTable, WideTable, pack_short, pack_wide
-from tslm.fast.tokenizer.scanner import Mask, Positions, sparse_nonzero
+from tslm.fast.tokenizer.scanner import Mask, Positions
 
 # 2^64 / golden ratio, and other odd numbers
 _MULTIPLIERS = (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
@@ -123,7 +123,7 @@ class WordTable:
     def number_packed(self, keys: Keys) -> tuple[Positions, Positions]:
         """Do the second step: return the number of each key, and the indices of those that are new, each once."""
         numbers = self._wide[0].find(keys)
-        rest = sparse_nonzero(numbers < 0)
+        rest = np.flatnonzero(numbers < 0)
         for table in self._wide[1:]:
             if len(rest) and len(table):
                 numbers[rest] = table.find(keys[rest])

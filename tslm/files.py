@@ -1,14 +1,24 @@
-"""Writes files that are complete or absent, and refuses to write over an input, a device or a folder."""
+"""Writes files that are complete or absent, and refuses to write over an input, a device or a folder.
+
+Every package may import this module.
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
+import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import IO, Any, BinaryIO, TypeAlias
 
 from tslm.errors import UserError
+
+fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
+# The temporary names of `temporary_name`; those of earlier versions have no number.
+LEFTOVER = re.compile(r"\..+\.(\d+|ckpt|csv|json|jsonl|txt)\.new")
 
 
 def check_outputs(
@@ -67,24 +77,86 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         OSError: the file cannot be written; the error names `path`, also where the disk is full.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
-        with temporary.open("wb") as file:
+        with _open_locked(temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+            if fcntl is not None:
+                temporary.replace(path)  # while it is locked
+        if fcntl is None:
+            temporary.replace(path)  # Windows renames no open file
         sync_folder(path.parent)
     except OSError as error:
         if error.errno is not None and error.filename in (None, str(temporary)):  # a failed write has no file name
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """Return a name beside `path` that no other running process or thread uses."""
+    return path.with_name(f".{path.name}.{threading.get_native_id()}.new")
+
+
+def _open_locked(path: Path) -> BinaryIO:
+    """Create a file and lock it; again, if another process has removed it before it was locked."""
+    while True:
+        file = path.open("wb")
+        lock(file)
+        if path.exists():
+            return file
+        file.close()
+
+
+def lock(file: IO[bytes] | int, *, wait: bool = True) -> bool:
+    """Lock a file, or an open handle, until it is closed; return whether it is locked.
+
+    Systems without `flock` lock nothing.
+    """
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError:  # another process holds it, or the file system has no locks
+        return False
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock of a file or folder; False on systems without `flock`."""
+    if fcntl is None:
+        return False
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:  # the file system has no locks
+        return False
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of `atomic_write` that killed processes left in a folder.
+
+    A process holds a lock on its temporary file, which the system releases when the process ends, however it ends. A
+    file on which another process holds a lock is kept.
+    """
+    for path in folder.glob(".*.new"):
+        if LEFTOVER.fullmatch(path.name):
+            with suppress(OSError), path.open("rb") as file:
+                if lock(file, wait=False):
+                    path.unlink()
 
 
 def sync_folder(folder: Path) -> None:
-    """Force the entries of a folder to the disk; does nothing outside POSIX."""
+    """Force the entries of a folder to the disk, so that a rename survives a power cut; does nothing outside POSIX."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,0 +1,48 @@
+"""Files that are complete or absent, whoever writes them at the same time."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tslm.files import atomic_write, remove_leftovers, temporary_name
+
+
+def test_threads_that_write_one_file_at_once_leave_one_whole_content(tmp_path):
+    path, contents = tmp_path / "a.bin", [bytes([65 + n]) * 300_000 for n in range(4)]
+
+    def write(content):
+        for _ in range(5):
+            with atomic_write(path) as file:
+                for start in range(0, len(content), 1000):
+                    file.write(content[start : start + 1000])
+            assert path.read_bytes() in contents
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, contents))
+    assert path.read_bytes() in contents
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_an_error_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"old")
+
+    def interrupted():
+        with atomic_write(path) as file:
+            file.write(b"half of it")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_leftover_of_any_file_is_removed_but_not_the_file_that_is_being_written(tmp_path):
+    for name in (".kernel-1.so.99.new", ".ids.bin.99.new", ".of-the-user.new"):
+        (tmp_path / name).touch()
+    with atomic_write(tmp_path / "a.bin"):
+        remove_leftovers(tmp_path)
+        assert temporary_name(tmp_path / "a.bin").exists()
+    assert sorted(os.listdir(tmp_path)) == [".of-the-user.new", "a.bin"]
