@@ -241,7 +241,7 @@ class CommandLine(LightningCLI):
         dumped = self.parser.dump(self.config, skip_link_targets=True, skip_none=False)
         self.model.run_config = yaml.safe_load(dumped)[self.subcommand]
         if self.saved.get("tokenizer"):
-            self.datamodule.use_tokenizer(tokenizer_from_texts(self.saved["tokenizer"]))
+            self.datamodule.use_tokenizer(tokenizer_from_texts(self.saved["tokenizer"], str(self.checkpoint)))
 
     def after_fit(self) -> None:
         """Set the exit code of an interrupted training."""

@@ -137,6 +137,8 @@ def _refusal(path: Path) -> str | None:
 
 def is_intact(path: Path) -> bool:
     """Whether a checkpoint file is complete: torch writes a zip archive, whose records carry a CRC-32."""
+    if not path.is_file():  # to open a named pipe would wait for its writer
+        return False
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None

@@ -261,7 +261,7 @@ class LanguageModule(pl.LightningModule):
         weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items()}
         check_shapes(weights, self.model.state_dict(), str(path))
         if own["tokenizer"] is not None:
-            self.tokenizer = tokenizer_from_texts(own["tokenizer"])
+            self.tokenizer = tokenizer_from_texts(own["tokenizer"], str(path))
         self._rng = own["rng"] if resume else None
         if trainer is None or not resume:
             return

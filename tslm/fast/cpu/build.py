@@ -92,6 +92,8 @@ def _private(folder: Path) -> Path:
 
 def _is_intact(path: Path, digest_path: Path) -> bool:
     """Whether a library exists and has the SHA-256 in the file beside it."""
+    if not (path.is_file() and digest_path.is_file()):  # to open a named pipe would wait for its writer
+        return False
     try:
         return _digest(path) == digest_path.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError):
