@@ -25,7 +25,7 @@ from tslm.commands.options import asks_for_help, flag_keys, get_key, is_stated, 
 from tslm.data.datamodule import TextDataModule
 from tslm.errors import UserError
 from tslm.tokenizer.serialization import tokenizer_from_texts
-from tslm.training.checkpoint import fit_part, read_checkpoint
+from tslm.training.checkpoint import fit_part, read_checkpoint, replace_atomically
 from tslm.training.checkpoint_callback import Checkpoints, run_dir
 from tslm.training.module import LanguageModule
 from tslm.training.runs import find_checkpoint, run_of
@@ -74,8 +74,8 @@ class SaveRunConfig(SaveConfigCallback):
         """Write the configuration with which `fit --config` repeats the training."""
         if stage == "fit":
             run_dir(trainer).mkdir(parents=True, exist_ok=True)
-            path = run_dir(trainer) / "config.yaml"
-            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+            text = self.parser.dump(self.config, skip_none=False)
+            replace_atomically(run_dir(trainer) / "config.yaml", lambda file: file.write(text.encode()))
 
 
 class CommandLine(LightningCLI):

@@ -103,6 +103,7 @@ def _child(use: Use, pipes: list[int], world: Path) -> None:
             os.dup2(pipe, number)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         warnings.simplefilter("default")
+        warnings.simplefilter("ignore", DeprecationWarning)
         torch.set_num_threads(1)
         os.chdir(world)
         os.environ["XDG_CACHE_HOME"] = str(world / "kernels")

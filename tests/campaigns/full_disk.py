@@ -39,13 +39,13 @@ def full_disk(case: Case, use: Use, again: Use) -> None:
             state = os.statvfs(world.path)
             _resize(world.path, (state.f_blocks - state.f_bfree) * state.f_frsize + room)
         first = in_child(use if small else partial(_limited, use, room), world.path)
-        print(f"the first run: {first}")
+        print(f"the first run ended with {first.code}: {first.out} {first.err[-1500:]}")
         if small:
             _resize(world.path, 1 << 30)
         check_ending(first, ["lightning_logs", "cache", "made", "new.bin"])
         check_files(world.path)
         second = in_child(again, world.path)
-        print(f"the second run: {second}")
+        print(f"the second run ended with {second.code}: {second.out} {second.err[-1500:]}")
         check_equal(second.result, expected)
         return first.code
 

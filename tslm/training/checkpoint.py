@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import re
 import shutil
+import threading
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -17,11 +19,12 @@ import torch
 from tslm.errors import MissingFileError, UserError
 from tslm.training.parts import check_parts
 
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # the errors of a disk or file without room
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
 CHECKPOINT_KEY = "tslm"  # what `fit` adds to Lightning's checkpoint: architecture, configuration, tokenizer, RNG states
 ADVICE = "; earlier checkpoints are unchanged: make room, or choose another folder with --checkpoint.dirpath"
-LEFTOVER = re.compile(r"\..+\.(ckpt|json|jsonl|txt)(\.\d+)?\.new")  # the temporary names of the files of a run
+LEFTOVER = re.compile(r"\..+\.(ckpt|json|jsonl|txt|yaml)(\.\d+)?\.new")  # the temporary names of the files of a run
 PathOrFile = str | os.PathLike[str] | BinaryIO | IO[bytes]
 
 
@@ -186,10 +189,35 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     sync_folder(path.parent)
 
 
-def _system_reason(error: BaseException | None) -> str | None:
+@contextmanager
+def named_full_disk(folder: Callable[[], Path]) -> Iterator[None]:
+    """Name the run directory where a logger finds no room; its own error names no file.
+
+    TensorBoard writes in a thread, whose error it also raises here. So the thread does not print it.
+
+    Args:
+        folder: returns the run directory.
+
+    Raises:
+        WriteError: the disk is full.
+    """
+    hook = threading.excepthook
+    threading.excepthook = lambda thread: None if isinstance(thread.exc_value, OSError) else hook(thread)
+    try:
+        yield
+    except Exception as error:
+        reason = None if isinstance(error, UserError) else _system_reason(error, FULL)
+        if reason is None:
+            raise
+        raise WriteError(f"{folder()} could not be written ({reason}){ADVICE}") from error
+    finally:
+        threading.excepthook = hook
+
+
+def _system_reason(error: BaseException | None, numbers: Container[int | None] | None = None) -> str | None:
     """Return why the system refused; torch replaces the system's error by a RuntimeError, whose context it is."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__context__
+    while error is not None and not (isinstance(error, OSError) and (numbers is None or error.errno in numbers)):
+        error = error.__cause__ or error.__context__
     return None if error is None else error.strerror or str(error)
 
 

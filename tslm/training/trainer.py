@@ -14,7 +14,7 @@ from tslm.errors import UserError
 from tslm.fast.forms import cpu_multiplies_bfloat16
 from tslm.loops.lightning import InterruptAtBoundary, install_step_loop
 from tslm.loops.step import Budget, Cadence
-from tslm.training.checkpoint import fit_part, read_checkpoint
+from tslm.training.checkpoint import fit_part, named_full_disk, read_checkpoint
 from tslm.training.checkpoint_callback import AtomicCheckpointIO, Checkpoints, reserve_run_dir, run_dir
 from tslm.training.compiling import Choice, pays
 from tslm.training.malloc import keep_freed_memory
@@ -153,7 +153,8 @@ class StepTrainer(pl.Trainer):
         if self.is_global_zero:
             reserve_run_dir(self)  # before the data is prepared, which may take long
         try:
-            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
+            with named_full_disk(lambda: run_dir(self)):
+                super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
         except BaseException:
             if self.is_global_zero:
                 with suppress(OSError):  # if there is something in it
