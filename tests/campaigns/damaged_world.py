@@ -4,6 +4,7 @@ Each use runs in a process forked after the imports of torch and lightning. This
 that no thread and no remembered hash gets into the children.
 """
 
+import faulthandler
 import hashlib
 import io
 import json
@@ -99,6 +100,7 @@ def _read(pipe: int) -> bytes:
 def _child(use: Use, pipes: list[int], world: Path) -> None:
     code: object = 1
     try:
+        faulthandler.disable()  # of pytest, which would print the stack of a process that a signal ends
         for number, pipe in enumerate(pipes[:2], start=1):
             os.dup2(pipe, number)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115

@@ -1,14 +1,16 @@
 import json
 import os
-import shutil
+import random
+import re
 import time
 
 import pytest
 
-from tests.campaigns import corrupt
-from tests.campaigns.corrupt import main
+from tests.campaigns.campaign import Case
+from tests.campaigns.corrupt import judge, main
 from tests.campaigns.damage import damage, replace_folder
-from tests.campaigns.damaged_world import World, check_ending, in_child
+from tests.campaigns.damaged_world import World, check_ending, generate, in_child, tokenize
+from tests.conftest import needs_compiler
 from tslm.fast.cpu import build
 from tslm.tokenizer import files, serialization
 
@@ -30,31 +32,37 @@ def lines(capsys):
     return [json.loads(line) for line in out.splitlines()], err
 
 
-@pytest.mark.parametrize(("families", "options"), SHORT := [
-    (["token_file", "sidecar", "vocabulary", "merges"], ["--count", "2"]),
+# One quick case of each family, with different damage.
+@pytest.mark.parametrize(("family", "number"), [
+    ("checkpoint", 6), ("token_file", 6), ("sidecar", 5), ("vocabulary", 7), ("merges", 3), ("configuration", 0),
+    ("cached_text", 2), ("library", 3), ("run_directory", 1), ("full_disk_checkpoint", 2), ("full_disk_tokenizing", 7),
 ])
-def test_a_short_campaign_finds_that_damage_is_detected_or_harmless(world, capsys, families, options):
-    assert main([*(f"--family={family}" for family in families), *options]) == 0
-    found, err = lines(capsys)
-    assert err == ""
-    assert [line["name"] for line in found] == families
-    assert all(line["tried"] > 0 and line["failed"] == 0 for line in found)
-
-
-def test_a_tokenizer_that_is_not_checked_is_found(world, capsys, monkeypatch):
-    monkeypatch.setattr(serialization, "_check_merges", lambda tokenizer, place: None)
-    monkeypatch.setattr(serialization.Tokenizer, "hash", "the same")
-    assert main(["--family", "merges", "--count", "12"]) == 1
+def test_a_short_campaign_finds_that_damage_is_detected_or_harmless(world, capsys, family, number):
+    assert main(["--family", family, "--case", str(number)]) == 0
     (line,), err = lines(capsys)
-    assert line["failed"] > 0
-    assert "another result without a word" in err
+    assert err == ""
+    assert (line["name"], line["tried"], line["failed"]) == (family, 1, 0)
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="without a compiler there is no library")
-def test_a_library_that_is_not_checked_is_found(world, capsys, monkeypatch):
-    monkeypatch.setattr(build, "_is_intact", lambda path, digest: path.exists())
-    assert main(["--family", "library", "--count", "3", "--seed", "1"]) == 1
-    assert "ended with -" in lines(capsys)[1]  # a signal
+def test_a_tokenizer_that_is_not_checked_is_found(world, monkeypatch):
+    monkeypatch.setattr(serialization, "_check_merges", lambda tokenizer, place: None)
+    world.fresh()
+    config = json.loads((world.path / "tokenizer" / "tokenizer_config.json").read_text())
+    monkeypatch.setattr(serialization.Tokenizer, "hash", config["tokenizer_hash"])
+    path = world.path / "tokenizer" / "merges.txt"
+    path.write_text("#version: 0.2\n")
+    with pytest.raises(AssertionError, match="another result without a word"):
+        judge(Case("merges", 0, 0, world.folder), world, path, tokenize)
+
+
+@needs_compiler
+def test_a_library_that_is_not_checked_is_found(world, monkeypatch):
+    monkeypatch.setattr(build, "_is_intact", lambda path, digest: True)
+    world.fresh()
+    for path in world.files("kernels/tslm/*.so"):
+        path.write_bytes(path.read_bytes()[:9000])
+    with pytest.raises(AssertionError, match="ended with -"):  # a signal
+        judge(Case("library", 0, 0, world.folder), world, path, generate)
 
 
 def test_a_half_written_file_is_found(world, capsys, monkeypatch):
@@ -73,8 +81,6 @@ def test_a_hang_a_signal_a_traceback_and_a_sentence_about_something_else_are_fai
 
 
 def test_damage_changes_the_file_and_keeps_its_times(tmp_path):
-    import random
-
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "a.json").write_text('{"a": 1,\n"b": 22}\n')
     (tmp_path / "copy" / "b.json").hardlink_to(tmp_path / "copy" / "a.json")
@@ -94,6 +100,5 @@ def test_damage_changes_the_file_and_keeps_its_times(tmp_path):
 def test_the_full_campaign_has_a_thousand_damages(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    counts = [int(count) for count in __import__("re").findall(r"[a-z_]+ (\d+)", capsys.readouterr().out.split("default: ")[2])]
+    counts = [int(count) for count in re.findall(r"[a-z]\s+(\d+)", capsys.readouterr().out.split("per family")[1])]
     assert (sum(counts[:9]), counts[9:]) == (1008, [20, 20])
-    assert corrupt.__doc__ is not None
