@@ -188,7 +188,10 @@ def judge(case: Case, world: World, path: Path, use: Use, obeyed: Callable[[], b
     valid_edit = obeyed()
     outcome = world.use(use)
     case.note(outcome=outcome)
-    check_ending(outcome, [""] if valid_edit else [path.name, path.stem, path.parent.name])
+    names = [path.name, path.stem, path.parent.name]
+    if not os.path.lexists(path):  # a run without checkpoints is no damage
+        names.append("lightning_logs")
+    check_ending(outcome, [""] if valid_edit else names)
     if outcome.code != 0 or valid_edit or NOT_TAKEN in outcome.out:
         return
     allowed = [reference(world, use).result]

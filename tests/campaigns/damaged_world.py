@@ -103,7 +103,7 @@ def _child(use: Use, pipes: list[int], world: Path) -> None:
         faulthandler.disable()  # of pytest, which would print the stack of a process that a signal ends
         for number, pipe in enumerate(pipes[:2], start=1):
             os.dup2(pipe, number)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+        sys.stdout, sys.stderr = (open(n, "w", errors="replace", closefd=False) for n in (1, 2))
         warnings.simplefilter("default")
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.set_num_threads(1)

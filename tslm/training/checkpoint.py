@@ -209,7 +209,8 @@ def named_full_disk(folder: Callable[[], Path]) -> Iterator[None]:
         reason = None if isinstance(error, UserError) else _system_reason(error, FULL)
         if reason is None:
             raise
-        raise WriteError(f"{folder()} could not be written ({reason}){ADVICE}") from error
+        advice = ADVICE.replace("--checkpoint.dirpath", "--trainer.default_root_dir")
+        raise WriteError(f"{folder()} could not be written ({reason}){advice}") from error
     finally:
         threading.excepthook = hook
 

@@ -101,8 +101,8 @@ def find_checkpoint(wanted: str | None, *, prefer: str = "last", root: Path = Pa
         lost: list[str] = []
         for run in runs_newest_first(root / RUNS):
             folder = checkpoint_folder(run)
-            if (run / FOLDER_FILE).exists() and not folder.is_dir():
-                lost.append(f", and {run / FOLDER_FILE} names {folder}, which is not a folder")
+            if not folder.is_dir() and (os.path.lexists(folder) or (run / FOLDER_FILE).exists()):
+                lost.append(f", and {folder}, where {run} keeps its own, is not a folder")
             found, bad = newest_intact(folder, prefer)
             skipped += map(skip_notice, bad)
             damaged += bad
