@@ -23,16 +23,13 @@ import torch
 import yaml
 
 from tests.campaigns.campaign import Case, full, run_campaign
+from tests.campaigns.child import Outcome, Use, check_ending, describe
 from tests.campaigns.damage import WRONG_TYPES, damage
 from tests.campaigns.damaged_world import (
     RUN,
     SKIPPED,
-    Outcome,
-    Use,
     World,
-    check_ending,
     command,
-    describe,
     fit,
     generate,
     load,

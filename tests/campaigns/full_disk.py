@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from tests.campaigns.campaign import Case, check_equal
-from tests.campaigns.damaged_world import LIMIT, Use, World, check_ending, describe, in_child
+from tests.campaigns.child import LIMIT, Use, check_ending, describe, in_child
+from tests.campaigns.damaged_world import World
 from tslm.errors import MissingFileError, UserError
 from tslm.tokenizer import TokenFile, Tokenizer
 from tslm.training.checkpoint import is_intact

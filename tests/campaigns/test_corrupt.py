@@ -7,9 +7,10 @@ import time
 import pytest
 
 from tests.campaigns.campaign import Case
+from tests.campaigns.child import check_ending, in_child
 from tests.campaigns.corrupt import judge, main
 from tests.campaigns.damage import damage, replace_folder
-from tests.campaigns.damaged_world import World, check_ending, generate, in_child, tokenize
+from tests.campaigns.damaged_world import World, generate, tokenize
 from tests.conftest import needs_compiler
 from tslm.fast.cpu import build
 from tslm.tokenizer import files, serialization

@@ -17,6 +17,7 @@ from typing import IO, Any, BinaryIO
 import torch
 
 from tslm.errors import MissingFileError, UserError
+from tslm.tokenizer.files import sync_folder
 from tslm.training.parts import check_parts
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # the errors of a disk or file without room
@@ -271,17 +272,6 @@ def _open_locked(path: Path) -> BinaryIO:
         if path.exists():
             return file
         file.close()
-
-
-def sync_folder(folder: Path) -> None:
-    """Force a folder's entries to the disk, so that a rename survives a power cut; does nothing outside POSIX."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _tensors(state: object) -> Iterator[torch.Tensor]:
