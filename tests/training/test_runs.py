@@ -129,6 +129,7 @@ def test_a_link_to_nothing_in_another_run_stops_no_command(saved, tmp_path):
     (other / "checkpoints").mkdir(parents=True)
     for path in (other / "metrics.csv", other / "checkpoints" / "last.ckpt"):
         path.symlink_to("nothing")
+        os.utime(path, (2**32, 2**32), follow_symlinks=False)  # of the newest run
     path, notices = find_checkpoint("best", root=tmp_path)
     assert path == saved / "best.ckpt"
     assert f"{other} has no intact checkpoint and is skipped." in notices
