@@ -27,7 +27,7 @@ from tslm.data.datamodule import TextDataModule
 from tslm.errors import UserError
 from tslm.loops.lightning import report_ended_processes
 from tslm.tokenizer.serialization import tokenizer_from_texts
-from tslm.training.checkpoint import fit_part, read_checkpoint
+from tslm.training.checkpoint import fit_part, read_checkpoint, replace_atomically
 from tslm.training.checkpoint_callback import Checkpoints, run_dir
 from tslm.training.module import LanguageModule
 from tslm.training.runs import find_checkpoint, run_of
@@ -80,8 +80,8 @@ class SaveRunConfig(SaveConfigCallback):
         """Write the configuration with which `fit --config` repeats the training."""
         if stage == "fit":
             run_dir(trainer).mkdir(parents=True, exist_ok=True)
-            path = run_dir(trainer) / "config.yaml"
-            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+            text = self.parser.dump(self.config, skip_none=False)
+            replace_atomically(run_dir(trainer) / "config.yaml", lambda file: file.write(text.encode()))
 
 
 class CommandLine(LightningCLI):
@@ -261,7 +261,7 @@ class CommandLine(LightningCLI):
         """Give the module the whole configuration, and the data the checkpoint's tokenizer."""
         self.model.run_config = self._dump(self.parser)[str(self.subcommand)]
         if self.saved.get("tokenizer"):
-            self.datamodule.use_tokenizer(tokenizer_from_texts(self.saved["tokenizer"]))
+            self.datamodule.use_tokenizer(tokenizer_from_texts(self.saved["tokenizer"], str(self.checkpoint)))
 
     def after_fit(self) -> None:
         """Set the exit code of an interrupted training.

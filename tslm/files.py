@@ -18,7 +18,7 @@ from tslm.errors import UserError
 
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 # The temporary names of `temporary_name`; those of earlier versions have no number.
-LEFTOVER = re.compile(r"\..+\.(\d+|ckpt|csv|json|jsonl|txt)\.new")
+LEFTOVER = re.compile(r"\..+\.(\d+|ckpt|csv|json|jsonl|txt|yaml)\.new")
 
 
 def check_outputs(

@@ -121,6 +121,19 @@ def test_a_damaged_file_of_hashes_is_made_again(tmp_path, cache, damaged):
     assert list(json.loads((cache.folder / "hashes.json").read_text()).values()) == [first]
 
 
+def test_a_named_pipe_in_the_cache_is_replaced_and_blocks_nothing(cache, capsys):
+    (span,), _ = toy_corpus(cache, 3, seed=0)
+    train = Path(span.path)
+    text, times = train.read_bytes(), train.stat()
+    for path in (cache.folder / "hashes.json", train, train.with_name("train.txt.sha256")):
+        path.unlink()
+        os.mkfifo(path)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        toy_corpus(cache, 3, seed=0)
+        assert path.is_file()
+        assert train.read_bytes() == text
+
+
 def test_a_damaged_text_of_the_embedded_corpus_is_written_again_with_a_notice(cache, capsys):
     train, valid = (Path(spans[0].path) for spans in toy_corpus(cache, 3, seed=0))
     texts = train.read_bytes(), valid.read_bytes()

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from tslm import Tokenizer, merge_pretokens
-from tslm.errors import UserError
+from tslm.errors import MissingFileError, UserError
 from tslm.tokenizer import serialization, tokenizer_from_texts, tokenizer_texts
 from tslm.tokenizer.serialization import byte_to_unicode
 
@@ -151,6 +151,19 @@ def test_tokenizer_needs_no_merge_for_an_entry_of_several_pretokens(tmp_path):
     (tmp_path / "merges.txt").write_text("a b\n")
     (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3}')
     assert Tokenizer.from_dir(tmp_path).encode("abab") == [2, 2]
+
+
+@pytest.mark.parametrize("name", [serialization.VOCAB, serialization.MERGES, serialization.CONFIG])
+def test_tokenizer_folder_with_a_named_pipe_or_a_link_to_nothing_is_refused_at_once(tokenizer, tmp_path, name):
+    tokenizer.save(tmp_path)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} is not a regular file"):
+        Tokenizer.from_dir(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("nothing")
+    with pytest.raises(MissingFileError, match=f"{name} does not exist"):  # without its special tokens, it would differ
+        Tokenizer.from_dir(tmp_path)
 
 
 def test_tokenizer_folder_with_any_damaged_byte_is_refused_or_the_same(tokenizer, tmp_path):

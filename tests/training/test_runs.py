@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import resource
 import shutil
+import signal
 import threading
 
 import pytest
@@ -13,6 +15,8 @@ from tests.loops.conftest import data  # noqa: F401 (a fixture)
 from tests.loops.test_lightning import make_module, make_trainer
 from tslm.errors import MissingFileError, UserError
 from tslm.files import lock
+from tslm.training.checkpoint import WriteError
+from tslm.training.metrics import run_loggers
 from tslm.training.runs import checkpoint_folder, find_checkpoint, reserve_version
 
 
@@ -165,10 +169,54 @@ def test_damaged_checkpoints_are_listed_if_there_is_no_intact_one(saved, tmp_pat
     assert all(str(path) in str(error.value) for path in saved.iterdir())
 
 
-@pytest.mark.parametrize("name", [b"", b"a\0b", b"\xff", b"absent", b"x" * 5000, b"a\nb"])
-def test_a_file_that_names_no_folder_of_checkpoints_is_ignored(tmp_path, name):
-    (tmp_path / "checkpoints.txt").write_bytes(name)
+def test_an_empty_file_names_no_folder_of_checkpoints(tmp_path):
+    (tmp_path / "checkpoints.txt").write_bytes(b"\n")
     assert checkpoint_folder(tmp_path) == tmp_path / "checkpoints"
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "checkpoints.txt").write_text(f"{tmp_path}/elsewhere\n")
     assert checkpoint_folder(tmp_path) == tmp_path / "elsewhere"
+
+
+def test_a_named_pipe_in_place_of_a_checkpoint_is_skipped_at_once(saved):
+    (saved / "last.ckpt").unlink()
+    os.mkfifo(saved / "last.ckpt")
+    path, notices = find_checkpoint(str(saved))
+    assert path.name == "step-00000004.ckpt"
+    assert notices[0] == f"{saved / 'last.ckpt'} is damaged or cannot be read, and is skipped."
+
+
+def test_a_link_to_nothing_in_another_run_stops_no_command(saved, tmp_path):
+    other = saved.parent.with_name("version_1")
+    (other / "checkpoints").mkdir(parents=True)
+    for path in (other / "metrics.csv", other / "checkpoints" / "last.ckpt"):
+        path.symlink_to("nothing")
+        os.utime(path, (2**32, 2**32), follow_symlinks=False)  # of the newest run
+    path, notices = find_checkpoint("best", root=tmp_path)
+    assert path == saved / "best.ckpt"
+    assert f"{other} has no intact checkpoint and is skipped." in notices
+
+
+@pytest.mark.parametrize("content", [b"/nowhere", b"/nowhere\xff", b"/no\0where"])
+def test_a_run_that_names_a_folder_of_checkpoints_that_does_not_exist_is_named(saved, tmp_path, content):
+    path = saved.parent / "checkpoints.txt"
+    path.write_bytes(content)
+    with pytest.raises(MissingFileError, match=f"/no.*, where {path.parent} keeps its own, is not a folder"):
+        find_checkpoint(None, root=tmp_path)
+    path.write_bytes(b"\n")  # names none
+    assert find_checkpoint(None, root=tmp_path)[0] == saved / "last.ckpt"
+
+
+def test_a_full_disk_in_a_logger_is_one_sentence_with_the_run_directory(tmp_path, data, capfd):  # noqa: F811
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    loggers = run_loggers(str(tmp_path))
+    training = make_trainer(tmp_path, 3, logger=loggers, log_every_n_steps=1), make_module(), data()
+    training[2].load()
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, old[1]))  # less than the first row of metrics.csv
+        with pytest.raises(WriteError, match=r"lightning_logs/version_0 could not be written \(File too large\)"):
+            training[0].fit(training[1], datamodule=training[2])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "Traceback" not in capfd.readouterr().err

@@ -90,7 +90,8 @@ class Cache:
         """
         hashes_file = self.folder / "hashes.json"
         try:
-            hashes = {str(key): str(value) for key, value in json.loads(hashes_file.read_bytes()).items()}
+            content = hashes_file.read_bytes() if hashes_file.is_file() else b"{}"  # a pipe would block
+            hashes = {str(key): str(value) for key, value in json.loads(content).items()}
         except (OSError, ValueError, AttributeError, RecursionError):  # absent or damaged: it is made again
             hashes = {}
         stamp = file_stamp(path)
@@ -106,7 +107,7 @@ class Cache:
     def is_intact(self, path: Path) -> bool:
         """Return whether a text of the cache has the SHA-256 in the file beside it; the first call writes that file."""
         record, content_hash = path.with_name(f"{path.name}.sha256"), self.content_hash(path).encode()
-        if not record.exists():
+        if not record.is_file():
             with contextlib.suppress(OSError), atomic_write(record) as file:
                 file.write(content_hash)
             return True

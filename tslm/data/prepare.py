@@ -55,7 +55,7 @@ def toy_corpus(cache: Cache, num_stories: int, seed: int) -> Texts:
     train, valid = folder / "train.txt", folder / "valid.txt"
     folder.mkdir(parents=True, exist_ok=True)
     for path, stories, own_seed in ((train, num_stories, seed), (valid, TOY_VALID_STORIES, seed + TOY_VALID_SEED)):
-        if path.exists() and cache.is_intact(path):
+        if path.is_file() and cache.is_intact(path):
             continue
         if path.exists():
             print(f"{path} is written again, because it was changed or damaged.", flush=True)

@@ -143,10 +143,12 @@ def read_files(
 def read_dir(path: str | os.PathLike[str]) -> Tokenizer:
     """Read a tokenizer from a folder; `Tokenizer.from_dir` documents it."""
     folder = Path(path)
-    texts = {name: _read(folder / name) for name in (VOCAB, MERGES)}
-    if (folder / CONFIG).exists():
-        texts[CONFIG] = _read(folder / CONFIG)
-    return tokenizer_from_texts(texts, str(path))
+    names = [VOCAB, MERGES, *([CONFIG] if os.path.lexists(folder / CONFIG) else [])]
+    for path in (folder / name for name in names):
+        if path.exists() and not path.is_file():  # to open a named pipe would wait for its writer
+            raise UserError(f"{path} is not a regular file; save the tokenizer again")
+    texts = {name: _read(folder / name) for name in names}
+    return tokenizer_from_texts(texts, str(folder))
 
 
 def write_dir(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:

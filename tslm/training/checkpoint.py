@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import threading
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -16,6 +18,7 @@ from tslm.errors import MissingFileError, UserError
 from tslm.files import atomic_write, lock, sync_folder, temporary_name
 from tslm.training.parts import check_parts
 
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # the errors of a disk or file without room
 CHECKPOINT_KEY = "tslm"  # what `fit` adds to Lightning's checkpoint: architecture, configuration, tokenizer, RNG states
 ADVICE = "; earlier checkpoints are unchanged: make room, or choose another folder with --checkpoint.dirpath"
 PathOrFile = str | os.PathLike[str] | BinaryIO | IO[bytes]
@@ -151,6 +154,8 @@ def is_intact(path: Path, *, contents: bool = True) -> bool:
         path: the file.
         contents: whether the records are read, to verify their CRC-32, and not only the directory of the archive.
     """
+    if not path.is_file():  # to open a named pipe would wait for its writer
+        return False
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
@@ -190,10 +195,36 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise WriteError(f"{path} could not be written ({reason}){ADVICE}") from error
 
 
-def _system_reason(error: BaseException | None) -> str | None:
+@contextmanager
+def named_full_disk(folder: Callable[[], Path]) -> Iterator[None]:
+    """Name the run directory where a logger finds no room; its own error names no file.
+
+    TensorBoard writes in a thread, whose error it also raises here. So the thread does not print it.
+
+    Args:
+        folder: returns the run directory.
+
+    Raises:
+        WriteError: the disk is full.
+    """
+    hook = threading.excepthook
+    threading.excepthook = lambda thread: None if isinstance(thread.exc_value, OSError) else hook(thread)
+    try:
+        yield
+    except Exception as error:
+        reason = None if isinstance(error, UserError) else _system_reason(error, FULL)
+        if reason is None:
+            raise
+        advice = ADVICE.replace("--checkpoint.dirpath", "--trainer.default_root_dir")
+        raise WriteError(f"{folder()} could not be written ({reason}){advice}") from error
+    finally:
+        threading.excepthook = hook
+
+
+def _system_reason(error: BaseException | None, numbers: Container[int | None] | None = None) -> str | None:
     """Return why the system refused; torch replaces the system's error by a RuntimeError, whose context it is."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__context__
+    while error is not None and not (isinstance(error, OSError) and (numbers is None or error.errno in numbers)):
+        error = error.__cause__ or error.__context__
     return None if error is None else error.strerror or str(error)
 
 

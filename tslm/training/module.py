@@ -272,7 +272,7 @@ class LanguageModule(pl.LightningModule):
         if with_data:
             check_inputs(self, own, path)
         if own["tokenizer"] is not None and not (with_data and "tokenizer" in self.fingerprints):
-            self.tokenizer = tokenizer_from_texts(own["tokenizer"])
+            self.tokenizer = tokenizer_from_texts(own["tokenizer"], str(path))
         self._rng = own["rng"] if resume else None
         if trainer is None or not resume:
             return

@@ -7,8 +7,8 @@ A run directory holds `checkpoints/`, `config.yaml`, `tokenizer/`, TensorBoard e
 from __future__ import annotations
 
 import math
+import os
 import re
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,7 +52,8 @@ def load_model(path: str | Path) -> LoadedModel:
     weights = {k.removeprefix(MODEL_PREFIX): v for k, v in state["state_dict"].items() if k.startswith(MODEL_PREFIX)}
     check_shapes(weights, model.state_dict(), str(path))
     model.load_state_dict(weights)
-    return LoadedModel(model.eval(), tokenizer_from_texts(own["tokenizer"]), Path(path), int(state["global_step"]))
+    tokenizer = tokenizer_from_texts(own["tokenizer"], str(path))
+    return LoadedModel(model.eval(), tokenizer, Path(path), int(state["global_step"]))
 
 
 def reserve_version(root: Path) -> int:
@@ -115,14 +116,18 @@ def find_checkpoint(wanted: str | None, *, prefer: str = "last", root: Path = Pa
         prefer = wanted or prefer
         skipped: list[str] = []
         damaged: list[Path] = []
+        lost: list[str] = []
         for run in runs_newest_first(root / RUNS):
-            found, bad = newest_intact(checkpoint_folder(run), prefer)
+            folder = checkpoint_folder(run)
+            if not folder.is_dir() and (os.path.lexists(folder) or (run / FOLDER_FILE).exists()):
+                lost.append(f", and {folder}, where {run} keeps its own, is not a folder")
+            found, bad = newest_intact(folder, prefer)
             skipped += map(skip_notice, bad)
             damaged += bad
             if found:
                 return found, [*skipped, f"Checkpoint: {found} ({run.name}'s {found.stem})"]
             skipped.append(f"{run} has no intact checkpoint and is skipped.")
-        none = f"no run under {root / RUNS} has {_among(damaged)}"
+        none = f"no run under {root / RUNS} has {_among(damaged)}{''.join(lost)}"
         raise MissingFileError(f"{none}; train with `python -m tslm fit`, or give --ckpt_path")
     path = Path(str(wanted))
     if path.is_dir():
@@ -193,7 +198,7 @@ def runs_newest_first(folder: Path) -> list[Path]:
 
     def trained(run: Path) -> int:
         files = [*run.glob("events.*"), *run.glob("metrics.csv"), *checkpoint_folder(run).glob("*.ckpt")]
-        return max((file.stat().st_mtime_ns for file in files), default=0)
+        return max((file.lstat().st_mtime_ns for file in files), default=0)
 
     return sorted((path for path in folder.glob("*") if path.is_dir()), key=trained, reverse=True)
 
@@ -208,12 +213,7 @@ def run_of(checkpoint: Path, root: Path = Path()) -> Path:
 
 
 def checkpoint_folder(run: Path) -> Path:
-    """Return where a run keeps its checkpoints: in its own directory, or in the folder that its user chose.
-
-    A file that does not name a folder, in a run directory that somebody else has made, is ignored.
-    """
-    with suppress(OSError, ValueError):  # ValueError: not UTF-8, or a null character
-        name = (run / FOLDER_FILE).read_text(encoding="utf-8").strip() if (run / FOLDER_FILE).is_file() else ""
-        if name and Path(name).is_dir():
-            return Path(name)
-    return run / CHECKPOINTS
+    """Return where a run keeps its checkpoints: in its own directory, or in the folder that its user chose."""
+    elsewhere = run / FOLDER_FILE
+    named = os.fsdecode(elsewhere.read_bytes()).strip() if elsewhere.is_file() else ""
+    return Path(named.replace("\0", "\ufffd")) if named else run / CHECKPOINTS

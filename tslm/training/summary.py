@@ -123,8 +123,9 @@ class RunSummary(StepCallback):
 
 def is_finished(checkpoint: Path) -> bool:
     """Whether the run of a checkpoint has validated its last step and has written its summary."""
+    summary = run_of(checkpoint) / SUMMARY
     try:
-        return json.loads((run_of(checkpoint) / SUMMARY).read_text(encoding="utf-8"))["finished"] is True
+        return summary.is_file() and json.loads(summary.read_text(encoding="utf-8"))["finished"] is True
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
 

@@ -14,8 +14,8 @@ from tslm.errors import UserError
 from tslm.fast.forms import cpu_multiplies_bfloat16
 from tslm.loops.lightning import InterruptAtBoundary, install_step_loop
 from tslm.loops.step import Budget, Cadence
-from tslm.training.checkpoint import fit_part, read_checkpoint
-from tslm.training.checkpoint_callback import AtomicCheckpointIO, Checkpoints, reserved_run_dir
+from tslm.training.checkpoint import fit_part, named_full_disk, read_checkpoint
+from tslm.training.checkpoint_callback import AtomicCheckpointIO, Checkpoints, reserved_run_dir, run_dir
 from tslm.training.compiling import Choice, pays
 from tslm.training.malloc import keep_freed_memory
 from tslm.training.metrics import StepMetrics, run_loggers
@@ -159,7 +159,8 @@ class StepTrainer(pl.Trainer):
         if self.strategy.root_device.type == "cpu":
             keep_freed_memory()
         # The run directory is reserved before the data is prepared, which may take long.
-        with (reserved_run_dir(self, ckpt_path and Path(ckpt_path), lambda: self.step_loop.loop.step > 0)
+        with (named_full_disk(lambda: run_dir(self)),
+              reserved_run_dir(self, ckpt_path and Path(ckpt_path), lambda: self.step_loop.loop.step > 0)
               if self.is_global_zero else nullcontext()):
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
 

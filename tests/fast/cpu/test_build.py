@@ -131,6 +131,16 @@ def test_a_damaged_library_is_compiled_again_and_never_loaded(tmp_path, damage):
 
 
 @needs_compiler
+def test_a_named_pipe_in_place_of_a_library_or_its_digest_is_replaced():
+    path = build.build(SOURCES, torch.float32)
+    for each in (path, path.with_suffix(".sha256")):
+        each.unlink()
+        os.mkfifo(each)
+        assert build.build(SOURCES, torch.float32) == path
+        assert each.is_file()
+
+
+@needs_compiler
 @pytest.mark.parametrize("digest", [None, b"", b"0" * 64, b"\xff\xfe"])
 def test_a_library_without_its_digest_is_compiled_again(tmp_path, digest):
     path = build.build(SOURCES, torch.float32)

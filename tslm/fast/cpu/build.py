@@ -99,6 +99,8 @@ def _is_own(path: Path) -> bool:
 
 def _is_intact(path: Path, digest_path: Path) -> bool:
     """Whether a library exists, no other user can write to it, and it has the SHA-256 in the file beside it."""
+    if not (path.is_file() and digest_path.is_file()):  # to open a named pipe would wait for its writer
+        return False
     try:
         own = _is_own(path) and _is_own(digest_path)
         return own and _digest(path.read_bytes()).encode() == digest_path.read_bytes()
