@@ -43,8 +43,8 @@ HARMLESS = (  # regular expressions of Lightning's warnings that a user can do n
     "The `.*dataloader` does not have many workers",
     "It is recommended to use `self.log\\(.*sync_dist=True",  # the figures are those of all processes
 )
-yaml.SafeDumper.add_multi_representer(  # of a default argument, such as that of Lightning's Timer
-    Enum, lambda dumper, value: dumper.represent_data(value.value))
+# Lightning's Timer has an Enum as the default of an argument.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
 BUDGETS = ("trainer.max_steps", "trainer.max_tokens")
 LINKED = {"vocab_size": "data.vocab_size", "context_length": "data.context_length"}  # the model takes the data's values
 
@@ -196,13 +196,11 @@ class CommandLine(LightningCLI):
             UserError: an argument of a class that the user names is no plain value.
         """
         try:
-            dumped: dict[str, Any] = yaml.safe_load(
-                parser.dump(self.config, skip_link_targets=True, skip_none=False)
-            )
+            text = parser.dump(self.config, skip_link_targets=True, skip_none=False)
         except ValueError as error:
             raise UserError("a class among the options cannot be used, because config.yaml cannot hold its arguments: "
                             "state them in init_args as plain values") from error
-        return dumped
+        return yaml.safe_load(text)  # type: ignore[no-any-return]
 
     def _settle_budget(self, *sources: set[str]) -> None:
         """Keep the kind of budget that the first source of stated keys has, and clear the other kind."""
@@ -242,8 +240,8 @@ class CommandLine(LightningCLI):
             key = re.search(r'Parser key "([^"]*)"', str(error))
             while isinstance(error.__cause__ or error.__context__, Exception):  # jsonargparse's own fill a page
                 error = error.__cause__ or error.__context__  # type: ignore[assignment]
-            name = key[1] if key else "an option"
-            raise UserError(f"{name} cannot be used: {' '.join(str(error).split())[:300]}") from error
+            text = " ".join(str(error).split())[:300]
+            raise UserError(f"{key[1] if key else 'an option'} cannot be used: {text}") from error
 
     def instantiate_trainer(self, **arguments: Any) -> Trainer:
         """Build the trainer.
@@ -267,13 +265,13 @@ class CommandLine(LightningCLI):
         """Set the exit code of an interrupted training.
 
         Raises:
-            UserError: a limit on the time, or a callback, has ended the training before its first step.
+            UserError: a limit on the time or a callback has ended the training before its first step.
         """
         assert isinstance(self.trainer, StepTrainer)
         self.exit_code = 130 if self.trainer.interrupted_by_user else 0
         if not self.trainer.global_step and not self.exit_code:
-            raise UserError("the training ended before its first step, so nothing is saved: give a longer "
-                            "--trainer.max_time, or leave out the callback that ends it")
+            raise UserError("the training ended before its first step: give a longer --trainer.max_time, or leave out "
+                            "the callback that ends it")
 
     def validate(self, **arguments: Any) -> None:
         """Measure loss, perplexity and bits per byte on the validation text."""

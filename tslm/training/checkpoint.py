@@ -148,7 +148,8 @@ def _refusal(path: Path) -> str | None:
 def is_intact(path: Path, *, contents: bool = True) -> bool:
     """Whether a checkpoint file is complete: torch writes a zip archive, whose records carry a CRC-32.
 
-    Torch does not compress its records. Records that would unpack to more bytes than the file has are not read.
+    Torch does not compress its records. Records that would unpack to more bytes than the file has are not read, and
+    neither is a pickle that calls `bytearray`, the one call that takes any amount of memory and that torch allows.
 
     Args:
         path: the file.
@@ -159,6 +160,8 @@ def is_intact(path: Path, *, contents: bool = True) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
+                return False
+            if any(b"\nbytearray\n" in archive.read(name) for name in archive.namelist() if name.endswith(".pkl")):
                 return False
             return not contents or archive.testzip() is None
     except Exception:  # zipfile raises many types for a damaged directory of records
