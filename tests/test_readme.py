@@ -58,6 +58,8 @@ APPENDED = {
     "generate": ["--max_new_tokens=4"],
     "train-tokenizer": ["--input=train.txt", "--vocab_size=300", "--output=vocabulary"],
     "tokenize": ["--tokenizer=vocabulary", "--input=train.txt", "--output=ids.bin"],
+    "runs": [],
+    "runs --verify": [],
     "study": ["--help"],
     "study tokenizer": ["--input=train.txt", "--vocab_size=300", "--num_workers=1"],
     "study unicode": [],

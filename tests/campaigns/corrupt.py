@@ -2,7 +2,8 @@
 
 A damaged file is detected or harmless: the command says one sentence that names the file and ends with exit code 2, or
 its result is, bit by bit, that of the undamaged file, because the file was made again, or that of another checkpoint,
-if a notice says that the damaged one is skipped. Sizes and times of the files are kept where possible.
+if a notice says that the damaged one is skipped. A result may also differ where a notice says that settings are not
+taken from the checkpoint. Sizes and times of the files are kept where possible.
 
 Files that a user may edit are a case of their own. A `config.yaml` that is still valid YAML is obeyed, and so are the
 settings in a checkpoint that torch has written again, because nothing tells such an edit from an intended one. There
@@ -26,6 +27,7 @@ from tests.campaigns.campaign import Case, full, run_campaign
 from tests.campaigns.child import Outcome, Use, check_ending, describe
 from tests.campaigns.damage import WRONG_TYPES, damage
 from tests.campaigns.damaged_world import (
+    CACHE,
     RUN,
     SKIPPED,
     World,
@@ -235,13 +237,13 @@ def edit_settings(case: Case, path: Path) -> None:
 
 def resume_from(path: str) -> object:
     """Go on from a checkpoint."""
-    command("fit", f"--ckpt_path={path}", "--trainer.max_steps=6")
+    command("fit", f"--ckpt_path={path}", "--trainer.max_steps=6", CACHE)
     return trained()
 
 
 def longer() -> object:
     """Go on with the newest run to a step that none has reached."""
-    command("fit", "--ckpt_path=last", "--trainer.max_steps=8")
+    command("fit", "--ckpt_path=last", "--trainer.max_steps=8", CACHE)
     return trained()
 
 

@@ -30,8 +30,9 @@ from tslm.training.runs import load_model
 _SUBCOMMANDS = CommandLine.subcommands()  # a parser of all of them takes a second to build
 SKIPPED = "is damaged or cannot be read, and is skipped"
 RUN = "lightning_logs/version_0"
+CACHE = "--data.cache_dir=cache"  # never taken from a checkpoint, so each command states it
 TINY = [
-    "--data.toy_stories=40", "--data.cache_dir=cache", "--data.vocab_size=300", "--data.context_length=16",
+    "--data.toy_stories=40", CACHE, "--data.vocab_size=300", "--data.context_length=16",
     "--data.batch_size=2", "--data.num_workers=1", "--model.d_model=16", "--model.num_layers=1",
     "--model.num_heads=2", "--model.d_ff=32", "--trainer.max_steps=4", "--trainer.val_every_n_steps=2",
     "--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=3", "--trainer.precision=32-true",
@@ -62,7 +63,7 @@ def fit() -> object:
 
 def resume() -> object:
     """Go on with the newest run."""
-    command("fit", "--ckpt_path=last", "--trainer.max_steps=6")
+    command("fit", "--ckpt_path=last", "--trainer.max_steps=6", CACHE)
     return trained()
 
 
@@ -96,7 +97,8 @@ def digest(value: object) -> str:
 
 def validate(*options: str) -> object:
     """Return the figures of `validate`."""
-    return re.findall(r"^valid_\w+ +\S+$", command("validate", "--trainer.limit_val_batches=3", *options), re.MULTILINE)
+    printed = command("validate", "--trainer.limit_val_batches=3", CACHE, *options)
+    return re.findall(r"^valid_\w+ +\S+$", printed, re.MULTILINE)
 
 
 def prepared() -> object:
