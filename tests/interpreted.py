@@ -16,7 +16,7 @@ def interpreted(folder, code):
     pytest.importorskip("triton", reason="Triton has no wheels for this system")
     path = folder / "results.pt"
     source = f"import torch\nresults = {{}}\n{code}\ntorch.save(results, {str(path)!r})"
-    environment = os.environ | {"TRITON_INTERPRET": "1", "TRITON_CACHE_DIR": str(folder)}
+    environment = os.environ | {"TRITON_INTERPRET": "1", "TRITON_CACHE_DIR": str(folder), "OMP_NUM_THREADS": "1"}
     child = subprocess.run([sys.executable, "-c", source], env=environment, capture_output=True, text=True)
     assert child.returncode == 0, child.stderr
     return torch.load(path, weights_only=True)

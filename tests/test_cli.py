@@ -231,7 +231,10 @@ def test_json_lines_train_like_text(project, tiny, story_file):
     assert main(["fit", "--config", TEXT, *tiny, *options]) == 0
 
 
-@pytest.mark.parametrize(("clip", "split"), [("null", []), ("0.1", []), ("0.1", ["--data.micro_batch_size=1"])])
+@pytest.mark.parametrize(("clip", "split"), [
+    pytest.param("null", [], marks=pytest.mark.slow), pytest.param("0.1", [], marks=pytest.mark.slow),
+    ("0.1", ["--data.micro_batch_size=1"]),
+])
 def test_two_processes_train_like_one_with_the_same_batch(project, tiny, clip, split):
     """Runs in a subprocess, because `ddp` starts the second process from the command line of the first."""
     options = [

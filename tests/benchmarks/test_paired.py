@@ -27,6 +27,7 @@ def test_each_quantity_is_one_json_line_with_medians(story_file, tmp_path, capsy
     assert turns == ["a", "b"] * 3
 
 
+@pytest.mark.slow
 def test_a_training_is_a_run_of_fit(story_file, tmp_path):
     rates = paired_jobs.quickstart(str(ROOT), str(story_file), str(tmp_path / "cache"), 6, "tiny", 0)
     assert list(rates) == ["tokens/s", "tokens/s after the first report"]

@@ -17,6 +17,7 @@ def compare(value, relation, limit):
     return value <= limit if relation == "<=" else value >= limit
 
 
+@pytest.mark.slow
 def test_every_figure_is_one_json_line(tmp_path, capsys):
     assert len(FIGURES) == 9
     assert tokenizer.main(["--size", "1", "--runs", "1", "--workdir", str(tmp_path), "--only", *FIGURES]) == 0

@@ -31,6 +31,7 @@ def figures_of(output):
     return {figure["name"]: figure for figure in map(json.loads, output.splitlines())}
 
 
+@pytest.mark.slow
 def test_each_figure_without_a_peer_is_one_json_line(tmp_path, capsys):
     names = ["lightning_cost_with_bar", "first_step"]
     arguments = [*TINY, "--fit-options", FIT, "--workdir", str(tmp_path), "--only", *names]
@@ -52,6 +53,7 @@ def test_each_figure_without_a_peer_is_one_json_line(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["prepared"]
 
 
+@pytest.mark.slow
 def test_throughput_and_losses_beside_transformers(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # restored at the end
     names = ["tokens_vs_transformers", "matmul_share", "loss_parity_fp32", "loss_parity_bf16"]

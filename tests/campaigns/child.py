@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 
+from tests.campaigns.forked import forget_kernels
 from tslm.__main__ import _sentence
 from tslm.errors import UserError
 
@@ -82,6 +83,7 @@ def _child(use: Use, pipes: list[int], world: Path) -> None:
         torch.set_num_threads(1)
         os.chdir(world)
         os.environ["XDG_CACHE_HOME"] = str(world / "kernels")
+        forget_kernels()
         result = use()
         os.write(pipes[2], json.dumps(result).encode())
         code = 0

@@ -3,7 +3,7 @@
 A damaged file is detected or harmless: the command says one sentence that names the file and ends with exit code 2, or
 its result is, bit by bit, that of the undamaged file, because the file was made again, or that of another checkpoint,
 if a notice says that the damaged one is skipped. A result may also differ where a notice says that settings are not
-taken from the checkpoint. Sizes and times of the files are kept where possible.
+taken from the checkpoint, or, in rounding, that there are no kernels. Sizes and times of the files are kept where possible.
 
 Files that a user may edit are a case of their own. A `config.yaml` that is still valid YAML is obeyed, and so are the
 settings in a checkpoint that torch has written again, because nothing tells such an edit from an intended one. There
@@ -52,6 +52,7 @@ from tslm.tokenizer import Tokenizer
 
 CHECKPOINTS = f"{RUN}/checkpoints/*.ckpt"
 NOT_TAKEN = "Not taken from the checkpoint"
+WITHOUT_KERNELS = "because the C kernels are missing"  # the notice names the path that is no library
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -191,7 +192,7 @@ def judge(case: Case, world: World, path: Path, use: Use, obeyed: Callable[[], b
     if not os.path.lexists(path):  # a run without checkpoints is no damage
         names.append("lightning_logs")
     check_ending(outcome, [""] if valid_edit else names)
-    if outcome.code != 0 or valid_edit or NOT_TAKEN in outcome.out:
+    if outcome.code != 0 or valid_edit or NOT_TAKEN in outcome.out or WITHOUT_KERNELS in outcome.err:
         return
     allowed = [reference(world, use).result]
     if SKIPPED in outcome.out:  # any of the other checkpoints

@@ -19,6 +19,8 @@ from typing import IO, NamedTuple, NoReturn
 import torch
 
 from tslm import __main__
+from tslm.fast import door
+from tslm.fast.cpu import build
 
 LIMIT = 120  # seconds; even on a busy machine a command with a tiny model takes less than ten
 MODULES = [*{module for module, _ in __main__.COMMANDS.values()}, "tensorboard.summary.writer.event_file_writer",
@@ -95,6 +97,7 @@ def _child(call: Callable[[], int | None], folder: Path, output: IO[bytes], is_r
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, __main__._interrupt)
         torch.set_num_threads(1)  # the threads of this process do not exist in a child
+        forget_kernels()
         if memory is not None:
             pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
             resource.setrlimit(resource.RLIMIT_AS, 2 * (pages * resource.getpagesize() + memory,))
@@ -105,6 +108,12 @@ def _child(call: Callable[[], int | None], folder: Path, output: IO[bytes], is_r
         traceback.print_exc()
     finally:
         os._exit(code or 0)
+
+
+def forget_kernels() -> None:
+    """Forget the kernels that this process has loaded and compared, so that a child loads them from its own folder."""
+    build.load.cache_clear()
+    door.forget()
 
 
 def _wait(pid: int, limit: float, interrupt_after: float | None) -> tuple[int, int]:

@@ -12,8 +12,9 @@ from tests.campaigns.corrupt import judge, main
 from tests.campaigns.damage import damage, replace_folder
 from tests.campaigns.damaged_world import World, generate, tokenize
 from tests.conftest import needs_compiler
+from tslm import files
 from tslm.fast.cpu import build
-from tslm.tokenizer import files, serialization
+from tslm.tokenizer import serialization
 
 
 @pytest.fixture(scope="module")

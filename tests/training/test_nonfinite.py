@@ -115,7 +115,7 @@ def test_finite_weights_may_be_too_large_for_a_precision(tmp_path, data):  # noq
 @pytest.mark.parametrize("name", ["lr", "eps", "weight_decay"])
 @pytest.mark.parametrize("value", [1e39, math.inf, math.nan])
 def test_a_setting_that_overflows_is_refused(name, value):
-    with pytest.raises(UserError, match=rf"optimizer\.{name} is .*between 0 and 1e\+18"):
+    with pytest.raises(UserError, match=rf"optimizer\.{name} is .*between (0|1e-37) and 1e\+18"):
         OptimizerSettings(**{name: value}).check()
 
 

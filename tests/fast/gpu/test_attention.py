@@ -17,7 +17,7 @@ from tslm.model.attention import MultiHeadSelfAttention
 from tslm.model.rope import RotaryEmbedding
 from tslm.model.transformer import TransformerBlock
 
-WIDTHS, LENGTHS = [32, 24], [1, 7, 64, 130]
+WIDTHS, LENGTHS, ROUNDED = [32, 24], [1, 7, 64, 130], [7, 130]
 CHILD = f"""
 from tests.fast.gpu.test_attention import document_starts, inputs
 from tslm.fast.gpu.attention import self_attention
@@ -30,7 +30,7 @@ qkv, rotation, probe = inputs(130, 32, torch.float32)
 run("whole", qkv, rotation, probe, torch.zeros(2, 130, dtype=torch.int64))
 for width in {WIDTHS}:
     for length in {LENGTHS}:
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype in (torch.float32, torch.bfloat16) if length in {ROUNDED} else (torch.float32,):
             run((width, length, str(dtype)), *inputs(length, width, dtype))
 qkv, rotation, probe = inputs(70, 80, torch.float32)
 run((80, 70, "torch.float32"), qkv, rotation, probe)  # in blocks of 16
@@ -90,7 +90,7 @@ def test_one_document_is_no_document(results):
     assert all(map(torch.equal, results["whole"], results[32, 130, "torch.float32"]))
 
 
-@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("length", ROUNDED)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_kernels_in_bfloat16_stay_within_its_rounding(results, width, length):
     ours, expected = results[width, length, "torch.bfloat16"], plain(*inputs(length, width, torch.bfloat16))
