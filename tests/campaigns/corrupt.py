@@ -3,7 +3,8 @@
 A damaged file is detected or harmless: the command says one sentence that names the file and ends with exit code 2, or
 its result is, bit by bit, that of the undamaged file, because the file was made again, or that of another checkpoint,
 if a notice says that the damaged one is skipped. A result may also differ where a notice says that settings are not
-taken from the checkpoint, or, in rounding, that there are no kernels. Sizes and times of the files are kept where possible.
+taken from the checkpoint, or, in rounding, that there are no kernels. Sizes and times of the files are kept where
+possible.
 
 Files that a user may edit are a case of their own. A `config.yaml` that is still valid YAML is obeyed, and so are the
 settings in a checkpoint that torch has written again, because nothing tells such an edit from an intended one. There
