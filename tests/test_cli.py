@@ -168,6 +168,12 @@ def test_generate_truncates_a_long_prompt_on_the_left_with_a_warning(in_runs):
         assert main(["generate", "--prompt", "Once upon a time there was a fox. " * 30, "--max_new_tokens", "2"]) == 0
 
 
+def test_a_budget_in_a_file_that_the_command_line_replaces_is_no_change(in_runs, tiny, capsys):
+    options = [option for option in tiny if "max_steps" not in option]
+    assert main(["fit", "--config", TEXT, "--ckpt_path", "last", "--trainer.max_steps", "6", *options]) == 0
+    assert "max_tokens" not in capsys.readouterr().out
+
+
 def test_fit_resumes_with_the_settings_of_the_checkpoint_where_none_is_stated(in_runs, capsys):
     assert main(["fit", "--ckpt_path", "last", "--trainer.max_steps", "6", "--optimizer.lr=0.001"]) == 0
     out = capsys.readouterr().out

@@ -21,6 +21,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from tslm.commands import options as keys
 from tslm.commands.arguments import OneSentenceErrors
 from tslm.commands.options import asks_for_help, flag_keys, get_key, is_stated, leaves, put_key, read_yaml
 from tslm.data.datamodule import TextDataModule
@@ -133,7 +134,7 @@ class CommandLine(LightningCLI):
         argv = sys.argv[1:] if args is None else list(args)
         command, flags = argv[0] if argv else "", flag_keys(argv[1:])
         if command == "fit" and not flags & {"config", "ckpt_path"} and not asks_for_help(argv):
-            args = argv = [command, "--config", str(config_folder() / QUICK_START), *argv[1:]]
+            args = argv = [command, "--config", str(keys.config_folder() / QUICK_START), *argv[1:]]
         super().parse_arguments(parser, args)
         command = self.config.subcommand
         config = self.config[command]
@@ -144,6 +145,7 @@ class CommandLine(LightningCLI):
             self.checkpoint, remarks = find_checkpoint(config.get("ckpt_path"), prefer=prefer, root=self._root)
             print(*remarks, sep="\n", end="\n" * bool(remarks), flush=True)
             self.saved = fit_part(read_checkpoint(self.checkpoint, mmap=True), self.checkpoint)
+            self._settle_budget(flags, in_files)  # before what is stated is compared with what is saved
             self._take_over_saved(parser, command)
         seed = self.config[command].seed_everything
         if not isinstance(seed, bool) and not 0 <= (seed or 0) < 2**32:
@@ -294,10 +296,3 @@ class CommandLine(LightningCLI):
     def _print_figures(self) -> None:
         for name, value in self.trainer.callback_metrics.items():
             print(f"{name:<24}{float(value):.4f}")
-
-
-def config_folder() -> Path:
-    """Return the folder of the shipped configurations, in the project or in the installed package."""
-    package = Path(__file__).parent
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"

@@ -181,6 +181,13 @@ def test_a_run_resumed_with_another_batch_size_skips_and_repeats_no_window(tmp_p
     assert trainer.datamodule.windows_of(6) == f"windows {number - sizes[2]} to {number - 1} of data.seed 0"
 
 
+def test_a_budget_in_tokens_counts_those_of_another_batch_size(tmp_path, data):
+    fit(tmp_path, data, None, max_tokens=2 * 4 * 32, windows=(4, None))
+    last = next(tmp_path.rglob("last.ckpt"))
+    _, trainer = fit(tmp_path, data, None, ckpt_path=str(last), max_tokens=2 * 4 * 32 + 8 * 32 + 1, windows=(8, None))
+    assert trainer.global_step == 2 + 2
+
+
 def test_an_extended_run_continues_with_the_longer_schedule(tmp_path, data):
     fit(tmp_path, data, 4)
     last = next(tmp_path.rglob("last.ckpt"))

@@ -124,6 +124,11 @@ def test_tokens_are_rounded_up_to_whole_steps():
     assert Budget.of(max_tokens=8192, tokens_per_step=4096) == Budget(2)
     assert Budget.of(max_tokens=8193, tokens_per_step=4096) == Budget(3)
     assert Budget.of(max_steps=5, tokens_per_step=4096) == Budget(5)
+    # Two steps of 1000 tokens are done; the 6193 that are left take two steps of 4096.
+    assert Budget.of(max_tokens=8193, tokens_per_step=4096, steps_done=2, tokens_seen=2000) == Budget(4)
+    assert Budget.of(max_tokens=8193, tokens_per_step=4096, steps_done=2, tokens_seen=8192) == Budget(3)
+    assert Budget.of(max_tokens=8193, tokens_per_step=4096, steps_done=3, tokens_seen=12288) == Budget(3)
+    assert Budget.of(max_steps=5, tokens_per_step=4096, steps_done=2, tokens_seen=2000) == Budget(5)
 
 
 @pytest.mark.parametrize("wrong", [{}, {"max_steps": 1, "max_tokens": 1}, {"max_steps": 0}, {"max_tokens": -5}])

@@ -196,7 +196,8 @@ def test_a_link_to_nothing_in_another_run_stops_no_command(saved, tmp_path):
     assert f"{other} has no intact checkpoint and is skipped." in notices
 
 
-@pytest.mark.parametrize("content", [b"/nowhere", b"/nowhere\xff", b"/no\0where"])
+@pytest.mark.parametrize("content", [
+    b"/nowhere", b"/nowhere\xff", b"/no\0where", b"/no" + b"x" * 300, b"/no" + b"/x" * 600])
 def test_a_run_that_names_a_folder_of_checkpoints_that_does_not_exist_is_named(saved, tmp_path, content):
     path = saved.parent / "checkpoints.txt"
     path.write_bytes(content)

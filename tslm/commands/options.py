@@ -146,3 +146,10 @@ def put_key(values: dict[str, Any], key: str, value: Any) -> None:
     """Set the value of a dotted key."""
     group, _, name = key.rpartition(".")
     (get_key(values, group) if group else values)[name] = value
+
+
+def config_folder() -> Path:
+    """Return the folder of the shipped configurations, in the project or in the installed package."""
+    package = Path(__file__).parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"

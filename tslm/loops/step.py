@@ -24,13 +24,16 @@ class Budget:
     max_steps: int
 
     @classmethod
-    def of(cls, *, max_steps: int | None = None, max_tokens: int | None = None, tokens_per_step: int = 1) -> Budget:
+    def of(cls, *, max_steps: int | None = None, max_tokens: int | None = None, tokens_per_step: int = 1,
+           steps_done: int = 0, tokens_seen: int = 0) -> Budget:
         """Make a budget from steps or from tokens; tokens are rounded up to whole steps.
 
         Args:
             max_steps: number of optimizer steps.
             max_tokens: number of training tokens.
             tokens_per_step: tokens of one optimizer step, in all micro-batches and processes together.
+            steps_done: steps of a run that is resumed.
+            tokens_seen: tokens of these steps, which may have had another size.
 
         Raises:
             UserError: both or neither of max_steps and max_tokens are given, or the given one is below 1.
@@ -44,7 +47,7 @@ class Budget:
         assert amount is not None
         if amount < 1:
             raise UserError(f"{name} is {amount}, but it must be at least 1: give a positive --trainer.{name}")
-        return cls(amount if max_steps is not None else -(-amount // tokens_per_step))
+        return cls(amount if max_steps is not None else steps_done - (tokens_seen - amount) // tokens_per_step)
 
 
 @dataclass(frozen=True)

@@ -215,5 +215,7 @@ def run_of(checkpoint: Path, root: Path = Path()) -> Path:
 def checkpoint_folder(run: Path) -> Path:
     """Return where a run keeps its checkpoints: in its own directory, or in the folder that its user chose."""
     elsewhere = run / FOLDER_FILE
-    named = os.fsdecode(elsewhere.read_bytes()).strip() if elsewhere.is_file() else ""
-    return Path(named.replace("\0", "\ufffd")) if named else run / CHECKPOINTS
+    named = os.fsdecode(elsewhere.read_bytes()).strip().replace("\0", "\ufffd") if elsewhere.is_file() else ""
+    if len(named) > 1000 or any(len(os.fsencode(part)) > 255 for part in named.split("/")):  # damaged, and no path
+        named = f"{named[:60]} …"
+    return Path(named) if named else run / CHECKPOINTS

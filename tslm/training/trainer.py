@@ -138,24 +138,30 @@ class StepTrainer(pl.Trainer):
         max_steps, max_tokens = self._budget_options
         data = next((each for each in (datamodule, train_dataloaders) if isinstance(each, TextDataModule)), None)
         tokens = self.accumulate_grad_batches * self.world_size if data is None else self._split_batch(data)
-        budget = Budget.of(max_steps=max_steps, max_tokens=max_tokens, tokens_per_step=tokens)
+        state, done, seen = None, 0, 0
+        if ckpt_path is not None:
+            ckpt_path, _ = find_checkpoint(str(ckpt_path), root=Path(self.default_root_dir))
+            state = read_checkpoint(ckpt_path, mmap=True)
+            if isinstance(model, LanguageModule):
+                fit_part(state, ckpt_path, resume=True)
+            done = int(state["global_step"])
+            seen = done * tokens
+            if data is not None:
+                seen = state["callbacks"].get("StepMetrics", {}).get("tokens_seen", seen)
+        budget = Budget.of(max_steps=max_steps, max_tokens=max_tokens, tokens_per_step=tokens, steps_done=done,
+                           tokens_seen=seen)
+        if state is not None and (done > budget.max_steps or (
+                done == budget.max_steps and not (validation_due(state) and not is_finished(Path(ckpt_path or ""))))):
+            raise UserError(
+                f"{ckpt_path} is at step {done} and the budget is {budget.max_steps} steps, so nothing is left to "
+                "train: give a larger --trainer.max_steps or --trainer.max_tokens"
+            )
         self.step_loop.set_budget(budget)
         if isinstance(model, LanguageModule):
             model.optimizer_settings.schedule(budget.max_steps)  # checks the warm-up before there is a run directory
             flops = budget.max_steps * tokens * model.model.flops_per_token()
             if pays(self._compile, flops, self.strategy.root_device.type):
                 model.compile_step()
-        if ckpt_path is not None:
-            ckpt_path, _ = find_checkpoint(str(ckpt_path), root=Path(self.default_root_dir))
-            state = read_checkpoint(ckpt_path, mmap=True)
-            if isinstance(model, LanguageModule):
-                fit_part(state, ckpt_path, resume=True)
-            done, left = int(state["global_step"]), validation_due(state) and not is_finished(ckpt_path)
-            if done > budget.max_steps or (done == budget.max_steps and not left):
-                raise UserError(
-                    f"{ckpt_path} is at step {done} and the budget is {budget.max_steps} steps, so nothing is left to "
-                    "train: give a larger --trainer.max_steps or --trainer.max_tokens"
-                )
         if self.strategy.root_device.type == "cpu":
             keep_freed_memory()
         # The run directory is reserved before the data is prepared, which may take long.
