@@ -74,7 +74,7 @@ def checkpoint(case: Case) -> None:
     uses: list[Use] = [resume, validate, predict, generate, partial(generate, f"--ckpt_path={RUN}"),
                        partial(load, name), partial(validate, named), partial(predict, named),
                        partial(resume_from, name)]  # fmt: skip
-    harm(case, world, path, world.files(CHECKPOINTS), uses)
+    harm(case, world, path, [], uses)  # the content of another checkpoint would be an intact one under this name
 
 
 @full(112)

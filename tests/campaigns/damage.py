@@ -23,14 +23,16 @@ def damage(rng: random.Random, path: Path, others: list[Path]) -> str:
     """
     times = path.stat()
     if rng.random() < 0.2:
-        kinds = [to_folder, to_dangling_link, to_fifo, remove, *([] if os.geteuid() == 0 else [forbid])]
-        kind = rng.choice(kinds)
+        kind = rng.choice([to_folder, to_dangling_link, to_fifo, remove, *([] if os.geteuid() == 0 else [forbid])])
+        name = kind.__name__
         kind(path)
     else:
         data = path.read_bytes()
-        swapped = rng.choice(others).read_bytes() if others and rng.random() < 0.1 else None
-        kind = rng.choice(BYTES + EDITS)
-        spoiled = kind(rng, data) if swapped is None else swapped
+        if others and rng.random() < 0.1:
+            name, spoiled = "swapped", rng.choice(others).read_bytes()
+        else:
+            change = rng.choice(BYTES + EDITS)
+            name, spoiled = change.__name__, change(rng, data)
         if spoiled == data:
             spoiled = flip_bit(rng, data)
         if rng.random() < 0.5:
@@ -38,7 +40,7 @@ def damage(rng: random.Random, path: Path, others: list[Path]) -> str:
         path.write_bytes(spoiled)
     if os.path.lexists(path):
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns), follow_symlinks=False)
-    return kind.__name__
+    return name
 
 
 def to_folder(path: Path) -> None:
