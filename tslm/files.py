@@ -103,7 +103,7 @@ def temporary_name(path: Path) -> Path:
 
 
 def _open_locked(path: Path) -> BinaryIO:
-    """Create a file and lock it; again, if another process has removed it before it was locked."""
+    """Create a file and lock it. If another process removes it before it is locked, create it again."""
     while True:
         file = path.open("wb")
         lock(file)

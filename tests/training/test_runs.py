@@ -1,6 +1,7 @@
 """Run directories: each run reserves its own."""
 
 import contextlib
+import functools
 import os
 import resource
 import shutil
@@ -95,7 +96,7 @@ def test_two_runs_do_not_share_the_version_that_the_user_names(tmp_path, data, l
         with pytest.raises(UserError, match="another process trains in"), locked(checkpoints.parent):
             start(3, ckpt_path=str(checkpoints / "last.ckpt"))
     trainer.step_loop.loop.step = 0
-    trainer._budget_options = 2, None
+    trainer._budget = functools.partial(trainer._budget, max_steps=2)
     trainer.fit(make_module(), datamodule=data())  # and one trainer may train twice
     assert (checkpoints / "step-00000002.ckpt").exists()
 

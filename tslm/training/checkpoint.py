@@ -99,22 +99,25 @@ def read_checkpoint(src: PathOrFile, *, mmap: bool = False) -> dict[str, Any]:
         MissingFileError: the path does not exist.
         UserError: the file is damaged, may not be read, or is not a checkpoint.
     """
-    if isinstance(src, str | os.PathLike) and not Path(src).is_file():
-        raise MissingFileError(
-            f"there is no checkpoint at {os.fspath(src)}; the checkpoints of runs are in lightning_logs/*/checkpoints/"
-        )
-    if isinstance(src, str | os.PathLike) and (refusal := _refusal(Path(src))):
-        raise UserError(f"{_name(src)} cannot be read ({refusal}): change its permissions, or give another --ckpt_path")
-    if isinstance(src, str | os.PathLike) and not is_intact(Path(src), contents=not mmap):  # torch verifies nothing
-        raise UserError(f"{_name(src)} is damaged or no checkpoint: take an earlier one from its folder")
+    name = _name(src)
+    if isinstance(src, str | os.PathLike):
+        path = Path(src)
+        if not path.is_file():
+            raise MissingFileError(
+                f"there is no checkpoint at {name}; the checkpoints of runs are in lightning_logs/*/checkpoints/"
+            )
+        if refusal := _refusal(path):
+            raise UserError(f"{name} cannot be read ({refusal}): change its permissions, or give another --ckpt_path")
+        if not is_intact(path, contents=not mmap):  # because torch verifies no checksum
+            raise UserError(f"{name} is damaged or no checkpoint: take an earlier one from its folder")
     try:
         state = torch.load(src, map_location="cpu", weights_only=True, mmap=mmap or None)
     except Exception as error:  # torch raises RuntimeError, EOFError, OSError, UnpicklingError, … for a damaged file
         raise UserError(
-            f"{_name(src)} is damaged or no checkpoint ({_first_line(error)}): take an earlier one from its folder"
+            f"{name} is damaged or no checkpoint ({_first_line(error)}): take an earlier one from its folder"
         ) from error
     if not isinstance(state, dict):
-        raise UserError(f"{_name(src)} is no checkpoint: it holds a {type(state).__name__}, not a dictionary")
+        raise UserError(f"{name} is no checkpoint: it holds a {type(state).__name__}, not a dictionary")
     return state
 
 
@@ -146,10 +149,10 @@ def _refusal(path: Path) -> str | None:
 
 
 def is_intact(path: Path, *, contents: bool = True) -> bool:
-    """Whether a checkpoint file is complete: torch writes a zip archive, whose records carry a CRC-32.
+    """Whether a checkpoint file is complete: a zip archive of torch, in which every record matches its CRC-32.
 
-    Torch does not compress its records. Records that would unpack to more bytes than the file has are not read, and
-    neither is a pickle that calls `bytearray`, the one call that takes any amount of memory and that torch allows.
+    Files that could use up memory count as damaged: records may not unpack to more bytes than the file has, because
+    torch does not compress them, and no pickle may call `bytearray`, which torch allows with any size.
 
     Args:
         path: the file.
@@ -200,9 +203,9 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 @contextmanager
 def named_full_disk(folder: Callable[[], Path]) -> Iterator[None]:
-    """Name the run directory where a logger finds no room; its own error names no file.
+    """Name the run directory if a logger finds the disk full, because the logger's own error names no file.
 
-    TensorBoard writes in a thread, whose error it also raises here. So the thread does not print it.
+    TensorBoard writes in a thread, and raises the thread's error in the main thread, too. So the thread prints none.
 
     Args:
         folder: returns the run directory.
@@ -225,7 +228,7 @@ def named_full_disk(folder: Callable[[], Path]) -> Iterator[None]:
 
 
 def _system_reason(error: BaseException | None, numbers: Container[int | None] | None = None) -> str | None:
-    """Return why the system refused; torch replaces the system's error by a RuntimeError, whose context it is."""
+    """Return why the system refused; torch raises a RuntimeError, which has the system's error as its context."""
     while error is not None and not (isinstance(error, OSError) and (numbers is None or error.errno in numbers)):
         error = error.__cause__ or error.__context__
     return None if error is None else error.strerror or str(error)
@@ -237,7 +240,7 @@ def link_atomically(path: Path, name: Path) -> None:
         return  # to rename a file to another name of the same file does nothing, so the temporary name would stay
     temporary = temporary_name(name)
     with path.open("rb") as file:
-        lock(file)  # and thereby its temporary name
+        lock(file)  # also locks the hard link under the temporary name
         try:
             temporary.unlink(missing_ok=True)
             os.link(path, temporary)

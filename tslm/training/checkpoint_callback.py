@@ -101,17 +101,17 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
             if trainer.is_global_zero:
                 runs = self.run.parent
                 for folder in [self.folder, *runs.glob("*"), *runs.glob(f"*/{CHECKPOINTS}")]:
-                    # A run that somebody else has made may link to any folder.
+                    # A downloaded run may link to any folder.
                     if folder == self.folder or folder.resolve().is_relative_to(runs.resolve()):
                         remove_leftovers(folder)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find the best checkpoint of a resumed run, and remember its newest, which may still be to validate."""
+        """Find the best checkpoint of a resumed run, and remember the resumed one: its validation may be due."""
         if trainer.ckpt_path:
             path = Path(trainer.ckpt_path)
             self._newest = trainer.global_step, path
             if trainer.is_global_zero:
-                remove_leftovers(path.parent)  # which may have been moved
+                remove_leftovers(path.parent)  # `setup` has not seen a run that was moved elsewhere
             self._best_file = trainer.strategy.broadcast(self._restored_best(path))
             if self._best_file is not None:
                 self.best_loss, self.best_step = self._restored["best_loss"], self._restored["best_step"]
@@ -185,8 +185,8 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
 def reserved_run_dir(trainer: pl.Trainer, resumed: Path | None, begun: Callable[[], bool]) -> Iterator[None]:
     """Create the run directory, and lock it while the `with` block runs, which marks the run as running.
 
-    It is a new `version_N` in the folder of each logger to which the user gave no version, and else the folder of that
-    version. Only the first process does this; the others take the paths that it sends.
+    A logger uses the version that the user gave it, or else a new `version_N` in its folder. Only the first process
+    calls this; the others receive its paths.
 
     Args:
         trainer: the trainer whose loggers write to the directory.
@@ -234,7 +234,7 @@ def _create_run_dirs(trainer: pl.Trainer, resumed: Path | None) -> list[Path]:
         runs = Path(trainer.default_root_dir) / RUNS
         created.append(runs / f"version_{reserve_version(runs)}")
         setattr(trainer, "unlogged_dir", created[-1])  # noqa: B010 (not of a stock Trainer)
-    run_dir(trainer).mkdir(parents=True, exist_ok=True)  # in a folder of its own in that of the version
+    run_dir(trainer).mkdir(parents=True, exist_ok=True)  # TensorBoard's `sub_dir` is a folder in that of the version
     return created[mine:]
 
 

@@ -30,14 +30,14 @@ from tslm.training.nonfinite import SkipReport, check_diverged
 from tslm.training.runs import RUNS
 from tslm.training.spikes import LossSpikes
 
-MOST_UNREAD = 1000  # optimizer steps whose losses may stay on the device; to read them the CPU waits for it
+MOST_UNREAD = 1000  # optimizer steps whose losses may stay on the device
 
 
 class StepMetrics(StepCallback):
     """Collects the loss of every step, and reports means at the logging cadence.
 
-    Between two reports nothing is read from the device, because that would make the CPU wait for every step. The losses
-    are kept there, of at most 1,000 steps.
+    Between two reports the losses stay on the device, those of at most `MOST_UNREAD` steps, because reading them makes
+    the CPU wait.
 
     Args:
         clock: returns the time in seconds.
@@ -53,8 +53,8 @@ class StepMetrics(StepCallback):
         self._tokens_here = 0  # in this part of the run, which defines its speed
         self._learning_rate = 0.0
         self._losses: list[torch.Tensor] = []  # of micro-batches, on the device, not read yet
-        self._steps_read = 0  # optimizer steps whose losses are read
-        self._loss_sum, self._finite = 0.0, 0  # over micro-batches with a finite loss; their number
+        self._steps_read = 0  # optimizer steps whose losses have been read
+        self._loss_sum, self._finite = 0.0, 0  # over micro-batches with a finite loss, and their number
         self._spikes = LossSpikes()
         self._skipped_before = 0  # in earlier parts of the run
         self._steps_at_log = 0
@@ -137,7 +137,8 @@ class StepMetrics(StepCallback):
             "train/tokens_per_second": (self.tokens_seen - self._tokens_at_log) / max(self._interval, 1e-9),
             "train/tokens_seen": float(self.tokens_seen),
         }
-        self.latest |= {"train_loss": loss} if finite else {}
+        if finite:
+            self.latest["train_loss"] = loss
         self.latest["tokens_per_second"] = figures["train/tokens_per_second"]
         report(trainer, figures, step)
         self._loss_sum, self._finite = 0.0, 0
@@ -155,7 +156,8 @@ class StepMetrics(StepCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the counts and the last reported loss."""
-        self.latest |= {name: state_dict[name] for name in ("train_loss",) if name in state_dict}
+        if "train_loss" in state_dict:
+            self.latest["train_loss"] = state_dict["train_loss"]
         self.tokens_seen = state_dict["tokens_seen"]
         self.skipped_steps = state_dict.get("skipped_steps", 0)  # early checkpoints lack it: those runs skipped no step
 
@@ -255,7 +257,7 @@ def run_loggers(root: str) -> list[pl.loggers.Logger]:
 
 
 class MetricsFile(CSVLogger):
-    """metrics.csv in a run directory that other loggers share, of which CSVLogger would warn.
+    """Writes metrics.csv into a run directory that other loggers share, without CSVLogger's warning about that.
 
     Each row is written at once, so that a run can be followed and a killed run keeps its rows.
     """

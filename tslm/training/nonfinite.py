@@ -17,7 +17,7 @@ from tslm.training.settings import OptimizerSettings
 
 
 class SkipReport(NamedTuple):
-    """The skipped steps so far: their number, the longest row of them, its last step, and the norm at that step."""
+    """The skipped steps so far: their number, the most in a row, the last of these, and its gradient norm."""
 
     total: int
     longest: int
@@ -50,7 +50,7 @@ class SkippedSteps:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.skip = torch.zeros((), dtype=torch.bool, device=device)  # the flag of the current step; `AdamW.skip` is it
+        self.skip = torch.zeros((), dtype=torch.bool, device=device)  # of the current step; `AdamW.skip` is this tensor
         self._counts = torch.zeros(4, dtype=torch.int64, device=device)
         self._total, self._longest, self._step, self._in_a_row = self._counts.unbind()
         self._norm = torch.zeros((), device=device)

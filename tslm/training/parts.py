@@ -1,7 +1,7 @@
 """The parts of a checkpoint: a table of what `fit` writes, and a check that names the part that is missing or wrong.
 
-A checkpoint may come from anybody, or from a program that left something out. The check runs before anything of the
-file is used, so that no other code has to expect a part of another type.
+A checkpoint may come from anywhere. The check runs before any part is used, so that no other code has to expect a part
+of another type.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tslm.model import TransformerConfig
 from tslm.training.saved_settings import LARGEST, Check, list_of, number, optional, read_architecture, whole
 
 _ABSENT = object()
-LARGEST_TABLE = 1 << 28  # bytes of cosines and sines that any architecture may ask for
+LARGEST_TABLE = 1 << 28  # bytes of cosines and sines that any checkpoint may ask for
 
 
 def mapping(value: object) -> bool:
@@ -78,7 +78,7 @@ def schedule_state(value: object) -> bool:
 
 
 def one(check: Check) -> Check:
-    """Accept a list of one value that the check accepts."""
+    """Return a check that accepts a list of one value that `check` accepts."""
     return lambda value: isinstance(value, list) and len(value) == 1 and check(value[0])
 
 
@@ -132,10 +132,10 @@ def check_parts(state: Mapping[str, Any], path: object, *, resume: bool = False)
 
 
 def _check_sizes(state: Mapping[str, Any], path: object) -> None:
-    """Check that the weights are as many as the architecture asks for, before memory for a model is allocated.
+    """Check that the file has at least a byte for each parameter of the model, before memory for it is allocated.
 
     Raises:
-        UserError: the file holds fewer bytes of weights, or the table of positions would be huge and larger than they.
+        UserError: the file has fewer bytes, or the rotation table would be huge and larger than the weights.
     """
     config = TransformerConfig(**read_architecture(state["tslm"], path))
     storages = [each.untyped_storage() for each in state["state_dict"].values()]

@@ -1,4 +1,4 @@
-"""What a checkpoint was made with: versions, seed, resolved settings, tokens seen; and which versions differ later."""
+"""Records the versions, seed and settings of a checkpoint, and compares them when the checkpoint is loaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what computes; `unicode` is a hash of the Unicode tables of `regex`, which decide ids."""
+    """Return the versions that results depend on; `unicode` is a hash of the Unicode tables of `regex`."""
     return {
         "tslm": tslm.__version__,
         "torch": str(torch.__version__),  # a class of its own, which `weights_only` would refuse to load
@@ -34,12 +34,12 @@ def versions() -> dict[str, str]:
 
 
 def provenance(module: LanguageModule, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the provenance of a checkpoint, beside the settings and fingerprints that it holds anyway.
+    """Return the provenance of a checkpoint: versions, seed, tokens seen, and resolved settings.
 
-    `resolved` has the settings that the configuration leaves open: what `auto` and null have become.
+    `resolved` has the values that replaced `auto` and null in the configuration.
 
     Args:
-        module: the module whose checkpoint it is.
+        module: the module that is saved.
         state: what Lightning has collected for the checkpoint so far.
     """
     trainer, resolved = module._trainer, {}
@@ -63,10 +63,10 @@ def provenance(module: LanguageModule, state: Mapping[str, Any]) -> dict[str, An
 
 
 def check_inputs(module: LanguageModule, own: Mapping[str, Any], path: object) -> None:
-    """Say which versions differ from those of a checkpoint, and refuse another text or tokenizer.
+    """Print which versions differ from those of a checkpoint, and refuse another text or tokenizer.
 
-    A training is resumed on the texts and with the tokenizer of its earlier part. An evaluation may have another text,
-    but not another tokenizer.
+    To resume a training, the texts and the tokenizer must be those of its earlier part; to evaluate a checkpoint, only
+    the tokenizer must be the same.
 
     Args:
         module: the module that the checkpoint is loaded into; it knows the fingerprints of the present data.

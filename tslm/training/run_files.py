@@ -1,4 +1,4 @@
-"""Past runs: a table of them, and a check of every file that they have written."""
+"""Prints a table of past runs, and checks every file that they have written."""
 
 from __future__ import annotations
 

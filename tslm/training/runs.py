@@ -113,22 +113,7 @@ def find_checkpoint(wanted: str | None, *, prefer: str = "last", root: Path = Pa
         MissingFileError: nothing of that name exists, or no run has an intact checkpoint.
     """
     if wanted in (None, "last", "best"):
-        prefer = wanted or prefer
-        skipped: list[str] = []
-        damaged: list[Path] = []
-        lost: list[str] = []
-        for run in runs_newest_first(root / RUNS):
-            folder = checkpoint_folder(run)
-            if not folder.is_dir() and (os.path.lexists(folder) or (run / FOLDER_FILE).exists()):
-                lost.append(f", and {folder}, where {run} keeps its own, is not a folder")
-            found, bad = newest_intact(folder, prefer)
-            skipped += map(skip_notice, bad)
-            damaged += bad
-            if found:
-                return found, [*skipped, f"Checkpoint: {found} ({run.name}'s {found.stem})"]
-            skipped.append(f"{run} has no intact checkpoint and is skipped.")
-        none = f"no run under {root / RUNS} has {_among(damaged)}{''.join(lost)}"
-        raise MissingFileError(f"{none}; train with `python -m tslm fit`, or give --ckpt_path")
+        return _find_in_runs(root / RUNS, wanted or prefer)
     path = Path(str(wanted))
     if path.is_dir():
         is_run = (path / CHECKPOINTS).is_dir() or (path / FOLDER_FILE).is_file()
@@ -143,6 +128,25 @@ def find_checkpoint(wanted: str | None, *, prefer: str = "last", root: Path = Pa
             "for the newest run's"
         )
     return path, []
+
+
+def _find_in_runs(runs: Path, prefer: str) -> tuple[Path, list[str]]:
+    """Return a checkpoint of the newest run that has an intact one, and notices."""
+    notices: list[str] = []
+    damaged: list[Path] = []
+    lost = ""
+    for run in runs_newest_first(runs):
+        folder = checkpoint_folder(run)
+        if not folder.is_dir() and (os.path.lexists(folder) or (run / FOLDER_FILE).exists()):
+            lost += f", and {folder}, where {run} keeps its own, is not a folder"
+        found, bad = newest_intact(folder, prefer)
+        notices += map(skip_notice, bad)
+        damaged += bad
+        if found:
+            return found, [*notices, f"Checkpoint: {found} ({run.name}'s {found.stem})"]
+        notices.append(f"{run} has no intact checkpoint and is skipped.")
+    raise MissingFileError(f"no run under {runs} has {_among(damaged)}{lost}; train with `python -m tslm fit`, or give "
+                           "--ckpt_path")
 
 
 def skip_notice(path: Path) -> str:
@@ -160,10 +164,10 @@ def _among(damaged: list[Path]) -> str:
 def newest_intact(folder: Path, prefer: str) -> tuple[Path | None, list[Path]]:
     """Return the best or the newest intact checkpoint of a folder, or None, and the damaged ones that come before it.
 
-    If the best is preferred, `best.ckpt` comes first. Then the checkpoint of the latest step comes first, whatever the
-    times of the files are, because copying may change them. A run may be killed after it has written a step and before
-    `last` links to it, so a later step than that of `last` comes before `last`. But if the file of a later step is
-    older than `last`, an earlier run has left it in a folder that the user chose, and it comes at the end.
+    If the best is preferred, `best.ckpt` comes first. The others follow by step, the latest first; the times of files
+    do not count, because copying may change them. A step after that of `last` comes before `last`, because a run may
+    be killed before `last` links to a new step. But if that file is older than `last`, an earlier run has left it in a
+    folder that the user chose, and it comes at the end.
     """
     paths = sorted(folder.glob("*.ckpt"))
     best = [folder / "best.ckpt"] if prefer == "best" and (folder / "best.ckpt").exists() else []
@@ -204,7 +208,7 @@ def runs_newest_first(folder: Path) -> list[Path]:
 
 
 def run_of(checkpoint: Path, root: Path = Path()) -> Path:
-    """Return the run directory of a checkpoint, or the checkpoint's own folder if it belongs to no run."""
+    """Return the run directory of a checkpoint: a run in `root`, else the folder above `checkpoints`, else its own."""
     folder = checkpoint.resolve().parent
     for run in runs_newest_first(root / RUNS):
         if checkpoint_folder(run).resolve() == folder:

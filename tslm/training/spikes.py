@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 
-FLAT = 1e-5  # of the mean: a smaller standard deviation counts as this one, or rounding alone could be a spike
+FLAT = 1e-5  # smallest standard deviation, relative to the mean; below it, rounding alone would count as a spike
 
 
 class LossSpikes:
@@ -17,7 +17,7 @@ class LossSpikes:
     Args:
         window: steps whose losses are compared.
         least: steps that must precede the first spike.
-        deviations: standard deviations from which on a loss is a spike.
+        deviations: a loss this many standard deviations above the mean is a spike.
     """
 
     def __init__(self, window: int = 1000, least: int = 100, deviations: float = 5.0) -> None:

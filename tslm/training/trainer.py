@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,7 +73,7 @@ class StepTrainer(pl.Trainer):
         enable_progress_bar: bool = True,
         **kwargs: Any,
     ) -> None:
-        self._budget_options = (max_steps, max_tokens)
+        self._budget = partial(Budget.of, max_steps=max_steps, max_tokens=max_tokens)
         self._compile = compile
         accelerator = _accelerator(accelerator)
         if precision == "auto":
@@ -135,27 +136,16 @@ class StepTrainer(pl.Trainer):
                 the accumulation is stated where it follows from the batch size.
             MissingFileError: there is no such checkpoint.
         """
-        max_steps, max_tokens = self._budget_options
         data = next((each for each in (datamodule, train_dataloaders) if isinstance(each, TextDataModule)), None)
         tokens = self.accumulate_grad_batches * self.world_size if data is None else self._split_batch(data)
-        state, done, seen = None, 0, 0
-        if ckpt_path is not None:
+        if ckpt_path is None:
+            budget = self._budget(tokens_per_step=tokens)
+        else:
             ckpt_path, _ = find_checkpoint(str(ckpt_path), root=Path(self.default_root_dir))
             state = read_checkpoint(ckpt_path, mmap=True)
             if isinstance(model, LanguageModule):
                 fit_part(state, ckpt_path, resume=True)
-            done = int(state["global_step"])
-            seen = done * tokens
-            if data is not None:
-                seen = state["callbacks"].get("StepMetrics", {}).get("tokens_seen", seen)
-        budget = Budget.of(max_steps=max_steps, max_tokens=max_tokens, tokens_per_step=tokens, steps_done=done,
-                           tokens_seen=seen)
-        if state is not None and (done > budget.max_steps or (
-                done == budget.max_steps and not (validation_due(state) and not is_finished(Path(ckpt_path or ""))))):
-            raise UserError(
-                f"{ckpt_path} is at step {done} and the budget is {budget.max_steps} steps, so nothing is left to "
-                "train: give a larger --trainer.max_steps or --trainer.max_tokens"
-            )
+            budget = self._resumed_budget(state, ckpt_path, tokens, counted=data is not None)
         self.step_loop.set_budget(budget)
         if isinstance(model, LanguageModule):
             model.optimizer_settings.schedule(budget.max_steps)  # checks the warm-up before there is a run directory
@@ -169,6 +159,25 @@ class StepTrainer(pl.Trainer):
               reserved_run_dir(self, ckpt_path and Path(ckpt_path), lambda: self.step_loop.loop.step > 0)
               if self.is_global_zero else nullcontext()):
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
+
+    def _resumed_budget(self, state: dict[str, Any], path: Path, tokens: int, *, counted: bool) -> Budget:
+        """Return the budget of a resumed run; `counted`: with the tokens that the checkpoint has counted so far.
+
+        Raises:
+            UserError: the checkpoint has already spent the budget.
+        """
+        done = int(state["global_step"])
+        seen = done * tokens
+        if counted:
+            seen = state["callbacks"].get("StepMetrics", {}).get("tokens_seen", seen)
+        budget = self._budget(tokens_per_step=tokens, steps_done=done, tokens_seen=seen)
+        only_validation_left = done == budget.max_steps and validation_due(state) and not is_finished(path)
+        if done >= budget.max_steps and not only_validation_left:
+            raise UserError(
+                f"{path} is at step {done} and the budget is {budget.max_steps} steps, so nothing is left to train: "
+                "give a larger --trainer.max_steps or --trainer.max_tokens"
+            )
+        return budget
 
     def _split_batch(self, data: TextDataModule) -> int:
         """Derive the accumulation from the batch size of the data; return the tokens of one optimizer step."""
@@ -189,7 +198,7 @@ class StepTrainer(pl.Trainer):
 
 
 def validation_due(state: dict[str, Any]) -> bool:
-    """Whether the step of a checkpoint was to be validated; the checkpoint is older than the validation."""
+    """Whether the step of a checkpoint is still to be validated; a step is saved before its validation."""
     position = state["loops"]["fit_loop"].get("epoch_loop.state_dict")
     return isinstance(position, dict) and position.get("validation_due") is True
 
@@ -206,10 +215,10 @@ def with_defaults(callbacks: list[pl.Callback], progress: bool) -> list[pl.Callb
 
 
 def _accelerator(asked: str | pl.accelerators.Accelerator) -> str | pl.accelerators.Accelerator:
-    """Replace `auto` by `cpu` on Apple's machines, whose GPUs lack the float64 in which validation losses are summed.
+    """Replace `auto` by `cpu` on Apple's machines: their GPUs lack float64, in which validation losses are summed.
 
     Raises:
-        UserError: such a GPU is asked for by name.
+        UserError: an Apple GPU is asked for by name.
     """
     if asked == "mps" or (asked == "gpu" and torch.backends.mps.is_available()):
         raise UserError(f"trainer.accelerator is {asked!r}, but Apple's GPUs have no float64, in which losses are "
