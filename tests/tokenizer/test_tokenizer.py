@@ -99,10 +99,10 @@ def test_tokenizer_long_texts_are_encoded_by_blocks_with_the_same_ids(tokenizer)
 
 def test_tokenizer_cache_of_words_is_bounded():
     tokenizer = Tokenizer({byte: bytes([byte]) for byte in range(256)}, [])
-    for first in range(0, module._CACHED_WORDS + 2000, 500):
+    for first in range(0, module._CACHED_PRETOKENS + 2000, 500):
         words = [f"{number}x" for number in range(first, first + 500)]
         assert tokenizer.encode("".join(words)) == [*"".join(words).encode()]
-    assert 0 < len(tokenizer._known) <= module._CACHED_WORDS
+    assert 0 < len(tokenizer._known) <= module._CACHED_PRETOKENS
     assert tokenizer.encode("y" * 1000) == [121] * 1000
     assert "y" * 1000 not in tokenizer._known
 

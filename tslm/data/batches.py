@@ -18,9 +18,8 @@ from tslm.data.windows import TokenIds, WindowStream, sequential_windows
 from tslm.errors import UserError
 
 # Limits on a CPU, in tokens. Up to WHOLE_TOKENS a process computes all its windows at once; more are split into
-# micro-batches of at most MICRO_BATCH_TOKENS. Most memory of a training step are the activations of the windows that
-# are computed at a time, so micro-batches halve the memory of 64 windows. They lose no speed: adding up gradients costs
-# 1 to 3%, which a batch above the first limit regains because less memory is touched.
+# micro-batches of at most MICRO_BATCH_TOKENS. Most memory of a training step holds activations, so micro-batches halve
+# it for 64 windows. Adding up their gradients takes time, which the smaller activations save again.
 WHOLE_TOKENS, MICRO_BATCH_TOKENS = 4096, 2048
 
 Item = TypeVar("Item")

@@ -68,7 +68,7 @@ class Cache:
             lock.release()
 
     def _check_links(self) -> None:
-        """Refuse symbolic links in the folder: a cache that somebody else has made could lead anywhere by them."""
+        """Refuse symbolic links in the folder: a downloaded cache could use them to write anywhere."""
         for path in self.folder.rglob("*"):
             if path.is_symlink():
                 raise UserError(f"{path} is a symbolic link, by which prepared data could be written elsewhere: remove "

@@ -36,14 +36,14 @@ class TextDataModule(pl.LightningDataModule):
     Args:
         corpus: `toy`, the embedded corpus; `tinystories`, downloaded at first use; `files`, the user's. Unless
             given: files if there are train_files, else toy.
-        train_files: Text files (UTF-8) to train on; of `.jsonl` files the field `text` of each line is a document.
+        train_files: Text files (UTF-8) to train on; in `.jsonl` files the field `text` of each line is a document.
         valid_files: Text files to validate on; unless given, the last documents of the training text are held out.
         vocab_size: Largest vocabulary, the 256 bytes and the special tokens included; also the model's.
         context_length: Tokens in a window; also the model's.
         batch_size: Windows of one optimizer step, over all processes.
         micro_batch_size: Windows that one process computes at a time; their gradients are added up until the step has
             its batch_size. Peak memory grows with it. Unless given, a GPU computes all windows of its process at once,
-            and a CPU does so up to 4,096 tokens, above which it takes as many as have 2,048.
+            and so does a CPU up to 4,096 tokens; a CPU splits more into parts of at most 2,048 tokens.
         seed: Decides which windows are drawn, and in which order.
         align_documents: Whether windows start at document boundaries, for training and validation, and attention is
             masked across documents; each window then comes once in an epoch. Otherwise windows start anywhere.

@@ -32,7 +32,7 @@ def get_batch(
     Example: of the data set 0, 1, 2, …, a row of the inputs may be 5, 6, 7. Its targets are then 6, 7, 8.
 
     Args:
-        dataset: token ids, a one-dimensional array of integers; of a memory map only the windows are read.
+        dataset: token ids, a one-dimensional array of integers; if it is a memory map, only the windows are read.
         batch_size: number of windows, B.
         context_length: tokens in a window, T.
         device: the device of the returned tensors.
@@ -83,7 +83,7 @@ class WindowStream:
         self.number_of_starts = _number_of_starts(dataset, context_length)
         # Without this mixing, the stream of seed + 0x9E37… would be the stream of seed shifted by one window.
         self.origin = _mix(np.array([seed % 2**64], dtype=np.uint64))
-        self.offset = 0  # of a run that is resumed with another batch size; added to the numbers of windows in `batch`
+        self.offset = 0  # added to window numbers in `batch`; a run resumed with another batch size needs it
 
     def random(self, indices: npt.ArrayLike) -> npt.NDArray[np.uint64]:
         """Return the random numbers r_i, uniform in 0 … 2⁶⁴ - 1, for indices i ≥ 0: (k,) → (k,)."""

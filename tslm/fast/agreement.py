@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import sys
 from collections.abc import Callable, Hashable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -46,23 +47,23 @@ def difference(plain: Callable[..., Any], substitute: Substitute, key: Hashable)
                 return f"its substitute raises {type(error).__name__} ({error})"
             if len(found) != len(expected):
                 return f"its results are {len(expected)} values, the substitute's {len(found)}"
-            for ours, theirs in zip(expected, found, strict=True):
-                if found_difference := _error(ours, theirs, tolerance):
-                    return found_difference
+            for pair in zip(expected, found, strict=True):
+                if reason := _error(*pair, tolerance):
+                    return reason
     return ""
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
-    """‖found - expected‖ / ‖expected‖ in the l2 norm; 0 for equal tensors, infinite if shapes or NaNs differ."""
+    """Return ‖found - expected‖ / ‖expected‖ in the l2 norm; 0 for equal tensors, infinite if shapes or NaNs differ."""
     if found.shape != expected.shape:
-        return float("inf")
+        return math.inf
     found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
     same = (found == expected) | (found.isnan() & expected.isnan())  # infinities have no difference
     found, expected = (each.masked_fill(same & ~each.isfinite(), 0.0) for each in (found, expected))
     distance, size = float((found - expected).norm()), float(expected.norm())
     if distance == 0:
         return 0.0
-    return distance / size if size and distance == distance else float("inf")
+    return math.inf if size == 0 or math.isnan(distance) else distance / size
 
 
 def _error(expected: object, found: object, tolerance: float) -> str:

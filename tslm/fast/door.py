@@ -97,8 +97,8 @@ _substitutes: dict[Place, Substitute | None] = {}
 _disagreements: dict[tuple[Place, Hashable], str] = {}  # why a substitute does not run, "" if it agrees
 # By function and device: the substitutes that were imported, each with the keys for which it agrees.
 _candidates: dict[tuple[str, str], list[tuple[Place, Substitute, set[Hashable]]]] = {}
-_for_compiler: dict[tuple[str, str], tuple[Substitute, set[Hashable]]] = {}  # by function and device: what
-# torch.compile may see, and the keys for which it has been chosen
+# By function and device: the substitute that torch.compile may see, with the keys for which it has been chosen.
+_for_compiler: dict[tuple[str, str], tuple[Substitute, set[Hashable]]] = {}
 _warned: set[str] = set()  # functions, and messages about missing substitutes, that a warning has named
 _UNAVAILABLE = "functions run as they are written, or by slower substitutes, because"
 _SHUT_BY_ENVIRONMENT = os.environ.get("TSLM_FAST") == "0"  # read once: the door is asked at every call
@@ -174,7 +174,7 @@ def disagreement(name: str, place: Place, key: Hashable) -> str:
             reason, message = _compare(name, substitute, key)
         _disagreements[place, key] = reason
         if message and name not in _warned and message not in _warned:
-            _warned.update((message,) if message.startswith(_UNAVAILABLE) else (name,))
+            _warned.add(message if message.startswith(_UNAVAILABLE) else name)
             warnings.warn(message, DisagreementWarning, stacklevel=4)
     return _disagreements[place, key]
 
@@ -204,7 +204,7 @@ def load(place: Place) -> Substitute | None:
 
 
 def _device_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """The device type of the first argument, or of its first element; "" if that is no tensor."""
+    """Return the device type of the first argument, or of its first element; "" if this is no tensor."""
     first = args[0] if args else next(iter(kwargs.values()), None)
     if isinstance(first, list | tuple) and first:
         first = first[0]

@@ -239,7 +239,7 @@ def install_step_loop(trainer: pl.Trainer, cadence: Cadence) -> StepEpochLoop:
 
 
 def report_ended_processes() -> None:
-    """Print a sentence before Lightning kills the first process, because one that it has started has ended."""
+    """Print a sentence before Lightning kills the first process because another one has ended."""
     observer = logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script")
 
     def replace(record: logging.LogRecord) -> bool:

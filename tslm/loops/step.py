@@ -47,7 +47,9 @@ class Budget:
         assert amount is not None
         if amount < 1:
             raise UserError(f"{name} is {amount}, but it must be at least 1: give a positive --trainer.{name}")
-        return cls(amount if max_steps is not None else steps_done - (tokens_seen - amount) // tokens_per_step)
+        if max_steps is not None:
+            return cls(max_steps)
+        return cls(steps_done + -(-(amount - tokens_seen) // tokens_per_step))
 
 
 @dataclass(frozen=True)

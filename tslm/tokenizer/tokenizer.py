@@ -24,7 +24,7 @@ LARGEST_ID = (1 << 32) - 2  # token files have 32 bits for an id, and `DOCUMENT_
 _LONG_TEXT = 1 << 12  # characters; from here on encoding by blocks is faster than encoding by pre-tokens
 _STREAM_BYTES = 1 << 14  # the size of a stream's blocks; a block and its arrays take about 0.6 MB
 _STREAM_OVERLAP = 1 << 10  # so that overlapping blocks are not much larger than the others
-_CACHED_WORDS = 1 << 16
+_CACHED_PRETOKENS = 1 << 16
 _LONGEST_CACHED = 64  # characters; longer pre-tokens are rare
 
 
@@ -170,7 +170,7 @@ class Tokenizer:
         return ids
 
     def _encode_pretokens(self, pretokens: Sequence[str], text: str) -> list[Sequence[int]]:
-        """Return the ids of each pre-token of a text, and add those that the cache lacks to it."""
+        """Return the ids of each pre-token of a text, and add new pre-tokens to the cache."""
         known, lookup = self._known, self._known.get
         new: dict[str, list[int]] = defaultdict(list)  # the lists are filled below
         found = [lookup(each) or new[each] for each in pretokens]
@@ -184,7 +184,7 @@ class Tokenizer:
                 raise
             for ids, tokens in zip(new.values(), encoded, strict=True):
                 ids += tokens
-            if len(known) + len(new) > _CACHED_WORDS:
+            if len(known) + len(new) > _CACHED_PRETOKENS:
                 self._known = known = {}
             for long in [each for each in new if len(each) > _LONGEST_CACHED]:
                 del new[long]

@@ -2,9 +2,9 @@
 
 The library's name holds a hash of everything it depends on: the sources, the compiler, the flags, and the processor,
 because the code is compiled for the processor at hand. The finished library is renamed into its place, so two processes
-that compile at once do not disturb each other. A library is code, so it is loaded only from a folder that no other user
-can write to, only if no other user can write to the file either, and only if its SHA-256 is the one in the file beside
-it; otherwise it is compiled again.
+that compile at once do not disturb each other. A library is code, so it is loaded only from a folder to which no other
+user can write. It is compiled again if another user can write to its file, or its SHA-256 is not the one stored beside
+it.
 """
 
 from __future__ import annotations

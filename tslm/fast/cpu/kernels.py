@@ -135,9 +135,9 @@ class _SelfAttention(torch.autograd.Function):
 def _attention(qkv: Tensor, *others: Tensor | None) -> None:
     """Call the kernel with a scratch buffer for each thread."""
     batch, length, _, heads, width = qkv.shape
-    words = _function("attention_scratch", qkv.dtype)
-    words.restype = ctypes.c_size_t
-    scratch = _floats(torch.get_num_threads(), words(length, width))
+    scratch_size = _function("attention_scratch", qkv.dtype)
+    scratch_size.restype = ctypes.c_size_t
+    scratch = _floats(torch.get_num_threads(), scratch_size(length, width))
     _call("attention", qkv.dtype, batch, length, heads, width, qkv, *others, scratch)
 
 
