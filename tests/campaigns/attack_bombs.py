@@ -12,7 +12,7 @@ import torch
 
 from tests.campaigns.attack_inputs import planted_checkpoint, text, with_value
 from tests.campaigns.attack_paths import change, small, write
-from tests.campaigns.attack_place import COMMANDS, Place
+from tests.campaigns.attack_place import COMMAND_LINES, COMMANDS, Place
 from tests.campaigns.campaign import Case
 
 GIGABYTE = 1 << 30
@@ -21,7 +21,7 @@ DEEP = "[" * 100_000
 HUGE = [10**400, 10**18, 2**63 - 1, 2**40, -1, -(10**400), 0, 1e300, 1e400]
 
 
-def use(case: Case, place: Place, *options: str, commands: tuple[str, ...] = tuple(COMMANDS)[:5]) -> None:
+def use(case: Case, place: Place, *options: str, commands: tuple[str, ...] = COMMAND_LINES) -> None:
     """Run a command on the newest run, with little memory and time."""
     command = case.rng.choice(commands)
     wanted = case.rng.choice(["last", "best", "lightning_logs/version_0",
@@ -31,7 +31,7 @@ def use(case: Case, place: Place, *options: str, commands: tuple[str, ...] = tup
 
 
 def run(place: Place, command: str, options: list[str]) -> None:
-    """Run a command with little memory and time; what a healthy one needs is not counted."""
+    """Run a command, and raise AssertionError if it takes much more memory or time than an honest file needs."""
     outcome = place.attack(command, options, limit=SECONDS, memory=4 * GIGABYTE)
     assert outcome.peak < 2 * GIGABYTE, f"{outcome.peak:,} bytes of memory: {outcome.text[-1000:]!a}"
 
@@ -41,10 +41,11 @@ def unpacking_checkpoint(case: Case, place: Place) -> None:
     path = case.folder / "zeros.zip"
     if not path.exists():
         path.write_bytes(compressed_zeros("last/data/0", 2 * GIGABYTE))
-    name = case.rng.choice(["last/data/0", "last/data.pkl", "last/extra"])
-    data = path.read_bytes().replace(b"last/data/0", name.encode().ljust(11, b"_")[:11]) if len(name) <= 11 else None
-    if data is None:
+    name = case.rng.choice(["last/data/0", "last/data.pkl", "last/extra_"])
+    if name == "last/data.pkl":
         data = compressed_zeros(name, GIGABYTE)
+    else:  # a name of the same length can be replaced in the archive
+        data = path.read_bytes().replace(b"last/data/0", name.encode())
     with zipfile.ZipFile(place.checkpoints / "last.ckpt") as old:
         records = {each: old.read(each) for each in old.namelist() if each != name}
     buffer = io.BytesIO(data)
@@ -121,12 +122,12 @@ def huge_architecture_with_weights(case: Case, place: Place) -> None:
     state: Any = torch.load(place.checkpoints / "last.ckpt", weights_only=True)
     size, device = case.rng.choice([2**20, 2**15]), case.rng.choice(["cpu", "meta"])
     sizes = state["tslm"]["architecture"] | {"d_ff": size, "d_model": size // 8}
-    old, shape = state["tslm"]["architecture"], {}
+    old, weights = state["tslm"]["architecture"], {}
     for name, weight in state["state_dict"].items():
-        new = [{old["d_ff"]: sizes["d_ff"], old["d_model"]: sizes["d_model"]}.get(n, n) for n in weight.shape]
-        shape[name] = torch.zeros(1, device=device).expand(new) if device == "cpu" else torch.empty(new, device=device)
+        shape = [{old["d_ff"]: sizes["d_ff"], old["d_model"]: sizes["d_model"]}.get(n, n) for n in weight.shape]
+        weights[name] = torch.zeros(1).expand(shape) if device == "cpu" else torch.empty(shape, device=device)
     buffer = io.BytesIO()
-    torch.save(with_value(state | {"state_dict": shape}, ["tslm", "architecture"], sizes), buffer)
+    torch.save(with_value(state | {"state_dict": weights}, ["tslm", "architecture"], sizes), buffer)
     write(place, buffer.getvalue())
     use(case, place)
 

@@ -13,15 +13,15 @@ from unittest import mock
 from tests.campaigns.attack_place import COMMANDS, Place
 from tests.campaigns.campaign import Case
 
-SOURCE = '__attribute__((constructor)) static void run(void) {{ __builtin_system("touch {canary}"); }}'
+SOURCE = """int system(const char *);
+__attribute__((constructor)) static void run(void) {{ system("touch {canary}"); }}"""
 
 
 def plant(case: Case, place: Place, *, digest: bool = True) -> Path:
     """Replace every library in the cache folder by one that writes the canary; return the folder."""
     library = case.folder / "evil.so"
     if not library.exists():
-        source = case.write("evil.c", SOURCE.format(canary=place.canary).replace("__builtin_", "").encode())
-        source.write_text("int system(const char *);\n" + source.read_text())
+        source = case.write("evil.c", SOURCE.format(canary=place.canary).encode())
         subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
     folder = place.home / "tslm"
     assert list(folder.glob("*.so")), "the project has compiled no library"
@@ -40,7 +40,7 @@ def use(case: Case, place: Place) -> None:
 
 
 def without_digest(case: Case, place: Place) -> None:
-    """A library alone."""
+    """A library without a SHA-256 beside it."""
     for path in plant(case, place, digest=False).glob("*.sha256"):
         path.unlink()
     use(case, place)
@@ -130,7 +130,7 @@ def swapped_while_loading(case: Case, place: Place) -> None:
 
 
 def unfinished(case: Case, place: Place) -> None:
-    """What a compilation might have left: a folder with a library, under a name that the program uses itself."""
+    """A folder with a library, as an interrupted compilation of an earlier version has left it."""
     folder = plant(case, place)
     left = folder / ".new-evil"
     left.mkdir()

@@ -11,13 +11,13 @@ import torch
 import yaml
 
 from tests.campaigns.attack_inputs import with_value
-from tests.campaigns.attack_place import COMMANDS, Place
+from tests.campaigns.attack_place import COMMAND_LINES, COMMANDS, Place
 from tests.campaigns.campaign import Case
 
 ODD_NAMES = ["a\0b", "a\nb", "\0", "x" * 5000, "é" * 300, "../" * 2000, "~root/x", "$HOME", "\x1b[2J", "nul\t", "-"]
 
 
-def use(case: Case, place: Place, *options: str, commands: tuple[str, ...] = tuple(COMMANDS)[:5]) -> None:
+def use(case: Case, place: Place, *options: str, commands: tuple[str, ...] = COMMAND_LINES) -> None:
     """Run a command on the newest run."""
     command = case.rng.choice(commands)
     wanted = case.rng.choice(["last", "best", "lightning_logs/version_0"])
@@ -37,7 +37,7 @@ def folder_file(case: Case, place: Place) -> None:
 
 
 def folder_file_that_is_none(case: Case, place: Place) -> None:
-    """That file is a folder, or a link to itself, or to a file elsewhere."""
+    """`checkpoints.txt` is a folder, or a link to itself, or to a file elsewhere."""
     path = place.run / "checkpoints.txt"
     case.rng.choice([path.mkdir, lambda: path.symlink_to(path), lambda: path.symlink_to("/etc/hostname"),
                      lambda: path.symlink_to(place.outside / "precious.txt")])()
@@ -62,7 +62,7 @@ def linked_checkpoints(case: Case, place: Place) -> None:
 
 
 def linked_checkpoint(case: Case, place: Place) -> None:
-    """A checkpoint is a link to a file elsewhere, which may be one or not."""
+    """A checkpoint is a link to a file elsewhere: to a checkpoint, to another file, or to none."""
     name = case.rng.choice(["last.ckpt", "best.ckpt", "step-00000001.ckpt", "step-00000009.ckpt"])
     path = place.checkpoints / name
     target = case.rng.choice(["precious.txt", "absent", "copy.ckpt"])
@@ -106,7 +106,8 @@ def linked_cache_parts(case: Case, place: Place) -> None:
 def linked_cache_files(case: Case, place: Place) -> None:
     """A file or a folder deep in the cache is a link to one elsewhere, and the data is made again."""
     cache = place.project / "c"
-    for path in case.rng.sample(inner := sorted(cache.glob("*/*")), case.rng.randint(1, len(inner))):
+    inner = sorted(cache.glob("*/*"))
+    for path in case.rng.sample(inner, case.rng.randint(1, len(inner))):
         target = place.outside / ("folder" if path.is_dir() else case.rng.choice(["precious.txt", "absent"]))
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         path.symlink_to(target)

@@ -39,16 +39,17 @@ COMMANDS = {
     "generate": ["--max_new_tokens=1"],
     "load_model": [],
 }
+COMMAND_LINES = tuple(name for name in COMMANDS if name != "load_model")  # which is a function of the library
 COMPILING = {"cc", "gcc", "c++", "g++", "lscpu", "uname"}  # programs that are started without an attack
 SETS = ("PL_", "KINETO", "TORCH", "LIGHTNING", "CUDA", "NCCL", "TRITON", "TF_", "KMP_", "MASTER_",
-        "LOCAL_RANK", "NODE_RANK")
+        "LOCAL_RANK", "NODE_RANK")  # prefixes of environment variables that libraries set
 NOTICES = ("the C kernels are missing", "without its substitute")  # of functions that run, but slower
 STARTS = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "pty.spawn", "subprocess.Popen"}
 CHANGES = {"os.mkdir", "os.remove", "os.rmdir", "os.rename", "os.link", "os.symlink", "os.chmod"}
 
 
 class Place:
-    """A fresh project, and beside it the folder `outside`, which nobody may change.
+    """A fresh project, and beside it the folder `outside`, which no command may change.
 
     Attributes:
         project: the working folder; its run is `lightning_logs/version_0`, its cache `c`.

@@ -1,4 +1,4 @@
-"""Uses of files that run in a forked child, because they may crash or hang, and the rule for how they may end."""
+"""Runs uses of files in a forked child, because they may crash or hang, and checks how they end."""
 
 import faulthandler
 import json
@@ -63,7 +63,7 @@ def in_child(use: Use, world: Path, limit: float = LIMIT) -> Outcome:
 
 
 def _read(pipe: int) -> bytes:
-    """Return what is in a pipe; whatever holds its other end, this does not wait."""
+    """Return what is in a pipe, without waiting for more."""
     text = b""
     with suppress(BlockingIOError):
         while part := os.read(pipe, 1 << 16):
@@ -74,7 +74,7 @@ def _read(pipe: int) -> bytes:
 def _child(use: Use, pipes: list[int], world: Path) -> None:
     code: object = 1
     try:
-        faulthandler.disable()  # of pytest, which would print the stack of a process that a signal ends
+        faulthandler.disable()  # pytest's handler would print a stack after a signal
         for number, pipe in enumerate(pipes[:2], start=1):
             os.dup2(pipe, number)
         sys.stdout, sys.stderr = (os.fdopen(n, "w", errors="replace", closefd=False) for n in (1, 2))
@@ -89,7 +89,7 @@ def _child(use: Use, pipes: list[int], world: Path) -> None:
         code = 0
     except SystemExit as stopped:
         code = stopped.code
-    except (UserError, OSError) as error:  # of a function of the library it counts as a sentence
+    except (UserError, OSError) as error:  # a use may call the library, which raises what a command would print
         sentence = _sentence(error)
         print(f"tslm: {sentence}" if sentence else traceback.format_exc(), file=sys.stderr)
         code = 2 if sentence else 1

@@ -1,14 +1,14 @@
 """`python -m tests.campaigns.corrupt`: damage each kind of file at random, or fill the disk, and use what is left.
 
-A damaged file is detected or harmless: the command says one sentence that names the file and ends with exit code 2, or
-its result is, bit by bit, that of the undamaged file, because the file was made again, or that of another checkpoint,
-if a notice says that the damaged one is skipped. A result may also differ where a notice says that settings are not
-taken from the checkpoint, or, in rounding, that there are no kernels. Sizes and times of the files are kept where
-possible.
+A damaged file is detected or harmless. If it is detected, the command ends with exit code 2 and one sentence that names
+the file. If it is harmless, because the file was made again, the result is bit-identical to that of the undamaged file.
+A notice may announce another result: that of another checkpoint, because the damaged one is skipped; that of other
+settings, because some are not taken from the checkpoint; or another rounding, because there are no kernels. Sizes and
+times of the files are kept where possible.
 
-Files that a user may edit are a case of their own. A `config.yaml` that is still valid YAML is obeyed, and so are the
-settings in a checkpoint that torch has written again, because nothing tells such an edit from an intended one. There
-only a crash, a traceback, a hang, and an error that does not name the file count as failures.
+Some edits look intended: a `config.yaml` that is still valid YAML, and other settings in a checkpoint that torch has
+written again. These are obeyed, so only a crash, a traceback, a hang, or an error that does not name the file is a
+failure.
 
 The families `full_disk_…` limit the size of files, or use a small file system, where the process may mount one.
 Nothing may be lost, no file may be half written, and the next run with room must have the usual result.
@@ -74,7 +74,7 @@ def checkpoint(case: Case) -> None:
     uses: list[Use] = [resume, validate, predict, generate, partial(generate, f"--ckpt_path={RUN}"),
                        partial(load, name), partial(validate, named), partial(predict, named),
                        partial(resume_from, name)]  # fmt: skip
-    harm(case, world, path, [], uses)  # the content of another checkpoint would be an intact one under this name
+    harm(case, world, path, [], uses)  # never swapped: another checkpoint under this name is intact
 
 
 @full(112)
@@ -142,7 +142,8 @@ def run_directory(case: Case) -> None:
     uses: list[Use] = [resume, validate, predict, generate, fit]
     if case.rng.random() < 0.2:
         path = world.path / case.rng.choice([RUN, f"{RUN}/checkpoints", f"{RUN}/tokenizer", "lightning_logs/version_1"])
-        path.rename(world.path / "moved") if path.exists() else None
+        if path.exists():
+            path.rename(world.path / "moved")
         case.rng.choice([Path.touch, os.mkfifo, lambda path: path.symlink_to("nothing"), lambda path: None])(path)
         case.note(damage="replaced", path=str(path))
         judge(case, world, path, case.rng.choice(uses))
@@ -155,7 +156,7 @@ def run_directory(case: Case) -> None:
 
 @full(20)
 def full_disk_checkpoint(case: Case) -> None:
-    """Train until the disk is full; the last checkpoint loads, and the next run goes on from it."""
+    """Train until the disk is full; the last checkpoint loads, and the next run resumes from it."""
     full_disk(case, case.rng.choice([fit, resume]), longer)
 
 
@@ -238,13 +239,13 @@ def edit_settings(case: Case, path: Path) -> None:
 
 
 def resume_from(path: str) -> object:
-    """Go on from a checkpoint."""
+    """Resume from a checkpoint."""
     command("fit", f"--ckpt_path={path}", "--trainer.max_steps=6", CACHE)
     return trained()
 
 
 def longer() -> object:
-    """Go on with the newest run to a step that none has reached."""
+    """Resume the newest run, up to a step that no run has reached."""
     command("fit", "--ckpt_path=last", "--trainer.max_steps=8", CACHE)
     return trained()
 

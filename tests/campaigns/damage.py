@@ -1,6 +1,6 @@
-"""Random damage to files: of their bytes, of a value in them, or of the file itself. Times are kept, if possible sizes.
+"""Damages files at random: their bytes, a value in them, or the file itself.
 
-A file that was damaged without a change of its size and times is the hard case for whatever remembers what it has read.
+Times are kept, and sizes where possible: such a change is the hardest to notice for code that caches what it has read.
 """
 
 import os
@@ -145,13 +145,13 @@ EDITS: list[Change] = [change_digit, rename, change_type, remove_line, swap_line
 
 
 def replace_folder(path: Path, copy: Path) -> None:
-    """Make a folder what it was, with the times of its files and its hard links, wherever it is now."""
+    """Replace a folder by its copy, with the times of files and their hard links; `path` may be a mount point."""
     shutil.rmtree(path, ignore_errors=True)
     links: dict[int, Path] = {}
     for source in [copy, *sorted(copy.rglob("*"))]:
         target = path / source.relative_to(copy)
         if source.is_dir():
-            target.mkdir(parents=True, exist_ok=True, mode=source.stat().st_mode & 0o777)  # exists if mounted
+            target.mkdir(parents=True, exist_ok=True, mode=source.stat().st_mode & 0o777)  # a mount point exists
         elif source.stat().st_ino in links:
             target.hardlink_to(links[source.stat().st_ino])
         else:

@@ -1,7 +1,7 @@
-"""A folder with one file of every kind, made by a short training, and everything that uses these files, in children.
+"""A folder with one file of every kind, made by a short training, and the uses of these files.
 
-Each use runs in a process forked after the imports of torch and lightning. This process itself computes nothing, so
-that no thread and no remembered hash gets into the children.
+Each use runs in a child forked after the imports of torch and lightning. The parent computes nothing, so that children
+inherit neither threads nor cached hashes.
 """
 
 import hashlib
@@ -56,13 +56,13 @@ def command(*words: str) -> str:
 
 
 def fit() -> object:
-    """Train anew, from the cache."""
+    """Train a new run, from the cache."""
     command("fit", *TINY)
     return trained()
 
 
 def resume() -> object:
-    """Go on with the newest run."""
+    """Resume the newest run."""
     command("fit", "--ckpt_path=last", "--trainer.max_steps=6", CACHE)
     return trained()
 
@@ -85,7 +85,7 @@ def trained() -> object:
 
 
 def digest(value: object) -> str:
-    """Return a hash of nested values and tensors, which is equal if all bits are."""
+    """Return a hash of nested values and tensors; it is equal only if all bits are equal."""
     if isinstance(value, torch.Tensor):
         value = [str(value.dtype), list(value.shape), value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()]
     if isinstance(value, Mapping):
@@ -131,7 +131,7 @@ def read_ids() -> object:
 
 
 def read_large_file() -> object:
-    """Open a token file as if it was large: it is read in full only if its times differ from the sidecar's."""
+    """Open a token file as a large one, which is read in full only if its times differ from those in the sidecar."""
     return _content(TokenFile.open("ids.bin", always_read=0))
 
 
@@ -159,7 +159,7 @@ def validate_with_tokenizer() -> object:
 
 
 class World:
-    """The folder: `world` is used and damaged, `copy` is how it was made."""
+    """The folder `world`, which is used and damaged, and its undamaged `copy`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path, self._copy = folder, folder / "world", folder / "copy"
@@ -186,7 +186,7 @@ class World:
             tokenize()
             os.replace("new.bin", "ids.bin")
             os.replace("new.bin.json", "ids.bin.json")
-            validate()  # whatever a first use writes is there
+            validate()  # so that the copy has what a first use writes
             predict()
 
         made = in_child(make, self.path)
@@ -195,7 +195,7 @@ class World:
         os.replace(self.path, self._copy)
 
     def fresh(self) -> Path:
-        """Make the folder as it was, with its times, and let the cache remember the new files."""
+        """Restore the undamaged folder, and let the cache hash its files: their change times are new."""
         replace_folder(self.path, self._copy)
         cache = Cache(self.path / "cache")
         for path in self.files("cache/toy/*/*.txt"):

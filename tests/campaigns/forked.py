@@ -49,7 +49,7 @@ def run_command(words: Sequence[str], folder: Path, *, limit: float = LIMIT, mem
         words: the words after `python -m tslm`.
         folder: the working folder.
         limit: seconds.
-        memory: bytes of address space that the command may add to those of this process.
+        memory: bytes of address space that the command may use in addition to those of this process.
         interrupt_after: seconds after which Ctrl-C is sent, once.
     """
 
@@ -132,5 +132,5 @@ def _wait(pid: int, limit: float, interrupt_after: float | None) -> tuple[int, i
 
 
 def _kill_group(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):  # nobody is left
+    with contextlib.suppress(ProcessLookupError):  # all processes have ended
         os.killpg(pid, signal.SIGKILL)

@@ -26,7 +26,7 @@ PREPARING = "tslm.data.datamodule:TextDataModule.load"
 CADENCES = [(0, 3, 5), (5, 0, 2), (4, 4, 4), (3, 1, 1)]  # steps between two validations, checkpoints and reports
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 SIGNAL_SECONDS = 60.0  # a timeout
-PEER_SECONDS = 60.0  # after a process is killed, the other one has to end
+PEER_SECONDS = 60.0  # in which the other process must end, after one is killed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

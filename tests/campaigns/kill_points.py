@@ -21,7 +21,7 @@ class Point:
 
     Attributes:
         function: module and qualified name, as in `tslm.cli:main`.
-        entry: the call of the function that is killed; the first has number 1.
+        entry: which call of the function is killed, counted from 1.
         kind: what is counted inside the function: all Python `calls`, `system` calls, or `bytes` of a file of the run.
         number: the count at which the process dies. If the function returns earlier, the process dies there.
     """

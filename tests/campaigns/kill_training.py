@@ -123,10 +123,10 @@ class Training:
         return bool(summary.get("finished")) and summary["steps"] == budget
 
     def complete(self, kills: Sequence[Mapping[str, Any]]) -> None:
-        """Train to the end: each process is killed as told, later ones are not.
+        """Train to the end; the first processes are killed, later ones are not.
 
         Args:
-            kills: for each process the options of `Server.run`.
+            kills: for each process to kill the options of `Server.run`.
         """
         left = list(kills)
         for budget in self.settings.budgets:

@@ -1,10 +1,10 @@
 """`python -m tests.campaigns.options`: command lines drawn at random from all options of all commands.
 
 A third of them have one or two options with odd values, a third have two to four options with values of the right type,
-and a third have both. Each runs in a forked child, with a tiny model and a tiny text in a fresh folder. It must work or
-say one sentence: exit code 0 or 2, no traceback, no hang, and no half-written file. One in twenty gets Ctrl-C at a
-random instant; it may also end with code 130. The result is one JSON line per command on stdout; each failing command
-line is printed on stderr. The exit code is 1 after a failure.
+and a third have both. Each runs in a forked child, with a tiny model and a tiny text in a fresh folder. It must end
+with exit code 0, or with code 2 and one sentence, and without a traceback, a hang or a half-written file. One in twenty
+gets Ctrl-C at a random instant; it may also end with code 130. The result is one JSON line per command on stdout; each
+failing command line is printed on stderr. The exit code is 1 after a failure.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def good_value(rng: random.Random, name: str, kind: str) -> str:
 
 
 def problem(code: int, text: str, before: set[str], after: set[str], *, interrupted: bool = False) -> str | None:
-    """Say what is wrong with an outcome, or None."""
+    """Return what is wrong with an outcome, or None."""
     if code not in (0, 2, *[130] * interrupted) or "Traceback" in text or "Error:" in text:
         return f"exit code {code}: {text[-2000:]!a}"
     sentences = [line for line in text.splitlines() if line.rpartition("\r")[2].startswith("tslm: ")]

@@ -47,7 +47,7 @@ def private_environment(folder: Path):
     """Keep the commands from the user's cache folder, from the network and from other processors."""
     ours = {"XDG_CACHE_HOME": str(folder / "home"), "HF_ENDPOINT": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1"}
     if not (folder / "home").exists() and _folder().is_dir():  # the C kernels need not be compiled again
-        shutil.copytree(_folder(), folder / "home" / "tslm", ignore=shutil.ignore_patterns(".new-*"))
+        shutil.copytree(_folder(), folder / "home" / "tslm", ignore=shutil.ignore_patterns(".*.new"))
     before = dict(os.environ)
     os.environ |= ours
     try:
