@@ -113,7 +113,7 @@ class TrainBatches:
 
 
 class Batches(Generic[Item]):
-    """A finite loader over batches in memory. Lightning would take a plain list for several loaders."""
+    """A finite loader over batches in memory. Lightning would treat a plain list as several loaders."""
 
     def __init__(self, items: Sequence[Item]) -> None:
         self.items = items

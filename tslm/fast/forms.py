@@ -98,7 +98,7 @@ def attention_case(form: Form, batch: int, length: int, heads: int, width: int, 
 
 
 def attention_probes(form: Form) -> list[Case]:
-    """Two documents in one sequence, odd sizes, and a sequence long enough to show a window of attention."""
+    """Return probes of odd sizes: with two documents, without, and one so long that a local window would show."""
     return [attention_case(form, 2, 70, 2, 6, documents=True), attention_case(form, 2, 70, 2, 6, documents=False),
             attention_case(form, 1, 330, 1, 8, documents=False)]
 

@@ -215,7 +215,7 @@ def _create_run_dirs(trainer: pl.Trainer, resumed: Path | None) -> list[Path]:
     loggers = [each for each in trainer.loggers if isinstance(each, FileLogger)]
     unnamed = [each for each in loggers if each._version is None]
     created: list[Path] = getattr(trainer, "reserved", [])  # by an earlier `fit` of this trainer
-    mine = len(created)
+    earlier = len(created)
     for folder in {Path(each.log_dir) for each in loggers if each not in unnamed}.difference(created):
         if folder.exists() and resumed is not None and resumed.resolve().is_relative_to(folder.resolve()):
             if is_locked(folder):
@@ -235,7 +235,7 @@ def _create_run_dirs(trainer: pl.Trainer, resumed: Path | None) -> list[Path]:
         created.append(runs / f"version_{reserve_version(runs)}")
         setattr(trainer, "unlogged_dir", created[-1])  # noqa: B010 (not of a stock Trainer)
     run_dir(trainer).mkdir(parents=True, exist_ok=True)  # TensorBoard's `sub_dir` is a folder in that of the version
-    return created[mine:]
+    return created[earlier:]
 
 
 def run_dir(trainer: pl.Trainer) -> Path:
