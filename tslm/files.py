@@ -103,13 +103,18 @@ def temporary_name(path: Path) -> Path:
 
 
 def _open_locked(path: Path) -> BinaryIO:
-    """Create a file and lock it; again, if another process has removed it before it was locked."""
+    """Create a file and lock it; again, if another process has removed it before it was locked.
+
+    A file or link of that name is removed first, because writing to a planted link would write to another file.
+    """
     while True:
-        file = path.open("wb")
-        lock(file)
-        if path.exists():
-            return file
-        file.close()
+        path.unlink(missing_ok=True)
+        with suppress(FileExistsError):
+            file = path.open("xb")
+            lock(file)
+            if path.exists():
+                return file
+            file.close()
 
 
 def lock(file: IO[bytes] | int, *, wait: bool = True) -> bool:
