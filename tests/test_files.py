@@ -46,3 +46,14 @@ def test_a_leftover_of_any_file_is_removed_but_not_the_file_that_is_being_writte
         remove_leftovers(tmp_path)
         assert temporary_name(tmp_path / "a.bin").exists()
     assert sorted(os.listdir(tmp_path)) == [".of-the-user.new", "a.bin"]
+
+
+def test_a_link_in_place_of_the_temporary_file_is_removed_and_not_followed(tmp_path):
+    precious = tmp_path / "precious.txt"
+    precious.write_text("precious")
+    temporary_name(tmp_path / "a.json").symlink_to(precious)
+    with atomic_write(tmp_path / "a.json") as file:
+        file.write(b"new")
+    assert precious.read_text() == "precious"
+    assert (tmp_path / "a.json").read_bytes() == b"new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "precious.txt"]

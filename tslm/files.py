@@ -103,13 +103,18 @@ def temporary_name(path: Path) -> Path:
 
 
 def _open_locked(path: Path) -> BinaryIO:
-    """Create a file and lock it. If another process removes it before it is locked, create it again."""
+    """Create a file and lock it. If another process removes it before it is locked, create it again.
+
+    A file or link of that name is removed first, because a planted link would lead the writing to another file.
+    """
     while True:
-        file = path.open("wb")
-        lock(file)
-        if path.exists():
-            return file
-        file.close()
+        path.unlink(missing_ok=True)
+        with suppress(FileExistsError):
+            file = path.open("xb")
+            lock(file)
+            if path.exists():
+                return file
+            file.close()
 
 
 def lock(file: IO[bytes] | int, *, wait: bool = True) -> bool:

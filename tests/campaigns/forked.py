@@ -93,7 +93,8 @@ def _child(call: Callable[[], int | None], folder: Path, output: IO[bytes], is_r
             os.dup2(nothing.fileno(), 0)
         for number in (1, 2):
             os.dup2(output.fileno(), number)
-        sys.stdout, sys.stderr = (open(number, "w", 1, "utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
+        sys.stdout, sys.stderr = (open(number, "w", 1, "utf-8", errors, closefd=False)  # noqa: SIM115
+                                  for number, errors in ((1, "strict"), (2, "backslashreplace")))  # as in Python
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, __main__._interrupt)
         torch.set_num_threads(1)  # the threads of this process do not exist in a child

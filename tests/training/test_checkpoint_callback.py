@@ -87,3 +87,12 @@ def test_a_run_removes_the_leftovers_of_killed_runs(runs, data):  # noqa: F811
     fit(runs.parent, data, 1)
     assert not any(path.exists() for path in leftovers)
     assert elsewhere.exists()
+
+
+def test_a_resumed_run_removes_the_leftovers_in_a_moved_run_directory(runs, data):  # noqa: F811
+    moved = (runs / "version_0").rename(runs.parent / "moved")
+    leftovers = [moved / "checkpoints" / ".step-00000004.ckpt.99.new", moved / ".metrics.csv.99.new"]
+    for path in leftovers:
+        path.write_bytes(b"half")
+    fit(runs.parent, data, 5, ckpt_path=str(moved / "checkpoints" / "last.ckpt"))
+    assert not any(path.exists() for path in leftovers)

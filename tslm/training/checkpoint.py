@@ -106,8 +106,11 @@ def read_checkpoint(src: PathOrFile, *, mmap: bool = False) -> dict[str, Any]:
             raise MissingFileError(
                 f"there is no checkpoint at {name}; the checkpoints of runs are in lightning_logs/*/checkpoints/"
             )
-        if refusal := _refusal(path):
-            raise UserError(f"{name} cannot be read ({refusal}): change its permissions, or give another --ckpt_path")
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise UserError(f"{name} cannot be read ({error.strerror or error}): change its permissions, or give "
+                            "another --ckpt_path") from error
         if not is_intact(path, contents=not mmap):  # because torch verifies no checksum
             raise UserError(f"{name} is damaged or no checkpoint: take an earlier one from its folder")
     try:
@@ -137,15 +140,6 @@ def fit_part(state: Mapping[str, Any], path: object, *, resume: bool = False) ->
         raise UserError(f"{path} was not written by `python -m tslm fit`: give another --ckpt_path")
     check_parts(state, path, resume=resume)
     return part
-
-
-def _refusal(path: Path) -> str | None:
-    """Return why the system does not open a file for reading; None if it does."""
-    try:
-        path.open("rb").close()
-        return None
-    except OSError as error:
-        return error.strerror or str(error)
 
 
 def is_intact(path: Path, *, contents: bool = True) -> bool:

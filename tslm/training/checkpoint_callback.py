@@ -24,7 +24,7 @@ from tslm.training.checkpoint import (
     replace_atomically,
     write_atomically,
 )
-from tslm.training.runs import CHECKPOINTS, FOLDER_FILE, RUNS, create_run_dir, reserve_version
+from tslm.training.runs import CHECKPOINTS, FOLDER_FILE, RUNS, create_run_dir, reserve_version, run_of
 
 FileLogger = TensorBoardLogger | CSVLogger  # they choose the number of their folder when it is first needed
 
@@ -111,7 +111,8 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
             path = Path(trainer.ckpt_path)
             self._newest = trainer.global_step, path
             if trainer.is_global_zero:
-                remove_leftovers(path.parent)  # `setup` has not seen a run that was moved elsewhere
+                for folder in {path.parent, run_of(path)}:  # `setup` has not seen a run that was moved elsewhere
+                    remove_leftovers(folder)
             self._best_file = trainer.strategy.broadcast(self._restored_best(path))
             if self._best_file is not None:
                 self.best_loss, self.best_step = self._restored["best_loss"], self._restored["best_step"]

@@ -161,14 +161,10 @@ class StepTrainer(pl.Trainer):
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
 
     def _resumed_budget(self, state: dict[str, Any], path: Path, tokens: int, *, counted: bool) -> Budget:
-        """Return the budget of a resumed run; `counted`: with the tokens that the checkpoint has counted so far.
-
-        Raises:
-            UserError: the checkpoint has already spent the budget.
-        """
+        """Return the budget of a resumed run, or raise a UserError if its checkpoint has spent it already."""
         done = int(state["global_step"])
         seen = done * tokens
-        if counted:
+        if counted:  # earlier steps may have had another batch size
             seen = state["callbacks"].get("StepMetrics", {}).get("tokens_seen", seen)
         budget = self._budget(tokens_per_step=tokens, steps_done=done, tokens_seen=seen)
         only_validation_left = done == budget.max_steps and validation_due(state) and not is_finished(path)
