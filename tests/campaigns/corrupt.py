@@ -25,7 +25,7 @@ import torch
 import yaml
 
 from tests.campaigns.campaign import Case, full, run_campaign
-from tests.campaigns.child import Outcome, Use, check_ending, describe
+from tests.campaigns.child import Use, check_ending, describe
 from tests.campaigns.damage import WRONG_TYPES, damage
 from tests.campaigns.damaged_world import (
     CACHE,
@@ -196,19 +196,14 @@ def judge(case: Case, world: World, path: Path, use: Use, obeyed: Callable[[], b
     check_ending(outcome, [""] if valid_edit else names)
     if outcome.code != 0 or valid_edit or NOT_TAKEN in outcome.out or WITHOUT_KERNELS in outcome.err:
         return
-    allowed = [reference(world, use).result]
+    allowed = [world.reference(use).result]
     if SKIPPED in outcome.out:  # any of the other checkpoints
         plain = use.func if isinstance(use, partial) else use
         if plain in (validate, predict, generate):
-            names = [f"--ckpt_path={RUN}/checkpoints/step-0000000{step}.ckpt" for step in (2, 4)]
-            allowed += [reference(world, partial(plain, name)).result for name in names]
+            others = [f"--ckpt_path={RUN}/checkpoints/step-0000000{step}.ckpt" for step in (2, 4)]
+            allowed += [world.reference(partial(plain, other)).result for other in others]
     if outcome.result not in allowed:
         raise AssertionError(f"found another result without a word: {outcome.result!r:.300}, not {allowed!r:.900}")
-
-
-def reference(world: World, use: Use) -> Outcome:
-    """Return what a use does in the undamaged folder."""
-    return world.reference(describe(use), use)
 
 
 def parsed(path: Path) -> object:

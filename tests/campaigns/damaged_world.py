@@ -18,7 +18,7 @@ import torch
 
 import tslm.fast.cpu.kernels
 import tslm.studies  # noqa: F401
-from tests.campaigns.child import Outcome, Use, in_child
+from tests.campaigns.child import Outcome, Use, describe, in_child
 from tests.campaigns.damage import replace_folder
 from tslm.__main__ import main
 from tslm.cli import CommandLine
@@ -211,8 +211,9 @@ class World:
         """Run a use in a child."""
         return in_child(use, self.path)
 
-    def reference(self, name: str, use: Use) -> Outcome:
-        """Return what a use does in the undamaged folder; it is run once."""
+    def reference(self, use: Use) -> Outcome:
+        """Return what a use does in the undamaged folder; run it only once."""
+        name = describe(use)
         if name not in self._references:
             self.fresh()
             found = self.use(use)

@@ -27,7 +27,7 @@ def full_disk(case: Case, use: Use, again: Use) -> None:
             second run has another result than in the undamaged folder.
     """
     world = World.of(case.folder)
-    expected = world.reference(describe(again), again).result
+    expected = world.reference(again).result
     room = int(2 ** case.rng.uniform(6, 18.5))
     small = os.geteuid() == 0 and case.rng.random() < 0.5  # only root may mount
     case.note(use=describe(use), room=room, small_file_system=small)

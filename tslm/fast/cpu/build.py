@@ -93,8 +93,7 @@ def _private(folder: Path) -> Path:
 def _is_own(path: Path) -> bool:
     """Whether a file or folder, and not one that it links to, belongs to this user and no other can write to it."""
     status = path.lstat()
-    return not hasattr(os, "getuid") or (
-        status.st_uid == os.getuid() and not status.st_mode & 0o022 and not path.is_symlink())
+    return status.st_uid == os.getuid() and not status.st_mode & 0o022 and not path.is_symlink()
 
 
 def _is_intact(path: Path, digest_path: Path) -> bool:
