@@ -19,7 +19,7 @@ from tslm.errors import UserError
 
 # Limits on a CPU, in tokens. Up to WHOLE_TOKENS a process computes all its windows at once; more are split into
 # micro-batches of at most MICRO_BATCH_TOKENS. Most memory of a training step holds activations, so micro-batches halve
-# it for 64 windows. Adding up their gradients takes time, which the smaller activations save again.
+# it for 64 windows. Adding up their gradients takes time, but touching less memory saves as much.
 WHOLE_TOKENS, MICRO_BATCH_TOKENS = 4096, 2048
 
 Item = TypeVar("Item")

@@ -199,7 +199,7 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def named_full_disk(folder: Callable[[], Path]) -> Iterator[None]:
     """Name the run directory if a logger finds the disk full, because the logger's own error names no file.
 
-    TensorBoard writes in a thread, and raises the thread's error in the main thread, too. So the thread prints none.
+    TensorBoard writes in a thread and raises its error in the main thread, so the thread's own report is suppressed.
 
     Args:
         folder: returns the run directory.

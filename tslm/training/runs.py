@@ -164,10 +164,10 @@ def _among(damaged: list[Path]) -> str:
 def newest_intact(folder: Path, prefer: str) -> tuple[Path | None, list[Path]]:
     """Return the best or the newest intact checkpoint of a folder, or None, and the damaged ones that come before it.
 
-    If the best is preferred, `best.ckpt` comes first. The others follow by step, the latest first; the times of files
-    do not count, because copying may change them. A step after that of `last` comes before `last`, because a run may
-    be killed before `last` links to a new step. But if that file is older than `last`, an earlier run has left it in a
-    folder that the user chose, and it comes at the end.
+    If the best is preferred, `best.ckpt` comes first. The others follow by step, the latest first: it may be later than
+    that of `last`, if a run was killed before `last` linked to it. Copying may change the times of files, so they count
+    in one case only. A later step that is older than `last` was left by an earlier run, in a folder that the user
+    chose, and comes at the end.
     """
     paths = sorted(folder.glob("*.ckpt"))
     best = [folder / "best.ckpt"] if prefer == "best" and (folder / "best.ckpt").exists() else []
