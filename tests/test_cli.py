@@ -330,7 +330,7 @@ def test_resuming_refuses_another_architecture_and_a_spent_budget(in_runs, capsy
     (["fit", "--trainer.max_steps=5", "--optimizer.warmup_steps=9"], "warmup_steps is 9"),
     (["fit", "--ckpt_path", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
     (["fit", "--ckpt_path", "bad.txt"], "bad.txt is damaged or no checkpoint"),
-    (["validate"], "no run under"),
+    (["validate"], "there is no run under lightning_logs with a checkpoint; "),
     (["predict"], "no run under"),
     (["generate"], "no run under"),
     (["generate", "--ckpt_path", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tslm import files
 from tslm.files import atomic_write, remove_leftovers, temporary_name
 
 
@@ -44,16 +45,17 @@ def test_a_leftover_of_any_file_is_removed_but_not_the_file_that_is_being_writte
         (tmp_path / name).touch()
     with atomic_write(tmp_path / "a.bin"):
         remove_leftovers(tmp_path)
-        assert temporary_name(tmp_path / "a.bin").exists()
+        assert len([*tmp_path.glob(".a.bin.*.new")]) == 1
     assert sorted(os.listdir(tmp_path)) == [".of-the-user.new", "a.bin"]
 
 
-def test_a_link_in_place_of_the_temporary_file_is_removed_and_not_followed(tmp_path):
-    precious = tmp_path / "precious.txt"
+def test_a_link_in_place_of_the_temporary_file_is_not_followed(tmp_path, monkeypatch):
+    precious, temporary = tmp_path / "precious.txt", tmp_path / ".a.json.7.new"
     precious.write_text("precious")
-    temporary_name(tmp_path / "a.json").symlink_to(precious)
-    with atomic_write(tmp_path / "a.json") as file:
+    temporary.symlink_to(precious)
+    assert len({temporary_name(temporary) for _ in range(100)}) == 100
+    monkeypatch.setattr(files, "temporary_name", lambda path: temporary)
+    with pytest.raises(FileExistsError), atomic_write(tmp_path / "a.json") as file:
         file.write(b"new")
     assert precious.read_text() == "precious"
-    assert (tmp_path / "a.json").read_bytes() == b"new"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "precious.txt"]
+    assert not (tmp_path / "a.json").exists()

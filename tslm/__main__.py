@@ -119,7 +119,8 @@ def _unknown(word: str) -> str:
 
 def _report(sentence: str, code: int = 2) -> int:
     with contextlib.suppress(BrokenPipeError):  # in `python -m tslm … 2>&1 | head`
-        print(f"tslm: {sentence}", file=sys.stderr)
+        text = sentence.encode(errors="backslashreplace").decode()  # a path may hold bytes that are not text
+        print(f"tslm: {text}", file=sys.stderr)
     return code
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import threading
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -98,23 +98,18 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def temporary_name(path: Path) -> Path:
-    """Return a name beside `path` that no other running process or thread uses."""
-    return path.with_name(f".{path.name}.{threading.get_native_id()}.new")
+    """Return a new name beside `path`. It is random, so no other writer uses it, and no link can be planted there."""
+    return path.with_name(f".{path.name}.{secrets.randbits(60)}.new")
 
 
 def _open_locked(path: Path) -> BinaryIO:
-    """Create a file and lock it. If another process removes it before it is locked, create it again.
-
-    A file or link of that name is removed first, because a planted link would lead the writing to another file.
-    """
+    """Create a file and lock it. If another process removes it before it is locked, create it again."""
     while True:
-        path.unlink(missing_ok=True)
-        with suppress(FileExistsError):
-            file = path.open("xb")
-            lock(file)
-            if path.exists():
-                return file
-            file.close()
+        file = path.open("xb")  # an error if there is such a file or link
+        lock(file)
+        if path.exists():
+            return file
+        file.close()
 
 
 def lock(file: IO[bytes] | int, *, wait: bool = True) -> bool:

@@ -86,6 +86,7 @@ def run_forked(call: Callable[[], int | None], folder: Path, *, limit: float = L
 def _child(call: Callable[[], int | None], folder: Path, output: IO[bytes], is_ready: int,
            memory: int | None) -> NoReturn:
     code: int | None = 1
+    begun = False
     try:
         os.setsid()  # a group of its own, which is killed with all processes that the command has started
         os.chdir(folder)
@@ -103,10 +104,14 @@ def _child(call: Callable[[], int | None], folder: Path, output: IO[bytes], is_r
             pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
             resource.setrlimit(resource.RLIMIT_AS, 2 * (pages * resource.getpagesize() + memory,))
         os.write(is_ready, b"x")
+        begun = True
         code = call()
         sys.stdout.flush()
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and not begun:  # Ctrl-C came before the command
+            code = __main__.INTERRUPTED
+        else:
+            traceback.print_exc()
     finally:
         os._exit(code or 0)
 

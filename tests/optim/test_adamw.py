@@ -268,3 +268,27 @@ def test_adamw_refuses_sparse_gradients():
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(ValueError, match=r"shape \(10, 3\) is sparse"):
         AdamW(embedding.parameters(), lr=0.1).step()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing_and_warns(bad):
+    weights = [torch.ones(3, requires_grad=True), torch.ones(2, requires_grad=True)]
+    optimizer = AdamW(weights, lr=0.1)
+    for gradients in ([1.0, 2.0], [1.0, bad], [3.0, 4.0]):
+        for weight, value in zip(weights, gradients, strict=True):
+            weight.grad = torch.full_like(weight, value)
+        if math.isfinite(gradients[1]):
+            optimizer.step()
+        else:
+            before = [weight.detach().clone() for weight in weights]
+            with pytest.warns(UserWarning, match="a gradient is not finite, so AdamW skips the step"):
+                optimizer.step()
+            assert all(map(torch.equal, before, weights))
+    assert [int(optimizer.state[weight]["step"]) for weight in weights] == [2, 2]
+
+
+def test_large_gradients_in_half_precision_are_no_reason_to_skip():
+    weight = torch.ones(1000, dtype=torch.float16, requires_grad=True)
+    weight.grad = torch.full_like(weight, 60_000)  # the square of their norm is far above the largest float16
+    AdamW([weight], lr=0.1, eps=1e-3).step()
+    assert not torch.equal(weight, torch.ones_like(weight))

@@ -167,7 +167,7 @@ def test_leftovers_of_killed_writes_are_removed_but_not_those_of_living_processe
         other.write_bytes(b"of the user")
     with subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "writing\n"
-        temporary = tmp_path / f".{path.name}.{process.pid}.new"
+        temporary = next(tmp_path.glob(f".{path.name}.*.new"), path)
         assert temporary.is_file()
         remove_leftovers(tmp_path)
         assert temporary.is_file()
@@ -238,3 +238,21 @@ def test_an_archive_that_needs_more_memory_than_its_size_is_refused_before_it_is
     assert not files.is_intact(path)
     with pytest.raises(UserError, match=r"a\.ckpt is damaged or no checkpoint"):
         files.read_checkpoint(path, mmap=mmap)
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda state: state.update(iteration="x"), lambda state: state.update(optimizer=5),
+    lambda state: state["optimizer"]["param_groups"].clear(), lambda state: state.update(model=[1]),
+    lambda state: state["model"].update(a=5), lambda state: state.update(optimizer={}),
+])
+def test_a_part_of_another_form_is_named_and_changes_nothing(tmp_path, spoil):
+    model, optimizer = trained(3)
+    tslm.save_checkpoint(model, optimizer, 3, tmp_path / "a.pt")
+    state = torch.load(tmp_path / "a.pt", weights_only=True)
+    spoil(state)
+    torch.save(state, tmp_path / "a.pt")
+    other, its_optimizer = trained(1)
+    before = {name: weight.clone() for name, weight in other.state_dict().items()}
+    with pytest.raises(UserError, match=r"a\.pt (holds|does not fit)"):
+        tslm.load_checkpoint(tmp_path / "a.pt", other, its_optimizer)
+    assert all(torch.equal(weight, before[name]) for name, weight in other.state_dict().items())

@@ -8,7 +8,10 @@ import torch
 
 from tests.loops.conftest import data  # noqa: F401 (a fixture)
 from tests.loops.test_lightning import Fail, fit, make_module
+from tslm.errors import UserError
+from tslm.loops.lightning import StepCallback
 from tslm.training import OptimizerSettings
+from tslm.training.checkpoint_callback import Checkpoints
 from tslm.training.runs import find_checkpoint
 
 WORSE = OptimizerSettings(lr=100.0)
@@ -96,3 +99,24 @@ def test_a_resumed_run_removes_the_leftovers_in_a_moved_run_directory(runs, data
         path.write_bytes(b"half")
     fit(runs.parent, data, 5, ckpt_path=str(moved / "checkpoints" / "last.ckpt"))
     assert not any(path.exists() for path in leftovers)
+
+
+def test_two_runs_do_not_share_a_folder_of_checkpoints(tmp_path, data):  # noqa: F811
+    class Second(StepCallback):
+        def on_step_log(self, trainer, pl_module, step):
+            with pytest.raises(UserError, match="where another run writes its checkpoints"):
+                fit(tmp_path / "second", data, 1, callbacks=[Checkpoints(str(tmp_path / "mine"))])
+            refused.append(step)
+
+    refused = []
+    fit(tmp_path / "first", data, 1, callbacks=[Checkpoints(str(tmp_path / "mine")), Second()])
+    assert refused
+    assert not list(tmp_path.glob("second/lightning_logs/*"))
+    fit(tmp_path / "third", data, 1, callbacks=[Checkpoints(str(tmp_path / "mine"))])  # the first one has ended
+
+
+def test_a_folder_of_checkpoints_that_cannot_be_written_is_refused_before_the_training(tmp_path, data):  # noqa: F811
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"checkpoint.dirpath is .*file, where nothing can be written \(File exists\)"):
+        fit(tmp_path, data, 1, callbacks=[Checkpoints(str(tmp_path / "file"))])
+    assert not list(tmp_path.glob("lightning_logs/*"))

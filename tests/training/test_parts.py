@@ -83,6 +83,14 @@ def test_a_part_that_is_missing_or_has_another_type_is_named(saved, tmp_path, da
     lambda state: state["optimizer_states"][0]["state"][0].update(exp_avg=torch.ones(3)),
     lambda state: state["optimizer_states"][0]["state"].update({99: state["optimizer_states"][0]["state"][0]}),
     lambda state: state["optimizer_states"][0]["param_groups"].clear(),
+    lambda state: state["optimizer_states"][0]["state"][0].update(step=torch.tensor(torch.nan)),
+    lambda state: state["optimizer_states"][0]["state"][0]["exp_avg"].view(-1)[:1].fill_(torch.nan),
+    lambda state: state["optimizer_states"][0]["state"][0]["exp_avg_sq"].view(-1)[:1].fill_(-1.0),
+    lambda state: state["lr_schedulers"][0].update(base_lrs=[0.1, 0.1]),
+    lambda state: state["tslm"]["rng"].update(cpu=torch.zeros(5, dtype=torch.uint8)),
+    lambda state: state["tslm"]["rng"].update(cpu=torch.zeros_like(state["tslm"]["rng"]["cpu"])),
+    lambda state: state["callbacks"]["StepMetrics"].update(train_loss="x"),
+    lambda state: state["callbacks"]["StepMetrics"].update(skipped_steps="x"),
 ])
 def test_a_part_with_other_contents_is_named(saved, tmp_path, data, spoil):  # noqa: F811
     state = torch.load(saved, weights_only=True)
@@ -91,6 +99,18 @@ def test_a_part_with_other_contents_is_named(saved, tmp_path, data, spoil):  # n
     use = load if len(state["tslm"]["architecture"]) > 7 else resume  # which takes the architecture from the module
     with pytest.raises(UserError, match=r"spoilt\.ckpt "):
         use(tmp_path / "spoilt.ckpt", data)
+
+
+@pytest.mark.parametrize("version", [None, 5, "99.x", "1.0.0"])
+@pytest.mark.parametrize("use", [resume, validate])
+def test_the_version_of_lightning_that_a_checkpoint_states_does_not_matter(saved, tmp_path, data, version, use):  # noqa: F811
+    state = torch.load(saved, weights_only=True)
+    if version is None:
+        del state["pytorch-lightning_version"]
+    else:
+        state["pytorch-lightning_version"] = version
+    torch.save(state, tmp_path / "spoilt.ckpt")
+    use(tmp_path / "spoilt.ckpt", data)
 
 
 @pytest.mark.parametrize("sizes", [

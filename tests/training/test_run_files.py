@@ -213,6 +213,13 @@ def test_damaged_events_are_named_but_not_those_that_a_kill_cut(runs, capsys):
     assert events.name in err
 
 
+def test_a_run_that_has_ended_and_lost_its_checkpoints_is_damaged(runs, capsys):
+    for path in (runs / "version_0" / "checkpoints").iterdir():
+        path.unlink()
+    assert main(["runs", "--verify"]) == 2
+    assert "version_0 has ended, but" in capsys.readouterr().err
+
+
 def test_leftovers_are_named_and_are_no_damage(runs, capsys):
     (runs / "version_1" / "checkpoints" / ".step-00000006.ckpt.99.new").write_bytes(b"half")
     code, lines, _ = verify(capsys)

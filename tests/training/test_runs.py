@@ -165,9 +165,17 @@ def test_damaged_checkpoints_are_listed_if_there_is_no_intact_one(saved, tmp_pat
     for path in saved.iterdir():
         path.write_bytes(path.read_bytes()[:-20])
     where = {"run": str(saved.parent), "folder": str(saved)}.get(wanted, wanted)
-    with pytest.raises(MissingFileError, match=r"an intact checkpoint, because these are damaged: ") as error:
+    with pytest.raises(MissingFileError, match=r"usable checkpoint, because these are damaged: ") as error:
         find_checkpoint(where, root=tmp_path)
     assert all(str(path) in str(error.value) for path in saved.iterdir())
+
+
+def test_a_folder_without_a_checkpoint_is_named(tmp_path):
+    with pytest.raises(MissingFileError, match=r"^the folder .* has no checkpoint; give another --ckpt_path$"):
+        find_checkpoint(str(tmp_path))
+    (tmp_path / "last.ckpt").write_bytes(b"cut")
+    with pytest.raises(MissingFileError, match=r"has no usable checkpoint, because these are damaged: .*last\.ckpt;"):
+        find_checkpoint(str(tmp_path))
 
 
 def test_an_empty_file_names_no_folder_of_checkpoints(tmp_path):

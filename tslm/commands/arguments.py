@@ -51,6 +51,8 @@ class OneSentenceErrors(_Base):
         if self._subparsers is None:  # with subcommands, the parser of the chosen one is called for the rest
             for path in _config_files(self, args or []):
                 _check_keys(self, path)
+            for name, value in stated_options(args or []):
+                check_value(name, value)
             _check_mappings(args or [])
         config = super().parse_args(args, *rest, **kwargs)
         if self._subparsers is None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, overload
 
@@ -34,6 +35,7 @@ class AdamW(Optimizer):
 
     Attributes:
         skip: a boolean scalar tensor on the parameters' device; while it is true, steps change nothing, t included.
+            Where it is None, a step with a gradient that is not finite changes nothing, and on a CPU a warning says so.
 
     Args:
         params: parameters, or parameter groups as dictionaries.
@@ -88,6 +90,7 @@ class AdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        skip = self.skip if self.skip is not None else self._any_not_finite()
         for group in self.param_groups:
             alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
             for parameter in group["params"]:
@@ -98,9 +101,21 @@ class AdamW(Optimizer):
                 gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
                 states = [self.state[parameter] for parameter in parameters]
                 beta1, beta2 = group["betas"]
-                adamw_step(parameters, gradients, states, self.skip, group["lr"], beta1, beta2, group["eps"],
+                adamw_step(parameters, gradients, states, skip, group["lr"], beta1, beta2, group["eps"],
                            group["weight_decay"])
         return loss
+
+    def _any_not_finite(self) -> Tensor | None:
+        """Return whether an entry of a gradient is not finite, on the device of the first; a GPU is not waited for."""
+        gradients = [parameter.grad for group in self.param_groups for parameter in group["params"]
+                     if parameter.grad is not None and not parameter.grad.is_sparse and parameter.grad.numel()]
+        if not gradients:
+            return None
+        largest = torch._foreach_norm(gradients, math.inf)  # the norm of an array of float16 could overflow
+        skip = ~torch.stack([each.to(largest[0].device, torch.float64) for each in largest]).isfinite().all()
+        if skip.device.type == "cpu" and skip:
+            warnings.warn("a gradient is not finite, so AdamW skips the step", stacklevel=4)
+        return skip
 
     def _prepare(self, parameter: Tensor) -> None:
         """Check the gradient, and create the state at the parameter's first step."""

@@ -60,7 +60,7 @@ def load_checkpoint(src: PathOrFile, model: torch.nn.Module, optimizer: torch.op
     Args:
         src: path or binary file.
         model: gets the weights; its names and shapes must be those of the file.
-        optimizer: gets its state, after the checks of the weights.
+        optimizer: gets its state, after the checks of the weights. After an error both are unchanged.
 
     Raises:
         MissingFileError: the path does not exist.
@@ -70,10 +70,19 @@ def load_checkpoint(src: PathOrFile, model: torch.nn.Module, optimizer: torch.op
     missing = {"model", "optimizer", "iteration"} - set(state)
     if missing:
         raise UserError(f"{_name(src)} was not written by save_checkpoint: it lacks {', '.join(sorted(missing))}")
-    check_shapes(state["model"], model.state_dict(), _name(src))
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["iteration"])
+    model_state, iteration = state["model"], state["iteration"]
+    if not (isinstance(model_state, dict) and all(isinstance(each, torch.Tensor) for each in model_state.values())
+            and type(iteration) is int):
+        raise UserError(f"{_name(src)} holds a model or an iteration in another form than save_checkpoint writes")
+    check_shapes(model_state, model.state_dict(), _name(src))
+    before = optimizer.state_dict()
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        optimizer.load_state_dict(before)
+        raise UserError(f"{_name(src)} does not fit this optimizer: {' '.join(str(error).split())}") from error
+    model.load_state_dict(model_state)
+    return iteration
 
 
 def check_shapes(saved: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], name: str) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import lightning
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
@@ -46,8 +48,11 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint on the CPU; it never runs code, whatever `weights_only` is."""
-        return read_checkpoint(path)
+        """Read a checkpoint on the CPU; it never runs code, whatever `weights_only` is.
+
+        Lightning would translate a file by the version that it states. Ours need no translation.
+        """
+        return read_checkpoint(path) | {"pytorch-lightning_version": lightning.__version__}
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Delete a checkpoint."""
@@ -80,6 +85,7 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
         self.best_step: int | None = None
         self._best_file: Path | None = None  # in the folder of an earlier run until the first checkpoint is saved
         self._restored: dict[str, Any] = {}
+        self._claim: int | None = None  # the handle that holds the lock of a folder that the user chose
         self._newest: tuple[int, Path] | None = None  # the step that was saved last, or resumed from, and its file
 
     @property
@@ -99,11 +105,45 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
             self.run = Path(trainer.strategy.broadcast(str(run_dir(trainer))))
             self.folder = Path(self.dirpath) if self.dirpath else self.run / CHECKPOINTS
             if trainer.is_global_zero:
+                self._claim_folder()
                 runs = self.run.parent
                 for folder in [self.folder, *runs.glob("*"), *runs.glob(f"*/{CHECKPOINTS}")]:
                     # A downloaded run may link to any folder.
                     if folder == self.folder or folder.resolve().is_relative_to(runs.resolve()):
                         remove_leftovers(folder)
+
+    def _claim_folder(self) -> None:
+        """Lock the folder that the user chose, so that no other run writes to it, and check that it can be written to.
+
+        Raises:
+            UserError: another run writes there, or nothing can be written there.
+        """
+        if not self.dirpath:
+            return
+        folder = Path(self.dirpath)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise UserError(f"checkpoint.dirpath is {folder}, where nothing can be written ({error.strerror}): give "
+                            "--checkpoint.dirpath another folder, or leave it out") from error
+        if fcntl is not None and self._claim is None:
+            if is_locked(folder):
+                raise UserError(f"checkpoint.dirpath is {folder}, where another run writes its checkpoints: give "
+                                "--checkpoint.dirpath another folder, or leave it out")
+            self._claim = os.open(folder, os.O_RDONLY)
+            lock(self._claim, wait=False)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let other runs write to the folder."""
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Let other runs write to the folder."""
+        self.teardown(trainer, pl_module, "fit")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the best checkpoint of a resumed run, and remember the resumed one: its validation may be due."""

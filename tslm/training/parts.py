@@ -6,6 +6,7 @@ of another type.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -51,8 +52,24 @@ def provenance(value: object) -> bool:
 
 
 def generator_state(value: object) -> bool:
-    """Accept the state of a random number generator: a flat tensor of bytes."""
+    """Accept the state of a GPU's random number generator: a flat tensor of bytes."""
     return isinstance(value, torch.Tensor) and value.dtype is torch.uint8 and value.dim() == 1
+
+
+def cpu_generator_state(value: object) -> bool:
+    """Accept the state of the processor's random number generator."""
+    try:
+        return generator_state(value) and torch.Generator().set_state(value) is not None  # type: ignore[arg-type]
+    except RuntimeError:
+        return False
+
+
+def step(value: object) -> bool:
+    """Accept the number of a step, also as a scalar tensor."""
+    if isinstance(value, torch.Tensor) and value.dim() == 0:
+        number = float(value)
+        return math.isfinite(number) and whole()(int(number))
+    return whole()(value)
 
 
 def optimizer_state(value: object) -> bool:
@@ -63,7 +80,7 @@ def optimizer_state(value: object) -> bool:
     return isinstance(groups, list) and all(isinstance(group, dict) and list_of(whole())(group.get("params"))
                                             for group in groups) and all(
         isinstance(state, dict) and set(state) == {"step", "exp_avg", "exp_avg_sq"}
-        and (whole()(state["step"]) or (isinstance(state["step"], torch.Tensor) and state["step"].dim() == 0))
+        and step(state["step"])
         and weights({name: state[name] for name in ("exp_avg", "exp_avg_sq")})
         for state in value["state"].values()
     )
@@ -71,7 +88,7 @@ def optimizer_state(value: object) -> bool:
 
 def schedule_state(value: object) -> bool:
     """Accept what LambdaLR saves."""
-    rates = list_of(number())
+    rates = list_of(number(), least=1, most=1)
     return isinstance(value, dict) and whole()(value.get("last_epoch")) and all(
         rates(value.get(name)) for name in ("base_lrs", "_last_lr")
     )
@@ -95,7 +112,7 @@ RESUMED: dict[str, Check] = {
     "callbacks": lambda value: isinstance(value, dict) and all(map(mapping, value.values())),
     "optimizer_states": one(optimizer_state),
     "lr_schedulers": one(schedule_state),
-    "tslm.rng.cpu": generator_state,
+    "tslm.rng.cpu": cpu_generator_state,
     "tslm.rng.cuda": lambda value: isinstance(value, list) and all(map(generator_state, value)),
 }
 # The states of our callbacks, where a checkpoint has them.
@@ -107,6 +124,9 @@ CALLBACKS: dict[str, dict[str, Check]] = {
         "folder": lambda value: type(value) is str and "\0" not in value,
     },
 }
+
+
+OPTIONAL_FIGURES: dict[str, Check] = {"train_loss": number(), "skipped_steps": whole()}  # of StepMetrics
 
 
 def check_parts(state: Mapping[str, Any], path: object, *, resume: bool = False) -> None:
@@ -176,6 +196,11 @@ def check_optimizer(saved: Mapping[str, Any], parameters: Iterable[torch.Tensor]
     )
     if not fits:
         raise UserError(f"{path} holds the part optimizer_states of another model: give another --ckpt_path")
+    for state in saved["state"].values():
+        if not (state["exp_avg"].isfinite().all() and (state["exp_avg_sq"] >= 0).all()
+                and state["exp_avg_sq"].isfinite().all()):
+            raise UserError(f"{path} holds averages of gradients in the part optimizer_states that are not finite, or "
+                            "squares that are negative: give another --ckpt_path")
 
 
 def _table(state: Mapping[str, Any], resume: bool) -> Iterator[tuple[str, Check]]:
@@ -189,3 +214,6 @@ def _table(state: Mapping[str, Any], resume: bool) -> Iterator[tuple[str, Check]
         for callback, checks in CALLBACKS.items():
             if callback in state["callbacks"]:
                 yield from ((f"callbacks.{callback}.{name}", check) for name, check in checks.items())
+        for name, check in OPTIONAL_FIGURES.items():
+            if name in state["callbacks"].get("StepMetrics", {}):
+                yield f"callbacks.StepMetrics.{name}", check

@@ -120,7 +120,7 @@ def find_checkpoint(wanted: str | None, *, prefer: str = "last", root: Path = Pa
         folder = checkpoint_folder(path) if is_run else path
         found, bad = newest_intact(folder, prefer)
         if not found:
-            raise MissingFileError(f"the folder {folder} has {_among(bad)}; give another --ckpt_path")
+            raise MissingFileError(f"the folder {folder} has no {_missing(bad)}; give another --ckpt_path")
         return found, [*map(skip_notice, bad), f"Checkpoint: {found}"]
     if not path.is_file():
         raise MissingFileError(
@@ -145,8 +145,8 @@ def _find_in_runs(runs: Path, prefer: str) -> tuple[Path, list[str]]:
         if found:
             return found, [*notices, f"Checkpoint: {found} ({run.name}'s {found.stem})"]
         notices.append(f"{run} has no intact checkpoint and is skipped.")
-    raise MissingFileError(f"no run under {runs} has {_among(damaged)}{lost}; train with `python -m tslm fit`, or give "
-                           "--ckpt_path")
+    raise MissingFileError(f"there is no run under {runs} with a {_missing(damaged)}{lost}; train with `python -m tslm "
+                           "fit`, or give --ckpt_path")
 
 
 def skip_notice(path: Path) -> str:
@@ -154,11 +154,11 @@ def skip_notice(path: Path) -> str:
     return f"{path} is damaged or cannot be read, and is skipped."
 
 
-def _among(damaged: list[Path]) -> str:
-    """Say what is missing: any checkpoint, or an intact one."""
+def _missing(damaged: list[Path]) -> str:
+    """Say which kind of checkpoint is missing: any, or a usable one."""
     if not damaged:
-        return "a checkpoint yet"
-    return f"an intact checkpoint, because these are damaged: {', '.join(map(str, damaged))}"
+        return "checkpoint"
+    return f"usable checkpoint, because these are damaged: {', '.join(map(str, damaged))}"
 
 
 def newest_intact(folder: Path, prefer: str) -> tuple[Path | None, list[Path]]:

@@ -85,7 +85,9 @@ class StepTrainer(pl.Trainer):
                 f"trainer.gradient_clip_val is {gradient_clip_val}: give a norm above 0, or null for no clipping"
             )
         for name in ("limit_train_batches", "overfit_batches"):  # Lightning would end the endless epoch, without saving
-            if (batches := kwargs.get(name)) and not (name == "limit_train_batches" and isinstance(batches, float)):
+            batches, limits = kwargs.get(name), name == "limit_train_batches"
+            if (limits and batches is not None and not (isinstance(batches, float) and batches)) or (
+                    not limits and batches):
                 raise UserError(f"trainer.{name} is {batches}, but a training has no epochs that could be cut: give "
                                 "--trainer.max_steps or --trainer.max_tokens instead")
         given = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks is not None else []
