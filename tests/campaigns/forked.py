@@ -22,6 +22,7 @@ from tslm import __main__
 from tslm.fast import door
 from tslm.fast.cpu import build
 
+EARLIEST = 0.02  # seconds; before, the command may not have begun to handle Ctrl-C
 LIMIT = 120  # seconds; even on a busy machine a command with a tiny model takes less than ten
 MODULES = [*{module for module, _ in __main__.COMMANDS.values()}, "tensorboard.summary.writer.event_file_writer",
            "torch.utils.tensorboard", "torch.utils.checkpoint", "lightning.pytorch.loggers"]  # fmt: skip
@@ -86,7 +87,6 @@ def run_forked(call: Callable[[], int | None], folder: Path, *, limit: float = L
 def _child(call: Callable[[], int | None], folder: Path, output: IO[bytes], is_ready: int,
            memory: int | None) -> NoReturn:
     code: int | None = 1
-    begun = False
     try:
         os.setsid()  # a group of its own, which is killed with all processes that the command has started
         os.chdir(folder)
@@ -104,14 +104,10 @@ def _child(call: Callable[[], int | None], folder: Path, output: IO[bytes], is_r
             pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
             resource.setrlimit(resource.RLIMIT_AS, 2 * (pages * resource.getpagesize() + memory,))
         os.write(is_ready, b"x")
-        begun = True
         code = call()
         sys.stdout.flush()
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) and not begun:  # Ctrl-C came before the command
-            code = __main__.INTERRUPTED
-        else:
-            traceback.print_exc()
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code or 0)
 
@@ -129,7 +125,7 @@ def _wait(pid: int, limit: float, interrupt_after: float | None) -> tuple[int, i
         if found:
             return status, usage.ru_maxrss * 1024
         passed = time.monotonic() - start
-        if interrupt_after is not None and passed >= interrupt_after:
+        if interrupt_after is not None and passed >= max(interrupt_after, EARLIEST):
             os.kill(pid, signal.SIGINT)
             interrupt_after = None
         if passed >= limit:

@@ -152,7 +152,8 @@ def verify_run(run: Path, read_config: Read) -> tuple[int, list[str], list[str]]
     if len(hashes) > 1:
         (one, first), (other, second), *_ = hashes.items()
         damaged.append(f"{first} has the tokenizer {one[:12]}, but {second} has {other[:12]}")
-    if (run / "summary.json").exists() and not (run / FOLDER_FILE).exists() and not any(checkpoint_folder(run).glob("*.ckpt")):
+    chosen = (run / FOLDER_FILE).exists()  # a folder elsewhere has a check of its own
+    if (run / "summary.json").exists() and not chosen and not any(checkpoint_folder(run).glob("*.ckpt")):
         damaged.append(f"{run} has ended, but {checkpoint_folder(run)} has no checkpoint")
     leftovers = {path.name for place in (run, checkpoint_folder(run)) for path in place.glob(".*.new")
                  if not is_locked(path)}
