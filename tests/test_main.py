@@ -104,6 +104,8 @@ MISTAKES = {
     "open": ("open('missing.txt')", "missing.txt: No such file or directory"),
     "folder": ("open('/')", "/: Is a directory"),
     "copy": ("import shutil; shutil.copyfile('missing.txt', 'x')", "missing.txt: No such file or directory"),
+    "no temporary folder": ("import errno; raise FileNotFoundError(errno.ENOENT, 'No usable temporary directory')",
+                            "No usable temporary directory"),
     "full disk": ("import errno; raise OSError(errno.ENOSPC, 'No space left on device')", "No space left on device"),
     "memory": ("raise MemoryError", "out of memory (MemoryError): use a smaller batch"),
     "memory of a GPU": ("import torch; raise torch.OutOfMemoryError('CUDA out of memory')",

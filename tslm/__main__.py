@@ -140,7 +140,7 @@ def _sentence(error: BaseException) -> str | None:
         if error.filename is not None:
             name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
             return f"{name if len(name) <= 300 else name[:300] + ' …'}: {error.strerror}"
-        if error.errno == errno.ENOSPC:  # of a write, which knows no file name
+        if error.errno in (errno.ENOSPC, errno.ENOENT):  # of a write, or of all temporary folders: without a file name
             return error.strerror
     if re.search(r"gloo/|monitoredBarrier", text) or type(error).__module__ == "torch.distributed":
         return PEER_ENDED

@@ -73,7 +73,7 @@ def test_study_unicode_prints_its_page(capsys):
     assert main(["study", "unicode", "--text", "naïve"]) == 0
     assert "'naïve'" in capsys.readouterr().out
     assert main(["study", "unicode", "--text", "a\udcff"]) == 2
-    assert capsys.readouterr().err.startswith("tslm: text contains the lone surrogate U+DCFF at position 1")
+    assert capsys.readouterr().err.startswith("tslm: --text contains the lone surrogate U+DCFF at position 1")
 
 
 def test_study_tokenizer_prints_its_page(capsys, tmp_path, monkeypatch):
