@@ -4,6 +4,7 @@ Importing torch and lightning takes seconds. A child starts with everything impo
 """
 
 import contextlib
+import faulthandler
 import importlib
 import os
 import resource
@@ -88,6 +89,7 @@ def _child(call: Callable[[], int | None], folder: Path, output: IO[bytes], is_r
            memory: int | None) -> NoReturn:
     code: int | None = 1
     try:
+        faulthandler.disable()  # of pytest, which would print the stack of a child that a signal ends
         os.setsid()  # a group of its own, which is killed with all processes that the command has started
         os.chdir(folder)
         with open(os.devnull) as nothing:
