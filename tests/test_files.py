@@ -1,4 +1,4 @@
-"""Files that are complete or absent, whoever writes them at the same time."""
+"""Files are complete or absent, also when several threads write one of them at the same time."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor

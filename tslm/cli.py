@@ -21,9 +21,17 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from tslm.commands import options as keys
 from tslm.commands.arguments import OneSentenceErrors
-from tslm.commands.options import asks_for_help, flag_keys, get_key, is_stated, leaves, put_key, read_yaml
+from tslm.commands.options import (
+    asks_for_help,
+    config_folder,
+    flag_keys,
+    get_key,
+    is_stated,
+    leaves,
+    put_key,
+    read_yaml,
+)
 from tslm.data.datamodule import TextDataModule
 from tslm.errors import UserError
 from tslm.loops.lightning import report_ended_processes
@@ -134,7 +142,7 @@ class CommandLine(LightningCLI):
         argv = sys.argv[1:] if args is None else list(args)
         command, flags = argv[0] if argv else "", flag_keys(argv[1:])
         if command == "fit" and not flags & {"config", "ckpt_path"} and not asks_for_help(argv):
-            args = argv = [command, "--config", str(keys.config_folder() / QUICK_START), *argv[1:]]
+            args = argv = [command, "--config", str(config_folder() / QUICK_START), *argv[1:]]
         super().parse_arguments(parser, args)
         command = self.config.subcommand
         config = self.config[command]

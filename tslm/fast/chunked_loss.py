@@ -38,6 +38,7 @@ def loss_substitute(
     """
 
     def linear_and_loss(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int | None) -> Tensor:
+        """Return the mean loss; the logits of `chunk_size` tokens are in memory at a time."""
         with_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
         return _ChunkedCrossEntropy.apply(  # type: ignore[no-any-return]
             hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), chunk_size or chunk, with_grad,
@@ -62,6 +63,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int, with_grad: bool,
                 dtype: torch.dtype, row_losses: RowLosses) -> Tensor:
+        """Return the mean loss and, if `with_grad`, keep its gradients, chunk by chunk."""
         ctx.dtypes = hidden.dtype, weight.dtype
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -82,6 +84,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the kept gradients, times the gradient of the loss."""
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = scale / ctx.count
         hidden_dtype, weight_dtype = ctx.dtypes

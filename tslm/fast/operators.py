@@ -51,6 +51,7 @@ class _CausalAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return O for q, k and v, each (N, T, K)."""
         scale, weights, outs = 1 / math.sqrt(q.shape[2]), [], []
         later = torch.ones(QUERY_BLOCK, QUERY_BLOCK, dtype=torch.bool, device=q.device).triu_(1)
         for start, end in _query_blocks(q.shape[1]):
@@ -66,6 +67,7 @@ class _CausalAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return dq, dk and dv."""
         q, k, v, out, *weights = ctx.saved_tensors
         scale = 1 / math.sqrt(q.shape[2])
         grad_q, grad_k, grad_v = [], torch.zeros_like(k), torch.zeros_like(v)

@@ -163,6 +163,7 @@ class StepEpochLoop(_TrainingEpochLoop):
         """
 
         def handler(signum: int, frame: FrameType | None) -> None:
+            """Ask for a stop at the next step boundary."""
             self._sigterm = True
 
         if threading.current_thread() is threading.main_thread():
@@ -209,6 +210,7 @@ class InterruptAtBoundary(pl.Callback):
         """Handle SIGINT while training."""
 
         def handler(signum: int, frame: FrameType | None) -> None:
+            """Ask for a stop at the next step boundary; the second time, interrupt."""
             if self.interrupted:
                 before = self._previous
                 (before if callable(before) else signal.default_int_handler)(signum, frame)  # KeyboardInterrupt
@@ -243,6 +245,7 @@ def report_ended_processes() -> None:
     observer = logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script")
 
     def replace(record: logging.LogRecord) -> bool:
+        """Print the sentence in place of Lightning's message."""
         if "terminated with code" in record.getMessage():
             print(f"tslm: {PEER_ENDED}", file=sys.stderr, flush=True)
         return False

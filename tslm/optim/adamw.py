@@ -106,13 +106,17 @@ class AdamW(Optimizer):
         return loss
 
     def _any_not_finite(self) -> Tensor | None:
-        """Return whether an entry of a gradient is not finite, on the device of the first; a GPU is not waited for."""
-        gradients = [parameter.grad for group in self.param_groups for parameter in group["params"]
-                     if parameter.grad is not None and not parameter.grad.is_sparse and parameter.grad.numel()]
-        if not gradients:
+        """Return whether an entry of a gradient is not finite, on the device of the first; a GPU is not waited for.
+
+        A sum is finite only if all its terms are. Sums of finite gradients overflow float32 only far above 10¹⁹, where
+        their squares overflow, too.
+        """
+        sums = [parameter.grad.sum(dtype=torch.promote_types(parameter.grad.dtype, torch.float32))
+                for group in self.param_groups for parameter in group["params"]
+                if parameter.grad is not None and not parameter.grad.is_sparse]
+        if not sums:
             return None
-        largest = torch._foreach_norm(gradients, math.inf)  # the norm of an array of float16 could overflow
-        skip = ~torch.stack([each.to(largest[0].device, torch.float64) for each in largest]).isfinite().all()
+        skip = ~torch.stack([each.to(sums[0]) for each in sums]).isfinite().all()
         if skip.device.type == "cpu" and skip:
             warnings.warn("a gradient is not finite, so AdamW skips the step", stacklevel=4)
         return skip

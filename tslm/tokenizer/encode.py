@@ -125,6 +125,7 @@ def _encode_part(task: _Task) -> _Part:
     text_bytes = 0
 
     def blocks() -> Iterator[Block]:
+        """Yield the blocks, and count the bytes of their texts."""
         nonlocal text_bytes
         for block in read_blocks(task.spans, task.specials, task.block_bytes, task.overlap):
             text_bytes += len(block.text) - block.overlap - block.text.count(DOCUMENT_END)

@@ -127,6 +127,7 @@ def count_corpus(
     share = 1.5 * resolve_workers(num_workers)
 
     def part_bytes(rest: int) -> int:
+        """Return the size of the next part if `rest` bytes are left."""
         return min(max(int(rest / share), _SMALLEST_PART), largest_part)
 
     tasks = (_Task(spans, specials, block_bytes) for spans in corpus.split(part_bytes, specials))
@@ -134,6 +135,7 @@ def count_corpus(
     bar = tqdm(total=corpus.size, desc="counting", unit="B", unit_scale=True, disable=not progress)
 
     def parts() -> Iterator[PackedCounts]:
+        """Yield the counts of each part, and show the progress."""
         for counts, file_bytes in results:
             yield counts
             bar.update(file_bytes)

@@ -167,6 +167,7 @@ class _Process(SpawnProcess):
     """
 
     def start(self) -> None:
+        """Start the process, while another module is `__main__` and Ctrl-C is blocked."""
         main = sys.modules["__main__"]
         sys.modules["__main__"] = types.ModuleType("__main__")
         try:
@@ -204,6 +205,7 @@ def _start_worker() -> None:
     parent = multiprocessing.parent_process()
 
     def follow() -> None:
+        """End this process after the parent."""
         if parent is not None:
             parent.join()
             os._exit(1)

@@ -20,7 +20,7 @@ from tslm.training.parts import check_parts
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # the errors of a disk or file without room
 CHECKPOINT_KEY = "tslm"  # what `fit` adds to Lightning's checkpoint: architecture, configuration, tokenizer, RNG states
-ADVICE = "; earlier checkpoints are unchanged: make room, or choose another folder with --checkpoint.dirpath"
+ADVICE = "; earlier files are unchanged: make room or allow access there, or choose another folder"
 PathOrFile = str | os.PathLike[str] | BinaryIO | IO[bytes]
 
 
@@ -224,8 +224,7 @@ def named_full_disk(folder: Callable[[], Path]) -> Iterator[None]:
         reason = None if isinstance(error, UserError) else _system_reason(error, FULL)
         if reason is None:
             raise
-        advice = ADVICE.replace("--checkpoint.dirpath", "--trainer.default_root_dir")
-        raise WriteError(f"{folder()} could not be written ({reason}){advice}") from error
+        raise WriteError(f"{folder()} could not be written ({reason}){ADVICE}") from error
     finally:
         threading.excepthook = hook
 
@@ -245,7 +244,6 @@ def link_atomically(path: Path, name: Path) -> None:
     with path.open("rb") as file:
         lock(file)  # also locks the hard link under the temporary name
         try:
-            temporary.unlink(missing_ok=True)
             os.link(path, temporary)
         except OSError:
             replace_atomically(name, lambda copy: shutil.copyfileobj(file, copy))

@@ -124,8 +124,6 @@ CALLBACKS: dict[str, dict[str, Check]] = {
         "folder": lambda value: type(value) is str and "\0" not in value,
     },
 }
-
-
 OPTIONAL_FIGURES: dict[str, Check] = {"train_loss": number(), "skipped_steps": whole()}  # of StepMetrics
 
 
@@ -183,10 +181,10 @@ def check_loops(saved: object, expected: object, path: object, name: str = "loop
 
 
 def check_optimizer(saved: Mapping[str, Any], parameters: Iterable[torch.Tensor], path: object) -> None:
-    """Check that the state of an optimizer has the shapes of a model's parameters.
+    """Check that the state of an optimizer has the shapes of a model's parameters, and possible numbers.
 
     Raises:
-        UserError: it belongs to another model.
+        UserError: it belongs to another model, or holds a number that is not finite or a negative square.
     """
     shapes = [parameter.shape for parameter in parameters]
     of_groups = [index for group in saved["param_groups"] for index in group["params"]]
@@ -197,8 +195,8 @@ def check_optimizer(saved: Mapping[str, Any], parameters: Iterable[torch.Tensor]
     if not fits:
         raise UserError(f"{path} holds the part optimizer_states of another model: give another --ckpt_path")
     for state in saved["state"].values():
-        if not (state["exp_avg"].isfinite().all() and (state["exp_avg_sq"] >= 0).all()
-                and state["exp_avg_sq"].isfinite().all()):
+        mean, square = state["exp_avg"], state["exp_avg_sq"]
+        if not (mean.isfinite().all() and square.isfinite().all() and (square >= 0).all()):
             raise UserError(f"{path} holds averages of gradients in the part optimizer_states that are not finite, or "
                             "squares that are negative: give another --ckpt_path")
 

@@ -81,6 +81,7 @@ def run_figures(run: Path) -> RunFigures:
     damaged = False
 
     def value(read: Read, path: Path) -> Any:
+        """Read a file; None if it is absent or damaged."""
         nonlocal damaged
         try:
             return read(path)

@@ -177,6 +177,7 @@ def newest_intact(folder: Path, prefer: str) -> tuple[Path | None, list[Path]]:
     last = folder / "last.ckpt"
 
     def rank(path: Path) -> tuple[bool, float, bool, bool]:
+        """Return the sorting key: whether an earlier run left the file, then the later step, then the names."""
         left = last in steps and steps[path] > steps[last] and path.stat().st_mtime_ns < last.stat().st_mtime_ns
         return left, -steps[path], path.stem != prefer, path.stem == "best"
 
@@ -201,6 +202,7 @@ def runs_newest_first(folder: Path) -> list[Path]:
     """List the run directories by the time of their last training; evaluation and prediction do not count."""
 
     def trained(run: Path) -> int:
+        """Return the time of the last training in nanoseconds."""
         files = [*run.glob("events.*"), *run.glob("metrics.csv"), *checkpoint_folder(run).glob("*.ckpt")]
         return max((file.lstat().st_mtime_ns for file in files), default=0)
 

@@ -84,10 +84,10 @@ class StepTrainer(pl.Trainer):
             raise UserError(
                 f"trainer.gradient_clip_val is {gradient_clip_val}: give a norm above 0, or null for no clipping"
             )
-        for name in ("limit_train_batches", "overfit_batches"):  # Lightning would end the endless epoch, without saving
-            batches, limits = kwargs.get(name), name == "limit_train_batches"
-            if (limits and batches is not None and not (isinstance(batches, float) and batches)) or (
-                    not limits and batches):
+        limit, overfit = kwargs.get("limit_train_batches"), kwargs.get("overfit_batches")
+        for name, batches, ends in (("limit_train_batches", limit, limit == 0 or isinstance(limit, int)),
+                                    ("overfit_batches", overfit, bool(overfit))):
+            if ends:  # Lightning would end the endless epoch there, without saving
                 raise UserError(f"trainer.{name} is {batches}, but a training has no epochs that could be cut: give "
                                 "--trainer.max_steps or --trainer.max_tokens instead")
         given = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks is not None else []

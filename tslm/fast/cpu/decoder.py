@@ -224,6 +224,7 @@ def _probes(form: ModelForm) -> list[Case]:
     tokens = [position % config.vocab_size for position in range(length)]
 
     def prompt_then_steps(next_logits: Callable[[dict[int, list[int]]], Tensor]) -> Tensor:
+        """Return the logits after a prompt and after each of the tokens that follow."""
         with torch.inference_mode():
             return torch.cat([next_logits({0: tokens[:end]}).float().clone()
                               for end in range(max(1, length - 2), length + 1)])

@@ -63,6 +63,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        """Return y in `dtype`, of the shape of x (..., size)."""
         rows, size = x.numel() // x.shape[-1], x.shape[-1]
         y, rates = torch.empty_like(x, dtype=dtype), _floats(rows)
         _call("rms_norm_forward", dtype, rows, size, x, gain, ctypes.c_float(eps), y, rates)
@@ -72,6 +73,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """Return dx and dgain."""
         x, gain, rates = ctx.saved_tensors
         rows, size = len(rates), x.shape[-1]
         grad_x, grad_gains = torch.empty_like(x), _floats(-(-rows // ROWS_PER_SUM), size)
@@ -117,6 +119,7 @@ class _SelfAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, rotation: Tensor | None, document_starts: Tensor | None) -> Tensor:
+        """Return the heads (B, T, H, K) of qkv (B, T, 3, H, K)."""
         batch, length, _, heads, width = qkv.shape
         out, log_sums = qkv.new_empty(batch, length, heads, width), _floats(batch, heads, length)
         _attention(qkv, rotation, document_starts, out, log_sums, None, None)
@@ -126,6 +129,7 @@ class _SelfAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient of qkv."""
         qkv, rotation, document_starts, out, log_sums = ctx.saved_tensors
         grad = torch.empty_like(qkv)
         _attention(qkv, rotation, document_starts, out, log_sums, grad_out.contiguous(), grad)
@@ -172,6 +176,7 @@ class _SwiGLULinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor, weight: Tensor) -> Tensor:
+        """Return y Wᵀ for g and u side by side in `gate_up` (..., 2F) and W (D, F)."""
         ctx.save_for_backward(gate_up, weight)
         y = gate_up.new_empty(*gate_up.shape[:-1], weight.shape[1])
         _call("swiglu_forward", y.dtype, y.numel() // y.shape[-1], y.shape[-1], gate_up, y)
@@ -180,6 +185,7 @@ class _SwiGLULinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of `gate_up` and W."""
         gate_up, weight = ctx.saved_tensors
         rows = grad_out.reshape(-1, grad_out.shape[-1])
         grad, y = torch.empty_like(gate_up), rows @ weight  # dy, which the kernel overwrites with y

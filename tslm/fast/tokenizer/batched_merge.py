@@ -113,6 +113,7 @@ class BatchedMerge:
         orders = np.full(len(symbols), _NEVER)
 
         def queue(position: Positions, left: Symbols, right: Symbols) -> None:
+            """Compute the order of the pairs at some positions."""
             ranks = self._ranks.find(left, right)
             orders[position] = np.where(ranks < self._ranks.never, (ranks << bits) | position, _NEVER)
 
