@@ -138,6 +138,11 @@ class Tokenizer:
         """The special tokens, in the order given."""
         return list(self.special_ids)
 
+    @property
+    def separator(self) -> int | None:
+        """The id of the first special token, which separates documents; None without special tokens."""
+        return next(iter(self.special_ids.values()), None)
+
     @cached_property
     def hash(self) -> str:
         """SHA-256 of vocabulary, merges and special tokens, in hexadecimal; equal tokenizers have equal hashes."""

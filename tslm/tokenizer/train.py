@@ -46,7 +46,7 @@ def train_bpe(
     token, again and again. Among equally frequent pairs the lexicographically greater pair of byte strings is merged.
     Ids are given to the special tokens in their order, then to the 256 bytes, then to the merges.
 
-    Memory grows with the distinct pre-tokens, about 100 bytes for each of their bytes, but not with their repetitions.
+    Memory grows with the distinct pre-tokens, up to about 50 bytes for each of their bytes, but not with repetitions.
 
     Args:
         input_path: a path, a `Span` (part of a file), or several, which are read as one text; in `.jsonl` files the

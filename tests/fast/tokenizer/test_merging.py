@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tslm.fast.tokenizer import token_sequence
 from tslm.fast.tokenizer.merging import merge_pairs
 from tslm.tokenizer import bpe
 
@@ -21,7 +22,34 @@ def test_merging_by_arrays_and_by_loop_equals_the_definition(many):
             words |= {rng.choice([b"ab", b"ba", b"abb"]) * rng.randint(2, 5) for _ in range(3)}
             counts = {word: rng.choice([0, 1, 1, 1, 2, 3]) for word in words}
             max_merges = rng.choice([3, 10, 1000])
-            assert list(merge_pairs(counts, max_merges, many)) == as_written(counts, max_merges), counts
+            expected = as_written(counts, max_merges)
+            assert list(merge_pairs(counts, max_merges, many)) == expected, counts
+            assert list(merge_pairs(counts, max_merges, many, large=0)) == expected, counts
+
+
+def test_rare_pairs_are_merged_after_frequent_ones(monkeypatch):
+    monkeypatch.setattr(token_sequence, "_PART", 7)
+    rng = random.Random(0)
+    for rarer in (1, 2, 5, 32):
+        monkeypatch.setattr(token_sequence, "_RARER", rarer)
+        counts = {"".join(rng.choices("abcde", k=rng.randint(1, 9))).encode(): rng.randint(1, 99) for _ in range(60)}
+        for many in (0, 10**9):
+            assert list(merge_pairs(counts, 300, many, large=0)) == as_written(counts, 300), (rarer, counts)
+
+
+@pytest.mark.parametrize("letters", ["a", "ab"])
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 1000, 1023])
+def test_runs_of_one_letter_are_merged_from_the_left(letters, size):
+    counts = {letters.encode() * size: 3, b"x" + letters.encode() * (size // 2) + b"y": 2}
+    for many in (0, 10**9):
+        assert list(merge_pairs(counts, 20, many)) == as_written(counts, 20)
+
+
+@pytest.mark.parametrize("count", [2**31, 2**52, 2**62, 2**63, 2**70])
+def test_sums_of_counts_never_wrap(count):
+    counts = {b"ab": count, b"abc": count, b"cd": count + count // 2, b"dd": 1}
+    assert list(bpe.merge_pairs(counts, 5)) == as_written(counts, 5)
+    assert next(iter(bpe.merge_pairs(counts, 5))) == (b"a", b"b")
 
 
 @settings(max_examples=200, deadline=None)
