@@ -20,7 +20,7 @@ def test_tokenizer_corpus_is_split_at_safe_places_across_files(tmp_path):
     for _ in range(60):
         texts = [tricky_text(rng, rng.randrange(1, 60), [*TRICKY, *SPECIALS, "word"]) for _ in range(4)]
         whole = "".join(texts)
-        both = Corpus([write(tmp_path / f"{n}.txt", text) for n, text in enumerate(texts)])
+        both = Corpus([write(tmp_path / f"{n}.txt", text) for n, text in enumerate(texts)], joined=True)
         assert both.size == len(whole.encode())
         split = both.split(rng.randrange(1, 90), BYTES, window=4)
         parts = [b"".join(read_pieces(spans, 7)).decode() for spans in split]
@@ -31,7 +31,7 @@ def test_tokenizer_corpus_is_split_at_safe_places_across_files(tmp_path):
 def test_tokenizer_corpus_takes_spans(tmp_path):
     path = write(tmp_path / "a.txt", "0123456789")
     spans = Corpus([Span(path, 2, 5), path]).between(1, 6)
-    assert spans == [Span(path, 3, 5), Span(path, 0, 3)]
+    assert spans == [Span(path, 3, 5, ends=True), Span(path, 0, 3)]
 
 
 def test_tokenizer_bad_files_are_named(tmp_path):
@@ -39,8 +39,11 @@ def test_tokenizer_bad_files_are_named(tmp_path):
         Corpus(tmp_path / "nowhere.txt")
     with pytest.raises(ValueError, match=r"empty\.txt is empty"):
         Corpus([write(tmp_path / "empty.txt", "")])
-    with pytest.raises(ValueError, match="is a folder"):
-        Corpus(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match="folder holds no file with a known ending"):
+        Corpus(tmp_path / "folder")
+    with pytest.raises(FileNotFoundError, match=r"no file matches .*\.text"):
+        Corpus(f"{tmp_path}/*.text")
     with pytest.raises(ValueError, match="no input file"):
         Corpus([])
     with pytest.raises(ValueError, match="bytes 3 to 9 of"):

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from tests.tokenizer.reference import TRICKY, slow_counts, tricky_text
 from tslm import Tokenizer, merge_pretokens
-from tslm.tokenizer import END_OF_TEXT, Span, split_tail
+from tslm.tokenizer import END_OF_TEXT, Span
 from tslm.tokenizer.corpus import Corpus, read_blocks
 from tslm.tokenizer.encode import encode_corpus
-from tslm.tokenizer.jsonl import DOCUMENT_END, is_jsonl, read_documents
+from tslm.tokenizer.jsonl import DOCUMENT_END, read_documents
+from tslm.tokenizer.sources import is_jsonl
 from tslm.tokenizer.train import count_corpus
 
 SPECIALS = [END_OF_TEXT, "a b", "\n\n"]
@@ -40,27 +41,30 @@ def make_tokenizer(specials, text="low lower lowest a b lower 1234 é "):
     return Tokenizer(*merge_pretokens(slow_counts(text, []), 290, specials), specials)
 
 
-def with_ends(tokenizer, texts):
-    """Encode each document alone, followed by its end."""
-    end = tokenizer.special_ids.get(END_OF_TEXT)
+def with_ends(tokenizer, texts, allow_special=False):
+    """Encode each document alone, followed by the separator; special tokens are text unless they are allowed."""
+    plain = Tokenizer(tokenizer.vocab, tokenizer.merges)
+    end = tokenizer.separator
     ids = []
     for text in texts:
-        ids += tokenizer.encode(text)
-        if end is not None and (not text or ids[-1] != end):
+        own = (tokenizer if allow_special else plain).encode(text)
+        ids += own
+        if end is not None and not (allow_special and own and own[-1] == end):
             ids.append(end)
     return ids
 
 
-def count_pretokens(source, specials, task_bytes=150, **options):
+def count_pretokens(source, specials, task_bytes=150, allow_special=False, **options):
     """Count in many tasks and blocks."""
     sizes = {"largest_part": task_bytes, "block_bytes": 40, "pool_bytes": 0}
-    return count_corpus(Corpus(source), [token.encode() for token in specials], **sizes | options)
+    corpus = Corpus(source, allow_special=allow_special)
+    return count_corpus(corpus, [token.encode() for token in specials], **sizes | options)
 
 
-def encode_files(tokenizer, source, output, **options):
+def encode_files(tokenizer, source, output, allow_special=False, **options):
     """Encode in many tasks and blocks."""
     sizes = {"task_bytes": 150, "block_bytes": 40, "pool_bytes": 0}
-    return encode_corpus(tokenizer, Corpus(source), output, **sizes | options)
+    return encode_corpus(tokenizer, Corpus(source, allow_special=allow_special), output, **sizes | options)
 
 
 def test_tokenizer_jsonl_is_known_by_its_name(tmp_path):
@@ -77,7 +81,7 @@ def test_tokenizer_jsonl_equals_plain_text_with_end_of_text_between(tmp_path_fac
     path = write_jsonl(folder / "a.jsonl", texts)
     whole = "".join(text if text.endswith(END_OF_TEXT) else text + END_OF_TEXT for text in texts)
     tokenizer = make_tokenizer(SPECIALS)
-    sizes = {"task_bytes": task_bytes, "block_bytes": block_bytes}
+    sizes = {"task_bytes": task_bytes, "block_bytes": block_bytes, "allow_special": True}
     file = encode_files(tokenizer, path, folder / "ids.bin", num_workers=1, **sizes)
     assert count_pretokens(path, SPECIALS, num_workers=1, **sizes) == slow_counts(whole, SPECIALS)
     assert file.ids.tolist() == tokenizer.encode(whole)
@@ -90,13 +94,14 @@ def test_tokenizer_jsonl_records_are_encoded_as_if_each_were_alone(tmp_path_fact
     folder = tmp_path_factory.mktemp("jsonl")
     path = write_jsonl(folder / "a.ndjson", texts)
     tokenizer = make_tokenizer(specials)
-    file = encode_files(tokenizer, path, folder / "ids.bin", num_workers=1)
-    assert file.ids.tolist() == with_ends(tokenizer, texts)
-    counts = {}
-    for text in texts:
-        for word, number in slow_counts(text, specials).items():
-            counts[word] = counts.get(word, 0) + number
-    assert count_pretokens(path, specials, num_workers=1) == counts
+    for allow_special in (False, True):
+        file = encode_files(tokenizer, path, folder / "ids.bin", num_workers=1, allow_special=allow_special)
+        assert file.ids.tolist() == with_ends(tokenizer, texts, allow_special)
+        counts = {}
+        for text in texts:
+            for word, number in slow_counts(text, specials if allow_special else []).items():
+                counts[word] = counts.get(word, 0) + number
+        assert count_pretokens(path, specials, num_workers=1, allow_special=allow_special) == counts
 
 
 def test_tokenizer_jsonl_does_not_depend_on_workers_files_and_kinds(tmp_path):
@@ -108,16 +113,15 @@ def test_tokenizer_jsonl_does_not_depend_on_workers_files_and_kinds(tmp_path):
         if n % 3:
             sources.append(write_jsonl(tmp_path / f"{n}.jsonl", texts, rng))
             ids += with_ends(tokenizer, texts)
-        else:  # two plain files in the middle of a text: one document as they are
-            texts = ["plain " + "".join(texts) + " wo", "rds"]
+        else:  # two text files: the end of each ends a document
+            texts = ["plain " + "".join(texts) + " wo", "rds", f"the end{END_OF_TEXT}\n"]
             for part, text in enumerate(texts):
                 sources.append(tmp_path / f"{n}-{part}.txt")
                 sources[-1].write_bytes(text.encode())
-            texts = ["".join(texts)]
-            ids += tokenizer.encode(texts[0])
+                ids += tokenizer.encode(text) + [tokenizer.separator] * (part < 2)
         for text in texts:
             text_bytes += len(text.encode())
-            for word, number in slow_counts(text, SPECIALS).items():
+            for word, number in slow_counts(text, SPECIALS if n % 3 == 0 else []).items():
                 counts[word] = counts.get(word, 0) + number
     for num_workers in (1, 2):
         file = encode_files(tokenizer, sources, tmp_path / "ids.bin", num_workers=num_workers)
@@ -150,7 +154,7 @@ def test_tokenizer_jsonl_is_cut_after_line_breaks_only(tmp_path):
             assert len({is_jsonl(span.path) for span in part}) == 1
             assert all(data[: span.stop].endswith(b"\n") or span.stop == len(data)
                        for span in part if is_jsonl(span.path))  # fmt: skip
-        read = [text for part in parts for span in part if is_jsonl(span.path) for text in read_documents(*span)]
+        read = [text for part in parts for span in part if is_jsonl(span.path) for text in read_documents(span)]
         assert read == [text.encode() for text in texts] * 2
 
 
@@ -190,7 +194,7 @@ def test_tokenizer_jsonl_errors_name_file_and_line(tmp_path, line, sentence):
     for call in (
         lambda: count_pretokens(bad, [], num_workers=1),
         lambda: encode_files(make_tokenizer([]), [bad, bad], tmp_path / "ids.bin", num_workers=1),
-        lambda: list(read_documents(bad, 36, bad.stat().st_size)),
+        lambda: list(read_documents(Span(bad, 36, bad.stat().st_size))),
     ):
         with pytest.raises(ValueError, match=rf"bad\.jsonl, line 61, {sentence}") as caught:
             call()
@@ -206,34 +210,7 @@ def test_tokenizer_jsonl_without_a_record_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"empty\.jsonl is empty"):
         count_pretokens(tmp_path / "empty.jsonl", [])
     with pytest.raises(ValueError, match=r"short\.jsonl became shorter while it was read: 9 bytes are missing"):
-        list(read_documents(write_jsonl(tmp_path / "short.jsonl", ["a"]), 100, 109))
-
-
-@pytest.mark.parametrize(
-    ("lines", "fraction", "tail"),
-    [
-        (["one", "two", "three", "four"], 0.3, 1),
-        (["one", "two", "three", "four"], 0.6, 2),
-        (["one", "two", "a long last one" * 9], 0.05, 1),  # the last record, although it is more than the share
-        (["one" * 99, "two"], 0.9, 1),
-    ],
-)
-@pytest.mark.parametrize("end", ["", "\n", "\n\n \r\n"])
-def test_tokenizer_jsonl_tail_is_whole_records(tmp_path, lines, fraction, tail, end):
-    path = tmp_path / "a.jsonl"
-    path.write_text("\n".join(json.dumps({"text": f"{line}{END_OF_TEXT} more"}) for line in lines) + end, newline="")
-    first, last = split_tail(path, END_OF_TEXT.encode(), fraction, 1 << 20)
-    size = path.stat().st_size
-    assert (first.start, first.stop, last.stop) == (0, last.start, size)
-    assert [text.decode().split("<")[0] for text in read_documents(*last)] == lines[-tail:]
-    assert len(list(read_documents(*first))) == len(lines) - tail
-
-
-@pytest.mark.parametrize("text", ['{"text": "a"}', '\n{"text": "a"}\n\n'])
-def test_tokenizer_jsonl_of_one_record_has_no_tail(tmp_path, text):
-    (tmp_path / "a.jsonl").write_text(text)
-    with pytest.raises(ValueError, match=r"a\.jsonl has a single record, so nothing is left to train on"):
-        split_tail(tmp_path / "a.jsonl", b"\n", 0.5, 1 << 20)
+        list(read_documents(Span(write_jsonl(tmp_path / "short.jsonl", ["a"]), 100, 109)))
 
 
 def test_tokenizer_jsonl_takes_spans(tmp_path):

@@ -16,9 +16,11 @@ from filelock import FileLock, Timeout
 from tslm.errors import UserError
 from tslm.files import atomic_write, check_unchanged, file_stamp
 from tslm.tokenizer import Span
-from tslm.tokenizer.jsonl import is_jsonl
+from tslm.tokenizer.plain import Errors, plain_copy
 from tslm.tokenizer.pretokenize import unicode_hash
+from tslm.tokenizer.sources import PathLike, is_jsonl
 
+_FORMAT = 2  # of the prepared data; increased when the same text and settings give other data
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)  # the errors of a folder that may not be written to
 
 
@@ -115,10 +117,24 @@ class Cache:
 
     def key(self, spans: Sequence[Span], **settings: object) -> str:
         """Return the cache key of data made from this text with these settings and this version's Unicode tables."""
-        # The format belongs to the key: a .txt and a .jsonl file with the same bytes hold different documents.
+        # The form belongs to the key: a .txt and a .jsonl file with the same bytes hold different documents.
         parts = [
-            [self.content_hash(Path(span.path)), span.start, span.stop, *(["jsonl"] if is_jsonl(span.path) else [])]
+            [self.content_hash(Path(span.path)), span.start, span.stop, span.ends,
+             *(["jsonl", span.field] if is_jsonl(span.path) else [])]
             for span in spans
         ]
-        text = json.dumps([parts, settings, unicode_hash()], sort_keys=True)
+        text = json.dumps([_FORMAT, parts, settings, unicode_hash()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+    def plain(self, path: PathLike, text_field: str, errors: Errors) -> tuple[PathLike, int]:
+        """Return a file in plain form, and how much of it was replaced (see `plain_copy`); copies are kept here."""
+        def folder() -> Path:
+            key = json.dumps([_FORMAT, self.content_hash(Path(path)), text_field, errors])
+            return self.folder / "unpacked" / hashlib.sha256(key.encode()).hexdigest()[:20]
+
+        while True:
+            copy, replaced = plain_copy(path, folder, text_field, errors, progress=True)
+            if copy == path or self.is_intact(Path(copy)):
+                return copy, replaced
+            print(f"{path} is unpacked again, because its copy {copy} was changed or damaged.", flush=True)
+            shutil.rmtree(folder())

@@ -13,6 +13,7 @@ from tslm.data.prepare import (
     TOY_VALID_SEED,
     TOY_VALID_STORIES,
     Cache,
+    Reading,
     Texts,
     files_corpus,
     prepare,
@@ -24,6 +25,8 @@ from tslm.data.toy import Story, sample_stories
 from tslm.data.windows import WindowStream
 from tslm.errors import UserError
 from tslm.tokenizer import END_OF_TEXT, TokenFile, Tokenizer
+from tslm.tokenizer.plain import Errors
+from tslm.tokenizer.sources import FIELD
 
 OPENINGS = ["Once upon a time", "One day", "There was a little", "In a small"]
 PROMPTS_PER_BATCH = 8
@@ -35,9 +38,11 @@ class TextDataModule(pl.LightningDataModule):
 
     Args:
         corpus: `toy`, the embedded corpus; `tinystories`, downloaded at first use; `files`, the user's. Unless
-            given: files if there are train_files, else toy.
-        train_files: Text files (UTF-8) to train on; in `.jsonl` files the field `text` of each line is a document.
-        valid_files: Text files to validate on; unless given, the last documents of the training text are held out.
+            given: files if there are train_files or valid_files, else toy.
+        train_files: Files, folders or glob patterns to train on. In a text file (UTF-8) the first special token
+            separates documents, and the end of the file ends one. In `.jsonl`, `.ndjson` and `.parquet` a record is a
+            document. All may be compressed (`.gz`, `.xz`, `.zst`).
+        valid_files: The same to validate on; unless given, about 5% of the documents are held out.
         vocab_size: Largest vocabulary, the 256 bytes and the special tokens included; also the model's.
         context_length: Tokens in a window; also the model's.
         batch_size: Windows of one optimizer step, over all processes.
@@ -57,6 +62,12 @@ class TextDataModule(pl.LightningDataModule):
         toy_seed: Seed of the embedded corpus.
         prompts: Prompts for `predict`; unless given, a few openings of stories.
         prompts_file: A file with one prompt per line.
+        text_field: The field of a JSONL record, or the column of a Parquet file, that holds the document.
+        errors: What to do with bytes that are not UTF-8: `strict` stops and names their place, `replace` puts U+FFFD
+            in their place and reports their number.
+        join_files: Whether several text files are one text in parts, so that no document ends where a file ends.
+        allow_special: Whether a special token that is spelled in a record of a JSONL or Parquet file is recognized;
+            otherwise its spelling is text.
         allow_changed_text: Whether a run may be resumed on a text or tokenizer that differs from its earlier part.
 
     Raises:
@@ -83,6 +94,10 @@ class TextDataModule(pl.LightningDataModule):
         toy_seed: int = 0,
         prompts: list[str] | None = None,
         prompts_file: str | None = None,
+        text_field: str = FIELD,
+        errors: Errors = "strict",
+        join_files: bool = False,
+        allow_special: bool = False,
         allow_changed_text: bool = False,
     ) -> None:
         super().__init__()
@@ -90,7 +105,7 @@ class TextDataModule(pl.LightningDataModule):
         if align_documents and not special_tokens:
             raise UserError("data.align_documents is on, but data.special_tokens names none to tell documents apart: "
                             f"give --data.special_tokens '[\"{END_OF_TEXT}\"]', or leave --data.align_documents out")
-        self.corpus = corpus or ("files" if train_files else "toy")
+        self.corpus = corpus or ("files" if train_files or valid_files else "toy")
         if self.corpus != "files" and (train_files or valid_files):
             raise UserError(
                 f"data.corpus is {self.corpus!r}, but files are named: leave --data.train_files and --data.valid_files "
@@ -106,7 +121,11 @@ class TextDataModule(pl.LightningDataModule):
         self.num_workers, self.toy_stories, self.toy_seed = num_workers, toy_stories, toy_seed
         if prompts == []:
             raise UserError("data.prompts is an empty list: give at least one prompt, or leave --data.prompts out")
+        if self.corpus != "files" and special_tokens and special_tokens[0] != END_OF_TEXT:
+            raise UserError(f"data.corpus {self.corpus!r} separates its stories by {END_OF_TEXT}, but the first of "
+                            f"data.special_tokens is {special_tokens[0]!r}: name {END_OF_TEXT} first")
         self.prompts, self.prompts_file = prompts, prompts_file
+        self.reading = Reading(text_field, errors, join_files, allow_special)
         self.allow_changed_text = allow_changed_text
         self.train_tokens: TokenFile | None = None
         self.windows: WindowStream | None = None
@@ -157,13 +176,17 @@ class TextDataModule(pl.LightningDataModule):
             UserError: a text is too short for a window, or `prepare` rejects it.
         """
         with self.cache.lock():
+            texts = self._find_corpus()
             self.tokenizer, train, valid = prepare(
-                self._find_corpus(), self.cache, vocab_size=self.vocab_size, special_tokens=self.special_tokens,
-                tokenizer=self.tokenizer, num_workers=self.num_workers,
+                texts, self.cache, vocab_size=self.vocab_size, special_tokens=self.special_tokens,
+                tokenizer=self.tokenizer, num_workers=self.num_workers, reading=self.reading,
             )
         self.valid_tokens = TokenFile.open(valid)
         if len(self.valid_tokens) < 2:
             raise UserError("the validation text has fewer than 2 tokens, so it has nothing to predict: give more")
+        if self.corpus == "files" and not self.valid_files and len(self.valid_tokens) <= self.context_length:
+            print(f"The held-out text has only {len(self.valid_tokens)} tokens, less than a window of "
+                  f"{self.context_length}, because the text is short: the validation loss is uncertain.", flush=True)
         if train is not None:
             self.train_tokens = TokenFile.open(train)
             documents = self._documents(self.train_tokens)
@@ -198,13 +221,15 @@ class TextDataModule(pl.LightningDataModule):
             return toy_corpus(self.cache, self.toy_stories, self.toy_seed)
         if self.corpus == "tinystories":
             return tinystories_corpus(self.cache)
-        if not self.train_files:
+        evaluating = self._command in EVALUATING
+        if not self.train_files and not (evaluating and self.valid_files):
             raise UserError(
                 "the corpus is 'files', but no file is named: give --data.train_files '[\"my.txt\"]', or another "
                 "--data.corpus (toy or tinystories)"
             )
-        separator = (self.special_tokens or [END_OF_TEXT])[0]
-        return files_corpus(self.train_files, self.valid_files, separator, evaluating=self._command in EVALUATING)
+        separator = (self.special_tokens or [""])[0]
+        return files_corpus(self.train_files or [], self.valid_files, separator, self.cache, self.reading,
+                            evaluating=evaluating, window=self.context_length)
 
     @property
     def _command(self) -> str | None:
@@ -231,11 +256,12 @@ class TextDataModule(pl.LightningDataModule):
 
     @property
     def valid_bytes_per_token(self) -> float:
-        """Bytes of text per validation target; the very first token of the text is never a target."""
+        """Bytes of documents per validation target; the very first token of the text is never a target."""
         assert self.valid_tokens is not None
         assert self.tokenizer is not None
-        first = self.tokenizer.vocab[int(self.valid_tokens.ids[0])]
-        return (self.valid_tokens.source_bytes - len(first)) / (len(self.valid_tokens) - 1)
+        first = int(self.valid_tokens.ids[0])
+        untargeted = 0 if first == self.tokenizer.separator else len(self.tokenizer.vocab[first])
+        return (self.valid_tokens.document_bytes - untargeted) / (len(self.valid_tokens) - 1)
 
     def held_out_stories(self) -> list[Story] | None:
         """Return the validation stories with their exact probabilities; None if the corpus has no known ones."""

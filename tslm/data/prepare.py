@@ -11,16 +11,29 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tslm.data.cache import Cache as Cache  # a part of the interface of this file
+from tslm.data.holdout import find_documents, hold_out
 from tslm.data.toy import write_corpus
 from tslm.data.toy_grammar import load_grammar
 from tslm.errors import MissingFileError, UserError
-from tslm.tokenizer import Span, TokenFile, Tokenizer, encode_files, split_tail, train_bpe
+from tslm.tokenizer import Span, TokenFile, Tokenizer, encode_files, train_bpe
 from tslm.tokenizer.corpus import Corpus, read_blocks
+from tslm.tokenizer.plain import Errors
+from tslm.tokenizer.sources import FIELD, find_spans
 
 TOY_VALID_STORIES = 500
 TOY_VALID_SEED = 1_000_003  # added to the training seed: the held-out stories are another sample
 HELD_OUT_SHARE = 0.05
+_BYTES_PER_TOKEN = 4  # about, in English; to hold out a window at least
 HELD_OUT_BYTES = 10_000_000  # an upper bound: of a large file, less than the share suffices to measure the loss
+
+
+class Reading(NamedTuple):
+    """How the user's files are read; see `Corpus`."""
+
+    text_field: str = FIELD
+    errors: Errors = "strict"
+    joined: bool = False
+    allow_special: bool = False
 
 
 class Texts(NamedTuple):
@@ -82,33 +95,64 @@ def tinystories_corpus(cache: Cache) -> Texts:
 
 
 def files_corpus(
-    train_files: Sequence[str], valid_files: Sequence[str] | None, separator: str, *, evaluating: bool = False
+    train_files: Sequence[str],
+    valid_files: Sequence[str] | None,
+    separator: str,
+    cache: Cache,
+    reading: Reading = Reading(),  # noqa: B008 (never changed)
+    *,
+    evaluating: bool = False,
+    window: int = 0,
 ) -> Texts:
-    """Return the user's files; without validation files, the last documents of the last training file are held out.
+    """Return the user's texts; without validation files, some documents of the training text are held out.
 
     Args:
-        train_files: text files to train on.
-        valid_files: text files to validate on.
+        train_files: files, folders and glob patterns to train on.
+        valid_files: files, folders and glob patterns to validate on.
         separator: the string between two documents of a text file.
+        cache: the folder that keeps plain copies of compressed files.
+        reading: how the files are read.
         evaluating: ignore the training files if there are validation files; they may be on another machine.
+        window: the tokens of a window; the held-out text should have as many at least.
 
     Raises:
         MissingFileError: a file does not exist.
         UserError: a file is empty, is not text, or is too short to hold anything out.
     """
-    valid = tuple(file_span(path) for path in valid_files or ())
-    if valid and evaluating:
-        return Texts((), valid)
-    train = [file_span(path) for path in train_files]
-    if not valid:
-        try:
-            train[-1], held_out = split_tail(train[-1].path, separator.encode(), HELD_OUT_SHARE, HELD_OUT_BYTES)
-        except ValueError:
-            for _ in read_blocks(train[-1:], []):
-                pass  # if the file is not text at all, this raises the more useful error
-            raise
-        valid = (held_out,)
-    return Texts(tuple(train), valid)
+    def spans(files: Sequence[str]) -> list[Span]:
+        found, notices = find_spans(files, lambda path: cache.plain(path, *reading[:2]), reading.text_field)
+        for notice in notices:
+            print(notice, flush=True)
+        return found
+
+    valid = spans(valid_files or ())
+    train = [] if valid and evaluating else spans(train_files)
+    _report_copies(train, valid, separator.encode(), cache)
+    if valid:
+        return Texts(tuple(train), tuple(valid))
+    least = _BYTES_PER_TOKEN * (window + 1)
+    try:
+        train, valid, notice = hold_out(train, separator.encode(), HELD_OUT_SHARE, HELD_OUT_BYTES, least)
+    except UserError:
+        for _ in read_blocks(train, []):
+            pass  # if a file is not text at all, this raises the more useful error
+        raise
+    if notice:
+        print(notice, flush=True)
+    return Texts(tuple(train), tuple(valid))
+
+
+def _report_copies(train: Sequence[Span], valid: Sequence[Span], separator: bytes, cache: Cache) -> None:
+    """Print a notice for each file whose content is given twice."""
+    seen: dict[str, tuple[str, Span]] = {}
+    for role, spans in (("training", train), ("validation", valid)):
+        for span in spans:
+            other_role, other = seen.setdefault(cache.content_hash(Path(span.path)), (role, span))
+            if other is not span:
+                number = sum(1 for _ in find_documents([span], separator))
+                where = f"twice in the {role} text" if role == other_role else "in the training and the validation text"
+                same = span.label if span.label == other.label else f"{span.label}, with the content of {other.label},"
+                print(f"{same} is {where}: {number:,} {'document' if number == 1 else 'documents'}.", flush=True)
 
 
 def file_span(path: str | Path) -> Span:
@@ -153,6 +197,7 @@ def prepare(
     special_tokens: Sequence[str],
     tokenizer: Tokenizer | None = None,
     num_workers: int | None = None,
+    reading: Reading = Reading(),  # noqa: B008 (never changed)
 ) -> Prepared:
     """Train the tokenizer and encode both texts; reuse what the cache holds.
 
@@ -163,6 +208,7 @@ def prepare(
         special_tokens: strings that are one token each, never split and never merged with text.
         tokenizer: an existing tokenizer; None trains one on the training text.
         num_workers: number of processes; None for one per core.
+        reading: how the user's files are read.
 
     Raises:
         UserError: the tokenizer is larger than vocab_size, there is neither a tokenizer nor a training text, or a file
@@ -170,7 +216,10 @@ def prepare(
     """
     # Each corpus is made before its hash is computed and checked after it was read, so the cache never holds one text
     # under the hash of another.
-    train, valid = Corpus(texts.train) if texts.train else None, Corpus(texts.valid)
+    def corpus(spans: Sequence[Span]) -> Corpus:
+        return Corpus(spans, joined=reading.joined, allow_special=reading.allow_special)
+
+    train, valid = corpus(texts.train) if texts.train else None, corpus(texts.valid)
     if tokenizer is None:
         if train is None:
             raise UserError("there is no training text to train a tokenizer on: give --data.tokenizer or a checkpoint")
@@ -188,7 +237,10 @@ def trained_tokenizer(
     corpus: Corpus, cache: Cache, vocab_size: int, special_tokens: list[str], num_workers: int | None
 ) -> Tokenizer:
     """Return a tokenizer trained on a text; train it if the cache has none, or a damaged one."""
-    folder = cache.folder / "tokenizers" / cache.key(corpus.spans, vocab_size=vocab_size, special=special_tokens)
+    key = cache.key(
+        corpus.spans, vocab_size=vocab_size, special=special_tokens, allow_special=corpus.allow_special
+    )
+    folder = cache.folder / "tokenizers" / key
     try:
         tokenizer = Tokenizer.from_dir(folder)
         if set(tokenizer.special_tokens) == set(special_tokens):
@@ -218,7 +270,8 @@ def token_file(
         role: "training" or "validation", for the notice about a damaged file.
         num_workers: number of processes; None for one per core.
     """
-    path = cache.folder / "tokens" / f"{cache.key(corpus.spans, tokenizer=tokenizer.hash)}.bin"
+    key = cache.key(corpus.spans, tokenizer=tokenizer.hash, allow_special=corpus.allow_special)
+    path = cache.folder / "tokens" / f"{key}.bin"
     try:
         TokenFile.open(path, tokenizer.hash)
         return path

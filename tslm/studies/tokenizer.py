@@ -19,9 +19,10 @@ from tslm.data.toy import write_corpus
 from tslm.errors import UserError
 from tslm.tokenizer import END_OF_TEXT, Span, Tokenizer, encode_files
 from tslm.tokenizer.bpe import MergeStep, rank_merges, replay
-from tslm.tokenizer.jsonl import is_jsonl, read_documents
+from tslm.tokenizer.jsonl import read_documents
 from tslm.tokenizer.pretokenize import find_pretokens
 from tslm.tokenizer.report import TrainingReport, train_with_report
+from tslm.tokenizer.sources import is_jsonl
 
 MAX_DOCUMENT_BYTES = 1 << 20  # a text without END_OF_TEXT is a single document, perhaps of gigabytes
 MAX_STRING_BYTES = 1 << 22  # what `measure_strings` encodes: about a second of work
@@ -172,7 +173,7 @@ def sample_documents(source: Sequence[str | os.PathLike[str]], count: int, seed:
 def read_document(span: Span) -> str:
     """Return the text of a document, truncated to its first mebibyte."""
     if is_jsonl(span.path):
-        data = next(read_documents(*span))[:MAX_DOCUMENT_BYTES]
+        data = next(read_documents(span))[:MAX_DOCUMENT_BYTES]
     else:
         with open(span.path, "rb") as file:
             file.seek(span.start)

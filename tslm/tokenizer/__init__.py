@@ -1,17 +1,16 @@
 """Text to token ids on disk: byte-level BPE, trained, applied and stored. Nothing here needs torch.
 
 In reading order: `bpe` (the method), `pretokenize` (text to pre-tokens), `train` (files to merges), `tokenizer` (the
-class `Tokenizer`), `serialization` (its files), `encode` and `token_file` (files to ids on disk). `corpus`, `jsonl` and
-`chunking` read text in blocks, `joining` joins the tokens of blocks that overlap, `workers` distributes blocks over
-processes, `files` writes files, `holdout` divides a file for validation, and `report` measures a training.
+class `Tokenizer`), `serialization` (its files), `encode` and `token_file` (files to ids on disk). `sources` finds files,
+`plain` unpacks them, `corpus`, `jsonl` and `chunking` read text in blocks, `joining` joins the tokens of blocks that
+overlap, `workers` distributes blocks over processes, and `report` measures a training.
 
 Functions marked `@replaceable` have faster substitutes in `fast/tokenizer/`, which give the same results.
 """
 
-from tslm.tokenizer.corpus import Span
 from tslm.tokenizer.encode import encode_files
-from tslm.tokenizer.holdout import split_tail
 from tslm.tokenizer.serialization import tokenizer_from_texts, tokenizer_texts
+from tslm.tokenizer.sources import Span
 from tslm.tokenizer.token_file import TokenFile, TokenFileWriter
 from tslm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 from tslm.tokenizer.train import count_pretokens, merge_pretokens, train_bpe
@@ -25,7 +24,6 @@ __all__ = [
     "count_pretokens",
     "encode_files",
     "merge_pretokens",
-    "split_tail",
     "tokenizer_from_texts",
     "tokenizer_texts",
     "train_bpe",

@@ -1,20 +1,22 @@
-"""Reads text files as one text, and splits it into parts that can be tokenized independently.
+"""Reads text files as documents, and splits them into parts that can be tokenized independently.
 
-Several plain files are one text: their bytes follow each other, so a pre-token may start in one file and end in the
-next. In a JSONL file (see `jsonl`) each record is a document of its own. The parts of a text have the same pre-tokens
-and special tokens as the whole.
+In a text file the separator stands between documents, and the end of the file ends one. In a JSONL file (see `jsonl`)
+each record is a document. The parts of a text have the same pre-tokens and special tokens as the whole.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate, groupby
+from itertools import accumulate, chain, groupby, zip_longest
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
-from tslm.errors import MissingFileError, UserError
+from tslm.errors import UserError
 from tslm.files import Stamp, check_unchanged, file_stamp
 from tslm.tokenizer.chunking import (
     BLOCK_BYTES,
@@ -25,48 +27,75 @@ from tslm.tokenizer.chunking import (
     trim_characters,
     usable_cuts,
 )
-from tslm.tokenizer.jsonl import DOCUMENT_END, end_of_line, holds_record, is_jsonl, read_documents
+from tslm.tokenizer.jsonl import DOCUMENT_END, end_of_line, read_documents
+from tslm.tokenizer.plain import Errors, plain_copy
+from tslm.tokenizer.sources import FIELD, PathLike, Span, find_spans, is_jsonl
 
 _LARGEST_WINDOW = 1 << 20  # bytes that are searched for a cut at once
 
 
-class Span(NamedTuple):
-    """The bytes `start` to `stop` (exclusive) of a file."""
-
-    path: str | os.PathLike[str]
-    start: int
-    stop: int
-
-
 class Corpus:
-    """The text of one or more files or parts of files, plain or JSONL.
+    """The text of files, folders, glob patterns or parts of files.
 
     Args:
-        source: a path, a `Span`, or several of them in the order of the text. Of another corpus, the copy remembers the
-            files as they were when that one was made.
+        source: a path, a glob pattern, a `Span`, or several of them in the order of the text (see `sources`). A file
+            that is compressed or Parquet is unpacked into a temporary folder, which lasts as long as the object. Of
+            another corpus, the copy remembers the files as they were when that one was made.
+        text_field: the field of a JSONL record, or the column of a Parquet file, that holds the document.
+        errors: "strict", or "replace" for U+FFFD in place of bytes that are not UTF-8.
+        joined: whether several text files are one text in parts, so that no document ends where a file ends.
+        allow_special: whether special tokens are recognized in records too. In a text file they always are.
 
     Attributes:
-        spans: the parts of files.
+        spans: the parts of files. Those that end a document are marked, unless the whole corpus is one text file.
         size: the bytes of all spans; for JSONL files including the JSON syntax.
+        notices: what the user should be told about the files.
+        allow_special: as given.
 
     Raises:
-        MissingFileError: a file does not exist.
-        UserError: there is no file, or a file or span is empty, has no record or exceeds its file.
+        MissingFileError: a file does not exist, or no file matches a pattern.
+        UserError: there is no file, or a file or span is empty, has no record, exceeds its file or cannot be unpacked.
     """
 
-    def __init__(self, source: TextInput) -> None:
+    def __init__(
+        self,
+        source: TextInput,
+        *,
+        text_field: str = FIELD,
+        errors: Errors = "strict",
+        joined: bool = False,
+        allow_special: bool = False,
+        progress: bool = False,
+    ) -> None:
         self.spans: list[Span]
-        self._stamps: dict[str | os.PathLike[str], Stamp]
+        self.notices: list[str]
+        self.allow_special: bool
+        self._stamps: dict[PathLike, Stamp]
+        self._folder: _TemporaryFolder | None = None
         if isinstance(source, Corpus):
-            self.spans, self._stamps = source.spans, source._stamps
+            self.spans, self._stamps, self._folder = source.spans, source._stamps, source._folder
+            self.notices, self.allow_special = source.notices, source.allow_special
         else:
             parts = [source] if isinstance(source, str | os.PathLike | Span) else source
-            self.spans = [checked_span(part) for part in parts]
+            spans, self.notices = find_spans(
+                parts, lambda path: plain_copy(path, self._new_folder, text_field, errors, progress), text_field
+            )
+            self.spans = spans if joined else end_documents(spans)
             self._stamps = {span.path: file_stamp(span.path) for span in self.spans}
+            self.allow_special = allow_special
         if not self.spans:
             raise UserError("no input file was given; name at least one text file")
         self._ends = list(accumulate(span.stop - span.start for span in self.spans))
         self.size = self._ends[-1]
+
+    def _new_folder(self) -> Path:
+        if self._folder is None:
+            self._folder = _TemporaryFolder()
+        return Path(tempfile.mkdtemp(dir=self._folder.path))
+
+    def specials_of(self, spans: Sequence[Span], special_tokens: list[bytes]) -> list[bytes]:
+        """Return the special tokens that are recognized in a part."""
+        return special_tokens if self.allow_special or not is_jsonl(spans[0].path) else []
 
     def check_unchanged(self) -> None:
         """Check that no file changed since this object was made; called after all of the text was read.
@@ -80,11 +109,14 @@ class Corpus:
         """Return the parts of files that hold the bytes `start` to `stop` of the whole text."""
         spans = []
         for index in range(bisect_right(self._ends, start), len(self.spans)):
-            path, first, last = self.spans[index]
-            offset = self._ends[index] - last  # position in the whole text minus position in this file
-            if first + offset >= stop:
+            span = self.spans[index]
+            offset = self._ends[index] - span.stop  # position in the whole text minus position in this file
+            if span.start + offset >= stop:
                 break
-            spans.append(Span(path, max(first, start - offset), min(last, stop - offset)))
+            last = min(span.stop, stop - offset)
+            spans.append(
+                span._replace(start=max(span.start, start - offset), stop=last, ends=span.ends and last == span.stop)
+            )
         return spans
 
     def split(
@@ -100,7 +132,7 @@ class Corpus:
             window: how many bytes are searched for a cut at first.
         """
         start = 0
-        for are_jsonl, spans in groupby(self.spans, key=_is_jsonl):
+        for are_jsonl, spans in groupby(self.spans, key=lambda span: is_jsonl(span.path)):
             end = start + sum(span.stop - span.start for span in spans)
             while start < end:
                 wanted = start + (size if isinstance(size, int) else size(self.size - start))
@@ -115,8 +147,8 @@ class Corpus:
 
     def _line_end(self, position: int) -> int:
         """Return the end of the line that contains the byte before `position`."""
-        path, first, last = self.between(position - 1, self.size)[0]
-        return position - 1 + end_of_line(path, first, last) - first
+        span = self.between(position - 1, self.size)[0]
+        return position - 1 + end_of_line(span) - span.start
 
     def _next_cut(self, position: int, start: int, end: int, special_tokens: Sequence[bytes], window: int) -> int:
         """Return the first safe cut from `position` on in the text from `start` to `end`, or `end`."""
@@ -134,7 +166,29 @@ class Corpus:
         return end
 
 
-TextInput: TypeAlias = str | os.PathLike[str] | Span | Sequence[str | os.PathLike[str] | Span] | Corpus
+class _TemporaryFolder:
+    """A folder that is removed with the last reference to this object, or at the end of the process."""
+
+    def __init__(self) -> None:
+        self.path = tempfile.mkdtemp(prefix="tslm-")
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+TextInput: TypeAlias = PathLike | Span | Sequence[PathLike | Span] | Corpus
+
+
+def end_documents(spans: Sequence[Span]) -> list[Span]:
+    """Mark the spans at whose end a document ends: those that the rest of the same text file does not follow.
+
+    A single text file is left as it is, so that its ids are those of its text.
+    """
+    ends = [
+        is_jsonl(span.path) or next_.path != span.path or next_.start < span.stop
+        for span, next_ in zip_longest(spans, spans[1:], fillvalue=Span("", 0, 0))
+    ]
+    if sum(ends) == 1 and not is_jsonl(spans[0].path):
+        return list(spans)
+    return [span._replace(ends=end) for span, end in zip(spans, ends, strict=True)]
 
 
 def read_blocks(
@@ -144,40 +198,65 @@ def read_blocks(
 
     Where a text cannot be cut, a block is larger, or with an `overlap` such as `chunking.OVERLAP` blocks overlap.
 
-    In blocks of JSONL files each document is followed by `DOCUMENT_END`. A block holds many short documents or a part
-    of a long one.
+    Each document of a JSONL file, and each span that is marked so, is followed by `DOCUMENT_END`, unless its text ends
+    with the separator already. A block holds many short documents or a part of a long one.
+
+    Args:
+        spans: parts of text files, or of JSONL files, never of both.
+        special_tokens: the special tokens that are recognized in these texts, the separator first.
+        size: the size of a block in bytes.
+        overlap: see above.
 
     Raises:
         UserError: a file is not UTF-8, or a line of a JSONL file is not a record; the message names the place.
     """
-    for are_jsonl, group in groupby(spans, key=_is_jsonl):
-        if are_jsonl:
-            yield from _document_blocks(group, special_tokens, size, overlap)
-        else:
-            yield from overlapping_blocks(read_pieces(group), special_tokens, size, overlap=overlap)
-
-
-def _document_blocks(
-    spans: Iterable[Span], special_tokens: Sequence[bytes], size: int, overlap: int
-) -> Iterator[Block]:
     buffer = bytearray()
-    for document in (document for span in spans for document in read_documents(*span)):
-        if len(document) > size:
+    for text, ends in _texts(spans, special_tokens[:1]):
+        if isinstance(text, bytes) and len(text) <= size:
+            blocks = iter([Block(text)])
+        else:
+            pieces = [text] if isinstance(text, bytes) else text
+            blocks = overlapping_blocks(pieces, special_tokens, size, overlap=overlap)
+        last = next(blocks, Block(b""))
+        for block in blocks:
             if buffer:
                 yield Block(bytes(buffer))
-            buffer = bytearray()
-            blocks = overlapping_blocks([document], special_tokens, size, overlap=overlap)
-            last = next(blocks)
-            for block in blocks:
-                yield last
-                last = block
-            document = last.text
-        buffer += document + DOCUMENT_END
+                buffer = bytearray()
+            yield last
+            last = block
+        if not ends and not buffer:
+            yield last
+            continue
+        buffer += last.text
+        if ends:
+            buffer += DOCUMENT_END
         if len(buffer) >= size:
             yield Block(bytes(buffer))
             buffer = bytearray()
     if buffer:
         yield Block(bytes(buffer))
+
+
+def _texts(spans: Iterable[Span], separators: Sequence[bytes]) -> Iterator[tuple[bytes | Iterable[bytes], bool]]:
+    """Yield each text, whole or in pieces, and whether `DOCUMENT_END` follows it."""
+    pieces: list[Iterable[bytes]] = []
+    for span in spans:
+        if is_jsonl(span.path):
+            yield from ((document, True) for document in read_documents(span))
+            continue
+        pieces.append(read_pieces([span]))
+        if span.ends:
+            yield chain.from_iterable(pieces), not _ends_with(span, separators)
+            pieces = []
+    if pieces:
+        yield chain.from_iterable(pieces), False
+
+
+def _ends_with(span: Span, separators: Sequence[bytes]) -> bool:
+    """Whether a separator is the last thing in a span, apart from line breaks."""
+    longest = max(map(len, separators), default=0) + 8
+    end = _read(span._replace(start=max(span.start, span.stop - longest))).rstrip(b"\r\n")
+    return any(separator and end.endswith(separator.rstrip(b"\r\n")) for separator in separators)
 
 
 def read_pieces(spans: Iterable[Span], size: int = BLOCK_BYTES) -> Iterator[bytes]:
@@ -186,57 +265,33 @@ def read_pieces(spans: Iterable[Span], size: int = BLOCK_BYTES) -> Iterator[byte
     Raises:
         UserError: a byte is not UTF-8; the message names the file and the offset of the byte.
     """
-    for path, start, stop in spans:
-        with open(path, "rb") as file:
+    for span in spans:
+        start, stop = span.start, span.stop
+        with open(span.path, "rb") as file:
             file.seek(start)
             rest = b""
             while start < stop:
                 fresh = file.read(min(size, stop - start))
                 if not fresh:
-                    raise UserError(f"{path} became shorter while it was read: {stop - start:,} bytes are missing")
+                    raise UserError(
+                        f"{span.label} became shorter while it was read: {stop - start:,} bytes are missing"
+                    )
                 start += len(fresh)
                 piece = rest + fresh
                 end = len(piece) if start == stop else complete_end(piece)
                 piece, rest = piece[:end], piece[end:]
-                _check_utf8(piece, path, start - len(rest) - len(piece))
+                _check_utf8(piece, span.label, start - len(rest) - len(piece))
                 yield piece
 
 
-def _check_utf8(piece: bytes, path: str | os.PathLike[str], offset: int) -> None:
+def _check_utf8(piece: bytes, name: str, offset: int) -> None:
     try:
         piece.decode()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is not UTF-8: byte 0x{piece[error.start]:02x} at offset {offset + error.start}; convert the file, "
-            "for example with `iconv -f latin1 -t utf-8`, or remove the byte"
+            f"{name} is not UTF-8: byte 0x{piece[error.start]:02x} at offset {offset + error.start}; convert the file, "
+            "for example with `iconv -f latin1 -t utf-8`, or replace its bad bytes by U+FFFD (option `errors replace`)"
         ) from None
-
-
-def checked_span(part: str | os.PathLike[str] | Span) -> Span:
-    """Return a non-empty span of an existing file; a path means the whole file.
-
-    Raises:
-        MissingFileError: the file does not exist.
-        UserError: the file or span is empty, has no record or exceeds the file, or the path is a folder.
-    """
-    path = Path(part.path if isinstance(part, Span) else part)
-    if not path.exists():
-        raise MissingFileError(f"{path} does not exist; check the name (the current folder is {Path.cwd()})")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; name the text files in it")
-    size = path.stat().st_size
-    if size == 0:
-        raise UserError(f"{path} is empty; give a file that holds text")
-    span = part if isinstance(part, Span) else Span(part, 0, size)
-    if not 0 <= span.start < span.stop <= size:
-        raise UserError(f"bytes {span.start} to {span.stop} of {path} are not part of a file of {size:,} bytes")
-    if is_jsonl(path) and not holds_record(*span):
-        raise UserError(f"{path} holds no record, only white space; give a file with one JSON object a line")
-    return span
-
-
-def _is_jsonl(span: Span) -> bool:
-    return is_jsonl(span.path)
 
 
 def _read(span: Span) -> bytes:

@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from tslm.files import check_outputs
 from tslm.tokenizer.chunking import OVERLAP, Block
-from tslm.tokenizer.corpus import Corpus, Span, TextInput, read_blocks
-from tslm.tokenizer.jsonl import DOCUMENT_END, is_jsonl
+from tslm.tokenizer.corpus import Corpus, TextInput, read_blocks
+from tslm.tokenizer.jsonl import DOCUMENT_END
+from tslm.tokenizer.sources import Span, is_jsonl
 from tslm.tokenizer.token_file import TokenFile, TokenFileWriter, dtype_for, sidecar_path
-from tslm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
+from tslm.tokenizer.tokenizer import Tokenizer
 from tslm.tokenizer.workers import POOL_BYTES, map_in_order
 
 _TASK_BYTES = 1 << 22  # about 40 ms of work, or seconds for text of unknown words; Ctrl-C takes as long
@@ -39,16 +40,18 @@ def encode_files(
 ) -> TokenFile:
     """Encode one or more UTF-8 files into a token file.
 
-    The ids of plain files equal `tokenizer.encode` of their joined text, for every number of workers. In files that end
-    in `.jsonl` or `.ndjson` the field `text` of each record is encoded separately (see `jsonl`) and followed by
-    `<|endoftext|>`, if this is one of the special tokens and the record does not end with it.
+    The ids of one text file equal `tokenizer.encode` of its text, for every number of workers. Several files are
+    documents: each is followed by the separator, which is the first special token, unless it ends with it. In files
+    that end in `.jsonl` or `.ndjson` the field `text` of each record is a document, in which the spelling of a special
+    token is text. Compressed files and Parquet files are unpacked first (see `Corpus`).
 
     The file and its sidecar appear by renaming when all is done. After an error or Ctrl-C neither they nor a worker
     process remain.
 
     Args:
         tokenizer: the tokenizer.
-        input_paths: a path, a `Span` (part of a file), several in the order of the text, or a `Corpus`.
+        input_paths: a file, a folder, a glob pattern, a `Span` (part of a file), several of them in the order of the
+            text, or a `Corpus`.
         output_path: the file of ids; `<output_path>.json` is its sidecar.
         num_workers: number of processes; None means one per core. Less than 16 MB is encoded in this process.
         executor: any `concurrent.futures.Executor` to run on instead.
@@ -87,9 +90,13 @@ def encode_corpus(
     output = Path(output_path)
     check_outputs([output, sidecar_path(output)], [span.path for span in corpus.spans])
     specials = [token.encode() for token in tokenizer.special_tokens]
-    tasks = (_Task(tokenizer, spans, specials, block_bytes, overlap) for spans in corpus.split(task_bytes, specials))
+    tasks = (
+        _Task(tokenizer, spans, corpus.specials_of(spans, specials), block_bytes, overlap)
+        for spans in corpus.split(task_bytes, specials)
+    )
     writer = TokenFileWriter(output, tokenizer.vocab_size, tokenizer.hash, special_ids=tokenizer.special_ids)
     results = map_in_order(_encode_part, tasks, corpus.size, num_workers, executor, pool_bytes)
+    document_bytes = _DocumentBytes(tokenizer)
     with (
         writer,  # first, so that no progress bar appears if the file cannot be written
         tqdm(total=corpus.size, desc="encoding", unit="B", unit_scale=True, disable=not progress) as bar,
@@ -98,7 +105,7 @@ def encode_corpus(
         for part in results:
             for ids in part.ids:
                 writer.append(ids)
-            writer.append(np.empty(0, np.uint16), part.text_bytes)
+            writer.append(np.empty(0, np.uint16), part.text_bytes, document_bytes.of(part))
             bar.update(part.file_bytes)
         corpus.check_unchanged()  # before the token file appears
     return TokenFile.open(output)
@@ -116,13 +123,36 @@ class _Part(NamedTuple):
     ids: list[npt.NDArray[Any]]  # in the type of the token file
     text_bytes: int
     file_bytes: int  # more than `text_bytes` for JSONL
+    added: int  # separators that the text does not spell
+    are_records: bool
+
+
+class _DocumentBytes:
+    """Counts the bytes of documents: of the text without separators and, in a text file, the line breaks after them."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._separator = tokenizer.separator
+        self._separator_bytes = 0 if self._separator is None else len(tokenizer.vocab[self._separator])
+        self._is_break = np.zeros(tokenizer.vocab_size, bool)
+        self._is_break[[id_ for id_, token in tokenizer.vocab.items() if token.startswith(b"\n")]] = True
+        self._follows = False  # whether a separator was the last token of the previous part
+
+    def of(self, part: _Part) -> int:
+        """Return the bytes of the documents in a part; called for all parts in their order."""
+        size = part.text_bytes + self._separator_bytes * part.added
+        for ids in part.ids if self._separator is not None else ():
+            is_separator = np.append(self._follows, ids == self._separator)
+            size -= self._separator_bytes * int(is_separator[1:].sum())
+            if not part.are_records:
+                size -= int(self._is_break[ids[is_separator[:-1]]].sum())
+            self._follows = bool(is_separator[-1])
+        return size
 
 
 def _encode_part(task: _Task) -> _Part:
-    dtype = dtype_for(task.tokenizer.vocab_size)
-    document_end, end_of_text = task.tokenizer.vocab_size, task.tokenizer.special_ids.get(END_OF_TEXT)
-    are_jsonl = is_jsonl(task.spans[0].path)
-    text_bytes = 0
+    tokenizer, separator = task.tokenizer, task.tokenizer.separator
+    dtype = dtype_for(tokenizer.vocab_size)
+    text_bytes = added = 0
 
     def blocks() -> Iterator[Block]:
         """Yield the blocks, and count the bytes of their texts."""
@@ -131,19 +161,16 @@ def _encode_part(task: _Task) -> _Part:
             text_bytes += len(block.text) - block.overlap - block.text.count(DOCUMENT_END)
             yield block
 
-    ids = [
-        (_end_documents(each, document_end, end_of_text) if are_jsonl else each).astype(dtype)
-        for each in task.tokenizer.encode_blocks(blocks())
-    ]
-    return _Part(ids, text_bytes, sum(span.stop - span.start for span in task.spans))
-
-
-def _end_documents(ids: npt.NDArray[Any], document_end: int, end_of_text: int | None) -> npt.NDArray[Any]:
-    """Replace each `document_end` by `end_of_text`, but remove it where `end_of_text` precedes it or is None."""
-    is_end = ids == document_end
-    if end_of_text is None:
-        return np.compress(~is_end, ids)
-    is_doubled = is_end.copy()
-    is_doubled[:1] = False
-    is_doubled[1:] &= ids[:-1] == end_of_text
-    return np.compress(~is_doubled, np.where(is_end, end_of_text, ids))
+    parts, allow_special = [], bool(task.specials)
+    for ids in tokenizer.encode_blocks(blocks(), allow_special=allow_special):
+        is_end = ids == tokenizer.vocab_size  # the id of `DOCUMENT_END`
+        if not is_end.any():
+            parts.append(ids.astype(dtype))
+            continue
+        is_unneeded = np.full(len(ids), separator is None)
+        if allow_special:
+            is_unneeded[1:] |= ids[:-1] == separator
+        added += int((is_end & ~is_unneeded).sum())
+        parts.append(np.where(is_end, separator or 0, ids)[~(is_end & is_unneeded)].astype(dtype))
+    file_bytes = sum(span.stop - span.start for span in task.spans)
+    return _Part(parts, text_bytes, file_bytes, added, is_jsonl(task.spans[0].path))

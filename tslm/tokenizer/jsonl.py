@@ -1,4 +1,4 @@
-"""Reads JSONL files: one JSON object a line, whose field `text` is a document.
+"""Reads JSONL files: one JSON object a line, of which a field, `text` by default, is a document.
 
 Error messages about a line name the file and the number of the line.
 """
@@ -6,34 +6,24 @@ Error messages about a line name the file and the number of the line.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from tslm.errors import UserError
+from tslm.tokenizer.sources import Span
 
-FIELD = "text"
 # Follows each document where several share a block. The byte occurs nowhere in UTF-8. Counting and encoding treat it as
 # a special token, so that no pre-token and no other special token crosses it, and remove it from their results.
 DOCUMENT_END = b"\xff"
 
-_ENDINGS = (".jsonl", ".ndjson")
-_FORM = f'each line holds one JSON object with a field "{FIELD}", such as {{"{FIELD}": "Once upon a time"}}'
 _CHUNK = 1 << 20
 
 
-def is_jsonl(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file name ends in `.jsonl` or `.ndjson`, in upper or lower case."""
-    return os.fspath(path).lower().endswith(_ENDINGS)
-
-
-def read_documents(path: str | os.PathLike[str], start: int, stop: int) -> Iterator[bytes]:
+def read_documents(span: Span) -> Iterator[bytes]:
     r"""Yield the document of each record in UTF-8; blank lines are skipped.
 
     Args:
-        path: a JSONL file.
-        start: the start of the first line.
-        stop: the end of the last line.
+        span: the lines of a JSONL file, from the start of the first to the end of the last.
 
     Raises:
         UserError: a line is not a record, or its text is not Unicode; the message names the file and the line.
@@ -41,41 +31,31 @@ def read_documents(path: str | os.PathLike[str], start: int, stop: int) -> Itera
     Example:
         A file of the two lines `{"text": "one\ntwo", "id": 7}` and `{"text": ""}` gives `b"one\ntwo"` and `b""`.
     """
-    with open(path, "rb") as file:
+    start, stop = span.start, span.stop
+    with open(span.path, "rb") as file:
         file.seek(start)
         while start < stop:
             line = file.readline(stop - start)
             if not line:
-                raise UserError(f"{path} became shorter while it was read: {stop - start:,} bytes are missing")
+                raise UserError(f"{span.label} became shorter while it was read: {stop - start:,} bytes are missing")
             if not line.isspace():
                 try:
-                    document = _text_of(line.rstrip(b"\r\n"))
+                    document = _text_of(line.rstrip(b"\r\n"), span.field)
                 except ValueError as error:
                     number = 1 + _count_lines(file, start)
-                    raise UserError(f"{path}, line {number}, {error}") from None
+                    raise UserError(f"{span.label}, line {number}, {error}") from None
                 yield document
             start += len(line)
 
 
-def end_of_line(path: str | os.PathLike[str], start: int, stop: int) -> int:
-    """Return the position after the next line break, or `stop` if there is none before it."""
-    with open(path, "rb") as file:
-        file.seek(start)
-        return start + len(file.readline(stop - start))
+def end_of_line(span: Span) -> int:
+    """Return the position after the first line break of a span, or the end of the span if it has none."""
+    with open(span.path, "rb") as file:
+        file.seek(span.start)
+        return span.start + len(file.readline(span.stop - span.start))
 
 
-def holds_record(path: str | os.PathLike[str], start: int, stop: int) -> bool:
-    """Return whether a byte range holds anything but white space."""
-    with open(path, "rb") as file:
-        file.seek(start)
-        while start < stop and (chunk := file.read(min(_CHUNK, stop - start))):
-            if not chunk.isspace():
-                return True
-            start += len(chunk)
-    return False
-
-
-def _text_of(line: bytes) -> bytes:
+def _text_of(line: bytes, field: str) -> bytes:
     """Return the document of one record.
 
     Raises:
@@ -86,27 +66,33 @@ def _text_of(line: bytes) -> bytes:
     except UnicodeDecodeError as error:
         raise ValueError(
             f"is not UTF-8: byte 0x{line[error.start]:02x} at place {error.start + 1} of the line; convert the file, "
-            "for example with `iconv -f latin1 -t utf-8`, or remove the byte"
+            "for example with `iconv -f latin1 -t utf-8`, or replace its bad bytes by U+FFFD (option `errors replace`)"
         ) from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"is not JSON: {error.msg} at character {error.pos + 1}; {_FORM}") from None
+        raise ValueError(f"is not JSON: {error.msg} at character {error.pos + 1}; {_form(field)}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
-        raise ValueError(f"is JSON that cannot be read ({error}); {_FORM}") from None
+        raise ValueError(f"is JSON that cannot be read ({error}); {_form(field)}") from None
     if not isinstance(record, dict):
-        raise ValueError(f"is {_KINDS[type(record)]}, not an object; {_FORM}")
-    if FIELD not in record:
+        raise ValueError(f"is {_KINDS[type(record)]}, not an object; {_form(field)}")
+    if field not in record:
         fields = ", ".join(map(repr, list(record)[:5])) or "no field at all"
-        raise ValueError(f'has no field "{FIELD}" but {fields}; {_FORM}')
-    text = record[FIELD]
+        raise ValueError(
+            f'has no field "{field}" but {fields}; {_form(field)}, or name another with the option `text_field`'
+        )
+    text = record[field]
     if not isinstance(text, str):
-        raise ValueError(f'has {_KINDS[type(text)]} in its field "{FIELD}", not a string; {_FORM}')
+        raise ValueError(f'has {_KINDS[type(text)]} in its field "{field}", not a string; {_form(field)}')
     try:
         return text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"holds the lone surrogate U+{ord(text[error.start]):04X}, which UTF-8 cannot express; replace that "
-            "character, or write the pair of escapes that it is one half of"
+            f"holds the lone surrogate U+{ord(text[error.start]):04X}, which UTF-8 cannot express; write the "
+            "pair of escapes that it is one half of, or replace it by U+FFFD (option `errors replace`)"
         ) from None
+
+
+def _form(field: str) -> str:
+    return f'each line holds one JSON object with a field "{field}", such as {{"{field}": "Once upon a time"}}'
 
 
 _KINDS: dict[type, str] = {

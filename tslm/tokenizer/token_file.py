@@ -45,7 +45,9 @@ class TokenFile:
         vocab_size: every id is smaller.
         dtype: uint16 for vocabularies of up to 65,536 entries, else uint32, little-endian.
         tokenizer_hash: `Tokenizer.hash` of the tokenizer that produced the ids.
-        source_bytes: the size of the text. For JSONL it is the size of the documents, without added `<|endoftext|>`.
+        source_bytes: the size of the text. For JSONL it is the size of the documents, without the separators.
+        document_bytes: the size of the documents, without separators and the line breaks that follow them in a text
+            file. Files of earlier versions state only `source_bytes`, which is taken instead.
         special_ids: the id of each special token.
     """
 
@@ -55,6 +57,7 @@ class TokenFile:
         self.dtype: np.dtype[Any] = np.dtype(sidecar["dtype"])
         self.tokenizer_hash: str = sidecar["tokenizer_hash"]
         self.source_bytes: int = sidecar["source_bytes"]
+        self.document_bytes: int = sidecar.get("document_bytes", sidecar["source_bytes"])
         self.special_ids: dict[str, int] = sidecar["special_ids"]
         self._count: int = sidecar["count"]
         self._sha256: str = sidecar["sha256"]
@@ -88,7 +91,8 @@ class TokenFile:
             sidecar = json.loads(description.read_text(encoding="utf-8"))
             if sidecar["format"] != FORMAT:
                 raise ValueError(f"its format is {sidecar['format']}, this program reads format {FORMAT}")
-            for name, kind in _FIELDS.items():
+            optional = {"document_bytes": int} if "document_bytes" in sidecar else {}
+            for name, kind in (_FIELDS | optional).items():
                 if not isinstance(sidecar[name], kind) or (kind is int and not 0 <= sidecar[name] < 1 << 63):
                     raise ValueError(f"its {name} is {sidecar[name]!r}")
             if sidecar["dtype"] != dtype_for(sidecar["vocab_size"]).str:
@@ -190,6 +194,7 @@ class TokenFileWriter:
             "vocab_size": vocab_size,
             "tokenizer_hash": tokenizer_hash,
             "source_bytes": 0,
+            "document_bytes": 0,
             "special_ids": special_ids or {},
         }
         self._count = 0
@@ -202,8 +207,10 @@ class TokenFileWriter:
         self._file = self._write.__enter__()
         return self
 
-    def append(self, ids: npt.NDArray[np.integer[Any]], source_bytes: int = 0) -> None:
-        """Append ids, and add the size of their text in bytes to `source_bytes`.
+    def append(
+        self, ids: npt.NDArray[np.integer[Any]], source_bytes: int = 0, document_bytes: int | None = None
+    ) -> None:
+        """Append ids, and add the sizes of their text and of its documents in bytes; by default, the two are the same.
 
         Raises:
             UserError: an id is negative or not below `vocab_size`.
@@ -217,6 +224,7 @@ class TokenFileWriter:
         self._digest.update(data)
         self._count += len(data)
         self._sidecar["source_bytes"] += source_bytes
+        self._sidecar["document_bytes"] += source_bytes if document_bytes is None else document_bytes
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -8,7 +8,8 @@ import pickle
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from itertools import chain
 
 from tslm.errors import UserError
@@ -80,7 +81,9 @@ class Tokenizer:
         self._special_split = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
         # `DOCUMENT_END` is a special token for `encode_bytes`. Its id is not part of the vocabulary.
         special_ids = dict(zip(self._special_bytes, self.special_ids.values(), strict=True))
-        self._vocabulary = Vocabulary(ids, rank_merges(self.merges), special_ids | {DOCUMENT_END: self.vocab_size})
+        document_end = {DOCUMENT_END: self.vocab_size}
+        self._vocabulary = Vocabulary(ids, rank_merges(self.merges), special_ids | document_end)
+        self._without_specials = replace(self._vocabulary, special_ids=document_end)
         self._known: dict[str, Sequence[int]] = {}  # the ids of pre-tokens
         # The first calls build tables. They are made now, so that `encode_iterable` needs little memory.
         encode_pretokens([], self._vocabulary)
@@ -209,22 +212,31 @@ class Tokenizer:
         blocks = overlapping_blocks(pieces, self._special_bytes, _STREAM_BYTES, first=64, overlap=_STREAM_OVERLAP)
         return chain.from_iterable(ids.tolist() for ids in self.encode_blocks(blocks))
 
-    def encode_blocks(self, blocks: Iterable[Block]) -> Iterator[Ids]:
+    def encode_blocks(self, blocks: Iterable[Block], *, allow_special: bool = True) -> Iterator[Ids]:
         """Yield the ids of the tokens of a text that arrives in blocks, which may overlap inside a pre-token.
+
+        Args:
+            blocks: the blocks in the order of the text.
+            allow_special: whether special tokens are recognized; else their spelling is text.
 
         Raises:
             UserError: the text holds a byte that the vocabulary lacks, or `join_blocks` fails.
         """
-        return join_blocks(blocks, self.encode_bytes, self.vocab, max(map(len, self._special_bytes), default=0))
+        margin = max(map(len, self._special_bytes), default=0)
+        return join_blocks(blocks, partial(self.encode_bytes, allow_special=allow_special), self.vocab, margin)
 
-    def encode_bytes(self, text: bytes) -> Ids:
+    def encode_bytes(self, text: bytes, *, allow_special: bool = True) -> Ids:
         """Return the ids of the tokens of a text in UTF-8. `jsonl.DOCUMENT_END` becomes the id `vocab_size`.
+
+        Args:
+            text: the text.
+            allow_special: whether special tokens are recognized; else their spelling is text.
 
         Raises:
             UserError: the text holds a byte that the vocabulary lacks.
         """
         try:
-            return encode_block(text, self._vocabulary)
+            return encode_block(text, self._vocabulary if allow_special else self._without_specials)
         except KeyError as error:
             raise _missing_token(error.args[0]) from None
 

@@ -16,9 +16,10 @@ from tslm.errors import UserError
 from tslm.fast import replaceable
 from tslm.tokenizer.bpe import Pair, merge_pairs
 from tslm.tokenizer.chunking import BLOCK_BYTES
-from tslm.tokenizer.corpus import Corpus, Span, TextInput, read_blocks
+from tslm.tokenizer.corpus import Corpus, TextInput, read_blocks
 from tslm.tokenizer.jsonl import DOCUMENT_END
 from tslm.tokenizer.pretokenize import encode_specials, find_pretokens, special_pattern, split_specials
+from tslm.tokenizer.sources import Span
 from tslm.tokenizer.workers import POOL_BYTES, map_in_order, resolve_workers
 
 # Joined pre-tokens, their sizes in bytes and their counts. Sending and adding 300,000 words in this form takes a third
@@ -49,8 +50,9 @@ def train_bpe(
     Memory grows with the distinct pre-tokens, up to about 50 bytes for each of their bytes, but not with repetitions.
 
     Args:
-        input_path: a path, a `Span` (part of a file), or several, which are read as one text; in `.jsonl` files the
-            field `text` of each line is a separate text.
+        input_path: a file, a folder, a glob pattern, a `Span` (part of a file), several of them, or a `Corpus`. Each
+            text file ends a document. In `.jsonl` files the field `text` of each line is one, and special tokens are
+            not recognized there.
         vocab_size: the largest number of entries, including the 256 bytes and the special tokens; training ends earlier
             when no pair is left.
         special_tokens: strings that are one token each and that no merge crosses.
@@ -86,11 +88,12 @@ def count_pretokens(
     """Count how often each pre-token occurs in one or more UTF-8 files.
 
     The text is split at special tokens, which are not counted, and between them by GPT-2's pattern (see `pretokenize`).
-    Several plain files are read as one text. In files that end in `.jsonl` or `.ndjson` the field `text` of each record
-    is a separate text (see `jsonl`). The number of workers does not change the result.
+    No pre-token crosses the end of a file. In files that end in `.jsonl` or `.ndjson` the field `text` of each record
+    is a separate text, in which special tokens are not recognized (see `Corpus`). The number of workers does not change
+    the result.
 
     Args:
-        input_path: a path, a `Span` (part of a file), several, or a `Corpus`.
+        input_path: a file, a folder, a glob pattern, a `Span` (part of a file), several of them, or a `Corpus`.
         special_tokens: strings that no pre-token may cross, such as `<|endoftext|>` between documents.
         num_workers: number of processes; None means one per core. Less than 16 MB is counted in this process.
         executor: any `concurrent.futures.Executor` to run on instead.
@@ -130,18 +133,19 @@ def count_corpus(
         """Return the size of the next part if `rest` bytes are left."""
         return min(max(int(rest / share), _SMALLEST_PART), largest_part)
 
-    tasks = (_Task(spans, specials, block_bytes) for spans in corpus.split(part_bytes, specials))
+    parts = corpus.split(part_bytes, specials)
+    tasks = (_Task(spans, corpus.specials_of(spans, specials), block_bytes) for spans in parts)
     results = map_in_order(_count_part, tasks, corpus.size, num_workers, executor, pool_bytes)
     bar = tqdm(total=corpus.size, desc="counting", unit="B", unit_scale=True, disable=not progress)
 
-    def parts() -> Iterator[PackedCounts]:
+    def counted() -> Iterator[PackedCounts]:
         """Yield the counts of each part, and show the progress."""
         for counts, file_bytes in results:
             yield counts
             bar.update(file_bytes)
 
     with bar, closing(results):
-        counts = add_counts(parts())
+        counts = add_counts(counted())
     corpus.check_unchanged()
     return counts
 

@@ -1,0 +1,127 @@
+import json
+import os
+
+import pytest
+
+from tslm.errors import MissingFileError, UserError
+from tslm.tokenizer import Tokenizer, encode_files, merge_pretokens
+from tslm.tokenizer.corpus import Corpus
+
+BOM = "\ufeff"
+
+
+def make_tokenizer(*specials):
+    return Tokenizer(*merge_pretokens({b"the": 2, b" end": 3}, 300, list(specials)), list(specials))
+
+
+def ids_of(source, folder, tokenizer, **options):
+    from tslm.tokenizer.encode import encode_corpus
+
+    return encode_corpus(tokenizer, Corpus(source, **options), folder / "ids.bin", num_workers=1)
+
+
+def decoded(source, folder, **options):
+    """The text of all tokens, with separators as ¦."""
+    tokenizer = make_tokenizer("<e>")
+    return tokenizer.decode(ids_of(source, folder, tokenizer, **options).ids).replace("<e>", "¦")
+
+
+def write(folder, **texts):
+    for name, text in texts.items():
+        path = folder / name.replace("_", ".").replace("..", "/")
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(text.replace("¦", "<e>").encode())
+
+
+def test_several_files_are_documents_unless_they_are_one_text_in_parts(tmp_path):
+    write(tmp_path, a_txt="The end.", b_txt="Once upon a time¦\n", c_txt="And¦so on")
+    files = [tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "c.txt"]
+    assert decoded(files, tmp_path) == "The end.¦Once upon a time¦\nAnd¦so on¦"
+    assert decoded(files, tmp_path, joined=True) == "The end.Once upon a time¦\nAnd¦so on"
+    assert decoded(files[:1], tmp_path) == "The end."  # the ids of one file are those of its text
+
+
+def test_a_folder_gives_its_files_in_the_order_of_their_names(tmp_path):
+    texts = {"b_txt": "two", "a_jsonl": '{"text": "one"}', "sub__c_TXT": "three", "notes_md": "no", "_hidden_txt": "no"}
+    write(tmp_path, **texts)
+    (tmp_path / "empty.txt").touch()
+    corpus = Corpus(tmp_path)
+    assert [os.path.relpath(span.path, tmp_path) for span in corpus.spans] == ["a.jsonl", "b.txt", "sub/c.TXT"]
+    assert corpus.notices == ["1 empty file is left out."]
+    assert decoded(f"{tmp_path}/*.txt", tmp_path) == "two"
+    assert decoded(f"{tmp_path}/**/*.[tT]*", tmp_path) == "two¦three¦"
+    assert decoded(tmp_path / "notes.md", tmp_path) == "no"  # a file that is named may have any ending
+    with pytest.raises(MissingFileError, match=r"no file matches .*\*\.csv"):
+        Corpus(f"{tmp_path}/*.csv")
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", ' \n{"text": "a"}'])
+def test_json_is_named(tmp_path, text):
+    write(tmp_path, a_json=text)
+    with pytest.raises(UserError, match=r"a\.json is (a JSON array|JSON);"):
+        Corpus(tmp_path / "a.json")
+
+
+def test_a_byte_order_mark_is_dropped_with_a_notice(tmp_path):
+    write(tmp_path, a_txt=f"{BOM}one{BOM}", b_jsonl=f'{BOM}{{"text": "two"}}\n', c_txt=BOM)
+    corpus = Corpus([tmp_path / "a.txt", tmp_path / "b.jsonl"])
+    assert [notice.split(": ")[1] for notice in corpus.notices] == ["the byte order mark at its start is dropped."] * 2
+    assert decoded(corpus, tmp_path) == f"one{BOM}¦two¦"
+    with pytest.raises(UserError, match=r"c\.txt is empty"):
+        Corpus(tmp_path / "c.txt")
+
+
+def test_the_text_of_a_record_may_have_another_field(tmp_path):
+    write(tmp_path, a_jsonl='{"text": 1, "content": "one"}\n{"content": "two"}')
+    assert decoded(tmp_path / "a.jsonl", tmp_path, text_field="content") == "one¦two¦"
+    with pytest.raises(UserError, match=r'a\.jsonl, line 1, has no field "body" but .*; each line holds .*"body"'):
+        decoded(tmp_path / "a.jsonl", tmp_path, text_field="body")
+
+
+def test_the_separator_in_a_record_is_text(tmp_path):
+    write(tmp_path, a_jsonl="".join(json.dumps({"text": text}) + "\n" for text in ("a<e>b", "", "<e>")))
+    tokenizer = make_tokenizer("<e>")
+    ids = ids_of(tmp_path / "a.jsonl", tmp_path, tokenizer).ids.tolist()
+    assert tokenizer.decode(ids) == "a<e>b<e><e><e><e>"
+    assert ids.count(tokenizer.separator) == 3
+    allowed = ids_of(tmp_path / "a.jsonl", tmp_path, tokenizer, allow_special=True)
+    assert tokenizer.decode(allowed.ids) == "a<e>b<e><e><e>"
+
+
+@pytest.mark.parametrize("separator", ["<eos>", "<|endoftext|>", "\n\n", "§"])
+def test_the_first_special_token_separates_whatever_its_spelling(tmp_path, separator):
+    tokenizer = make_tokenizer(separator, "<other>")
+    write(tmp_path, a_jsonl="".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(600)))
+    ids = encode_files(tokenizer, tmp_path / "a.jsonl", tmp_path / "ids.bin").ids
+    assert int((ids == tokenizer.separator).sum()) == 600
+    assert tokenizer.decode(ids) == "".join(f"text {n}{separator}" for n in range(600))
+
+
+@pytest.mark.parametrize("separator", ["<|endoftext|>", "<eos>"])
+def test_one_text_has_the_same_document_bytes_in_every_form(tmp_path, separator):
+    documents = ["", "The end.\n", "an é", " two\nlines\n", ""]
+    tokenizer = make_tokenizer(separator)
+    write(tmp_path, a_jsonl="".join(json.dumps({"text": text}) + "\n" for text in documents),
+          b_txt="".join(text + separator for text in documents),
+          c_txt="".join(f"{text}{separator}\n" for text in documents))
+    records, plain, lines = (encode_files(tokenizer, tmp_path / name, tmp_path / "ids.bin")
+                             for name in ("a.jsonl", "b.txt", "c.txt"))
+    assert records.ids.tolist() == plain.ids.tolist()
+    assert len({file.document_bytes for file in (records, plain, lines)}) == 1
+    assert records.document_bytes == sum(len(text.encode()) for text in documents)
+    assert lines.source_bytes == (tmp_path / "c.txt").stat().st_size
+
+
+def test_document_bytes_do_not_depend_on_the_sizes_of_parts(tmp_path):
+    from tslm.tokenizer.encode import encode_corpus
+
+    tokenizer = make_tokenizer("<|e|>")
+    write(tmp_path, a_txt="word <|e|>\n\n" * 50, b_txt="more words<|e|>" * 30, c_jsonl='{"text": "\\nrecord"}\n' * 20)
+    sizes = set()
+    for task_bytes in (7, 40, 10_000):
+        for block_bytes in (1, 13, 10_000):
+            corpus = Corpus([tmp_path / name for name in ("a.txt", "b.txt", "c.jsonl")])
+            file = encode_corpus(tokenizer, corpus, tmp_path / "ids.bin", num_workers=1, task_bytes=task_bytes,
+                                 block_bytes=block_bytes)
+            sizes.add(file.document_bytes)
+    assert sizes == {50 * 6 + 30 * 10 + 20 * 7}

@@ -1,0 +1,119 @@
+"""Divides the user's texts into documents to train on and documents to hold out for validation."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from tslm.errors import UserError
+from tslm.tokenizer.sources import Span, is_jsonl
+
+_SHOWN = 1 << 28  # bytes from which a progress bar is shown; they take about a second
+
+
+def hold_out(
+    spans: Sequence[Span], separator: bytes, share: float, most: int, least: int
+) -> tuple[list[Span], list[Span], str]:
+    """Divide texts into documents to train on and whole documents to hold out.
+
+    The rule: documents are ordered by a hash of their bytes, and the first ones are held out until they have `share` of
+    all bytes, but at most `most` and at least `least`. So they are spread over the whole input, they do not depend on
+    the order of the files, and copies of a document stay on one side. A document of more than half of all bytes is
+    never held out. If no document can be, because there is only one, the end of the last text is held out.
+
+    Args:
+        spans: the texts.
+        separator: stands between the documents of a text file; empty if nothing does.
+        share: the share of all bytes to hold out.
+        most: the largest number of bytes to hold out; the last document may exceed it.
+        least: the smallest number of bytes to hold out, up to half of all.
+
+    Returns:
+        The spans to train on, the spans to hold out, and a notice if the end of a text had to be held out, else "".
+
+    Raises:
+        UserError: nothing would be left on one side.
+    """
+    documents, hashes = list[Span](), list[int]()
+    size = sum(span.stop - span.start for span in spans)
+    with tqdm(total=size, desc="finding documents", unit="B", unit_scale=True, disable=size < _SHOWN) as bar:
+        for document, text in find_documents(spans, separator):
+            documents.append(document)
+            hashes.append(_hash(text))
+            bar.update(document.stop - document.start)
+    sizes = np.array([document.stop - document.start for document in documents], np.int64)
+    _, group = np.unique(np.array(hashes, np.uint64), return_inverse=True)
+    totals = np.bincount(group, sizes).astype(np.int64)
+    possible = np.flatnonzero(totals <= size // 2)  # in the order of the hashes
+    wanted = min(max(min(int(size * share), most), least), size // 2)
+    number = int(np.searchsorted(np.cumsum(totals[possible]), wanted)) + 1
+    chosen = np.isin(group, possible[:number])
+    if not chosen.any():
+        first, last = _split_end(spans[-1], share, most)
+        return [*spans[:-1], first], [last], (
+            f"{spans[-1].label} is a single document, so its end is held out for validation: "
+            f"{last.stop - last.start:,} bytes."
+        )
+    held_out, train = ([document for document, is_chosen in zip(documents, chosen, strict=True) if is_chosen == side]
+                       for side in (True, False))
+    return _joined(train), _joined(held_out), ""
+
+
+def find_documents(spans: Sequence[Span], separator: bytes) -> Iterator[tuple[Span, bytes]]:
+    """Yield each document, with the separator and the line breaks after it, and its own bytes.
+
+    In a JSONL file a document is a line, with the blank lines after it. A blank document belongs to the next one.
+    """
+    pattern = re.escape(separator) + rb"[\r\n]*" if separator else rb"(?!)"
+    for span in spans:
+        boundaries = re.compile(rb"\n\s*" if is_jsonl(span.path) else pattern)
+        with open(span.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            start = span.start
+            for match in boundaries.finditer(text, span.start, span.stop):
+                if document := text[start : match.start()].strip():
+                    yield span._replace(start=start, stop=match.end()), document
+                    start = match.end()
+            if start < span.stop:
+                yield span._replace(start=start), text[start : span.stop].strip()
+
+
+def _hash(document: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(document, digest_size=8).digest())
+
+
+def _joined(documents: list[Span]) -> list[Span]:
+    """Join documents that follow each other in one file."""
+    spans: list[Span] = []
+    for document in documents:
+        if spans and spans[-1].path == document.path and spans[-1].stop == document.start:
+            spans[-1] = spans[-1]._replace(stop=document.stop)
+        else:
+            spans.append(document)
+    return spans
+
+
+def _split_end(span: Span, share: float, most: int) -> tuple[Span, Span]:
+    """Divide a text into a first part and an end of about `share` of its bytes, at a line break if there is one.
+
+    Raises:
+        UserError: one of the two parts would be empty.
+    """
+    size = span.stop - span.start
+    earliest = max(span.stop - min(int(size * share), most), span.start + 1)
+    with open(span.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        cut = text.find(b"\n", earliest - 1, span.stop - 1) + 1
+        if not cut:
+            cut = earliest
+            while cut < span.stop and text[cut] & 0xC0 == 0x80:
+                cut += 1
+    if cut >= span.stop or is_jsonl(span.path):
+        raise UserError(
+            f"{span.label} is a single document of {size:,} bytes, which leaves nothing to hold out; give more text, "
+            "or a separate file for validation"
+        )
+    return span._replace(stop=cut), span._replace(start=cut)
