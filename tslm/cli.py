@@ -184,7 +184,7 @@ class CommandLine(LightningCLI):
         decided = {LINKED.get(name, f"model.{name}") for name in architecture}
         plain = plain_settings(values).allowed
         for key, saved in settings.allowed.items():
-            if key in decided:
+            if key in decided or (key == "data.corpus" and {"data.train_files", "data.valid_files"} & self.stated):
                 continue
             now = plain.get(key, get_key(values, key))
             if not is_stated(key, self.stated):
@@ -302,5 +302,9 @@ class CommandLine(LightningCLI):
         print(f"\nWritten to {write_predictions(completions, run_of(self.checkpoint, self._root))}")
 
     def _print_figures(self) -> None:
+        data = self.datamodule
+        whole, done = len(data.val_dataloader()), sum(self.trainer.num_val_batches or self.trainer.num_test_batches)
+        share = "all of it" if done >= whole else f"the first {done} of its {whole} batches"
+        print(f"{'text':<24}{data.valid_name}: {len(data.valid_tokens):,} tokens, {share}")
         for name, value in self.trainer.callback_metrics.items():
             print(f"{name:<24}{float(value):.4f}")

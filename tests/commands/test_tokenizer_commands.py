@@ -39,7 +39,8 @@ compression    \d+\.\d\d bytes per token
 
     assert tokenize("--tokenizer", "new/tokenizer", "--output", "ids/all.bin") == 0
     tokens = TokenFile.open("ids/all.bin")
-    assert tokens.ids.tolist() == tokenizer.encode(TEXT + "Another file.\n" * 30)
+    texts = [tokenizer.encode(text) for text in (TEXT, "Another file.\n" * 30)]
+    assert tokens.ids.tolist() == [id_ for text in texts for id_ in [*text, tokenizer.separator]]
     printed = re.search(r"^ids/all.bin: ([\d,]+) tokens \(uint16\), (\d+\.\d\d) bytes each, in \d+\.\d s$",
                         capsys.readouterr().out, re.M)
     assert int(printed[1].replace(",", "")) == len(tokens)

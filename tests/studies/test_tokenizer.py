@@ -15,18 +15,19 @@ from tslm.studies.tokenizer import (
     check_word,
     count_common_merges,
     is_word,
-    iter_documents,
     pick_word,
     read_document,
     sample_documents,
     study_tokenizer,
 )
 from tslm.studies.tokenizer_page import print_page, show
-from tslm.tokenizer import Span
+from tslm.tokenizer.corpus import Corpus
+from tslm.tokenizer.sources import find_documents
 
 END = "<|endoftext|>"
 STORIES = [story.text for story in sample_stories(60, seed=3)] + ["Un café été 字字 😀 " * 3]
 TEXT = f"\n{END}\n".join(STORIES)
+DOCUMENTS = re.split(re.escape(END) + "\n*", TEXT)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def test_token_counts_equal_those_of_the_slow_encoder(study):
     ids = {token: id_ for id_, token in study.tokenizer.vocab.items()}
     assert study.num_bytes == len(TEXT.encode())
     assert study.num_tokens == len(slow_encode(TEXT, ids, study.tokenizer.merges, [END]))
-    documents = {text[:50]: text for text in re.split(re.escape(END), TEXT)}
+    documents = {text[:50]: text for text in DOCUMENTS}
     assert len(study.documents) == 10
     for document in study.documents:
         text = documents[document.text]
@@ -63,7 +64,7 @@ def test_token_counts_equal_those_of_the_slow_encoder(study):
 def test_speeds_are_measured_on_the_whole_text(study):
     in_files, as_strings = study.speeds
     assert in_files.num_bytes == study.num_bytes
-    assert as_strings.num_bytes == len(TEXT.replace(END, "").encode())
+    assert as_strings.num_bytes == len("".join(DOCUMENTS).encode())
     assert in_files.seconds > 0 < as_strings.seconds
     assert Speed("", 30, 2.0).bytes_per_second == 15
 
@@ -192,30 +193,32 @@ def test_documents_end_at_separators_and_at_the_end_of_a_file(tmp_path):
     for number, text in enumerate(texts):
         paths.append(tmp_path / f"{number}.txt")
         paths[-1].write_text(text, encoding="utf-8")
-    found = [read_document(span) for span in iter_documents(paths)]
-    assert found == ["one é", "\n two\n", "three", "four", "five"]
-    assert found == [part for text in texts for part in re.split(re.escape(END), text) if part.strip()]
+    found = [read_document(document) for document in find_documents(Corpus(paths).spans, END.encode())]
+    assert found == ["one é", " two\n", "three", "four", "", "five"]
 
 
 def test_a_sample_is_in_order_and_determined_by_its_seed(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text(END.join(f"document {number:03}" for number in range(200)))
-    samples = [[read_document(span) for span in sample_documents([path], 10, seed)] for seed in (1, 1, 2)]
+    documents = list(find_documents(Corpus(path).spans, END.encode()))
+    samples = [[read_document(document) for document in sample_documents(documents, 10, seed)] for seed in (1, 1, 2)]
     assert samples[0] == samples[1] != samples[2]
     assert all(sample == sorted(set(sample)) and len(sample) == 10 for sample in samples)
-    assert {text for seed in range(200) for span in sample_documents([path], 10, seed) for text in [read_document(span)]
-            } == {f"document {number:03}" for number in range(200)}
-    assert len(sample_documents([path], 500, 0)) == 200
+    sampled = {each.text.decode() for seed in range(200) for each in sample_documents(documents, 10, seed)}
+    assert sampled == {f"document {number:03}" for number in range(200)}
+    assert len(sample_documents(documents, 500, 0)) == 200
 
 
 def test_a_very_long_document_is_truncated_to_whole_characters(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("x" + "é" * (1 << 19), encoding="utf-8")
-    assert read_document(Span(path, 0, path.stat().st_size)) == "x" + "é" * ((1 << 19) - 1)
+    (document,) = find_documents(Corpus(path).spans, END.encode())
+    assert read_document(document) == "x" + "é" * ((1 << 19) - 1)
 
 
 def test_each_line_of_jsonl_is_a_document(tmp_path):
     texts = ["one\ntwo", f"é{END}", "", "x" * (1 << 20) + "y"]
     path = tmp_path / "a.jsonl"
     path.write_text("\n\n".join(json.dumps({"text": text}) for text in texts))
-    assert [read_document(span) for span in iter_documents([path])] == [*texts[:3], "x" * (1 << 20)]
+    found = [read_document(document) for document in find_documents(Corpus(path).spans, END.encode())]
+    assert found == [*texts[:3], "x" * (1 << 20)]

@@ -35,7 +35,8 @@ def test_damaged_compressed_files_are_named(tmp_path, ending, damage):
     if damage == "middle":
         packed[len(packed) // 2] ^= 0xFF
     path = tmp_path / f"a.txt{ending}"
-    path.write_bytes({"cut": packed[: len(packed) // 2], "header": b"plain text", "middle": packed, "empty": b""}[damage])
+    cut = packed[: len(packed) // 2]
+    path.write_bytes({"cut": cut, "header": b"plain text", "middle": packed, "empty": b""}[damage])
     with pytest.raises(UserError, match=r"a\.txt\.\w+ (cannot be unpacked|is empty)"):
         decoded(path, tmp_path)
 

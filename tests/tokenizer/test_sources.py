@@ -6,6 +6,8 @@ import pytest
 from tslm.errors import MissingFileError, UserError
 from tslm.tokenizer import Tokenizer, encode_files, merge_pretokens
 from tslm.tokenizer.corpus import Corpus
+from tslm.tokenizer.encode import encode_corpus
+from tslm.tokenizer.sources import find_documents
 
 BOM = "\ufeff"
 
@@ -15,8 +17,6 @@ def make_tokenizer(*specials):
 
 
 def ids_of(source, folder, tokenizer, **options):
-    from tslm.tokenizer.encode import encode_corpus
-
     return encode_corpus(tokenizer, Corpus(source, **options), folder / "ids.bin", num_workers=1)
 
 
@@ -113,8 +113,6 @@ def test_one_text_has_the_same_document_bytes_in_every_form(tmp_path, separator)
 
 
 def test_document_bytes_do_not_depend_on_the_sizes_of_parts(tmp_path):
-    from tslm.tokenizer.encode import encode_corpus
-
     tokenizer = make_tokenizer("<|e|>")
     write(tmp_path, a_txt="word <|e|>\n\n" * 50, b_txt="more words<|e|>" * 30, c_jsonl='{"text": "\\nrecord"}\n' * 20)
     sizes = set()
@@ -125,3 +123,14 @@ def test_document_bytes_do_not_depend_on_the_sizes_of_parts(tmp_path):
                                  block_bytes=block_bytes)
             sizes.add(file.document_bytes)
     assert sizes == {50 * 6 + 30 * 10 + 20 * 7}
+
+
+def test_documents_of_a_text_file_end_with_the_separator_and_line_breaks(tmp_path):
+    write(tmp_path, a_txt="¦\n¦one¦\r\n\ntwo¦ ¦three¦¦", b_jsonl='\n{"text": 1}\n\n {"text": 2}')
+    text, records = Corpus([tmp_path / "a.txt", tmp_path / "b.jsonl"]).spans
+    content = (tmp_path / "a.txt").read_bytes()
+    documents = list(find_documents([text], b"<e>"))
+    assert [document.text for document in documents] == [b"one", b"two", b"three", b""]
+    assert b"".join(content[each.whole.start : each.whole.stop] for each in documents) == content
+    assert [document.text for document in find_documents([text], b"")] == [content]
+    assert [document.text for document in find_documents([records], b"x")] == [b'{"text": 1}', b'{"text": 2}']

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from tslm.commands.arguments import Parser
+from tslm.commands.input import add_input_options, open_input
 from tslm.files import check_outputs
 from tslm.tokenizer import Tokenizer, encode_files
 from tslm.tokenizer.serialization import output_paths
@@ -18,8 +19,7 @@ def main(argv: list[str]) -> None:
     """
     parser = Parser(prog="python -m tslm tokenize", description="Turn text files into one file of token ids.")
     parser.add_argument("--tokenizer", type=str, required=True, help="a folder written by `train-tokenizer`")
-    parser.add_argument("--input", type=str, nargs="+", required=True,
-                        help="text files, UTF-8; of a .jsonl file the field \"text\" of each line")
+    add_input_options(parser)
     parser.add_argument("--output", type=str, required=True,
                         help="the token file; its description is written to the same name with .json appended")
     parser.add_argument("--num_workers", type=int | None, default=None, help="processes; one per core if left out")
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
 
     check_outputs([options.output, f"{options.output}.json"], output_paths(options.tokenizer))
     start = time.perf_counter()
-    tokens = encode_files(Tokenizer.from_dir(options.tokenizer), options.input, options.output,
+    tokens = encode_files(Tokenizer.from_dir(options.tokenizer), open_input(options), options.output,
                           num_workers=options.num_workers, progress=True)
     seconds = time.perf_counter() - start
     print(f"{options.output}: {len(tokens):,} tokens ({tokens.dtype}), {tokens.source_bytes / len(tokens):.2f} bytes "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tslm.commands.arguments import Parser
+from tslm.commands.input import add_input_options, open_input
 from tslm.files import check_outputs
 from tslm.tokenizer import END_OF_TEXT
 from tslm.tokenizer.report import train_with_report
@@ -16,8 +17,7 @@ def main(argv: list[str]) -> None:
         argv: the words after `python -m tslm train-tokenizer`.
     """
     parser = Parser(prog="python -m tslm train-tokenizer", description="Learn a byte-pair vocabulary from text files.")
-    parser.add_argument("--input", type=str, nargs="+", required=True,
-                        help="text files, UTF-8; of a .jsonl file the field \"text\" of each line")
+    add_input_options(parser)
     parser.add_argument("--vocab_size", type=int, default=10_000,
                         help="maximum size, including the special tokens and the 256 bytes")
     parser.add_argument("--special_tokens", type=list[str], default=[END_OF_TEXT],
@@ -26,8 +26,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--num_workers", type=int | None, default=None, help="processes; one per core if left out")
     options = parser.parse_args(argv)
 
-    check_outputs(output_paths(options.output), options.input)
-    report = train_with_report(options.input, options.vocab_size, options.special_tokens,
+    corpus = open_input(options)
+    check_outputs(output_paths(options.output), [span.path for span in corpus.spans])
+    report = train_with_report(corpus, options.vocab_size, options.special_tokens,
                                num_workers=options.num_workers, progress=True)
     report.tokenizer.save(options.output)
     print(f"{options.output}: {len(report.tokenizer.vocab):,} tokens")

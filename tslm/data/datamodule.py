@@ -255,6 +255,14 @@ class TextDataModule(pl.LightningDataModule):
         return prints | {name: tokens.sha256 for name, tokens in files.items() if tokens is not None}
 
     @property
+    def valid_name(self) -> str:
+        """What the validation text is, for the user."""
+        if self.corpus != "files":
+            return {"toy": "held-out stories of the embedded corpus", "tinystories": "TinyStories"}[self.corpus]
+        names = ", ".join(self.valid_files or self.train_files or [])
+        return names if self.valid_files else f"documents held out of {names}"
+
+    @property
     def valid_bytes_per_token(self) -> float:
         """Bytes of documents per validation target; the very first token of the text is never a target."""
         assert self.valid_tokens is not None

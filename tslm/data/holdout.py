@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from tqdm import tqdm
 
 from tslm.errors import UserError
-from tslm.tokenizer.sources import Span, is_jsonl
+from tslm.tokenizer.sources import Span, find_documents, is_jsonl
 
 _SHOWN = 1 << 28  # bytes from which a progress bar is shown; they take about a second
 
@@ -42,10 +41,10 @@ def hold_out(
     documents, hashes = list[Span](), list[int]()
     size = sum(span.stop - span.start for span in spans)
     with tqdm(total=size, desc="finding documents", unit="B", unit_scale=True, disable=size < _SHOWN) as bar:
-        for document, text in find_documents(spans, separator):
-            documents.append(document)
-            hashes.append(_hash(text))
-            bar.update(document.stop - document.start)
+        for document in find_documents(spans, separator):
+            documents.append(document.whole)
+            hashes.append(_hash(document.text))
+            bar.update(document.whole.stop - document.whole.start)
     sizes = np.array([document.stop - document.start for document in documents], np.int64)
     _, group = np.unique(np.array(hashes, np.uint64), return_inverse=True)
     totals = np.bincount(group, sizes).astype(np.int64)
@@ -64,26 +63,8 @@ def hold_out(
     return _joined(train), _joined(held_out), ""
 
 
-def find_documents(spans: Sequence[Span], separator: bytes) -> Iterator[tuple[Span, bytes]]:
-    """Yield each document, with the separator and the line breaks after it, and its own bytes.
-
-    In a JSONL file a document is a line, with the blank lines after it. A blank document belongs to the next one.
-    """
-    pattern = re.escape(separator) + rb"[\r\n]*" if separator else rb"(?!)"
-    for span in spans:
-        boundaries = re.compile(rb"\n\s*" if is_jsonl(span.path) else pattern)
-        with open(span.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-            start = span.start
-            for match in boundaries.finditer(text, span.start, span.stop):
-                if document := text[start : match.start()].strip():
-                    yield span._replace(start=start, stop=match.end()), document
-                    start = match.end()
-            if start < span.stop:
-                yield span._replace(start=start), text[start : span.stop].strip()
-
-
 def _hash(document: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(document, digest_size=8).digest())
+    return int.from_bytes(hashlib.blake2b(document.strip(), digest_size=8).digest())
 
 
 def _joined(documents: list[Span]) -> list[Span]:

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tslm.data.cache import Cache as Cache  # a part of the interface of this file
-from tslm.data.holdout import find_documents, hold_out
+from tslm.data.holdout import hold_out
 from tslm.data.toy import write_corpus
 from tslm.data.toy_grammar import load_grammar
 from tslm.errors import MissingFileError, UserError
 from tslm.tokenizer import Span, TokenFile, Tokenizer, encode_files, train_bpe
 from tslm.tokenizer.corpus import Corpus, read_blocks
 from tslm.tokenizer.plain import Errors
-from tslm.tokenizer.sources import FIELD, find_spans
+from tslm.tokenizer.sources import FIELD, find_documents, find_spans
 
 TOY_VALID_STORIES = 500
 TOY_VALID_SEED = 1_000_003  # added to the training seed: the held-out stories are another sample

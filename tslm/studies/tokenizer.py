@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import heapq
-import mmap
 import os
 import random
-import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -17,18 +15,19 @@ from typing import NamedTuple
 
 from tslm.data.toy import write_corpus
 from tslm.errors import UserError
-from tslm.tokenizer import END_OF_TEXT, Span, Tokenizer, encode_files
+from tslm.tokenizer import END_OF_TEXT, Tokenizer, encode_files
 from tslm.tokenizer.bpe import MergeStep, rank_merges, replay
+from tslm.tokenizer.corpus import Corpus
 from tslm.tokenizer.jsonl import read_documents
 from tslm.tokenizer.pretokenize import find_pretokens
 from tslm.tokenizer.report import TrainingReport, train_with_report
-from tslm.tokenizer.sources import is_jsonl
+from tslm.tokenizer.sources import Document, find_documents, is_jsonl
 
 MAX_DOCUMENT_BYTES = 1 << 20  # a text without END_OF_TEXT is a single document, perhaps of gigabytes
 MAX_STRING_BYTES = 1 << 22  # what `measure_strings` encodes: about a second of work
 
 
-class Document(NamedTuple):
+class Sample(NamedTuple):
     """The first 50 characters of a document, its size in bytes, and its number of tokens."""
 
     text: str
@@ -72,7 +71,7 @@ class TokenizerStudy:
     common_merges: int | None
     num_bytes: int
     num_tokens: int
-    documents: list[Document]
+    documents: list[Sample]
     speeds: list[Speed]
     word: str
     steps: list[MergeStep]
@@ -123,16 +122,20 @@ def study_tokenizer(
             given.encode(word)  # raises before the long training if the vocabulary lacks a byte of the word
 
     with tempfile.TemporaryDirectory() as folder:
-        source = input or [os.path.join(folder, "stories.txt")]
+        stories = os.path.join(folder, "stories.txt")
         if not input:
-            write_corpus(source[0], num_stories, seed)
+            write_corpus(stories, num_stories, seed)
+        source = Corpus(input or stories)
+        found = find_documents(source.spans, specials[0].encode() if specials else b"")
+        documents = [document for document in found if document.text.strip()]
         training = train_with_report(source, size, specials, num_workers=num_workers, progress=True)
-        texts = list(filter(None, map(read_document, sample_documents(source, 10, seed))))  # JSONL can have empty ones
+        sample = sample_documents(documents, 10, seed)
+        texts = list(filter(None, map(read_document, sample)))  # JSONL can have empty ones
         if not (training.counts and texts):
             raise UserError("the text contains only white space and special tokens: give a text with words")
         subject = given or training.tokenizer
         in_files, num_tokens = measure_files(subject, source, Path(folder, "ids.bin"), num_workers)
-        as_strings = measure_strings(subject, source)
+        as_strings = measure_strings(subject, documents)
     word = word or pick_word(training.counts)
     return TokenizerStudy(
         tokenizer=subject,
@@ -141,44 +144,24 @@ def study_tokenizer(
         common_merges=count_common_merges(given, training.tokenizer) if given else None,
         num_bytes=in_files.num_bytes,
         num_tokens=num_tokens,
-        documents=[Document(text[:50], len(text.encode()), len(subject.encode(text))) for text in texts],
+        documents=[Sample(text[:50], len(text.encode()), len(subject.encode(text))) for text in texts],
         speeds=[in_files, as_strings],
         word=word,
         steps=list(replay(word.encode(), rank_merges(subject.merges))),
     )
 
 
-def iter_documents(source: Sequence[str | os.PathLike[str]]) -> Iterator[Span]:
-    """Yield the spans of all documents that are not blank, in order.
-
-    A document of a text file ends before `<|endoftext|>` or at the end of the file. In a JSONL file, each line is one.
-    """
-    for path in source:
-        end = b"\n" if is_jsonl(path) else re.escape(END_OF_TEXT.encode())
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-            start = 0
-            for boundary in re.finditer(end + b"|\\Z", text):
-                if text[start : boundary.start()].strip():
-                    yield Span(path, start, boundary.start())
-                start = boundary.end()
-
-
-def sample_documents(source: Sequence[str | os.PathLike[str]], count: int, seed: int) -> list[Span]:
+def sample_documents(documents: Iterable[Document], count: int, seed: int) -> list[Document]:
     """Return `count` random documents in their order, or all if there are fewer."""
     uniform = random.Random(seed).random
-    sample = heapq.nsmallest(count, ((uniform(), number, span) for number, span in enumerate(iter_documents(source))))
-    return [span for _, _, span in sorted(sample, key=lambda entry: entry[1])]
+    sample = heapq.nsmallest(count, ((uniform(), number, document) for number, document in enumerate(documents)))
+    return [document for _, _, document in sorted(sample, key=lambda entry: entry[1])]
 
 
-def read_document(span: Span) -> str:
+def read_document(document: Document) -> str:
     """Return the text of a document, truncated to its first mebibyte."""
-    if is_jsonl(span.path):
-        data = next(read_documents(span))[:MAX_DOCUMENT_BYTES]
-    else:
-        with open(span.path, "rb") as file:
-            file.seek(span.start)
-            data = file.read(min(span.stop - span.start, MAX_DOCUMENT_BYTES))
-    return data.decode(errors="ignore")  # the truncation may split a character, which is dropped
+    data = next(read_documents(document.span)) if is_jsonl(document.span.path) else document.text
+    return data[:MAX_DOCUMENT_BYTES].decode(errors="ignore")  # the truncation may split a character, which is dropped
 
 
 def check_word(word: str, special_tokens: Sequence[str]) -> None:
@@ -216,7 +199,7 @@ def count_common_merges(one: Tokenizer, other: Tokenizer) -> int:
 
 
 def measure_files(
-    tokenizer: Tokenizer, source: Sequence[str | os.PathLike[str]], output: Path, num_workers: int | None
+    tokenizer: Tokenizer, source: Corpus, output: Path, num_workers: int | None
 ) -> tuple[Speed, int]:
     """Encode whole files with `encode_files`; return the speed and the number of tokens."""
     fresh = _without_caches(tokenizer)
@@ -225,12 +208,12 @@ def measure_files(
     return Speed("encode_files", tokens.source_bytes, time.perf_counter() - start), len(tokens)
 
 
-def measure_strings(tokenizer: Tokenizer, source: Sequence[str | os.PathLike[str]]) -> Speed:
+def measure_strings(tokenizer: Tokenizer, documents: Iterable[Document]) -> Speed:
     """Encode the first documents of the text one at a time with `encode`; return the speed."""
     texts: list[str] = []
     num_bytes = 0
-    for span in iter_documents(source):
-        texts.append(read_document(span))
+    for document in documents:
+        texts.append(read_document(document))
         num_bytes += len(texts[-1].encode())
         if num_bytes >= MAX_STRING_BYTES:
             break

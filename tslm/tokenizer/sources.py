@@ -1,10 +1,12 @@
-"""Finds the files that an input names, and describes their text as spans."""
+"""Finds the files that an input names, and the documents in them."""
 
 from __future__ import annotations
 
 import codecs
 import glob
+import mmap
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -185,3 +187,42 @@ def holds_record(span: Span) -> bool:
                 return True
             rest -= len(chunk)
     return False
+
+
+class Document(NamedTuple):
+    """A document of a file.
+
+    Attributes:
+        span: the document alone.
+        whole: the document with the separator and the line breaks after it.
+        text: the bytes of `span`; of a record, the whole line.
+    """
+
+    span: Span
+    whole: Span
+    text: bytes
+
+
+def find_documents(spans: Iterable[Span], separator: bytes) -> Iterator[Document]:
+    """Yield the documents of plain files.
+
+    In a text file, a document ends before the separator or at the end of the file. In a JSONL file, each line that is
+    not blank is one. A blank document belongs to the next one, and is yielded only at the end.
+
+    Args:
+        spans: parts of plain files.
+        separator: stands between the documents of a text file; empty if nothing does.
+    """
+    pattern = re.escape(separator) + rb"[\r\n]*" if separator else rb"(?!)"
+    for span in spans:
+        boundaries = re.compile(rb"\n\s*" if is_jsonl(span.path) else pattern)
+        with open(span.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            whole = alone = span.start
+            for match in boundaries.finditer(text, span.start, span.stop):
+                if not (document := text[alone : match.start()]).isspace() and document:
+                    yield Document(span._replace(start=alone, stop=match.start()),
+                                   span._replace(start=whole, stop=match.end()), document)
+                    whole = match.end()
+                alone = match.end()
+            if whole < span.stop:
+                yield Document(span._replace(start=alone), span._replace(start=whole), text[alone : span.stop])
