@@ -40,6 +40,7 @@ from tslm.tokenizer.pretokenize import PATTERN, encode_specials, find_pretokens
 from tslm.tokenizer.train import count_corpus
 
 Text = TypeVar("Text", str, bytes)
+BOM = "\ufeff"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,13 +100,21 @@ def streams(case: Case) -> None:
     check_equal(tokenizer.decode(ids), text)
     with mock.patch.object(tokenizer_module, "_STREAM_BYTES", max(least, case.rng.choice([1, 64, 1 << 13]))):
         check_equal(list(tokenizer.encode_iterable(_split(case.rng, text))), ids)
-    parts = [part for part in _split(case.rng, text) if part]
+    parts = [part for part in _split(case.rng, text) if part.removeprefix(BOM)]
     if parts:
         sizes = _small_parts(case, least)
-        paths = [case.write(f"{n}.txt", part.encode()) for n, part in enumerate(parts)]
-        file = encode_files(tokenizer, paths, case.folder / "ids.bin", sizes)
+        joined = case.rng.random() < 0.5
+        case.note(parts=parts, joined=joined)
+        corpus = Corpus([case.write(f"{n}.txt", part.encode()) for n, part in enumerate(parts)], joined=joined)
+        parts = [part.removeprefix(BOM) for part in parts]  # a byte order mark at the start of a file is dropped
+        text = "".join(parts)
+        if joined or len(parts) == 1:
+            ids = tokenizer.encode(text)
+        else:
+            ids = [*chain.from_iterable(_with_end(tokenizer, part) for part in parts)]
+        file = encode_files(tokenizer, corpus, case.folder / "ids.bin", sizes)
         check_equal((file.ids.tolist(), file.source_bytes), (ids, len(text.encode())))
-        check_equal(count_pretokens(paths, specials, sizes), slow_counts(text, specials))
+        check_equal(count_pretokens(corpus, specials, sizes), _counts([text] if joined else parts, specials))
 
 
 def training(case: Case) -> None:
@@ -125,7 +134,7 @@ def training(case: Case) -> None:
 def damaged_bytes(case: Case) -> None:
     """Count files of any bytes: exactly, or with an error that names the same bad byte as Python's decoder."""
     text, specials = _draw_text(case, case.rng.choice([5, 100]))
-    data = broken_bytes(case.rng, text) or b"\x80"
+    data = broken_bytes(case.rng, text).removeprefix(BOM.encode()) or b"\x80"
     case.note(data=data)
     path = case.write("a.txt", data)
     call = partial(count_pretokens, path, specials, _small_parts(case))
@@ -146,7 +155,8 @@ def json_lines(case: Case) -> None:
     specials = rng.choice([[], [END_OF_TEXT], sorted({END_OF_TEXT, *nasty_specials(rng)}), nasty_specials(rng)])
     texts = [with_specials(rng, nasty_text(rng, rng.choice([0, 3, 40])), specials) for _ in range(rng.randint(1, 12))]
     plain = [rng.choice(["", "", nasty_text(rng, 9)]) for _ in range(2)]
-    data = broken_lines(rng, texts) or b"\n"
+    data = broken_lines(rng, texts).removeprefix(BOM.encode()) or b"\n"
+    plain = [text.removeprefix(BOM) for text in plain]
     case.note(data=data, plain=plain, specials=specials)
     path = case.write("a.jsonl", data)
     before, after = ([case.write(f"{n}.txt", text.encode())] if text else [] for n, text in enumerate(plain))
@@ -154,22 +164,37 @@ def json_lines(case: Case) -> None:
     tokenizer = _odd(case, "".join(texts + plain), specials, complete=True)
     documents, bad_line = _read_slowly(data)
     sizes = _small_parts(case)
-    counted = partial(count_pretokens, sources, specials, sizes)
-    encoded = partial(encode_files, tokenizer, sources, case.folder / "ids.bin", sizes)
+    allow_special = rng.random() < 0.5
+    case.note(allow_special=allow_special)
+
+    def counted() -> dict[bytes, int]:
+        return count_pretokens(Corpus(sources, allow_special=allow_special), specials, sizes)
+
+    def encoded() -> TokenFile:
+        return encode_files(tokenizer, Corpus(sources, allow_special=allow_special), case.folder / "ids.bin", sizes)
+
     if bad_line is not None or not documents:
         part = f"{path} holds no record" if not data.strip() else f"{path}, line {bad_line}, "
         check_fails(counted, part)
         check_fails(encoded, part)
         return
     file, found = encoded(), counted()
-    texts = [plain[0], *documents, plain[1]]
-    inner = chain.from_iterable(_with_end(tokenizer, text) for text in documents)
-    ids = [*tokenizer.encode(plain[0]), *inner, *tokenizer.encode(plain[1])]
-    check_equal((file.ids.tolist(), file.source_bytes), (ids, sum(len(text.encode()) for text in texts)))
+    inner = chain.from_iterable(_with_end(tokenizer, text, is_record=True, allow_special=allow_special)
+                                for text in documents)
+    first, last = ([*_with_end(tokenizer, text)] if text else [] for text in plain)
+    size = sum(len(text.encode()) for text in [*plain, *documents])
+    check_equal((file.ids.tolist(), file.source_bytes), ([*first, *inner, *last], size))
+    counts = Counter(_counts(plain, specials))
+    counts.update(_counts(documents, specials if allow_special else []))
+    check_equal(found, dict(counts))
+
+
+def _counts(texts: Sequence[str], specials: list[str]) -> dict[bytes, int]:
+    """Count the pre-tokens of several documents."""
     counts = Counter[bytes]()
     for text in texts:
         counts.update(slow_counts(text, specials))
-    check_equal(found, dict(counts))
+    return dict(counts)
 
 
 def _draw_text(case: Case, pieces: int = 40) -> tuple[str, list[str]]:
@@ -244,11 +269,23 @@ def _encode_slowly(tokenizer: Tokenizer, text: str) -> list[int] | None:
     return found
 
 
-def _with_end(tokenizer: Tokenizer, document: str) -> list[int]:
-    """Return the ids of a document and, if the token exists, its end of text, but never twice."""
-    end = tokenizer.special_ids.get(END_OF_TEXT)
+def _with_end(
+    tokenizer: Tokenizer, document: str, *, is_record: bool = False, allow_special: bool = True
+) -> list[int]:
+    """Return the ids of a document and of the separator, unless the document ends with the separator."""
+    separator = next(iter(tokenizer.special_tokens), None)
+    if not allow_special:
+        ids = Tokenizer(tokenizer.vocab, tokenizer.merges).encode(document)
+        return ids if separator is None else [*ids, tokenizer.special_ids[separator]]
     ids = tokenizer.encode(document)
-    return ids if end is None or ids[-1:] == [end] else [*ids, end]
+    if separator is None:
+        return ids
+    end = tokenizer.special_ids[separator]
+    if is_record:
+        is_ended = ids[-1:] == [end]
+    else:
+        is_ended = document.endswith(separator) or document.rstrip("\r\n").endswith(separator)
+    return ids if is_ended else [*ids, end]
 
 
 def _read_slowly(data: bytes) -> tuple[list[str], int | None]:

@@ -15,6 +15,7 @@ from tslm.studies.tokenizer import (
     check_word,
     count_common_merges,
     is_word,
+    iter_documents,
     pick_word,
     read_document,
     sample_documents,
@@ -22,7 +23,6 @@ from tslm.studies.tokenizer import (
 )
 from tslm.studies.tokenizer_page import print_page, show
 from tslm.tokenizer.corpus import Corpus
-from tslm.tokenizer.sources import find_documents
 
 END = "<|endoftext|>"
 STORIES = [story.text for story in sample_stories(60, seed=3)] + ["Un café été 字字 😀 " * 3]
@@ -193,18 +193,18 @@ def test_documents_end_at_separators_and_at_the_end_of_a_file(tmp_path):
     for number, text in enumerate(texts):
         paths.append(tmp_path / f"{number}.txt")
         paths[-1].write_text(text, encoding="utf-8")
-    found = [read_document(document) for document in find_documents(Corpus(paths).spans, END.encode())]
-    assert found == ["one é", " two\n", "three", "four", "", "five"]
+    found = [read_document(document) for document in iter_documents(Corpus(paths), END.encode())]
+    assert found == ["one é", " two\n", "three", "four", "five"]
 
 
 def test_a_sample_is_in_order_and_determined_by_its_seed(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text(END.join(f"document {number:03}" for number in range(200)))
-    documents = list(find_documents(Corpus(path).spans, END.encode()))
+    documents = list(iter_documents(Corpus(path), END.encode()))
     samples = [[read_document(document) for document in sample_documents(documents, 10, seed)] for seed in (1, 1, 2)]
     assert samples[0] == samples[1] != samples[2]
     assert all(sample == sorted(set(sample)) and len(sample) == 10 for sample in samples)
-    sampled = {each.text.decode() for seed in range(200) for each in sample_documents(documents, 10, seed)}
+    sampled = {read_document(each) for seed in range(200) for each in sample_documents(documents, 10, seed)}
     assert sampled == {f"document {number:03}" for number in range(200)}
     assert len(sample_documents(documents, 500, 0)) == 200
 
@@ -212,7 +212,7 @@ def test_a_sample_is_in_order_and_determined_by_its_seed(tmp_path):
 def test_a_very_long_document_is_truncated_to_whole_characters(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("x" + "é" * (1 << 19), encoding="utf-8")
-    (document,) = find_documents(Corpus(path).spans, END.encode())
+    (document,) = iter_documents(Corpus(path), END.encode())
     assert read_document(document) == "x" + "é" * ((1 << 19) - 1)
 
 
@@ -220,5 +220,5 @@ def test_each_line_of_jsonl_is_a_document(tmp_path):
     texts = ["one\ntwo", f"é{END}", "", "x" * (1 << 20) + "y"]
     path = tmp_path / "a.jsonl"
     path.write_text("\n\n".join(json.dumps({"text": text}) for text in texts))
-    found = [read_document(document) for document in find_documents(Corpus(path).spans, END.encode())]
+    found = [read_document(document) for document in iter_documents(Corpus(path), END.encode())]
     assert found == [*texts[:3], "x" * (1 << 20)]

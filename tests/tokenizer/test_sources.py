@@ -129,8 +129,9 @@ def test_documents_of_a_text_file_end_with_the_separator_and_line_breaks(tmp_pat
     write(tmp_path, a_txt="¦\n¦one¦\r\n\ntwo¦ ¦three¦¦", b_jsonl='\n{"text": 1}\n\n {"text": 2}')
     text, records = Corpus([tmp_path / "a.txt", tmp_path / "b.jsonl"]).spans
     content = (tmp_path / "a.txt").read_bytes()
-    documents = list(find_documents([text], b"<e>"))
+    documents = list(find_documents(text, b"<e>"))
     assert [document.text for document in documents] == [b"one", b"two", b"three", b""]
-    assert b"".join(content[each.whole.start : each.whole.stop] for each in documents) == content
-    assert [document.text for document in find_documents([text], b"")] == [content]
-    assert [document.text for document in find_documents([records], b"x")] == [b'{"text": 1}', b'{"text": 2}']
+    assert [content[each.start : each.stop] for each in documents] == [document.text for document in documents]
+    assert [content[each.end :][:4] for each in documents] == [b"two<", b" <e>", b"<e>", b""]
+    assert [document.text for document in find_documents(text, b"")] == [content]
+    assert [document.text for document in find_documents(records, b"x")] == [b'{"text": 1}', b'{"text": 2}']

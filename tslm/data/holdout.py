@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+from array import array
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from tqdm import tqdm
@@ -38,16 +40,24 @@ def hold_out(
     Raises:
         UserError: nothing would be left on one side.
     """
-    documents, hashes = list[Span](), list[int]()
+    owners, ends, hashes = array("q"), array("q"), array("Q")  # of each document
     size = sum(span.stop - span.start for span in spans)
     with tqdm(total=size, desc="finding documents", unit="B", unit_scale=True, disable=size < _SHOWN) as bar:
-        for document in find_documents(spans, separator):
-            documents.append(document.whole)
-            hashes.append(_hash(document.text))
-            bar.update(document.whole.stop - document.whole.start)
-    sizes = np.array([document.stop - document.start for document in documents], np.int64)
-    _, group = np.unique(np.array(hashes, np.uint64), return_inverse=True)
-    totals = np.bincount(group, sizes).astype(np.int64)
+        for owner, span in enumerate(spans):
+            done = span.start
+            for document in find_documents(span, separator):
+                owners.append(owner)
+                ends.append(document.end)
+                hashes.append(_hash(document.text))
+                if document.end - done >= _SHOWN >> 7 or document.end == span.stop:
+                    bar.update(document.end - done)
+                    done = document.end
+    # A document begins where the one before it ends.
+    starts = np.append(0, ends[:-1])
+    is_new = np.append(True, np.diff(owners) != 0)
+    starts[is_new] = [span.start for span in spans]
+    _, group = np.unique(np.array(hashes), return_inverse=True)
+    totals = np.bincount(group, np.array(ends) - starts).astype(np.int64)
     possible = np.flatnonzero(totals <= size // 2)  # in the order of the hashes
     wanted = min(max(min(int(size * share), most), least), size // 2)
     number = int(np.searchsorted(np.cumsum(totals[possible]), wanted)) + 1
@@ -58,24 +68,17 @@ def hold_out(
             f"{spans[-1].label} is a single document, so its end is held out for validation: "
             f"{last.stop - last.start:,} bytes."
         )
-    held_out, train = ([document for document, is_chosen in zip(documents, chosen, strict=True) if is_chosen == side]
-                       for side in (True, False))
-    return _joined(train), _joined(held_out), ""
+    # Documents of one side that follow each other in one file are one span.
+    begins = np.flatnonzero(is_new | np.append(True, np.diff(chosen) != 0)).tolist()
+    sides: tuple[list[Span], list[Span]] = [], []
+    for begin, after in pairwise([*begins, len(owners)]):
+        part = spans[owners[begin]]._replace(start=int(starts[begin]), stop=ends[after - 1])
+        sides[bool(chosen[begin])].append(part)
+    return *sides, ""
 
 
 def _hash(document: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(document.strip(), digest_size=8).digest())
-
-
-def _joined(documents: list[Span]) -> list[Span]:
-    """Join documents that follow each other in one file."""
-    spans: list[Span] = []
-    for document in documents:
-        if spans and spans[-1].path == document.path and spans[-1].stop == document.start:
-            spans[-1] = spans[-1]._replace(stop=document.stop)
-        else:
-            spans.append(document)
-    return spans
 
 
 def _split_end(span: Span, share: float, most: int) -> tuple[Span, Span]:

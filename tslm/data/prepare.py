@@ -149,7 +149,7 @@ def _report_copies(train: Sequence[Span], valid: Sequence[Span], separator: byte
         for span in spans:
             other_role, other = seen.setdefault(cache.content_hash(Path(span.path)), (role, span))
             if other is not span:
-                number = sum(1 for _ in find_documents([span], separator))
+                number = sum(1 for _ in find_documents(span, separator))
                 where = f"twice in the {role} text" if role == other_role else "in the training and the validation text"
                 same = span.label if span.label == other.label else f"{span.label}, with the content of {other.label},"
                 print(f"{same} is {where}: {number:,} {'document' if number == 1 else 'documents'}.", flush=True)

@@ -7,7 +7,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -21,7 +21,7 @@ from tslm.tokenizer.corpus import Corpus
 from tslm.tokenizer.jsonl import read_documents
 from tslm.tokenizer.pretokenize import find_pretokens
 from tslm.tokenizer.report import TrainingReport, train_with_report
-from tslm.tokenizer.sources import Document, find_documents, is_jsonl
+from tslm.tokenizer.sources import Span, find_documents, is_jsonl
 
 MAX_DOCUMENT_BYTES = 1 << 20  # a text without END_OF_TEXT is a single document, perhaps of gigabytes
 MAX_STRING_BYTES = 1 << 22  # what `measure_strings` encodes: about a second of work
@@ -126,8 +126,7 @@ def study_tokenizer(
         if not input:
             write_corpus(stories, num_stories, seed)
         source = Corpus(input or stories)
-        found = find_documents(source.spans, specials[0].encode() if specials else b"")
-        documents = [document for document in found if document.text.strip()]
+        documents = list(iter_documents(source, specials[0].encode() if specials else b""))
         training = train_with_report(source, size, specials, num_workers=num_workers, progress=True)
         sample = sample_documents(documents, 10, seed)
         texts = list(filter(None, map(read_document, sample)))  # JSONL can have empty ones
@@ -151,17 +150,30 @@ def study_tokenizer(
     )
 
 
-def sample_documents(documents: Iterable[Document], count: int, seed: int) -> list[Document]:
+def iter_documents(source: Corpus, separator: bytes) -> Iterator[Span]:
+    """Yield the spans of all documents that are not blank, in order."""
+    for span in source.spans:
+        for document in find_documents(span, separator):
+            if document.text.strip():
+                yield span._replace(start=document.start, stop=document.stop)
+
+
+def sample_documents(documents: Iterable[Span], count: int, seed: int) -> list[Span]:
     """Return `count` random documents in their order, or all if there are fewer."""
     uniform = random.Random(seed).random
-    sample = heapq.nsmallest(count, ((uniform(), number, document) for number, document in enumerate(documents)))
-    return [document for _, _, document in sorted(sample, key=lambda entry: entry[1])]
+    sample = heapq.nsmallest(count, ((uniform(), number, span) for number, span in enumerate(documents)))
+    return [span for _, _, span in sorted(sample, key=lambda entry: entry[1])]
 
 
-def read_document(document: Document) -> str:
+def read_document(span: Span) -> str:
     """Return the text of a document, truncated to its first mebibyte."""
-    data = next(read_documents(document.span)) if is_jsonl(document.span.path) else document.text
-    return data[:MAX_DOCUMENT_BYTES].decode(errors="ignore")  # the truncation may split a character, which is dropped
+    if is_jsonl(span.path):
+        data = next(read_documents(span))[:MAX_DOCUMENT_BYTES]
+    else:
+        with open(span.path, "rb") as file:
+            file.seek(span.start)
+            data = file.read(min(span.stop - span.start, MAX_DOCUMENT_BYTES))
+    return data.decode(errors="ignore")  # the truncation may split a character, which is dropped
 
 
 def check_word(word: str, special_tokens: Sequence[str]) -> None:
@@ -208,7 +220,7 @@ def measure_files(
     return Speed("encode_files", tokens.source_bytes, time.perf_counter() - start), len(tokens)
 
 
-def measure_strings(tokenizer: Tokenizer, documents: Iterable[Document]) -> Speed:
+def measure_strings(tokenizer: Tokenizer, documents: Iterable[Span]) -> Speed:
     """Encode the first documents of the text one at a time with `encode`; return the speed."""
     texts: list[str] = []
     num_bytes = 0

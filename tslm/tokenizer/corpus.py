@@ -31,6 +31,7 @@ from tslm.tokenizer.jsonl import DOCUMENT_END, end_of_line, read_documents
 from tslm.tokenizer.plain import Errors, plain_copy
 from tslm.tokenizer.sources import FIELD, PathLike, Span, find_spans, is_jsonl
 
+_LONGEST_END = 1 << 12  # bytes in which the separator at the end of a file is searched
 _LARGEST_WINDOW = 1 << 20  # bytes that are searched for a cut at once
 
 
@@ -224,13 +225,10 @@ def read_blocks(
                 buffer = bytearray()
             yield last
             last = block
-        if not ends and not buffer:
-            yield last
-            continue
         buffer += last.text
         if ends:
             buffer += DOCUMENT_END
-        if len(buffer) >= size:
+        if len(buffer) >= size or not ends:
             yield Block(bytes(buffer))
             buffer = bytearray()
     if buffer:
@@ -254,9 +252,8 @@ def _texts(spans: Iterable[Span], separators: Sequence[bytes]) -> Iterator[tuple
 
 def _ends_with(span: Span, separators: Sequence[bytes]) -> bool:
     """Whether a separator is the last thing in a span, apart from line breaks."""
-    longest = max(map(len, separators), default=0) + 8
-    end = _read(span._replace(start=max(span.start, span.stop - longest))).rstrip(b"\r\n")
-    return any(separator and end.endswith(separator.rstrip(b"\r\n")) for separator in separators)
+    end = _read(span._replace(start=max(span.start, span.stop - _LONGEST_END)))
+    return any(end.endswith(separator) or end.rstrip(b"\r\n").endswith(separator) for separator in separators)
 
 
 def read_pieces(spans: Iterable[Span], size: int = BLOCK_BYTES) -> Iterator[bytes]:

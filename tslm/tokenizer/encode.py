@@ -140,12 +140,14 @@ class _DocumentBytes:
     def of(self, part: _Part) -> int:
         """Return the bytes of the documents in a part; called for all parts in their order."""
         size = part.text_bytes + self._separator_bytes * part.added
-        for ids in part.ids if self._separator is not None else ():
-            is_separator = np.append(self._follows, ids == self._separator)
-            size -= self._separator_bytes * int(is_separator[1:].sum())
+        for ids in filter(len, part.ids if self._separator is not None else ()):
+            places = np.flatnonzero(ids == self._separator)
+            size -= self._separator_bytes * len(places)
             if not part.are_records:
-                size -= int(self._is_break[ids[is_separator[:-1]]].sum())
-            self._follows = bool(is_separator[-1])
+                after = places + 1
+                size -= int(self._is_break[ids[after[after < len(ids)]]].sum())
+                size -= int(self._follows and self._is_break[ids[0]])
+            self._follows = bool(ids[-1] == self._separator)
         return size
 
 

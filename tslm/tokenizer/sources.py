@@ -193,36 +193,38 @@ class Document(NamedTuple):
     """A document of a file.
 
     Attributes:
-        span: the document alone.
-        whole: the document with the separator and the line breaks after it.
-        text: the bytes of `span`; of a record, the whole line.
+        start: the first byte in the file.
+        stop: the byte after the last one.
+        end: the byte after the separator and the line breaks that follow the document.
+        text: the bytes of the document; of a record, the whole line.
     """
 
-    span: Span
-    whole: Span
+    start: int
+    stop: int
+    end: int
     text: bytes
 
 
-def find_documents(spans: Iterable[Span], separator: bytes) -> Iterator[Document]:
-    """Yield the documents of plain files.
+def find_documents(span: Span, separator: bytes) -> Iterator[Document]:
+    """Yield the documents of a plain file.
 
     In a text file, a document ends before the separator or at the end of the file. In a JSONL file, each line that is
     not blank is one. A blank document belongs to the next one, and is yielded only at the end.
 
     Args:
-        spans: parts of plain files.
+        span: a part of a plain file.
         separator: stands between the documents of a text file; empty if nothing does.
     """
     pattern = re.escape(separator) + rb"[\r\n]*" if separator else rb"(?!)"
-    for span in spans:
-        boundaries = re.compile(rb"\n\s*" if is_jsonl(span.path) else pattern)
-        with open(span.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-            whole = alone = span.start
-            for match in boundaries.finditer(text, span.start, span.stop):
-                if not (document := text[alone : match.start()]).isspace() and document:
-                    yield Document(span._replace(start=alone, stop=match.start()),
-                                   span._replace(start=whole, stop=match.end()), document)
-                    whole = match.end()
-                alone = match.end()
-            if whole < span.stop:
-                yield Document(span._replace(start=alone), span._replace(start=whole), text[alone : span.stop])
+    boundaries = re.compile(rb"\n\s*" if is_jsonl(span.path) else pattern)
+    with open(span.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        end, start = span.start, span.start
+        for match in boundaries.finditer(text, span.start, span.stop):
+            stop, next_start = match.span()
+            document = text[start:stop]
+            if document and not document.isspace():
+                end = next_start
+                yield Document(start, stop, end, document)
+            start = next_start
+        if end < span.stop:
+            yield Document(start, span.stop, span.stop, text[start : span.stop])
