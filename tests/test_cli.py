@@ -292,7 +292,7 @@ def test_resuming_refuses_another_architecture_and_a_spent_budget(in_runs, capsy
     (["fit", "--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
     (["fit", "--config", "typo.yaml"], "optimizer"),
     (["fit", "--config", TEXT], "give --data.train_files"),
-    (["fit", "--config", TEXT, '--data.train_files=["nowhere.txt"]'], "there is no text file at nowhere.txt"),
+    (["fit", "--config", TEXT, '--data.train_files=["nowhere.txt"]'], "nowhere.txt does not exist; check the name"),
     (["fit", "--config", TEXT, '--data.train_files=["empty.txt"]'], "empty.txt is empty"),
     (["fit", "--config", TEXT, '--data.train_files=["bad.txt"]'], "bad.txt is not UTF-8: byte 0xff at offset 1"),
     (["fit", "--config", TEXT, '--data.train_files=["short.txt"]', "--data.vocab_size=100"], "data.vocab_size is 100"),

@@ -236,7 +236,13 @@ def test_a_run_of_an_earlier_version_resumes_with_the_same_windows(tmp_path, sto
                            accumulate_grad_batches=saved["trainer.accumulate_grad_batches"])
     module = LanguageModule(264, 16, **options("model"), optimizer=OptimizerSettings(**options("optimizer")),
                             generation=GenerationSettings(max_new_tokens=4))
-    text = TextDataModule(**options("data") | {"train_files": [str(story_file)], "cache_dir": str(cache_dir)})
+    data = story_file.read_bytes()
+    cut = data.index(b"<|endoftext|>\n", len(data) - len(data) // 20 - 13) + 14  # that version held out the end
+    files = tmp_path / "train.txt", tmp_path / "valid.txt"
+    files[0].write_bytes(data[:cut])
+    files[1].write_bytes(data[cut:])
+    texts = {"train_files": [str(files[0])], "valid_files": [str(files[1])], "cache_dir": str(cache_dir)}
+    text = TextDataModule(**options("data") | texts)
     trainer.fit(module, datamodule=text, ckpt_path=str(OLD))
     assert metrics.tokens_seen == 4 * 6 * 16  # restored by the callback's name, then counted on
     assert metrics.latest["train_loss"] == pytest.approx(5.5134358406066895, abs=2e-6)
