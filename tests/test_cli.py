@@ -60,6 +60,16 @@ def test_fit_writes_a_self_contained_run_directory(runs):
     assert summary["best_valid_loss"] == pytest.approx(min(losses.values()))
 
 
+def test_a_monitor_that_does_not_exist_is_one_sentence_and_the_weights_are_kept(tmp_path, tiny, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    stop = ["--trainer.val_every_n_steps=2", "--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=nothing"]
+    assert main(["fit", "--config", TEXT, *tiny, *stop]) == 2
+    sentence = complaint(capsys)
+    assert "`nothing` which is not available" in sentence
+    assert "`valid_loss`" in sentence
+    assert (tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "step-00000002.ckpt").is_file()
+
+
 def test_fit_writes_tensorboard_events(runs):
     events = EventAccumulator(str(runs / "lightning_logs" / "version_0")).Reload()
     scalars = set(events.Tags()["scalars"])
@@ -317,6 +327,7 @@ def test_resuming_refuses_another_architecture_and_a_spent_budget(in_runs, capsy
     (["fit", "--model.rope_theta=.nan"], "model.rope_theta is nan"),
     (["fit", f"--generation.seed={2**63}"], "tslm: generation.seed is 9.22337e+18, but it must be a whole number"),
     (["fit", "--config", "twice.yaml"], "twice.yaml states the key 'lr' twice, the second time in line 3"),
+    (["fit", "--config", "dotted.yaml"], "dotted.yaml states the key 'trainer.max_steps' twice, once dotted and"),
     (["fit", "--optimizer={lr: 1, lr: 2}"], "--optimizer states the key 'lr' twice"),
     (["fit", "--data.tokenizer=\udcff"], "data.tokenizer contains the lone surrogate U+DCFF at position 0"),
     (["fit", "--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=a", "--trainer.callbacks.mode=best"],
@@ -338,6 +349,7 @@ def test_resuming_refuses_another_architecture_and_a_spent_budget(in_runs, capsy
 def test_a_mistake_is_reported_in_one_sentence_and_leaves_no_files(project, capsys, arguments, part):
     (project / "typo.yaml").write_text("optmizer:\n  lr: 3.0e-3\n")
     (project / "twice.yaml").write_text("optimizer:\n  lr: 3.0e-3\n  lr: 3.0e-4\n")
+    (project / "dotted.yaml").write_text("trainer.max_steps: 3\ntrainer:\n  max_steps: 4\n")
     (project / "empty.txt").write_text("")
     (project / "bad.txt").write_bytes(b"a\xff\xfeb not UTF-8\n")
     (project / "short.txt").write_text("Once upon a time.\n" * 3)

@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run one of the four commands; None takes the process's own arguments.
 
     Raises:
-        UserError: an option is wrong, or Lightning refuses a combination of options.
+        UserError: an option is wrong, or Lightning or one of its callbacks refuses a combination of options.
         SystemExit: with code 130 if Ctrl-C ended a training.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -73,6 +73,10 @@ def main(argv: list[str] | None = None) -> None:
     try:
         command_line = CommandLine(argv)
     except MisconfigurationException as error:
+        raise UserError(str(error)) from error
+    except RuntimeError as error:  # EarlyStopping's, about a monitor that does not exist
+        if "lightning/pytorch/callbacks" not in Path(traceback.extract_tb(error.__traceback__)[-1].filename).as_posix():
+            raise
         raise UserError(str(error)) from error
     if command_line.exit_code:
         raise SystemExit(command_line.exit_code)

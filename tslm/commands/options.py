@@ -73,6 +73,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         found = "is empty" if content is None else f"holds {str(content)[:60]!r}"
         raise UserError(f"{path} {found}, but a configuration is a list of options, each written as `name: value`")
+    keys = [key for key, _ in leaves(content)]
+    if len(set(keys)) < len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise UserError(f"{path} states the key {twice!r} twice, once dotted and once nested")
     return content
 
 

@@ -172,6 +172,18 @@ def test_a_cache_folder_that_others_can_write_is_refused(tmp_path, mode):
 
 
 @needs_compiler
+def test_a_cache_folder_that_others_can_replace_is_refused(small, tmp_path):
+    parent = tmp_path / "cache"
+    parent.mkdir()
+    parent.chmod(0o777)
+    with pytest.raises(UnavailableError, match=r"all users can replace folders in .*chmod o-w"):
+        build.build(small, torch.float32)
+    assert list((parent / "tslm").iterdir()) == []
+    parent.chmod(0o1777)
+    assert build.build(small, torch.float32).is_file()
+
+
+@needs_compiler
 def test_a_linked_cache_folder_is_refused(tmp_path):
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     (tmp_path / "cache").mkdir()

@@ -81,12 +81,16 @@ def _private(folder: Path) -> Path:
     """Create a folder that no other user can write to, or check that an existing one is such a folder.
 
     Raises:
-        UnavailableError: another user owns the folder or can write to it, or it is a symbolic link.
+        UnavailableError: another user owns the folder or can write to it, or it is a symbolic link, or all users can
+            write to its parent, which has no sticky bit.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not _is_own(folder):
         raise UnavailableError(f"other users can write to {folder}, and a library from there would run as code: remove "
                                "it, or name another cache folder in XDG_CACHE_HOME")
+    if folder.parent.stat().st_mode & 0o1002 == 0o002:  # without the sticky bit, others can rename `folder`
+        raise UnavailableError(f"all users can replace folders in {folder.parent}, and a library from there would run "
+                               f"as code: run chmod o-w on it, or name another cache folder in XDG_CACHE_HOME")
     return folder
 
 
