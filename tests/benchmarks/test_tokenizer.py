@@ -5,12 +5,13 @@ import json
 import pytest
 
 from tests.benchmarks import tokenizer
+from tests.benchmarks.scripts import SCRIPTS, draw_text
 from tests.benchmarks.tokenizer_figures import plans
 
 KEYS = ["name", "ours", "peer", "peer_name", "ratio", "target", "holds", "runs"]
 # Figures whose peers the [test] extra installs, without the text of all installed packages.
 FIGURES = [plan.name for plan in plans(10**6)
-           if plan.peer in (None, "tiktoken", "tokenizers") and not plan.name.startswith("mixed")]
+           if plan.peer in (None, "tiktoken", "tokenizers") and not plan.name.startswith(("mixed", "scripts"))]
 
 
 def compare(value, relation, limit):
@@ -45,6 +46,23 @@ def test_figures_can_be_chosen_by_the_beginning_of_their_names(tmp_path, capsys)
     lines = capsys.readouterr().out.splitlines()
     assert [json.loads(line)["name"] for line in lines[:2]] == ["small_train", "merge_table"]
     assert lines[2].startswith("| figure |")
+
+
+@pytest.mark.slow
+def test_scripts_without_spaces_have_figures(tmp_path, capsys):
+    arguments = ["--size", "0.3", "--runs", "1", "--workdir", str(tmp_path), "--only", "scripts_thai"]
+    assert tokenizer.main(arguments) == 0
+    figures = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(figure["name"], figure["peer_name"]) for figure in figures] == [
+        ("scripts_thai_train", "tokenizers"), ("scripts_thai_encode", "tiktoken"),
+    ]
+    peers = {plan.name: plan.peer for plan in plans(10**6) if plan.name.startswith("scripts")}
+    assert [*peers] == [f"scripts_{name}_{job}" for name in SCRIPTS for job in ("train", "encode")]
+    assert peers["scripts_dna_train"] is peers["scripts_dna_encode"] is None
+    for name in SCRIPTS:
+        text = draw_text(name, 3000, 1)
+        assert text == draw_text(name, 3000, 1) != draw_text(name, 3000, 2)
+        assert 2990 < len(text.encode()) <= 3000
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 
 from tests.benchmarks import tokenizer_peers as peers
 from tests.benchmarks.measure import Figure, Plan, Target, in_turn, run_alone
+from tests.benchmarks.scripts import SCRIPTS
 from tests.benchmarks.tokenizer_inputs import VOCAB_SIZE, TokenizerInputs
 from tslm.errors import UserError
 from tslm.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
@@ -49,7 +50,44 @@ def plans(size: int) -> list[Plan]:
             found.append(
                 Plan(f"{train}_vs_{peer}", peer, partial(_train, text=text, peer=peer, limit=limit, runs=1))
             )
+    for script in SCRIPTS:
+        text = partial(TokenizerInputs.script_text, script=script)
+        # A line without a place to cut takes tiktoken and tokenizers quadratic time: minutes for a few 100 kB.
+        alone = script == "dna"
+        found += [
+            Plan(f"scripts_{script}_train", None if alone else "tokenizers", partial(_train_script, text=text)),
+            Plan(f"scripts_{script}_encode", None if alone else "tiktoken", partial(_encode_script, text=text)),
+        ]
     return found
+
+
+def _train_script(inputs: TokenizerInputs, name: str, *, text: TextOf) -> Figure:
+    job: dict[str, Any] = {"text": text(inputs), "vocab_size": VOCAB_SIZE}
+
+    def train() -> float:
+        return float(run_alone(peers.train_tslm, workers=1, **job).result)
+
+    if name.startswith("scripts_dna"):
+        return Figure(name, "s", median(train() for _ in range(inputs.runs)), None, None, Target("ours", "<=", 10),
+                      inputs.runs)
+    values = in_turn(train, lambda: run_alone(peers.train_tokenizers, **job).result, inputs.runs)
+    return Figure(name, "s", *values, "tokenizers", Target("ratio", "<=", 0.5), inputs.runs)
+
+
+def _encode_script(inputs: TokenizerInputs, name: str, *, text: TextOf) -> Figure:
+    path = text(inputs)
+    job: dict[str, Any] = {"text": path, "folder": inputs.trained_on(path), "workers": 1}
+    our_file, peer_file = inputs.scratch / "ours.bin", inputs.scratch / "peer.bin"
+
+    def encode() -> float:
+        return run_alone(peers.encode_tslm, output=our_file, **job).seconds
+
+    if name.startswith("scripts_dna"):
+        return Figure(name, "s", median(encode() for _ in range(inputs.runs)), None, None, Target("ours", "<=", 10),
+                      inputs.runs)
+    values = in_turn(encode, lambda: run_alone(peers.encode_tiktoken, output=peer_file, **job).seconds, inputs.runs)
+    _check_same_ids(our_file, peer_file, "tiktoken")
+    return Figure(name, "s", *values, "tiktoken", Target("ratio", "<=", 1), inputs.runs)
 
 
 def _small_train(inputs: TokenizerInputs, name: str) -> Figure:

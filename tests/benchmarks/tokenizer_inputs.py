@@ -9,13 +9,14 @@ from pathlib import Path
 
 from tests.benchmarks import corpora
 from tests.benchmarks import tokenizer_peers as peers
+from tests.benchmarks.scripts import draw_text
 from tslm.data.toy import write_corpus
 from tslm.errors import UserError
 from tslm.tokenizer import END_OF_TEXT, Tokenizer, count_pretokens, merge_pretokens, train_bpe
 
 VOCAB_SIZE = 10_000
 _TOY_STORIES = 4_000  # some 2 MB
-_STREAM_BYTES = 100_000_000
+_STREAM_BYTES, _SCRIPT_BYTES = 100_000_000, 5_000_000
 
 
 @dataclass
@@ -101,6 +102,17 @@ class TokenizerInputs:
             self.notify("collecting Python sources and documentation")
             corpora.write_mixed_text(path, self.mixed_size, self.seed, corpora.python_folders())
         self.notify(f"the mixed text has {path.stat().st_size / 1e6:,.0f} MB")
+        return path
+
+    def script_text(self, script: str) -> Path:
+        """Text in a script without spaces, of 5 MB or the size of the drawn text, in documents of 100 kB."""
+        path = self.scratch / f"{script}.txt"
+        if not path.exists():
+            text = draw_text(script, min(self.size, _SCRIPT_BYTES), self.seed)
+            step = len(text) if script == "dna" else 50_000
+            path.write_text(
+                END_OF_TEXT.join(text[at : at + step] for at in range(0, len(text), step)), encoding="utf-8", newline=""
+            )
         return path
 
     @cached_property
