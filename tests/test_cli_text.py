@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+import tslm.generation.text
 from tests.conftest import ROOT
 from tests.test_cli import complaint
 from tslm.__main__ import main
@@ -119,3 +120,38 @@ def test_another_text_is_validated_with_a_model_of_the_embedded_corpus(fit, tmp_
 def test_the_embedded_corpus_has_its_own_separator(capsys):
     assert main(["fit", "--config", TEXT, "--data.corpus=toy", "--data.special_tokens", '["<eos>"]']) == 2
     assert "data.corpus 'toy' separates its stories by <|endoftext|>" in complaint(capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "front"),
+    [
+        ("a.jsonl", "".join(json.dumps({"text": story}) + "\n" for story in STORIES), "<|endoftext|>"),
+        ("a.txt", "<|endoftext|>\r\n".join(STORIES), "<|endoftext|>\r\n"),
+        ("b.txt", "<|endoftext|>\n".join(STORIES), "<|endoftext|>\n"),
+        ("c.txt", "\n".join(STORIES), ""),
+    ],
+)
+def test_a_model_is_asked_as_it_was_trained(fit, tmp_path, monkeypatch, capsys, name, text, front):
+    (tmp_path / name).write_text(text, newline="")
+    code, out = fit("--data.train_files", json.dumps([name]), "--data.context_length=32")
+    assert code == 0, out
+    asked = []
+
+    def remembered(model, prompt_ids, *arguments, **options):
+        asked.append(prompt_ids)
+        return stream(model, prompt_ids, *arguments, **options)
+
+    stream = tslm.generation.text.stream
+    monkeypatch.setattr("tslm.generation.text.stream", remembered)
+    tokenizer, _ = prepared(tmp_path)
+    for words, expected in [
+        (["--prompt", "Story"], front + "Story"),
+        (["--prompt", "a<|endoftext|>b"], front + "a<|endoftext|>b"),
+        (["--prompt", "a<|endoftext|>b", "--allow_special", "true"], front + "a<|endoftext|>b"),
+    ]:
+        assert main(["generate", "--max_new_tokens=2", *words]) == 0
+        assert tokenizer.decode(asked[-1]) == expected
+        number = asked[-1].count(tokenizer.separator)
+        assert number == bool(front) + (words[-1] == "true")
+    capsys.readouterr()
+    assert main(["generate", "--max_new_tokens=2"]) == (0 if front else 2)

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 
 from tslm.data.batches import Batches, TrainBatches, ValidBatches, check_sizes, split_batch, valid_batches
 from tslm.data.device_windows import DeviceWindows
-from tslm.data.documents import DocumentStream, Positions, document_starts
+from tslm.data.documents import DocumentStream, Positions, document_prefix, document_starts
 from tslm.data.prepare import (
     TOY_VALID_SEED,
     TOY_VALID_STORIES,
@@ -66,8 +66,8 @@ class TextDataModule(pl.LightningDataModule):
         errors: What to do with bytes that are not UTF-8: `strict` stops and names their place, `replace` puts U+FFFD
             in their place and reports their number.
         join_files: Whether several text files are one text in parts, so that no document ends where a file ends.
-        allow_special: Whether a special token that is spelled in a record of a JSONL or Parquet file is recognized;
-            otherwise its spelling is text.
+        allow_special: Whether a special token that is spelled in a prompt, or in a record of a JSONL or Parquet file,
+            is recognized; otherwise its spelling is text.
         allow_changed_text: Whether a run may be resumed on a text or tokenizer that differs from its earlier part.
 
     Raises:
@@ -246,6 +246,16 @@ class TextDataModule(pl.LightningDataModule):
             module.tokenizer, module.separator = self.tokenizer, self.separator
             module.micro_batch_size, module.tokens_seen = self.micro_batch_size, None
             module.fingerprints, module.allow_changed_text = self.fingerprints, self.allow_changed_text
+            if self.train_tokens is not None:
+                assert self.tokenizer is not None
+                module.document_prefix = document_prefix(
+                    self.train_tokens.ids, self.tokenizer.separator, self.tokenizer.vocab
+                )
+
+    @property
+    def allow_special(self) -> bool:
+        """Whether special tokens are recognized in records and prompts."""
+        return self.reading.allow_special
 
     @property
     def fingerprints(self) -> dict[str, str]:

@@ -172,7 +172,9 @@ def file_span(path: str | Path) -> Span:
 
 
 def read_prompts(path: str) -> list[str]:
-    """Read one prompt per line; empty lines are skipped.
+    """Read one prompt per line; empty lines are skipped, and so is a byte order mark at the start.
+
+    Lines end with a line feed, or with a carriage return and a line feed. Other characters are a part of the prompt.
 
     Raises:
         MissingFileError: there is no such file.
@@ -181,7 +183,8 @@ def read_prompts(path: str) -> list[str]:
     if not Path(path).is_file():
         raise MissingFileError(f"{path} is no file of prompts: give --data.prompts_file a text file, one a line")
     try:
-        lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        text = Path(path).read_bytes().decode("utf-8-sig")
+        lines = [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 at byte {error.start}: save it as UTF-8") from error
     if not lines:

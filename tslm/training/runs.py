@@ -26,19 +26,23 @@ MODEL_PREFIX = "model."  # LanguageModule holds the TransformerLM under this nam
 
 
 class LoadedModel(NamedTuple):
-    """A trained model with its tokenizer, and the file and the optimizer step that it comes from."""
+    """A trained model with its tokenizer, and the file and the optimizer step that it comes from.
+
+    `prefix` holds the ids that stood in front of documents in training; None in checkpoints of earlier versions.
+    """
 
     model: TransformerLM
     tokenizer: Tokenizer
     path: Path
     step: int
+    prefix: list[int] | None = None
 
 
 def load_model(path: str | Path) -> LoadedModel:
     """Load the model and the tokenizer from a checkpoint of `fit`; the model is in evaluation mode on the CPU.
 
     Example:
-        >>> model, tokenizer, path, step = load_model("lightning_logs/version_0/checkpoints/best.ckpt")
+        >>> model, tokenizer, path, step, prefix = load_model("lightning_logs/version_0/checkpoints/best.ckpt")
 
     Raises:
         MissingFileError: there is no such file.
@@ -53,7 +57,7 @@ def load_model(path: str | Path) -> LoadedModel:
     check_shapes(weights, model.state_dict(), str(path))
     model.load_state_dict(weights)
     tokenizer = tokenizer_from_texts(own["tokenizer"], str(path))
-    return LoadedModel(model.eval(), tokenizer, Path(path), int(state["global_step"]))
+    return LoadedModel(model.eval(), tokenizer, Path(path), int(state["global_step"]), own.get("document_prefix"))
 
 
 def reserve_version(root: Path) -> int:

@@ -62,7 +62,7 @@ class WordEncoder:
         single = np.flatnonzero(counts == 1)
         ids = self._symbol_ids[symbols[np.cumsum(counts)[single] - 1]]
         self._single = {entries[n]: id_ for n, id_ in zip(single.tolist(), ids.tolist(), strict=True)}
-        self._single |= vocabulary.special_ids
+        self._single_or_special = self._single | vocabulary.special_ids
 
     def _numbered(self, tokens: Sequence[bytes]) -> Symbols:
         return np.fromiter(map(self._symbols.__getitem__, tokens), np.int64, len(tokens))
@@ -83,7 +83,7 @@ class WordEncoder:
         """Return the joined ids of all words of a text, and how many each word has.
 
         Args:
-            text: words without gaps.
+            text: words and special tokens without gaps.
             bounds: the start of each word, and the end of the last one.
             frugal: whether to avoid batches, which take a megabyte.
 
@@ -91,7 +91,7 @@ class WordEncoder:
             KeyError: the vocabulary lacks a token of the result.
         """
         words = [text[start:stop] for start, stop in pairwise(bounds.tolist())]
-        firsts = np.array([self._single.get(word, -1) for word in words], np.int64)
+        firsts = np.array([self._single_or_special.get(word, -1) for word in words], np.int64)
         single, others = np.flatnonzero(firsts >= 0), np.flatnonzero(firsts < 0)
         symbols, counts = self._merge_all([words[number] for number in others.tolist()], frugal)
         ids = self._symbol_ids.take(symbols)
@@ -250,7 +250,7 @@ def encode_pretokens(pretokens: Sequence[bytes], vocabulary: Vocabulary) -> list
 
 def _probes(key: object) -> list[Case]:
     words = [b" the", b"that", b"ate", b"then", b"123", b"aaaaaaaaab", "é".encode(), b"\n\n\n", b" ath", b"<|e|",
-             b" thea" * 9]
+             b"<|e|>", b" thea" * 9]
     return [Case((words, probe_vocabulary()))]
 
 
