@@ -62,7 +62,7 @@ class WordEncoder:
         single = np.flatnonzero(counts == 1)
         ids = self._symbol_ids[symbols[np.cumsum(counts)[single] - 1]]
         self._single = {entries[n]: id_ for n, id_ in zip(single.tolist(), ids.tolist(), strict=True)}
-        self._single_or_special = self._single | vocabulary.special_ids
+        self._single_or_special = {**self._single, **vocabulary.special_ids}
 
     def _numbered(self, tokens: Sequence[bytes]) -> Symbols:
         return np.fromiter(map(self._symbols.__getitem__, tokens), np.int64, len(tokens))
