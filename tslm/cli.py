@@ -135,6 +135,8 @@ class CommandLine(LightningCLI):
         parser.add_argument("--optimizer", type=OptimizerSettings, default=OptimizerSettings())
         parser.add_argument("--generation", type=GenerationSettings, default=GenerationSettings())
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        parser.add_argument("--name", type=str | None, default=None, help="name of the run directory of `fit`")
+        parser.link_arguments("name", "trainer.name")
         parser.link_arguments("optimizer", "model.optimizer")
         parser.link_arguments("generation", "model.generation")
         for name, source in LINKED.items():

@@ -265,12 +265,16 @@ class TextDataModule(pl.LightningDataModule):
         return prints | {name: tokens.sha256 for name, tokens in files.items() if tokens is not None}
 
     @property
+    def train_name(self) -> str:
+        """What the training text is, for the user."""
+        return ", ".join(self.train_files or []) if self.corpus == "files" else self.corpus
+
+    @property
     def valid_name(self) -> str:
         """What the validation text is, for the user."""
         if self.corpus != "files":
             return {"toy": "held-out stories of the embedded corpus", "tinystories": "TinyStories"}[self.corpus]
-        names = ", ".join(self.valid_files or self.train_files or [])
-        return names if self.valid_files else f"documents held out of {names}"
+        return ", ".join(self.valid_files) if self.valid_files else f"documents held out of {self.train_name}"
 
     @property
     def valid_bytes_per_token(self) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,7 +84,49 @@ def reserve_version(root: Path) -> int:
         ) from error
 
 
-def create_run_dir(folder: Path) -> None:
+def reserve_continuation(run: Path) -> str:
+    """Create the next free directory for the continuation of a run, beside it, and return its name.
+
+    Example: `version_0` is continued as `version_0-continued`, `version_0-continued-2` and so on.
+
+    Raises:
+        UserError: nothing can be created there.
+    """
+    base = continued_name(run.name) or run.name
+    for number in count(1):
+        folder = run.with_name(f"{base}-continued" + (f"-{number}" if number > 1 else ""))
+        try:
+            folder.mkdir()
+            return folder.name
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(
+                f"a run directory cannot be made in {folder.parent} ({error.strerror}): give "
+                "--trainer.default_root_dir a folder that is writable"
+            ) from error
+    raise AssertionError
+
+
+def continued_name(name: str) -> str | None:
+    """Return the name of the run that a run of this name continues; None if the name says nothing of it."""
+    found = re.fullmatch(r"(.+)-continued(-\d+)?", name)
+    return found and found[1]
+
+
+def checked_name(name: str) -> str:
+    """Return the name of a run, which is that of a folder.
+
+    Raises:
+        UserError: it is no plain name.
+    """
+    if not re.fullmatch(r"[^/\\\0.][^/\\\0]{0,99}", name) or not name.isprintable():
+        raise UserError(f"the name of the run is {name!r}: give --name up to 100 characters without / and \\, of which "
+                        "the first is no full stop")
+    return name
+
+
+def create_run_dir(folder: Path, remedy: str = "give the logger another version, or none") -> None:
     """Create a run directory whose name the user chose.
 
     Raises:
@@ -94,7 +137,7 @@ def create_run_dir(folder: Path) -> None:
         folder.mkdir()
     except FileExistsError as error:
         raise UserError(
-            f"the run directory {folder} exists, and another run may be in it: give the logger another version, or none"
+            f"the run directory {folder} exists, and another run may be in it: {remedy}"
         ) from error
     except OSError as error:
         raise UserError(f"the run directory {folder} cannot be made ({error.strerror}): give the logger another "

@@ -113,6 +113,8 @@ class RunSummary(StepCallback):
             "best_step": checkpoints.best_step,
             "best_valid_loss": None if checkpoints.best_step is None else checkpoints.best_loss,
             "checkpoint": None if saved is None else str(saved),
+            "corpus": getattr(getattr(trainer, "datamodule", None), "train_name", None),
+            "continues": getattr(trainer, "continues", None),
             "seconds": round(time.perf_counter() - self.started, 1),
         }
 
