@@ -115,6 +115,7 @@ class RunSummary(StepCallback):
             "checkpoint": None if saved is None else str(saved),
             "corpus": getattr(getattr(trainer, "datamodule", None), "train_name", None),
             "continues": getattr(trainer, "continues", None),
+            "started_from": getattr(trainer.lightning_module, "run_config", {}).get("init_from"),
             "seconds": round(time.perf_counter() - self.started, 1),
         }
 
