@@ -26,7 +26,7 @@ TABLE = {
     "loops": (set(), {"torch"}),
     "training": ({"fast", "tokenizer", "model", "generation", "objective", "optim", "data", "loops", ""},
                  {"torch", "numpy", "lightning", "tensorboard", "tqdm"}),
-    "export": (ANYTHING, {"torch", "numpy", "safetensors", "gguf", "jsonargparse"}),
+    "export": (ANYTHING, {"torch", "numpy", "safetensors", "gguf", "jsonargparse", "lm_eval"}),
     "studies": (ANYTHING, {"torch", "numpy", "lightning", "jsonargparse", "tqdm"}),
     "commands": (ANYTHING, {"torch", "numpy", "jsonargparse", "tqdm", "yaml"}),
     "cli": (ANYTHING, {"torch", "lightning", "jsonargparse", "yaml"}),

@@ -181,8 +181,8 @@ FORMER: dict[str, Check] = {"model.micro_batch_size": optional(whole(1))}
 
 # The options that are left out, with their defaults. The value may name a class, a plugin or a place to write to,
 # make the command wait for other machines, or switch parts of Lightning off. A notice names those not at the default.
-# Three more options are never looked up: `config`, `ckpt_path`, and `data.tokenizer`, because a checkpoint holds the
-# tokenizer itself.
+# Five more options are never looked up: `config`, `ckpt_path`, `init_from`, `name`, and `data.tokenizer`, because a
+# checkpoint holds the tokenizer itself.
 NOT_TAKEN: dict[str, str | bool | int | None] = {
     "trainer.default_root_dir": ".",
     "trainer.callbacks": None,
