@@ -32,6 +32,7 @@ COMMANDS = {
     "train-tokenizer": ("tslm.commands.train_tokenizer", "learn a byte-pair vocabulary from text files"),
     "tokenize": ("tslm.commands.tokenize", "turn text files into one file of token ids"),
     "runs": ("tslm.commands.runs", "list the runs, newest first; --verify checks every file of every run"),
+    "compare": ("tslm.commands.compare", "runs side by side: settings, curves, and which has the lower loss"),
     "study": ("tslm.commands.study", "answer a question of the course by an experiment; `study --help` lists them"),
 }
 

@@ -176,7 +176,7 @@ class TextDataModule(pl.LightningDataModule):
             UserError: a text is too short for a window, or `prepare` rejects it.
         """
         with self.cache.lock():
-            texts = self._find_corpus()
+            texts = self.find_texts(evaluating=self._command in EVALUATING)
             self.tokenizer, train, valid = prepare(
                 texts, self.cache, vocab_size=self.vocab_size, special_tokens=self.special_tokens,
                 tokenizer=self.tokenizer, num_workers=self.num_workers, reading=self.reading,
@@ -216,12 +216,19 @@ class TextDataModule(pl.LightningDataModule):
             )
         return self.tokenizer.special_ids[name]
 
-    def _find_corpus(self) -> Texts:
+    def find_texts(self, *, evaluating: bool) -> Texts:
+        """Return the training and the validation text; make or download them if they are missing.
+
+        Args:
+            evaluating: whether only the validation text is needed.
+
+        Raises:
+            UserError: no file is named, or a file cannot be used.
+        """
         if self.corpus == "toy":
             return toy_corpus(self.cache, self.toy_stories, self.toy_seed)
         if self.corpus == "tinystories":
             return tinystories_corpus(self.cache)
-        evaluating = self._command in EVALUATING
         if not self.train_files and not (evaluating and self.valid_files):
             raise UserError(
                 "the corpus is 'files', but no file is named: give --data.train_files '[\"my.txt\"]', or another "

@@ -24,7 +24,7 @@ def score_rows(corpus: Corpus, per: Literal["token", "line", "file"], loaded: Lo
         UserError: a file is not UTF-8, a line is no record, or the vocabulary lacks a byte.
     """
     for name, spans in groupby(corpus.spans, key=lambda span: span.label):
-        texts = [text for span in spans for text in _documents(span, loaded)]
+        texts = [text for span in spans for text in documents_of(span, loaded)]
         scored = score_texts(loaded.model, loaded.tokenizer, texts, prefix=loaded.prefix,
                              allow_special=corpus.allow_special, progress=True)
         if per == "file":
@@ -40,7 +40,12 @@ def score_rows(corpus: Corpus, per: Literal["token", "line", "file"], loaded: Lo
                 yield from (place | row for row in _lines(text, scores, loaded))
 
 
-def _documents(span: Span, loaded: LoadedModel) -> Iterator[str]:
+def documents_of(span: Span, loaded: LoadedModel) -> Iterator[str]:
+    """Yield the documents of a span, which the separator of a model's tokenizer divides.
+
+    Raises:
+        UserError: the file is not UTF-8, or a line is no record.
+    """
     if is_jsonl(span.path):
         yield from (document.decode() for document in read_documents(span))
         return
