@@ -64,6 +64,16 @@ def test_another_vocabulary_size_makes_another_tokenizer_and_other_token_files(m
     assert first_train.path != second_train.path
 
 
+def test_another_pattern_makes_another_tokenizer_and_must_be_that_of_a_given_one(make):
+    (first, first_train, _), (second, second_train, _) = make(pattern="gpt2"), make(pattern="cl100k")
+    assert (first.pattern, second.pattern) == ("gpt2", "cl100k")
+    assert first_train.path != second_train.path
+    assert make()[0].hash == first.hash
+    assert make(tokenizer=second)[0].pattern == make(tokenizer=second, pattern="cl100k")[0].pattern == "cl100k"
+    with pytest.raises(UserError, match=r"data\.pattern is 'none', but the tokenizer was trained with 'cl100k'"):
+        make(tokenizer=second, pattern="none")
+
+
 def test_other_unicode_tables_make_another_tokenizer_and_other_token_files(make, monkeypatch):
     (_, first, _), before = make(), unicode_hash()
     monkeypatch.setattr("tslm.data.cache.unicode_hash", lambda: before[::-1])

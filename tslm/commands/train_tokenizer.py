@@ -22,6 +22,8 @@ def main(argv: list[str]) -> None:
                         help="maximum size, including the special tokens and the 256 bytes")
     parser.add_argument("--special_tokens", type=list[str], default=[END_OF_TEXT],
                         help="strings that are one token each; merges never cross them")
+    parser.add_argument("--pattern", type=str, default="gpt2",
+                        help="how text is split before merging: gpt2, cl100k (GPT-4's), none, or a regular expression")
     parser.add_argument("--output", type=str, required=True, help="the folder for vocab.json and merges.txt")
     parser.add_argument("--num_workers", type=int | None, default=None, help="processes; one per core if left out")
     options = parser.parse_args(argv)
@@ -29,7 +31,7 @@ def main(argv: list[str]) -> None:
     corpus = open_input(options)
     check_outputs(output_paths(options.output), [span.path for span in corpus.spans])
     report = train_with_report(corpus, options.vocab_size, options.special_tokens,
-                               num_workers=options.num_workers, progress=True)
+                               num_workers=options.num_workers, progress=True, pattern=options.pattern)
     report.tokenizer.save(options.output)
     print(f"{options.output}: {len(report.tokenizer.vocab):,} tokens")
     print(*report.lines(), sep="\n")

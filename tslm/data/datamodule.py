@@ -26,6 +26,7 @@ from tslm.data.windows import WindowStream
 from tslm.errors import UserError
 from tslm.tokenizer import END_OF_TEXT, TokenFile, Tokenizer
 from tslm.tokenizer.plain import Errors
+from tslm.tokenizer.pretokenize import compiled
 from tslm.tokenizer.sources import FIELD
 
 OPENINGS = ["Once upon a time", "One day", "There was a little", "In a small"]
@@ -55,6 +56,8 @@ class TextDataModule(pl.LightningDataModule):
         on_device: Whether the token ids are copied to the device once, and the windows gathered there; the windows are
             the same either way. Unless given, only on a CUDA GPU.
         special_tokens: Strings that are one token each; the first one separates documents.
+        pattern: How text is split before merging: `gpt2`, `cl100k` (GPT-4's), `none`, or a regular expression of the
+            package `regex`. Unless given: that of the tokenizer, or `gpt2` for a new one.
         tokenizer: Folder of an existing tokenizer; unless given, one is trained on the training text.
         cache_dir: Where prepared data is kept.
         num_workers: Processes for tokenizing; all cores unless given.
@@ -87,6 +90,7 @@ class TextDataModule(pl.LightningDataModule):
         align_documents: bool = False,
         on_device: bool | None = None,
         special_tokens: list[str] = [END_OF_TEXT],  # noqa: B006 (never changed, and a list is what the options want)
+        pattern: str | None = None,
         tokenizer: str | None = None,
         cache_dir: str = ".cache/tslm",
         num_workers: int | None = None,
@@ -114,7 +118,9 @@ class TextDataModule(pl.LightningDataModule):
         self.train_files, self.valid_files = train_files, valid_files
         self.vocab_size, self.context_length = vocab_size, context_length
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
-        self.seed, self.on_device, self.special_tokens = seed, on_device, list(special_tokens)
+        if pattern is not None:
+            compiled(pattern)  # checks it
+        self.seed, self.on_device, self.special_tokens, self.pattern = seed, on_device, list(special_tokens), pattern
         self.align_documents = align_documents
         self.tokenizer = Tokenizer.from_dir(tokenizer) if tokenizer is not None else None
         self.cache = Cache(cache_dir)
@@ -179,7 +185,7 @@ class TextDataModule(pl.LightningDataModule):
             texts = self.find_texts(evaluating=self._command in EVALUATING)
             self.tokenizer, train, valid = prepare(
                 texts, self.cache, vocab_size=self.vocab_size, special_tokens=self.special_tokens,
-                tokenizer=self.tokenizer, num_workers=self.num_workers, reading=self.reading,
+                pattern=self.pattern, tokenizer=self.tokenizer, num_workers=self.num_workers, reading=self.reading,
             )
         self.valid_tokens = TokenFile.open(valid)
         if len(self.valid_tokens) < 2:

@@ -18,6 +18,7 @@ from tslm.errors import MissingFileError, UserError
 from tslm.tokenizer import Span, TokenFile, Tokenizer, encode_files, train_bpe
 from tslm.tokenizer.corpus import Corpus, read_blocks
 from tslm.tokenizer.plain import Errors
+from tslm.tokenizer.pretokenize import GPT2
 from tslm.tokenizer.sources import FIELD, find_documents, find_spans
 
 TOY_VALID_STORIES = 500
@@ -198,6 +199,7 @@ def prepare(
     *,
     vocab_size: int,
     special_tokens: Sequence[str],
+    pattern: str | None = None,
     tokenizer: Tokenizer | None = None,
     num_workers: int | None = None,
     reading: Reading = Reading(),  # noqa: B008 (never changed)
@@ -209,6 +211,8 @@ def prepare(
         cache: the folder that keeps the results.
         vocab_size: maximum size of the vocabulary, which includes the 256 bytes and the special tokens.
         special_tokens: strings that are one token each, never split and never merged with text.
+        pattern: how text is split into pre-tokens (see `pretokenize.find_pretokens`); None for that of the tokenizer,
+            or for GPT-2's.
         tokenizer: an existing tokenizer; None trains one on the training text.
         num_workers: number of processes; None for one per core.
         reading: how the user's files are read.
@@ -226,7 +230,12 @@ def prepare(
     if tokenizer is None:
         if train is None:
             raise UserError("there is no training text to train a tokenizer on: give --data.tokenizer or a checkpoint")
-        tokenizer = trained_tokenizer(train, cache, vocab_size, list(special_tokens), num_workers)
+        tokenizer = trained_tokenizer(train, cache, vocab_size, list(special_tokens), num_workers, pattern or GPT2)
+    if pattern not in (None, tokenizer.pattern):
+        raise UserError(
+            f"data.pattern is {pattern!r}, but the tokenizer was trained with {tokenizer.pattern!r}: leave "
+            "--data.pattern out, or train another tokenizer"
+        )
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} entries, but data.vocab_size is {vocab_size}: give "
@@ -237,11 +246,17 @@ def prepare(
 
 
 def trained_tokenizer(
-    corpus: Corpus, cache: Cache, vocab_size: int, special_tokens: list[str], num_workers: int | None
+    corpus: Corpus,
+    cache: Cache,
+    vocab_size: int,
+    special_tokens: list[str],
+    num_workers: int | None,
+    pattern: str = GPT2,
 ) -> Tokenizer:
     """Return a tokenizer trained on a text; train it if the cache has none, or a damaged one."""
     key = cache.key(
-        corpus.spans, vocab_size=vocab_size, special=special_tokens, allow_special=corpus.allow_special
+        corpus.spans, vocab_size=vocab_size, special=special_tokens, allow_special=corpus.allow_special,
+        **({} if pattern == GPT2 else {"pattern": pattern}),
     )
     folder = cache.folder / "tokenizers" / key
     try:
@@ -255,8 +270,10 @@ def trained_tokenizer(
         problem = str(error)
     if problem:
         print(f"The tokenizer is trained again, because the cached one is unusable: {problem}", flush=True)
-    vocab, merges = train_bpe(corpus, vocab_size, special_tokens, num_workers=num_workers, progress=True)
-    tokenizer = Tokenizer(vocab, merges, special_tokens)
+    vocab, merges = train_bpe(
+        corpus, vocab_size, special_tokens, num_workers=num_workers, progress=True, pattern=pattern
+    )
+    tokenizer = Tokenizer(vocab, merges, special_tokens, pattern=pattern)
     tokenizer.save(folder)
     return tokenizer
 

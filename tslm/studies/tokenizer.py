@@ -19,7 +19,7 @@ from tslm.tokenizer import END_OF_TEXT, Tokenizer, encode_files
 from tslm.tokenizer.bpe import MergeStep, rank_merges, replay
 from tslm.tokenizer.corpus import Corpus
 from tslm.tokenizer.jsonl import read_documents
-from tslm.tokenizer.pretokenize import find_pretokens
+from tslm.tokenizer.pretokenize import GPT2, find_pretokens
 from tslm.tokenizer.report import TrainingReport, train_with_report
 from tslm.tokenizer.sources import Span, find_documents, is_jsonl
 
@@ -116,8 +116,9 @@ def study_tokenizer(
     given = Tokenizer.from_dir(tokenizer) if tokenizer else None
     size = given.vocab_size if given else vocab_size if vocab_size is not None else 10_000
     specials = given.special_tokens if given else special_tokens if special_tokens is not None else [END_OF_TEXT]
+    pattern = given.pattern if given else GPT2
     if word is not None:
-        check_word(word, specials)
+        check_word(word, specials, pattern)
         if given:
             given.encode(word)  # raises before the long training if the vocabulary lacks a byte of the word
 
@@ -127,7 +128,9 @@ def study_tokenizer(
             write_corpus(stories, num_stories, seed)
         source = Corpus(input or stories)
         documents = list(iter_documents(source, specials[0].encode() if specials else b""))
-        training = train_with_report(source, size, specials, num_workers=num_workers, progress=True)
+        training = train_with_report(
+            source, size, specials, num_workers=num_workers, progress=True, pattern=pattern
+        )
         sample = sample_documents(documents, 10, seed)
         texts = list(filter(None, map(read_document, sample)))  # JSONL can have empty ones
         if not (training.counts and texts):
@@ -176,7 +179,7 @@ def read_document(span: Span) -> str:
     return data.decode(errors="ignore")  # the truncation may split a character, which is dropped
 
 
-def check_word(word: str, special_tokens: Sequence[str]) -> None:
+def check_word(word: str, special_tokens: Sequence[str], pattern: str = GPT2) -> None:
     """Check that a word is one pre-token.
 
     Raises:
@@ -184,7 +187,7 @@ def check_word(word: str, special_tokens: Sequence[str]) -> None:
     """
     if word in special_tokens:
         raise UserError(f"word {word!r} is a special token, which is never merged: give an ordinary word")
-    pretokens = find_pretokens(word)
+    pretokens = find_pretokens(word, pattern)
     if len(pretokens) != 1:
         raise UserError(
             f"word {word!r} is {len(pretokens)} pre-tokens {pretokens}, and merges never cross pre-tokens: give one"
@@ -238,4 +241,4 @@ def measure_strings(tokenizer: Tokenizer, documents: Iterable[Span]) -> Speed:
 
 def _without_caches(tokenizer: Tokenizer) -> Tokenizer:
     """Return an equal tokenizer with empty caches, so that earlier encodings do not count."""
-    return Tokenizer(tokenizer.vocab, tokenizer.merges, tokenizer.special_tokens)
+    return Tokenizer(tokenizer.vocab, tokenizer.merges, tokenizer.special_tokens, pattern=tokenizer.pattern)

@@ -13,14 +13,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from tslm.fast import replaceable
-from tslm.tokenizer.pretokenize import find_pretokens, special_pattern, split_specials
+from tslm.tokenizer.pretokenize import GPT2, find_pretokens, special_pattern, split_specials
 
 Pair: TypeAlias = tuple[bytes, bytes]
 Ids: TypeAlias = npt.NDArray[np.uint32]
@@ -124,11 +124,13 @@ class Vocabulary:
         ids: the id of each token.
         ranks: the rank of each pair that is merged.
         special_ids: the id of each special token: a string of bytes that is one token wherever it occurs.
+        pattern: the pattern of pre-tokens.
     """
 
     ids: Mapping[bytes, int]
     ranks: Mapping[Pair, int]
     special_ids: Mapping[bytes, int]
+    pattern: str = GPT2
 
 
 @replaceable
@@ -152,14 +154,15 @@ def encode_block(block: bytes, vocabulary: Vocabulary) -> Ids:
     Raises:
         KeyError: the vocabulary lacks a token of the result; the token is the argument of the error.
     """
-    ids: list[int] = []
-    known: dict[str, list[int]] = {}  # most pre-tokens of a text occur often
+    known: dict[str, tuple[int, ...]] = {
+        token.decode(errors="surrogateescape"): (id_,) for token, id_ in vocabulary.special_ids.items()
+    }
+    words: list[str] = []  # pre-tokens and special tokens; none is both
     for piece, is_special in split_specials(block, special_pattern(vocabulary.special_ids)):
         if is_special:
-            ids.append(vocabulary.special_ids[piece])
-            continue
-        for pretoken in find_pretokens(piece.decode()):
-            if pretoken not in known:
-                known[pretoken] = [vocabulary.ids[token] for token in encode(pretoken.encode(), vocabulary.ranks)]
-            ids += known[pretoken]
-    return np.array(ids, np.uint32)
+            words.append(piece.decode(errors="surrogateescape"))
+        else:
+            words += find_pretokens(piece.decode(), vocabulary.pattern)
+    new = [word for word in dict.fromkeys(words) if word not in known]  # most pre-tokens of a text occur often
+    known |= zip(new, encode_pretokens([word.encode() for word in new], vocabulary), strict=True)
+    return np.fromiter(chain.from_iterable(map(known.__getitem__, words)), np.uint32)

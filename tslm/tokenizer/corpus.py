@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, chain, groupby, zip_longest
 from pathlib import Path
@@ -29,6 +29,7 @@ from tslm.tokenizer.chunking import (
 )
 from tslm.tokenizer.jsonl import DOCUMENT_END, end_of_line, read_documents
 from tslm.tokenizer.plain import Errors, plain_copy
+from tslm.tokenizer.pretokenize import GPT2
 from tslm.tokenizer.sources import FIELD, PathLike, Span, find_spans, is_jsonl
 
 _LONGEST_END = 1 << 12  # bytes in which the separator at the end of a file is searched
@@ -121,7 +122,11 @@ class Corpus:
         return spans
 
     def split(
-        self, size: int | Callable[[int], int], special_tokens: Sequence[bytes] = (), window: int = CUT_WINDOW
+        self,
+        size: int | Callable[[int], int],
+        special_tokens: Sequence[bytes] = (),
+        window: int = CUT_WINDOW,
+        pattern: str = GPT2,
     ) -> Iterator[list[Span]]:
         """Split the text into parts of about `size` bytes that can be tokenized independently.
 
@@ -131,6 +136,7 @@ class Corpus:
             size: the size of a part, or a function from the number of remaining bytes to it.
             special_tokens: strings that no cut may split.
             window: how many bytes are searched for a cut at first.
+            pattern: the pattern of pre-tokens, which no cut may change.
         """
         start = 0
         for are_jsonl, spans in groupby(self.spans, key=lambda span: is_jsonl(span.path)):
@@ -142,7 +148,9 @@ class Corpus:
                 elif are_jsonl:
                     stop = self._line_end(wanted)
                 else:
-                    stop = self._next_cut(wanted, start, end, special_tokens, window)
+                    following = range(bisect_left(self._ends, wanted), len(self.spans))
+                    limit = next((self._ends[index] for index in following if self.spans[index].ends), end)
+                    stop = self._next_cut(wanted, start, min(limit, end), special_tokens, window, pattern)
                 yield self.between(start, stop)
                 start = stop
 
@@ -151,14 +159,16 @@ class Corpus:
         span = self.between(position - 1, self.size)[0]
         return position - 1 + end_of_line(span) - span.start
 
-    def _next_cut(self, position: int, start: int, end: int, special_tokens: Sequence[bytes], window: int) -> int:
+    def _next_cut(
+        self, position: int, start: int, end: int, special_tokens: Sequence[bytes], window: int, pattern: str
+    ) -> int:
         """Return the first safe cut from `position` on in the text from `start` to `end`, or `end`."""
         margin = max(map(len, special_tokens), default=1) - 1
         while position < end:
             first, last = max(start, position - margin), min(end, position + window + margin + 1)
             text, skipped = trim_characters(b"".join(map(_read, self.between(first, last))))
             try:
-                cut = next(usable_cuts(text, special_tokens), None)
+                cut = next(usable_cuts(text, special_tokens, pattern=pattern), None)
             except UnicodeDecodeError:  # reading this part in full will report the byte
                 cut = None
             if cut is not None:
@@ -193,7 +203,11 @@ def end_documents(spans: Sequence[Span]) -> list[Span]:
 
 
 def read_blocks(
-    spans: Iterable[Span], special_tokens: Sequence[bytes], size: int = BLOCK_BYTES, overlap: int = 0
+    spans: Iterable[Span],
+    special_tokens: Sequence[bytes],
+    size: int = BLOCK_BYTES,
+    overlap: int = 0,
+    pattern: str = GPT2,
 ) -> Iterator[Block]:
     """Read spans as blocks of about `size` bytes that can be tokenized independently.
 
@@ -207,6 +221,7 @@ def read_blocks(
         special_tokens: the special tokens that are recognized in these texts, the separator first.
         size: the size of a block in bytes.
         overlap: see above.
+        pattern: the pattern of pre-tokens.
 
     Raises:
         UserError: a file is not UTF-8, or a line of a JSONL file is not a record; the message names the place.
@@ -217,7 +232,7 @@ def read_blocks(
             blocks = iter([Block(text)])
         else:
             pieces = [text] if isinstance(text, bytes) else text
-            blocks = overlapping_blocks(pieces, special_tokens, size, overlap=overlap)
+            blocks = overlapping_blocks(pieces, special_tokens, size, overlap=overlap, pattern=pattern)
         last = next(blocks, Block(b""))
         for block in blocks:
             if buffer:

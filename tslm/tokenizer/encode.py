@@ -92,7 +92,7 @@ def encode_corpus(
     specials = [token.encode() for token in tokenizer.special_tokens]
     tasks = (
         _Task(tokenizer, spans, corpus.specials_of(spans, specials), block_bytes, overlap)
-        for spans in corpus.split(task_bytes, specials)
+        for spans in corpus.split(task_bytes, specials, pattern=tokenizer.pattern)
     )
     writer = TokenFileWriter(output, tokenizer.vocab_size, tokenizer.hash, special_ids=tokenizer.special_ids)
     results = map_in_order(_encode_part, tasks, corpus.size, num_workers, executor, pool_bytes)
@@ -159,7 +159,7 @@ def _encode_part(task: _Task) -> _Part:
     def blocks() -> Iterator[Block]:
         """Yield the blocks, and count the bytes of their texts."""
         nonlocal text_bytes
-        for block in read_blocks(task.spans, task.specials, task.block_bytes, task.overlap):
+        for block in read_blocks(task.spans, task.specials, task.block_bytes, task.overlap, tokenizer.pattern):
             text_bytes += len(block.text) - block.overlap - block.text.count(DOCUMENT_END)
             yield block
 

@@ -1,4 +1,4 @@
-"""Splits text into pre-tokens, which no merge of BPE crosses, with GPT-2's pattern; splits off special tokens first."""
+"""Splits text into pre-tokens, which no merge of BPE crosses, with a pattern; splits off special tokens first."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from typing import Any
 
 import regex  # type: ignore[import-untyped]  # its stubs are a package of their own
 
@@ -30,6 +31,19 @@ def split_pattern(letter: str, number: str, white: str) -> str:
 
 
 PATTERN = regex.compile(split_pattern(r"\p{L}", r"\p{N}", r"\s"))
+GPT2, CL100K, NONE = "gpt2", "cl100k", "none"  # the names of patterns; a user's own pattern is its own name
+_CL100K = (  # of GPT-4, as in tiktoken_ext/openai_public.py of tiktoken 0.14
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|"
+    r"\s+(?!\S)|\s"
+)
+_NAMED = {GPT2: PATTERN, CL100K: regex.compile(_CL100K), NONE: regex.compile("(?s).+")}
+# A pattern may come from a checkpoint of somebody else. `regex` compiles x{n} as n copies of x: ((a{1000}){1000}){1000}
+# would fill the memory.
+_LONGEST_PATTERN = 2048  # characters
+_MOST_COPIES = 100_000  # of a character of the pattern
+_REPETITION = re.compile(r"\{(?=[\s#\d])([^}]*)", re.ASCII)
+# A pattern may take exponential time. The least time, and the slowest speed, that one text may take.
+_SECONDS, _CHARACTERS_PER_SECOND = 10.0, 1e5
 # For ASCII strings the standard library's `re` takes 11 µs for 500 characters, `regex` 27 µs. The classes are written
 # out, because \s of `re` also matches \x1c to \x1f, which \s of `regex` does not.
 _ASCII_PATTERN = re.compile(split_pattern("A-Za-z", "0-9", r"\t-\r "))
@@ -47,15 +61,74 @@ def unicode_hash() -> str:
     return hashlib.sha256(repr(classes).encode()).hexdigest()
 
 
-def find_pretokens(text: str) -> list[str]:
-    """Split text without special tokens into its pre-tokens.
+def find_pretokens(text: str, pattern: str = GPT2) -> list[str]:
+    r"""Split text without special tokens into its pre-tokens.
+
+    Args:
+        text: the text.
+        pattern: "gpt2", "cl100k" (of GPT-4), "none" (the text is one pre-token) or a regular expression of the package
+            `regex`, which must match all of the text, one pre-token after the other.
+
+    Raises:
+        UserError: the pattern is invalid, leaves out a part of the text, or takes too long.
 
     Example:
         >>> find_pretokens("I'll  wait, 3 days")
         ['I', "'ll", ' ', ' wait', ',', ' 3', ' days']
+        >>> find_pretokens("I'll  wait, 3 days", r"\w+|\W")
+        ['I', "'", 'll', ' ', ' ', 'wait', ',', ' ', '3', ' ', 'days']
     """
-    found: list[str] = (_ASCII_PATTERN if text.isascii() else PATTERN).findall(text)
+    found: list[str]
+    if pattern in _NAMED:
+        found = (_ASCII_PATTERN if pattern == GPT2 and text.isascii() else _NAMED[pattern]).findall(text)
+        return found
+    seconds = _SECONDS + len(text) / _CHARACTERS_PER_SECOND
+    try:
+        found = [each.group() for each in compiled(pattern).finditer(text, timeout=seconds) if each.group()]
+    except (TimeoutError, MemoryError):
+        raise UserError(
+            f"the pattern {pattern[:200]!r} took more than {seconds:.0f} seconds, or all memory, for a text of "
+            f"{len(text):,} characters: give one without nested repetitions, such as (a+)+"
+        ) from None
+    if "".join(found) != text:
+        end = 0
+        for each in found:
+            if not text.startswith(each, end):
+                break
+            end += len(each)
+        raise UserError(
+            f"the pattern {pattern[:200]!r} leaves out {text[end : end + 20]!r} at character {end} of a text: give "
+            f"{GPT2}, {CL100K}, {NONE}, or a regular expression that matches any text, such as one that ends in |(?s:.)"
+        )
     return found
+
+
+def compiled(pattern: str) -> Any:  # noqa: ANN401 - `regex` has no types
+    """Return a pattern in compiled form; also called early, to check it.
+
+    Raises:
+        UserError: it is too long, or no regular expression.
+    """
+    allowed = f"give {GPT2}, {CL100K}, {NONE}, or a regular expression of the Python package `regex`"
+    if not isinstance(pattern, str) or not 0 < len(pattern) <= _LONGEST_PATTERN:
+        raise UserError(
+            f"the pattern {str(pattern)[:40]!r} is not a text of 1 to {_LONGEST_PATTERN:,} characters: {allowed}"
+        )
+    if pattern in _NAMED:
+        return _NAMED[pattern]
+    copies = len(pattern)
+    for repetition in _REPETITION.findall(pattern):
+        least = repetition.split(",")[0]
+        copies *= max(1, int(least)) if least.isdecimal() else _MOST_COPIES  # in verbose mode it may hold a comment
+        if copies > _MOST_COPIES:
+            raise UserError(
+                f"the pattern {pattern[:200]!r} repeats too often, at {{{repetition}}}: give smaller numbers in "
+                "braces, without spaces"
+            )
+    try:
+        return regex.compile(pattern)  # which remembers the last 500
+    except (regex.error, ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
+        raise UserError(f"the pattern {pattern[:200]!r} is no regular expression ({error}): {allowed}") from None
 
 
 def encode_specials(special_tokens: Sequence[str]) -> list[bytes]:

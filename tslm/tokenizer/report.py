@@ -6,9 +6,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import mul
 
 from tslm.tokenizer.corpus import TextInput
-from tslm.tokenizer.pretokenize import encode_specials
+from tslm.tokenizer.pretokenize import GPT2, encode_specials
 from tslm.tokenizer.tokenizer import Tokenizer
 from tslm.tokenizer.train import check_vocab_size, count_pretokens, merge_pretokens
 from tslm.tokenizer.workers import resolve_workers
@@ -66,16 +67,20 @@ def train_with_report(
     *,
     num_workers: int | None = None,
     progress: bool = False,
+    pattern: str = GPT2,
 ) -> TrainingReport:
     """Train as `train_bpe` does, which documents arguments and errors, and measure it."""
     check_vocab_size(vocab_size, encode_specials(special_tokens))
     start = time.perf_counter()
-    counts = count_pretokens(input_path, special_tokens, num_workers=num_workers, progress=progress)
+    counts = count_pretokens(
+        input_path, special_tokens, num_workers=num_workers, progress=progress, pattern=pattern
+    )
     between = time.perf_counter()
     vocab, merges = merge_pretokens(counts, vocab_size, special_tokens, progress=progress)
     end = time.perf_counter()
     peak_bytes = peak_memory(num_workers)
-    return TrainingReport(Tokenizer(vocab, merges, special_tokens), counts, between - start, end - between, peak_bytes)
+    tokenizer = Tokenizer(vocab, merges, special_tokens, pattern=pattern)
+    return TrainingReport(tokenizer, counts, between - start, end - between, peak_bytes)
 
 
 def peak_memory(num_workers: int | None) -> int | None:
@@ -115,5 +120,5 @@ def bytes_per_token(tokenizer: Tokenizer, counts: Mapping[bytes, int]) -> float:
     Raises:
         UserError: the vocabulary lacks a byte of the text.
     """
-    tokens = sum(count * len(tokenizer.encode(word.decode())) for word, count in counts.items())
+    tokens: int = sum(map(mul, counts.values(), tokenizer.count_tokens([*counts])))
     return sum(count * len(word) for word, count in counts.items()) / tokens

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tslm.errors import MissingFileError, UserError
 from tslm.files import atomic_write, check_outputs, sync_folder
-from tslm.tokenizer.pretokenize import find_pretokens
+from tslm.tokenizer.pretokenize import GPT2, find_pretokens
 from tslm.tokenizer.tokenizer import Tokenizer
 
 VOCAB, MERGES, CONFIG = "vocab.json", "merges.txt", "tokenizer_config.json"
@@ -44,7 +44,9 @@ def tokenizer_texts(tokenizer: Tokenizer) -> dict[str, str]:
         group[name] = id_
     merges = [f"{_bytes_to_text(left)} {_bytes_to_text(right)}" for left, right in tokenizer.merges]
     config = {
-        "tokenizer_class": "GPT2Tokenizer",
+        # Without a tokenizer.json the second class is an error in transformers, not a tokenizer of another pattern.
+        "tokenizer_class": "GPT2Tokenizer" if tokenizer.pattern == GPT2 else "PreTrainedTokenizerFast",
+        **({} if tokenizer.pattern == GPT2 else {"pattern": tokenizer.pattern}),
         "added_tokens_decoder": {
             str(id_): {"content": token, "special": True, "normalized": False, "lstrip": False, "rstrip": False,
                        "single_word": False}
@@ -73,7 +75,7 @@ def tokenizer_from_texts(texts: Mapping[str, str], place: str = "the tokenizer")
     """
     vocab = _parse_vocab(texts[VOCAB], f"{VOCAB} of {place}")
     merges = _parse_merges(texts[MERGES], f"{MERGES} of {place}")
-    special_tokens, stated_hash = [], None
+    special_tokens, stated_hash, pattern = [], None, GPT2
     if CONFIG in texts:
         try:
             config = json.loads(texts[CONFIG])
@@ -81,12 +83,12 @@ def tokenizer_from_texts(texts: Mapping[str, str], place: str = "the tokenizer")
                 vocab[int(id_)] = token["content"].encode()
                 special_tokens.append(token["content"])
             vocab |= {int(id_): _text_to_bytes(name) for name, id_ in config.get("shadowed_tokens", {}).items()}
-            stated_hash = config.get("tokenizer_hash")
+            stated_hash, pattern = config.get("tokenizer_hash"), config.get("pattern", GPT2)
         except (*_MALFORMED, KeyError) as error:
             raise UserError(
                 f"{CONFIG} of {place} is not in the expected form ({error!r}); save the tokenizer again"
             ) from None
-    tokenizer = Tokenizer(vocab, merges, special_tokens)
+    tokenizer = Tokenizer(vocab, merges, special_tokens, pattern=pattern)
     _check_merges(tokenizer, place)
     if stated_hash not in (None, tokenizer.hash):
         raise UserError(
@@ -116,26 +118,31 @@ def _check_merges(tokenizer: Tokenizer, place: str) -> None:
                 )
     specials = {token.encode() for token in tokenizer.special_tokens}
     for id_, token in tokenizer.vocab.items():
-        if len(token) > 1 and token not in made and token not in specials and _is_within_pretoken(token):
+        if len(token) < 2 or token in made or token in specials:
+            continue
+        if _is_within_pretoken(token, tokenizer.pattern):
             raise UserError(
                 f"no merge of {place} makes the token {token!r} (id {id_}) of its vocabulary; {remedy}, or the token "
                 "is a special one that must be named as such"
             )
 
 
-def _is_within_pretoken(token: bytes) -> bool:
+def _is_within_pretoken(token: bytes, pattern: str) -> bool:
     try:
-        return len(find_pretokens(token.decode())) == 1
+        return len(find_pretokens(token.decode(), pattern)) == 1
     except UnicodeDecodeError:  # a part of a character
         return True
 
 
 def read_files(
-    vocab_path: str | os.PathLike[str], merges_path: str | os.PathLike[str], special_tokens: Sequence[str] | None
+    vocab_path: str | os.PathLike[str],
+    merges_path: str | os.PathLike[str],
+    special_tokens: Sequence[str] | None,
+    pattern: str = GPT2,
 ) -> Tokenizer:
     """Read a vocabulary and merges from two files; `Tokenizer.from_files` documents it."""
     vocab = _parse_vocab(_read(vocab_path), str(vocab_path))
-    tokenizer = Tokenizer(vocab, _parse_merges(_read(merges_path), str(merges_path)), special_tokens)
+    tokenizer = Tokenizer(vocab, _parse_merges(_read(merges_path), str(merges_path)), special_tokens, pattern=pattern)
     _check_merges(tokenizer, f"{vocab_path} and {merges_path}")
     return tokenizer
 

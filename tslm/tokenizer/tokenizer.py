@@ -17,7 +17,7 @@ from tslm.tokenizer.bpe import Ids, Pair, Vocabulary, encode_block, encode_preto
 from tslm.tokenizer.chunking import Block, overlapping_blocks
 from tslm.tokenizer.joining import join_blocks
 from tslm.tokenizer.jsonl import DOCUMENT_END
-from tslm.tokenizer.pretokenize import encode_specials, find_pretokens
+from tslm.tokenizer.pretokenize import GPT2, compiled, encode_specials, find_pretokens
 
 END_OF_TEXT = "<|endoftext|>"  # the separator between documents in GPT-2's data and in TinyStories
 
@@ -30,7 +30,7 @@ _LONGEST_CACHED = 64  # characters; longer pre-tokens are rare
 
 
 class Tokenizer:
-    """Byte-level BPE with GPT-2's pre-tokens.
+    """Byte-level BPE.
 
     Args:
         vocab: the bytes of each id. It may lack some of the 256 bytes; encoding a text that needs one is an error.
@@ -38,14 +38,17 @@ class Tokenizer:
         special_tokens: strings that become one token each, before the text is split into pre-tokens. Of overlapping
             ones the leftmost is taken, and of several that start at one position the longest. Those that the vocabulary
             lacks are appended to it.
+        pattern: how text is split into pre-tokens: "gpt2", "cl100k" (GPT-4's), "none", or a regular expression (see
+            `pretokenize.find_pretokens`); the one that the merges were trained with.
 
     Attributes:
         vocab: as given, with the special tokens.
         merges: as given.
         special_ids: the id of each special token, in the order given.
+        pattern: as given.
 
     Raises:
-        UserError: a special token is empty, or an id is negative or above 4,294,967,294.
+        UserError: a special token is empty, an id is negative or above 4,294,967,294, or the pattern is invalid.
 
     Example:
         >>> vocab = dict(enumerate([b" ", b"a", b"c", b"e", b"h", b"t", b"th", b" c", b" a", b"the", b" at"]))
@@ -59,7 +62,11 @@ class Tokenizer:
         vocab: Mapping[int, bytes],
         merges: Iterable[Pair],
         special_tokens: Sequence[str] | None = None,
+        *,
+        pattern: str = GPT2,
     ) -> None:
+        compiled(pattern)  # checks it
+        self.pattern = pattern
         self.vocab = dict(vocab)
         self.merges = [(left, right) for left, right in merges]
         # In descending order, so that a token that has two ids keeps the lower one.
@@ -82,7 +89,7 @@ class Tokenizer:
         # `DOCUMENT_END` is a special token for `encode_bytes`. Its id is not part of the vocabulary.
         special_ids = dict(zip(self._special_bytes, self.special_ids.values(), strict=True))
         document_end = {DOCUMENT_END: self.vocab_size}
-        self._vocabulary = Vocabulary(ids, rank_merges(self.merges), special_ids | document_end)
+        self._vocabulary = Vocabulary(ids, rank_merges(self.merges), special_ids | document_end, pattern)
         self._without_specials = replace(self._vocabulary, special_ids=document_end)
         self._known: dict[str, Sequence[int]] = {}  # the ids of pre-tokens
         # The first calls build tables. They are made now, so that `encode_iterable` needs little memory.
@@ -95,6 +102,8 @@ class Tokenizer:
         vocab_filepath: str | os.PathLike[str],
         merges_filepath: str | os.PathLike[str],
         special_tokens: Sequence[str] | None = None,
+        *,
+        pattern: str = GPT2,
     ) -> Tokenizer:
         """Read `vocab.json` and `merges.txt` in GPT-2's byte-to-unicode form.
 
@@ -104,7 +113,7 @@ class Tokenizer:
         """
         from tslm.tokenizer import serialization  # imported late: it imports this file
 
-        return serialization.read_files(vocab_filepath, merges_filepath, special_tokens)
+        return serialization.read_files(vocab_filepath, merges_filepath, special_tokens, pattern)
 
     @classmethod
     def from_dir(cls, path: str | os.PathLike[str]) -> Tokenizer:
@@ -148,7 +157,7 @@ class Tokenizer:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of vocabulary, merges and special tokens, in hexadecimal; equal tokenizers have equal hashes."""
+        """SHA-256 of vocabulary, merges, special tokens and pattern in hexadecimal; equal for equal tokenizers."""
         digest = hashlib.sha256()
         for part in (
             [(str(id_).encode(), token) for id_, token in sorted(self.vocab.items())],
@@ -159,6 +168,8 @@ class Tokenizer:
             for pair in part:
                 for field in pair:
                     digest.update(b"%d:" % len(field) + field)
+        if self.pattern != GPT2:  # the hashes of earlier versions, which had no other pattern, stay valid
+            digest.update(self.pattern.encode())
         return digest.hexdigest()
 
     def encode(self, text: str, *, allow_special: bool = True) -> list[int]:
@@ -174,13 +185,13 @@ class Tokenizer:
         if len(text) >= _LONG_TEXT:
             return list(self.encode_iterable([text], allow_special=allow_special))
         if not allow_special or self._special_split is None:
-            return list(chain.from_iterable(self._encode_pretokens(find_pretokens(text))))
+            return list(chain.from_iterable(self._encode_pretokens(find_pretokens(text, self.pattern))))
         ids: list[int] = []
         for piece in self._special_split.split(text):
             if piece in self.special_ids:
                 ids.append(self.special_ids[piece])
             else:
-                ids += chain.from_iterable(self._encode_pretokens(find_pretokens(piece)))
+                ids += chain.from_iterable(self._encode_pretokens(find_pretokens(piece, self.pattern)))
         return ids
 
     def _encode_pretokens(self, pretokens: Sequence[str]) -> list[Sequence[int]]:
@@ -194,7 +205,7 @@ class Tokenizer:
             except KeyError as error:
                 raise _missing_token(error.args[0]) from None
             except UnicodeEncodeError:  # surrogates
-                return self._encode_pretokens(find_pretokens(_to_utf8("".join(pretokens)).decode()))
+                return self._encode_pretokens(find_pretokens(_to_utf8("".join(pretokens)).decode(), self.pattern))
             for ids, tokens in zip(new.values(), encoded, strict=True):
                 ids += tokens
             if len(known) + len(new) > _CACHED_PRETOKENS:
@@ -217,8 +228,10 @@ class Tokenizer:
         Raises:
             UserError: a part holds a lone surrogate, or a byte that the vocabulary lacks.
         """
-        specials = self._special_bytes if allow_special else []
-        blocks = overlapping_blocks(_pieces(iterable), specials, _STREAM_BYTES, first=64, overlap=_STREAM_OVERLAP)
+        blocks = overlapping_blocks(
+            _pieces(iterable), self._special_bytes if allow_special else [], _STREAM_BYTES, first=64,
+            overlap=_STREAM_OVERLAP, pattern=self.pattern,
+        )
         return chain.from_iterable(ids.tolist() for ids in self.encode_blocks(blocks, allow_special=allow_special))
 
     def encode_blocks(self, blocks: Iterable[Block], *, allow_special: bool = True) -> Iterator[Ids]:
@@ -249,6 +262,17 @@ class Tokenizer:
         except KeyError as error:
             raise _missing_token(error.args[0]) from None
 
+    def count_tokens(self, pretokens: Sequence[bytes]) -> list[int]:
+        """Return the number of tokens of each pre-token.
+
+        Raises:
+            UserError: a pre-token holds a byte that the vocabulary lacks.
+        """
+        try:
+            return [*map(len, encode_pretokens(pretokens, self._vocabulary))]
+        except KeyError as error:
+            raise _missing_token(error.args[0]) from None
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of token ids; bytes that are not UTF-8 become U+FFFD.
 
@@ -268,7 +292,7 @@ class Tokenizer:
 
     @cached_property
     def _pickled(self) -> bytes:
-        return pickle.dumps((self.vocab, self.merges, self.special_tokens))
+        return pickle.dumps((self.vocab, self.merges, self.special_tokens, self.pattern))
 
 
 _restored: dict[str, Tokenizer] = {}
@@ -278,7 +302,8 @@ def _restore(hash_: str, pickled: bytes) -> Tokenizer:
     """Unpickle a tokenizer. A worker process restores one object for all its tasks, so that its tables are kept."""
     if hash_ not in _restored:
         _restored.clear()
-        _restored[hash_] = Tokenizer(*pickle.loads(pickled))
+        *parts, pattern = pickle.loads(pickled)
+        _restored[hash_] = Tokenizer(*parts, pattern=pattern)
     return _restored[hash_]
 
 

@@ -18,7 +18,7 @@ from tslm.tokenizer.bpe import Pair, merge_pairs
 from tslm.tokenizer.chunking import BLOCK_BYTES
 from tslm.tokenizer.corpus import Corpus, TextInput, read_blocks
 from tslm.tokenizer.jsonl import DOCUMENT_END
-from tslm.tokenizer.pretokenize import encode_specials, find_pretokens, special_pattern, split_specials
+from tslm.tokenizer.pretokenize import GPT2, compiled, encode_specials, find_pretokens, special_pattern, split_specials
 from tslm.tokenizer.sources import Span
 from tslm.tokenizer.workers import POOL_BYTES, map_in_order, resolve_workers
 
@@ -40,6 +40,7 @@ def train_bpe(
     num_workers: int | None = None,
     executor: Executor | None = None,
     progress: bool = False,
+    pattern: str = GPT2,
 ) -> tuple[dict[int, bytes], list[Pair]]:
     """Train a byte-level BPE tokenizer on one or more UTF-8 files.
 
@@ -59,20 +60,22 @@ def train_bpe(
         num_workers: number of processes that count; None means one per core. It does not change the result.
         executor: any `concurrent.futures.Executor` to count on instead.
         progress: whether to show progress bars on stderr.
+        pattern: how text is split into pre-tokens: "gpt2", "cl100k" (GPT-4's), "none", or a regular expression (see
+            `pretokenize.find_pretokens`). Give the `Tokenizer` the same one.
 
     Returns:
         The vocabulary (id to bytes) and the merges.
 
     Raises:
         MissingFileError: a file does not exist.
-        UserError: a file is empty or not UTF-8, or `vocab_size` is too small.
+        UserError: a file is empty or not UTF-8, `vocab_size` is too small, or the pattern is unusable.
 
     Source: Sennrich, Haddow and Birch 2016 (https://arxiv.org/abs/1508.07909), on bytes as in GPT-2 (Radford et al.
         2019).
     """
     check_vocab_size(vocab_size, encode_specials(special_tokens))
     counts = count_pretokens(
-        input_path, special_tokens, num_workers=num_workers, executor=executor, progress=progress
+        input_path, special_tokens, num_workers=num_workers, executor=executor, progress=progress, pattern=pattern
     )
     return merge_pretokens(counts, vocab_size, special_tokens, progress=progress)
 
@@ -84,10 +87,11 @@ def count_pretokens(
     num_workers: int | None = None,
     executor: Executor | None = None,
     progress: bool = False,
+    pattern: str = GPT2,
 ) -> dict[bytes, int]:
     """Count how often each pre-token occurs in one or more UTF-8 files.
 
-    The text is split at special tokens, which are not counted, and between them by GPT-2's pattern (see `pretokenize`).
+    The text is split at special tokens, which are not counted, and between them by the pattern (see `pretokenize`).
     No pre-token crosses the end of a file. In files that end in `.jsonl` or `.ndjson` the field `text` of each record
     is a separate text, in which special tokens are not recognized (see `Corpus`). The number of workers does not change
     the result.
@@ -98,17 +102,22 @@ def count_pretokens(
         num_workers: number of processes; None means one per core. Less than 16 MB is counted in this process.
         executor: any `concurrent.futures.Executor` to run on instead.
         progress: whether to show a progress bar on stderr.
+        pattern: "gpt2", "cl100k", "none", or a regular expression.
 
     Raises:
         MissingFileError: a file does not exist.
         UserError: a file is empty or not UTF-8 (with its name and the offset of the byte), a line of a JSONL file is
-            not a record (with its number), a file changes while it is read, or a special token is empty.
+            not a record (with its number), a file changes while it is read, a special token is empty, or the pattern
+            is invalid, takes too long or leaves out a part of the text.
 
     Example:
         A file that holds `low low<|endoftext|>low` gives `{b"low": 2, b" low": 1}`.
     """
     specials = encode_specials(special_tokens)
-    return count_corpus(Corpus(input_path), specials, num_workers=num_workers, executor=executor, progress=progress)
+    compiled(pattern)  # checks it
+    return count_corpus(
+        Corpus(input_path), specials, num_workers=num_workers, executor=executor, progress=progress, pattern=pattern
+    )
 
 
 def count_corpus(
@@ -118,6 +127,7 @@ def count_corpus(
     num_workers: int | None = None,
     executor: Executor | None = None,
     progress: bool = False,
+    pattern: str = GPT2,
     largest_part: int = _LARGEST_PART,
     block_bytes: int = BLOCK_BYTES,
     pool_bytes: int = POOL_BYTES,
@@ -133,8 +143,8 @@ def count_corpus(
         """Return the size of the next part if `rest` bytes are left."""
         return min(max(int(rest / share), _SMALLEST_PART), largest_part)
 
-    parts = corpus.split(part_bytes, specials)
-    tasks = (_Task(spans, corpus.specials_of(spans, specials), block_bytes) for spans in parts)
+    parts = corpus.split(part_bytes, specials, pattern=pattern)
+    tasks = (_Task(spans, corpus.specials_of(spans, specials), block_bytes, pattern) for spans in parts)
     results = map_in_order(_count_part, tasks, corpus.size, num_workers, executor, pool_bytes)
     bar = tqdm(total=corpus.size, desc="counting", unit="B", unit_scale=True, disable=not progress)
 
@@ -154,17 +164,18 @@ class _Task(NamedTuple):
     spans: list[Span]
     specials: list[bytes]
     block_bytes: int
+    pattern: str
 
 
 def _count_part(task: _Task) -> tuple[PackedCounts, int]:
     """Count one part of the text; also return the bytes that were read."""
-    blocks = (block.text for block in read_blocks(task.spans, task.specials, task.block_bytes))
-    counts = count_blocks(blocks, [*task.specials, DOCUMENT_END])
+    blocks = (block.text for block in read_blocks(task.spans, task.specials, task.block_bytes, 0, task.pattern))
+    counts = count_blocks(blocks, [*task.specials, DOCUMENT_END], task.pattern)
     return counts, sum(span.stop - span.start for span in task.spans)
 
 
 @replaceable
-def count_blocks(blocks: Iterable[bytes], special_tokens: Sequence[bytes]) -> PackedCounts:
+def count_blocks(blocks: Iterable[bytes], special_tokens: Sequence[bytes], pattern: str = GPT2) -> PackedCounts:
     """Count the pre-tokens of a text.
 
     Example: the block `b"low low<|e|>low"` with the special token `b"<|e|>"` gives low twice and ` low` once.
@@ -172,6 +183,7 @@ def count_blocks(blocks: Iterable[bytes], special_tokens: Sequence[bytes]) -> Pa
     Args:
         blocks: the text in UTF-8, cut where no pre-token or special token spans the cut.
         special_tokens: they separate pre-tokens and are not counted; they may hold any bytes.
+        pattern: the pattern of pre-tokens.
 
     Returns:
         The distinct pre-tokens joined, their sizes in bytes, and their counts; in any order.
@@ -179,12 +191,12 @@ def count_blocks(blocks: Iterable[bytes], special_tokens: Sequence[bytes]) -> Pa
     Raises:
         UnicodeDecodeError: a piece between special tokens is not UTF-8.
     """
-    pattern = special_pattern(special_tokens)
+    specials = special_pattern(special_tokens)
     counts = Counter[str]()
     for block in blocks:
-        for piece, is_special in split_specials(block, pattern):
+        for piece, is_special in split_specials(block, specials):
             if not is_special:
-                counts.update(find_pretokens(piece.decode()))
+                counts.update(find_pretokens(piece.decode(), pattern))
     pretokens = [pretoken.encode() for pretoken in counts]
     return b"".join(pretokens), np.array([*map(len, pretokens)], np.intp), np.array([*counts.values()], np.uint64)
 

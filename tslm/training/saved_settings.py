@@ -155,6 +155,7 @@ ALLOWED: dict[str, Check] = {
     "data.align_documents": switch,
     "data.on_device": optional(switch),
     "data.special_tokens": list_of(text),
+    "data.pattern": optional(text),
     "data.num_workers": optional(whole(1, 1024)),
     "data.toy_stories": whole(1),
     "data.toy_seed": whole(-LARGEST),

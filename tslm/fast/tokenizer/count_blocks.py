@@ -21,16 +21,16 @@ _BATCH = 1 << 14  # words that are looked up in the wider tables at a time
 PackedCounts: TypeAlias = tuple[bytes, Positions, Keys]  # joined words, their sizes and their counts
 
 
-def count_blocks(blocks: Iterable[bytes], special_tokens: Sequence[bytes]) -> PackedCounts:
+def count_blocks(blocks: Iterable[bytes], special_tokens: Sequence[bytes], pattern: str = "gpt2") -> PackedCounts:
     """Count the pre-tokens of blocks of text: in prose by way of its segments (see `segments`), elsewhere directly."""
     keep_freed_memory()
-    pattern = special_pattern(special_tokens)
+    specials = special_pattern(special_tokens)
     within_segments, across_segments = divide_specials(special_tokens)
     segments, pretokens = _Tally(), _Tally()
     for block in blocks:
         bounds = segment_bounds(block, across_segments) if block else None
         if bounds is None:
-            pretokens.add(block, pretoken_bounds(block, pattern))
+            pretokens.add(block, pretoken_bounds(block, specials))
         else:
             segments.add(block, bounds)
     text, sizes, counts = segments.words()
@@ -97,7 +97,11 @@ class _Tally:
         return text, sizes[kept], counts[kept]
 
 
-def _supports(*arguments: object) -> str | None:
+def _supports(blocks: object, special_tokens: object, pattern: str = "gpt2") -> str | None:
+    return "numpy" if sys.byteorder == "little" and pattern == "gpt2" else None  # the pattern of `scanner`
+
+
+def _sum_supports(parts: object) -> str | None:
     return "numpy" if sys.byteorder == "little" else None
 
 
@@ -128,5 +132,5 @@ COUNT_BLOCKS = Substitute(
     count_blocks, _supports, _probes, tolerance=lambda key: 0, examples=_example, keys=lambda: ["numpy"]
 )
 ADD_COUNTS = Substitute(
-    add_counts, _supports, _sum_probes, tolerance=lambda key: 0, examples=_sum_example, keys=lambda: ["numpy"]
+    add_counts, _sum_supports, _sum_probes, tolerance=lambda key: 0, examples=_sum_example, keys=lambda: ["numpy"]
 )

@@ -167,7 +167,7 @@ def encode_block(block: bytes, vocabulary: Vocabulary) -> Ids:
 
 
 def _supports(block: bytes, vocabulary: Vocabulary) -> str | None:
-    if sys.byteorder != "little":
+    if sys.byteorder != "little" or vocabulary.pattern != "gpt2":  # the pattern of `scanner`
         return None
     return "large" if len(block) >= _LARGE_BLOCK else "small"
 

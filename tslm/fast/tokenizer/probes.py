@@ -24,6 +24,7 @@ class Vocabulary:
     ids: Mapping[bytes, int]
     ranks: Mapping[tuple[bytes, bytes], int]
     special_ids: Mapping[bytes, int]
+    pattern: str = "gpt2"
 
 
 def probe_vocabulary() -> Vocabulary:
