@@ -401,3 +401,13 @@ def test_what_lightning_refuses_is_reported_in_one_sentence(project, tiny, capsy
     assert main(["fit", "--config", TEXT, *tiny, option]) == 2
     assert part in complaint(capsys)
     assert list(project.iterdir()) == []
+
+
+def test_a_checkpoint_that_does_not_name_its_text_is_not_validated_on_another(in_runs, capsys):
+    for path in (in_runs / "checkpoints").glob("*.ckpt"):
+        state = torch.load(path, weights_only=True)
+        state["tslm"]["config"] = {}
+        path.unlink()
+        torch.save(state, path)
+    assert main(["validate"]) == 2
+    assert "does not say which text it was trained and validated on" in complaint(capsys)

@@ -23,7 +23,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from tslm.commands.arguments import OneSentenceErrors, refused_class
 from tslm.commands.checkpoint_options import LINKED, Start, load_start, take_architecture, take_settings
 from tslm.commands.options import asks_for_help, config_folder, flag_keys, is_stated, leaves, read_yaml
-from tslm.data.datamodule import TextDataModule
+from tslm.data.datamodule import EVALUATING, TextDataModule
 from tslm.errors import UserError
 from tslm.loops.lightning import report_ended_processes
 from tslm.tokenizer.serialization import tokenizer_from_texts
@@ -153,6 +153,9 @@ class CommandLine(LightningCLI):
             self.checkpoint, remarks = find_checkpoint(config.get("ckpt_path"), prefer=prefer, root=self._root)
             print(*remarks, sep="\n", end="\n" * bool(remarks), flush=True)
             self.saved = fit_part(read_checkpoint(self.checkpoint, mmap=True), self.checkpoint)
+            if command in EVALUATING and not (read_settings(self.saved).allowed or is_stated("data", self.stated)):
+                raise UserError(f"{self.checkpoint} does not say which text it was trained and validated on: give "
+                                "--data.valid_files, or --data.corpus")
             self._settle_budget(flags, in_files)  # before what is stated is compared with what is saved
             self._take_over_saved(parser, command)
         if command == "fit" and config.get("init_from") is not None:

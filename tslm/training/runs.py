@@ -225,7 +225,7 @@ def newest_intact(folder: Path, prefer: str) -> tuple[Path | None, list[Path]]:
 
     def rank(path: Path) -> tuple[bool, float, bool, bool]:
         """Return the sorting key: whether an earlier run left the file, then the later step, then the names."""
-        left = last in steps and steps[path] > steps[last] and path.stat().st_mtime_ns < last.stat().st_mtime_ns
+        left = last in steps and steps[path] > steps[last] and _time_of(path) < _time_of(last)
         return left, -steps[path], path.stem != prefer, path.stem == "best"
 
     damaged: list[Path] = []
@@ -234,6 +234,14 @@ def newest_intact(folder: Path, prefer: str) -> tuple[Path | None, list[Path]]:
             return path, damaged
         damaged.append(path)
     return None, damaged
+
+
+def _time_of(path: Path) -> int:
+    """Return when a file was written, in nanoseconds; 0 if it is gone, because a run that trains has replaced it."""
+    try:
+        return path.lstat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _step_of(path: Path) -> float:
@@ -250,8 +258,11 @@ def runs_newest_first(folder: Path) -> list[Path]:
 
     def trained(run: Path) -> int:
         """Return the time of the last training in nanoseconds."""
-        files = [*run.glob("events.*"), *run.glob("metrics.csv"), *checkpoint_folder(run).glob("*.ckpt")]
-        return max((file.lstat().st_mtime_ns for file in files), default=0)
+        try:
+            files = [*run.glob("events.*"), *run.glob("metrics.csv"), *checkpoint_folder(run).glob("*.ckpt")]
+        except OSError:  # the directory vanishes at this moment, or cannot be read
+            return 0
+        return max(map(_time_of, files), default=0)
 
     return sorted((path for path in folder.glob("*") if path.is_dir()), key=trained, reverse=True)
 
