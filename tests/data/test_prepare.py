@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tslm.data.prepare import (
+from tslm.data.cache import Cache
+from tslm.data.prepare import prepare
+from tslm.data.texts import (
     TOY_VALID_STORIES,
-    Cache,
     Texts,
     file_span,
     files_corpus,
-    prepare,
     read_prompts,
     tinystories_corpus,
     toy_corpus,

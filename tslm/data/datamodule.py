@@ -7,16 +7,16 @@ from typing import Literal
 import lightning.pytorch as pl
 
 from tslm.data.batches import Batches, TrainBatches, ValidBatches, check_sizes, split_batch, valid_batches
+from tslm.data.cache import Cache
 from tslm.data.device_windows import DeviceWindows
 from tslm.data.documents import DocumentStream, Positions, document_prefix, document_starts
-from tslm.data.prepare import (
+from tslm.data.prepare import prepare
+from tslm.data.texts import (
     TOY_VALID_SEED,
     TOY_VALID_STORIES,
-    Cache,
     Reading,
     Texts,
     files_corpus,
-    prepare,
     read_prompts,
     tinystories_corpus,
     toy_corpus,
