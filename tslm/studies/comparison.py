@@ -143,7 +143,7 @@ def curve_table(sides: Sequence[Side], names: Sequence[str]) -> str:
     for step in points:
         row = [f"{step:,}"]
         for train, valid in zip(trains, valids, strict=True):
-            if not train.steps or step > train.steps[-1] + 1e-9:
+            if not train.steps or not train.steps[0] <= step <= train.steps[-1]:
                 row += ["-"] * 4
                 continue
             row += [f"{np.interp(step, train.steps, train.tokens):,.0f}",
