@@ -44,9 +44,10 @@ def encode_all(encoder, words, frugal=False):
 @pytest.mark.parametrize("letters", ["a", "ab", "abc"])
 def test_a_batch_is_merged_by_the_definition_for_merges_in_any_order(letters):
     rng = random.Random(letters)
-    for _ in range(200):
+    for round_ in range(200):
         merges = draw_merges(rng, letters, 14)
-        words = [bytes(rng.choices(letters.encode(), k=rng.randint(1, LONGEST + 3))) for _ in range(30)]
+        sizes = [rng.randint(1, 40) for _ in range(30)] + ([LONGEST, LONGEST + 1] if round_ % 40 == 0 else [])
+        words = [bytes(rng.choices(letters.encode(), k=size)) for size in rng.sample(sizes, len(sizes))]
         encoder, token_of = make_encoder(merges)
         expected = [slow_word(word, merges) for word in words]
         assert [[token_of[id_] for id_ in ids] for ids in encode_all(encoder, words)] == expected

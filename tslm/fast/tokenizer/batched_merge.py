@@ -13,11 +13,11 @@ from tslm.fast.tokenizer.scanner import Bytes, Positions
 
 Symbols = npt.NDArray[np.int64]
 
-LONGEST = 32  # bytes; a word takes as many steps as the longest word of its batch
+LONGEST = 512  # bytes; each step searches all bytes of a word
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio (Fibonacci hashing; Knuth, TAOCP 3, section 6.4)
 _FREE = np.uint64((1 << 64) - 1)
-_WIDTH = 1 << 12  # words at a time, so that their arrays fit the cache
-_NEVER = (1 << 63) - 1
+_SIZE = 1 << 17  # bytes of words at a time, so that their arrays fit the cache
+_ROW_BITS = LONGEST.bit_length() + 1
 _GONE = -1  # marks a token that was merged into its left neighbour
 
 
@@ -88,15 +88,19 @@ class BatchedMerge:
         Args:
             text: the text that holds the words.
             starts: the start of each word.
-            sizes: the length of each word in bytes, 1 to `LONGEST`.
+            sizes: the length of each word in bytes, 1 to `LONGEST`, in ascending order: a word takes as many steps as
+                the longest word of its batch.
 
         Returns:
             The joined symbols of the words, and how many each has.
         """
-        parts = [
-            self._merge(text, starts[first : first + _WIDTH], sizes[first : first + _WIDTH])
-            for first in range(0, len(starts), _WIDTH)
-        ] or [(np.empty(0, np.int64), np.empty(0, np.intp))]
+        parts = [(np.empty(0, np.int64), np.empty(0, np.intp))]
+        first = 0
+        while first < len(starts):
+            width = _SIZE // (int(sizes[first]) + 2)
+            width = max(16, min(width, _SIZE // (int(sizes[first : first + width][-1]) + 2)))
+            parts.append(self._merge(text, starts[first : first + width], sizes[first : first + width]))
+            first += width
         symbols, counts = zip(*parts, strict=True)
         return np.concatenate(symbols), np.concatenate(counts)
 
@@ -108,26 +112,28 @@ class BatchedMerge:
         symbols[(row < 0) | (row >= sizes)] = self._boundary
         symbols = symbols.ravel()  # positions below are indices of this array, row by row
         after, before = np.arange(width, len(symbols) + width), np.arange(-width, len(symbols) - width)
-        # The order of merges, as one number: the rank in the upper bits, the position in the lower ones.
-        bits = np.int64(len(symbols).bit_length())
-        orders = np.full(len(symbols), _NEVER)
+        # The order of merges within a word, as one number: the rank in the upper bits, the row in the lower ones.
+        kind = np.int32 if self._ranks.never < 1 << (31 - _ROW_BITS) else np.int64
+        never = self._ranks.never << _ROW_BITS
+        orders = np.full(len(symbols), never, kind)
 
         def queue(position: Positions, left: Symbols, right: Symbols) -> None:
             """Compute the order of the pairs at some positions."""
             ranks = self._ranks.find(left, right)
-            orders[position] = np.where(ranks < self._ranks.never, (ranks << bits) | position, _NEVER)
+            orders[position] = np.where(ranks < self._ranks.never, (ranks << _ROW_BITS) | position // width, never)
 
         inside = np.flatnonzero(symbols[: len(symbols) - width] != self._boundary)
         queue(inside, symbols[inside], symbols[inside + width])
         while True:
             order = orders.reshape(height, width).min(axis=0)
-            order = order[order != _NEVER]
-            if not len(order):
+            words = np.flatnonzero(order != never)
+            if not len(words):
                 break
-            at = order & ((1 << bits) - 1)
+            order = order[words].astype(np.int64)
+            at = (order & ((1 << _ROW_BITS) - 1)) * width + words
             right = after[at]
-            following, preceding, new = after[right], before[at], self._merged[order >> bits]
-            symbols[at], symbols[right], orders[right] = new, _GONE, _NEVER
+            following, preceding, new = after[right], before[at], self._merged[order >> _ROW_BITS]
+            symbols[at], symbols[right], orders[right] = new, _GONE, never
             after[at], before[following] = following, at
             queue(
                 np.concatenate([at, preceding]),

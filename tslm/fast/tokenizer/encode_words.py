@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from heapq import heapify, heappop, heappush
 from itertools import chain, pairwise
 from operator import add
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -16,6 +17,7 @@ from tslm.fast.door import Case, Substitute
 from tslm.fast.tokenizer.batched_merge import LONGEST, BatchedMerge, PairRanks, Symbols
 from tslm.fast.tokenizer.probes import Vocabulary, example_vocabulary, example_words, probe_vocabulary
 from tslm.fast.tokenizer.scanner import Positions
+from tslm.fast.tokenizer.seams import Seams
 
 Ids = npt.NDArray[np.uint32]
 
@@ -26,11 +28,11 @@ _NEVER = 1 << 62  # the rank of a pair that is not merged
 _GONE = b""  # marks a token that was merged into its left neighbour
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """Some of the words: their indices, their joined symbols, and how many symbols each has."""
 
     members: Positions
-    symbols: Symbols
+    symbols: Symbols | Ids
     counts: Positions
 
 
@@ -44,6 +46,7 @@ class WordEncoder:
 
     def __init__(self, vocabulary: Vocabulary, many: int = _MANY) -> None:
         self._ids, self._ranks, self._many = vocabulary.ids, vocabulary.ranks, many
+        self._special_tokens = [*vocabulary.special_ids]
         lefts, rights = [pair[0] for pair in self._ranks], [pair[1] for pair in self._ranks]
         merged, ranks = [*map(add, lefts, rights)], np.fromiter(self._ranks.values(), np.int64, len(self._ranks))
         self._merged = dict(zip(self._ranks.values(), merged, strict=True))  # the token of each rank
@@ -63,6 +66,16 @@ class WordEncoder:
         ids = self._symbol_ids[symbols[np.cumsum(counts)[single] - 1]]
         self._single = {entries[n]: id_ for n, id_ in zip(single.tolist(), ids.tolist(), strict=True)}
         self._single_or_special = {**self._single, **vocabulary.special_ids}
+
+    @cached_property
+    def seams(self) -> Seams:
+        """Cuts within pre-tokens."""
+        lefts, rights = (self._numbered([pair[side] for pair in self._ranks]) for side in (0, 1))
+        ranks = np.fromiter(self._ranks.values(), np.int64, len(self._ranks))
+        return Seams(
+            self._tokens, lefts, rights, self._merged_symbols[ranks], ranks, self._pair_ranks, self._ids,
+            self._special_tokens,
+        )
 
     def _numbered(self, tokens: Sequence[bytes]) -> Symbols:
         return np.fromiter(map(self._symbols.__getitem__, tokens), np.int64, len(tokens))
@@ -97,8 +110,8 @@ class WordEncoder:
         ids = self._symbol_ids.take(symbols)
         if ids.min(initial=0) < 0:
             raise KeyError(self._tokens[symbols[ids.argmin()]])
-        parts = [_Part(single, firsts[single], np.ones(len(single), np.intp)), _Part(others, ids, counts)]
-        ids, counts = _in_order(parts, len(words))
+        parts = [Part(single, firsts[single], np.ones(len(single), np.intp)), Part(others, ids, counts)]
+        ids, counts = in_order(parts, len(words))
         return ids.astype(np.uint32), counts
 
     def _merge_all(self, words: Sequence[bytes], frugal: bool) -> tuple[Symbols, Positions]:
@@ -107,14 +120,15 @@ class WordEncoder:
         others, parts = np.arange(len(words)), []
         is_short = sizes <= LONGEST
         if not frugal and np.count_nonzero(is_short) >= self._many:
-            batch, others = np.flatnonzero(is_short), np.flatnonzero(~is_short)
+            batch, others = np.argsort(np.where(is_short, sizes, 0), kind="stable"), np.flatnonzero(~is_short)
+            batch = batch[len(others) :]
             text = np.frombuffer(b"".join(words), np.uint8)
             starts = np.cumsum(sizes) - sizes
-            parts.append(_Part(batch, *self._batched_merge.encode(text, starts[batch], sizes[batch])))
+            parts.append(Part(batch, *self._batched_merge.encode(text, starts[batch], sizes[batch])))
         found = [self._merge(words[number]) for number in others.tolist()]
         symbols = self._numbered([*chain.from_iterable(found)])
-        parts.append(_Part(others, symbols, np.array([*map(len, found)], np.intp)))
-        return _in_order(parts, len(words))
+        parts.append(Part(others, symbols, np.array([*map(len, found)], np.intp)))
+        return in_order(parts, len(words))
 
     def _merge(self, word: bytes) -> list[bytes]:
         """Merge, again and again, the leftmost pair of the lowest rank."""
@@ -176,13 +190,13 @@ class WordEncoder:
         return [token for token in tokens if token]
 
 
-def _in_order(parts: Sequence[_Part], count: int) -> tuple[Symbols, Positions]:
+def in_order(parts: Sequence[Part], count: int) -> tuple[npt.NDArray[Any], Positions]:
     """Join the words of all parts, `count` in total, in the order of their indices."""
     counts = np.empty(count, np.intp)
     for part in parts:
         counts[part.members] = part.counts
     ends = np.cumsum(counts)
-    symbols = np.empty(ends[-1] if count else 0, np.int64)
+    symbols = np.empty(ends[-1] if count else 0, parts[0].symbols.dtype)
     for members, own, sizes in parts:
         symbols[np.repeat(ends[members] - np.cumsum(sizes), sizes) + np.arange(len(own))] = own
     return symbols, counts
