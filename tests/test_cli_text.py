@@ -190,3 +190,10 @@ def test_a_run_starts_from_the_weights_of_another_on_other_text(fit, tmp_path, c
     assert "--init_from belongs to fit" in complaint(capsys)
     assert main(["fit", "--ckpt_path=last", "--trainer.max_steps=3"]) == 0  # it resumes, and starts from nothing else
     assert json.loads((tmp_path / "lightning_logs/version_1-continued/summary.json").read_text())["steps"] == 3
+
+
+def test_a_text_too_short_to_hold_out_a_window_is_named(fit, tmp_path):
+    (tmp_path / "a.txt").write_text(STORIES[0] + "<|endoftext|>" + " ".join(STORIES[1:]))
+    code, out = fit("--data.train_files", '["a.txt"]', "--data.context_length=64")
+    assert code == 0, out
+    assert "less than a window of 64, because the text is short: the validation loss is uncertain." in out
