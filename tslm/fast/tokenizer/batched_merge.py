@@ -81,6 +81,8 @@ class BatchedMerge:
 
     def __init__(self, ranks: PairRanks, merged: Symbols, boundary: int) -> None:
         self._ranks, self._merged, self._boundary = ranks, merged, boundary
+        pairs = np.arange(256 * 257)  # of two bytes, or of a byte and a boundary
+        self._byte_ranks = ranks.find(pairs // 257, np.where(pairs % 257 < 256, pairs % 257, boundary))
 
     def encode(self, text: Bytes, starts: Positions, sizes: Positions) -> tuple[Symbols, Positions]:
         """Merge in each word, again and again, the leftmost pair of the lowest rank.
@@ -117,13 +119,12 @@ class BatchedMerge:
         never = self._ranks.never << _ROW_BITS
         orders = np.full(len(symbols), never, kind)
 
-        def queue(position: Positions, left: Symbols, right: Symbols) -> None:
-            """Compute the order of the pairs at some positions."""
-            ranks = self._ranks.find(left, right)
+        def queue(position: Positions, ranks: Symbols) -> None:
+            """Store the order of the pairs at some positions."""
             orders[position] = np.where(ranks < self._ranks.never, (ranks << _ROW_BITS) | position // width, never)
 
         inside = np.flatnonzero(symbols[: len(symbols) - width] != self._boundary)
-        queue(inside, symbols[inside], symbols[inside + width])
+        queue(inside, self._byte_ranks.take(symbols[inside] * 257 + np.minimum(symbols[inside + width], 256)))
         while True:
             order = orders.reshape(height, width).min(axis=0)
             words = np.flatnonzero(order != never)
@@ -137,8 +138,9 @@ class BatchedMerge:
             after[at], before[following] = following, at
             queue(
                 np.concatenate([at, preceding]),
-                np.concatenate([new, symbols[preceding]]),
-                np.concatenate([symbols[following], new]),
+                self._ranks.find(
+                    np.concatenate([new, symbols[preceding]]), np.concatenate([symbols[following], new])
+                ),
             )
         table = symbols.reshape(height, width).T
         is_there = (table != self._boundary) & (table != _GONE)

@@ -25,6 +25,7 @@ from tslm.fast.tokenizer.word_table import WordTable
 _COUNT_BITS = 32
 _COUNT_MASK = (1 << _COUNT_BITS) - 1
 _LARGE_BLOCK = 1 << 15  # bytes; the blocks of streams, which must need little memory, are smaller
+_MANY_FRESH = 1 << 12  # words; from here on a pass over the block is faster than a loop
 _STREAM_CAPACITY, _FILE_CAPACITY = 1 << 14, 1 << 18
 
 
@@ -98,7 +99,8 @@ class BlockEncoder:
         keeps[first_parts[:-1]] = False
         cuts = np.flatnonzero(keeps)
         after = (np.cumsum(part_counts) - part_counts)[cuts]
-        wrong = cuts[self._words.seams.wrong(ids[after - 1], ids[after])]
+        symbol_of = self._words.seams.symbol_of
+        wrong = cuts[self._words.seams.wrong(symbol_of[ids[after - 1]], symbol_of[ids[after]])]
         if not len(wrong):
             return ids, counts
         keeps[:], keeps[wrong] = True, False
@@ -165,15 +167,21 @@ class _Cache:
 
     def _insert(self, text: bytes, bounds: Positions, numbers: Positions, fresh: Positions) -> None:
         """Encode the words that are new, and store their ids."""
+        fresh.sort()
         starts, stops = bounds[fresh], bounds[fresh + 1]
-        words = [text[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
-        ids, counts = self._encode(b"".join(words), np.append(0, np.cumsum(stops - starts)))
+        if len(fresh) < _MANY_FRESH:
+            words = b"".join([text[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)])
+        else:
+            is_fresh = np.zeros(len(bounds) - 1, np.bool_)
+            is_fresh[fresh] = True
+            words = np.frombuffer(text, np.uint8)[np.repeat(is_fresh, np.diff(bounds))].tobytes()
+        ids, counts = self._encode(words, np.append(0, np.cumsum(stops - starts)))
         self._table.values[numbers[fresh]] = (self._used + np.cumsum(counts) - counts) << _COUNT_BITS | counts
         if self._used + len(ids) > len(self._ids):
             self._ids = np.concatenate([self._ids, np.empty(self._used + len(ids), np.uint32)])
         self._ids[self._used : self._used + len(ids)] = ids
         self._used += len(ids)
-        self._words += len(words)
+        self._words += len(fresh)
         self._bytes += int((stops - starts).sum())
 
     def _clear(self) -> None:

@@ -46,7 +46,8 @@ class WordEncoder:
 
     def __init__(self, vocabulary: Vocabulary, many: int = _MANY) -> None:
         self._ids, self._ranks, self._many = vocabulary.ids, vocabulary.ranks, many
-        self._special_tokens = [*vocabulary.special_ids]
+        self._special_ids = vocabulary.special_ids
+        self._special_sizes = [*{len(token) for token in self._special_ids}]
         lefts, rights = [pair[0] for pair in self._ranks], [pair[1] for pair in self._ranks]
         merged, ranks = [*map(add, lefts, rights)], np.fromiter(self._ranks.values(), np.int64, len(self._ranks))
         self._merged = dict(zip(self._ranks.values(), merged, strict=True))  # the token of each rank
@@ -61,7 +62,8 @@ class WordEncoder:
         # The words that are one token. An entry of the vocabulary may not be one: if the merges are (a b), (b c) and
         # (a bc), then abc becomes ab c. So all entries are merged.
         entries = [token for token in self._ids if token]
-        symbols, counts = self._merge_all(entries, frugal=False)
+        sizes = np.fromiter(map(len, entries), np.intp, len(entries))
+        symbols, counts = self._merge_all(b"".join(entries), np.cumsum(sizes) - sizes, sizes)
         single = np.flatnonzero(counts == 1)
         ids = self._symbol_ids[symbols[np.cumsum(counts)[single] - 1]]
         self._single = {entries[n]: id_ for n, id_ in zip(single.tolist(), ids.tolist(), strict=True)}
@@ -74,7 +76,7 @@ class WordEncoder:
         ranks = np.fromiter(self._ranks.values(), np.int64, len(self._ranks))
         return Seams(
             self._tokens, lefts, rights, self._merged_symbols[ranks], ranks, self._pair_ranks, self._ids,
-            self._special_tokens,
+            self._special_ids,
         )
 
     def _numbered(self, tokens: Sequence[bytes]) -> Symbols:
@@ -103,32 +105,41 @@ class WordEncoder:
         Raises:
             KeyError: the vocabulary lacks a token of the result.
         """
-        words = [text[start:stop] for start, stop in pairwise(bounds.tolist())]
-        firsts = np.array([self._single_or_special.get(word, -1) for word in words], np.int64)
+        starts, sizes = bounds[:-1], np.diff(bounds)
+        # In a batch, merging takes less time than a look at each word.
+        is_batch = not frugal and len(sizes) >= self._many
+        looked_up = np.flatnonzero(np.isin(sizes, self._special_sizes)) if is_batch else np.arange(len(sizes))
+        known = self._special_ids if is_batch else self._single_or_special
+        firsts = np.full(len(sizes), -1, np.int64)
+        firsts[looked_up] = [
+            known.get(text[start : start + size], -1)
+            for start, size in zip(starts[looked_up].tolist(), sizes[looked_up].tolist(), strict=True)
+        ]
         single, others = np.flatnonzero(firsts >= 0), np.flatnonzero(firsts < 0)
-        symbols, counts = self._merge_all([words[number] for number in others.tolist()], frugal)
+        symbols, counts = self._merge_all(text, starts[others], sizes[others], frugal)
         ids = self._symbol_ids.take(symbols)
         if ids.min(initial=0) < 0:
             raise KeyError(self._tokens[symbols[ids.argmin()]])
         parts = [Part(single, firsts[single], np.ones(len(single), np.intp)), Part(others, ids, counts)]
-        ids, counts = in_order(parts, len(words))
+        ids, counts = in_order(parts, len(sizes))
         return ids.astype(np.uint32), counts
 
-    def _merge_all(self, words: Sequence[bytes], frugal: bool) -> tuple[Symbols, Positions]:
-        """Return the joined symbols of words, and how many each has."""
-        sizes = np.fromiter(map(len, words), np.intp, len(words))
-        others, parts = np.arange(len(words)), []
+    def _merge_all(
+        self, text: bytes, starts: Positions, sizes: Positions, frugal: bool = False
+    ) -> tuple[Symbols, Positions]:
+        """Return the joined symbols of the words of a text, and how many each has."""
+        others, parts = np.arange(len(sizes)), []
         is_short = sizes <= LONGEST
         if not frugal and np.count_nonzero(is_short) >= self._many:
             batch, others = np.argsort(np.where(is_short, sizes, 0), kind="stable"), np.flatnonzero(~is_short)
             batch = batch[len(others) :]
-            text = np.frombuffer(b"".join(words), np.uint8)
-            starts = np.cumsum(sizes) - sizes
-            parts.append(Part(batch, *self._batched_merge.encode(text, starts[batch], sizes[batch])))
-        found = [self._merge(words[number]) for number in others.tolist()]
+            data = np.frombuffer(text, np.uint8)
+            parts.append(Part(batch, *self._batched_merge.encode(data, starts[batch], sizes[batch])))
+        found = [self._merge(text[start : start + size])
+                 for start, size in zip(starts[others].tolist(), sizes[others].tolist(), strict=True)]
         symbols = self._numbered([*chain.from_iterable(found)])
         parts.append(Part(others, symbols, np.array([*map(len, found)], np.intp)))
-        return in_order(parts, len(words))
+        return in_order(parts, len(sizes))
 
     def _merge(self, word: bytes) -> list[bytes]:
         """Merge, again and again, the leftmost pair of the lowest rank."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from tslm.fast.tokenizer.batched_merge import PairRanks, Symbols
 from tslm.fast.tokenizer.scanner import Mask, Positions
@@ -36,6 +35,7 @@ class Seams:
         special_tokens: they are never cut.
 
     Attributes:
+        symbol_of: the symbol of each id.
         is_usable: whether each symbol has one merge at most, of a higher rank than those of its parts, as after
             training. Then the merges within a token are made in the order of their ranks.
     """
@@ -63,10 +63,10 @@ class Seams:
         )
         if not self.is_usable:
             return
-        self._symbol_of = np.full(highest + 1, -1, np.int64)
+        self.symbol_of = np.full(highest + 1, -1, np.int64)
         for symbol, token in enumerate(tokens):
             if token in ids:
-                self._symbol_of[ids[token]] = symbol
+                self.symbol_of[ids[token]] = symbol
         texts = "\0".join(token.decode(errors="ignore") for token in (*tokens, *special_tokens))
         characters = np.frombuffer(texts.encode("utf-32-le"), "<u4").astype(np.int64)
         pairs = np.sort(characters[:-1] * _CHARACTERS + characters[1:])
@@ -74,7 +74,7 @@ class Seams:
         self._neighbours = PairRanks(
             pairs // _CHARACTERS, pairs % _CHARACTERS, np.arange(len(pairs), dtype=np.int64), _CHARACTERS
         )
-        self._valid: npt.NDArray[np.uint64] = np.zeros(1 << _CACHE_BITS, np.uint64)  # pairs that were found valid
+        self._valid = np.full(1 << _CACHE_BITS, _NEVER)  # pairs that were found valid
 
     def cut(self, text: bytes, bounds: Positions) -> Positions:
         """Add cuts to the bounds of the pre-tokens of a text."""
@@ -94,12 +94,12 @@ class Seams:
         is_bound[starts[at]] = True
         return np.flatnonzero(is_bound)
 
-    def wrong(self, last: npt.NDArray[np.uint32], first: npt.NDArray[np.uint32]) -> Mask:
-        """Return for which pairs of ids a merge crosses the boundary between the two tokens."""
-        keys = (last.astype(np.uint64) << np.uint64(32)) | first
-        slots = (keys * _MULTIPLIER >> np.uint64(64 - _CACHE_BITS)).view(np.int64)
+    def wrong(self, left: Symbols, right: Symbols) -> Mask:
+        """Return for which pairs of symbols a merge crosses the boundary between the two tokens."""
+        keys = (left << 32) | right
+        slots = (keys.view(np.uint64) * _MULTIPLIER >> np.uint64(64 - _CACHE_BITS)).view(np.int64)
         unknown = np.flatnonzero(self._valid[slots] != keys)
-        crosses = self._crosses(self._symbol_of[last[unknown]], self._symbol_of[first[unknown]])
+        crosses = self._crosses(left[unknown], right[unknown])
         valid = unknown[~crosses]
         self._valid[slots[valid]] = keys[valid]
         wrong = np.zeros(len(keys), np.bool_)
