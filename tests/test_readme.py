@@ -55,7 +55,7 @@ APPENDED = {
     "fit --init_from best": ['--data.train_files=["train.txt"]', "--trainer.max_steps=2", "--data.batch_size=2",
                              "--generation.max_new_tokens=4", "--data.cache_dir=cache", *_CPU],
     "score": ["--input=valid.txt"],
-    "compare": ["version_0", "version_0", "--max_windows=5"],
+    "compare": ["version_0", "version_0", "--max_documents=5"],
     "validate": _CPU,
     "test": _CPU,
     "predict": [*_CPU, "--generation.max_new_tokens=4", '--data.prompts=["One day"]'],

@@ -42,7 +42,7 @@ def test_two_runs_are_compared_by_their_names(here, capsys, tmp_path):
     assert [rows[-1][n] for n in (1, 5)] == ["512", "512"]
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "Losses on documents held out of " in out
-    assert " windows, " in out
+    assert " documents, " in out
     assert lines[-1].startswith(("B is better by ", "A is better by ", "No difference seen: "))
     assert lines[-1].endswith("it knows nothing of other seeds)")
 
@@ -71,7 +71,8 @@ def test_losses_equal_those_of_validate_on_the_same_text(here, tmp_path, capsys)
     assert main(["validate", "--ckpt_path", str(sides[0].loaded.path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     valid = float(next(line.split()[1] for line in lines if line.startswith("valid_loss")))
-    assert losses.means[0] == pytest.approx(valid, abs=2e-3)  # the documents are in another order than in the file
+    # Here each document is scored from its beginning, there in windows that start anywhere.
+    assert losses.means[0] == pytest.approx(valid, abs=0.02)
     assert losses.difference([0], [1]).mean == pytest.approx(losses.means[0] - losses.means[1])
     (tmp_path / "other.txt").write_text("Once upon a time there was a cat.\n" * 40)
     other = measure(sides, [str(tmp_path / "other.txt")], 10**9)
@@ -108,7 +109,7 @@ def test_mistakes_in_a_comparison_are_sentences(here, tmp_path, capsys):
     for options, sentence in [
         (["one"], "one run alone is named"),
         (["one", "nothing"], "nothing"),
-        (["one", "two", "--max_windows=1"], "max_windows is 1: give at least 2"),
+        (["one", "two", "--max_documents=0"], "max_documents is 0: give at least 1"),
         (["one", "two", "--input", "nowhere.txt"], "nowhere.txt does not exist"),
         (["one", "two", "--plot", "."], "is a folder"),
         (["one", str(tmp_path / "broken")], "broken has a damaged file"),

@@ -19,10 +19,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--input", type=str, nargs="+", default=None,
                         help="the text to measure the losses on; the first run's validation text if left out")
     parser.add_argument("--plot", type=str | None, default=None, help="a PNG file for the curves")
-    parser.add_argument("--max_windows", type=int, default=2000,
-                        help="at most so many windows of the text, evenly spaced")
+    parser.add_argument("--max_documents", type=int, default=2000,
+                        help="at most so many documents of the text, evenly spaced")
     options = parser.parse_args(argv)
 
     from tslm.studies.compare_report import print_comparison  # imported here because it needs torch
 
-    print_comparison(options.runs, options.to, options.input, options.plot, options.max_windows)
+    print_comparison(options.runs, options.to, options.input, options.plot, options.max_documents)

@@ -13,7 +13,7 @@ from tslm.studies.comparison import curve_table, differing_settings, measure, op
 
 
 def print_comparison(
-    runs: Sequence[str], to: Sequence[str], inputs: Sequence[str] | None, plot: str | None, max_windows: int
+    runs: Sequence[str], to: Sequence[str], inputs: Sequence[str] | None, plot: str | None, max_documents: int
 ) -> None:
     """Print settings, curves, losses and a verdict.
 
@@ -22,15 +22,15 @@ def print_comparison(
         to: the second group, or nothing.
         inputs: the text for the losses; None for the first run's validation text.
         plot: a PNG file for the curves, or None.
-        max_windows: the largest number of windows.
+        max_documents: the largest number of documents.
 
     Raises:
         UserError: there is nothing to compare, a run is damaged, or the plot cannot be drawn.
     """
     if len(runs) + len(to) < 2:
         raise UserError("one run alone is named: give a second one to compare it with, as in `compare A B`")
-    if max_windows < 2:
-        raise UserError(f"max_windows is {max_windows}: give at least 2")
+    if max_documents < 1:
+        raise UserError(f"max_documents is {max_documents}: give at least 1")
     if plot is not None:
         check_outputs([plot])
     sides = [open_side(path) for path in [*runs, *to]]
@@ -46,7 +46,7 @@ def print_comparison(
     if plot is not None:
         plot_curves(sides, names, Path(plot))
         print(f"The curves are in {plot}.\n")
-    losses = measure(sides, inputs, max_windows)
+    losses = measure(sides, inputs, max_documents)
     print(f"Losses on {losses.text}:")
     for name, mean in zip(names, losses.means, strict=True):
         print(f"  {name:<4}{mean:.4f} {losses.unit}")

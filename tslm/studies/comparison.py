@@ -12,8 +12,8 @@ import numpy.typing as npt
 import yaml
 
 from tslm.data.datamodule import TextDataModule
-from tslm.data.windows import sequential_windows
 from tslm.errors import MissingFileError, UserError
+from tslm.generation.text import default_prefix
 from tslm.studies.statistics import Interval, group_interval, in_blocks, ratio_interval
 from tslm.tokenizer.corpus import Corpus
 from tslm.tokenizer.sources import Span
@@ -22,7 +22,7 @@ from tslm.training.run_table import read_metrics
 from tslm.training.runs import LoadedModel, find_checkpoint, load_model
 from tslm.training.saved_settings import read_settings
 from tslm.training.score_report import documents_of
-from tslm.training.scoring import score_texts, token_log_probs
+from tslm.training.scoring import token_log_probs
 
 LAST = ("seed", "dir", "path", "name", "prompts", "init_from", "logger")  # settings that say little are shown last
 POINTS = 8  # rows of the table of curves
@@ -133,24 +133,26 @@ def curve(side: Side, column: str) -> Curve:
 
 
 def curve_table(sides: Sequence[Side], names: Sequence[str]) -> str:
-    """Return the curves at common steps as a table: tokens, seconds and losses of each run."""
+    """Return the curves at common steps as a table: tokens, seconds and losses of each run; of many only losses."""
     trains, valids = ([curve(side, f"{kind}/loss") for side in sides] for kind in ("train", "valid"))
     ends = [each.steps[-1] for each in trains if each.steps]
     if not ends:
         return "no curves: no run has a metrics.csv with steps"
     points = sorted({round(end) for end in np.linspace(0, max(ends), POINTS + 1)[1:]} | {round(end) for end in ends})
-    rows = [["step", *(f"{name} {kind}" for name in names for kind in ("tokens", "seconds", "train", "valid"))]]
+    kinds = ("tokens", "seconds", "train", "valid")[0 if len(sides) < 3 else 2 :]
+    rows = [["step", *(f"{name} {kind}" for name in names for kind in kinds)]]
     for step in points:
         row = [f"{step:,}"]
         for train, valid in zip(trains, valids, strict=True):
             if not train.steps or not train.steps[0] <= step <= train.steps[-1]:
-                row += ["-"] * 4
+                row += ["-"] * len(kinds)
                 continue
-            row += [f"{np.interp(step, train.steps, train.tokens):,.0f}",
-                    f"{np.interp(step, train.steps, train.seconds):,.0f}",
-                    f"{np.interp(step, train.steps, train.losses):.4f}"]
             is_validated = valid.steps and step >= valid.steps[0]
-            row.append(f"{np.interp(step, valid.steps, valid.losses):.4f}" if is_validated else "-")
+            cells = [f"{np.interp(step, train.steps, train.tokens):,.0f}",
+                     f"{np.interp(step, train.steps, train.seconds):,.0f}",
+                     f"{np.interp(step, train.steps, train.losses):.4f}",
+                     f"{np.interp(step, valid.steps, valid.losses):.4f}" if is_validated else "-"]
+            row += cells[-len(kinds) :]
         rows.append(row)
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
@@ -169,10 +171,11 @@ def plot_curves(sides: Sequence[Side], names: Sequence[str], path: Path) -> None
                         "`pip install 'tslm[plot]'`, or leave --plot out") from None
     figure = Figure(figsize=(15, 5), layout="constrained")
     for axes, unit in zip(figure.subplots(1, 3, sharey=True), ("steps", "tokens", "seconds"), strict=True):
-        for number, (side, name) in enumerate(zip(sides, names, strict=True)):
+        for side, name in zip(sides, names, strict=True):
+            color = f"C{(ord(name[0]) - ord('A')) % 10}"  # the runs of a group share a color
             for kind, style in (("train", ":"), ("valid", "-")):
                 each = curve(side, f"{kind}/loss")
-                axes.plot(getattr(each, unit), each.losses, style, color=f"C{number}", label=f"{name}, {kind}")
+                axes.plot(getattr(each, unit), each.losses, style, color=color, label=f"{name}, {kind}")
         axes.set(xlabel=unit, ylabel="loss in nats per token" if unit == "steps" else None, yscale="log")
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
@@ -182,37 +185,44 @@ def plot_curves(sides: Sequence[Side], names: Sequence[str], path: Path) -> None
 def measure(sides: Sequence[Side], inputs: Sequence[str] | None, most: int) -> Losses:
     """Measure the loss of every run on one text.
 
-    If the tokenizers are the same, the units are the windows of the text, as in a validation; else its documents.
+    Each document is scored from its beginning to the separator after it, as the runs were trained. The units are the
+    documents, of which long ones are divided into windows of the first run's context.
 
     Args:
         sides: the runs.
         inputs: text files; None for the validation text of the first run.
-        most: the largest number of units; of more, so many are taken, evenly spaced.
+        most: the largest number of documents; of more, so many are taken, evenly spaced.
 
     Raises:
-        UserError: the text of the first run is not here, or is too short.
+        UserError: the text of the first run is not here, or is empty.
     """
     spans, text = _validation_text(sides[0]) if inputs is None else (Corpus(inputs).spans, ", ".join(inputs))
-    first = sides[0].loaded
-    documents = [document for span in spans for document in documents_of(span, first)]
-    if len({side.loaded.tokenizer.hash for side in sides}) == 1:
-        front = first.prefix or []
-        ids = np.array([id_ for document in documents for id_ in [
-            *front, *first.tokenizer.encode(document, allow_special=False)]], np.int64)
-        windows = sequential_windows(ids, first.model.config.context_length)
-        windows = windows[_spread(len(windows), most)]
-        pieces = [ids[start : start + length + 1] for start, length in windows.tolist()]
-        found = [token_log_probs(side.loaded.model, pieces, progress=True) for side in sides]
-        nats = [[-float(log_probs.sum(dtype=np.float64)) for log_probs in each] for each in found]
-        return Losses(np.array(nats), windows[:, 1].astype(np.float64), "nats per token",
-                      f"{text}: {len(windows):,} windows, {int(windows[:, 1].sum()):,} tokens")
+    documents = [document for span in spans for document in documents_of(span, sides[0].loaded)]
+    if not documents:
+        raise UserError(f"{text} holds no document: give another text with --input")
     documents = [documents[n] for n in _spread(len(documents), most)]
-    scored = [score_texts(side.loaded.model, side.loaded.tokenizer, documents, prefix=side.loaded.prefix, progress=True)
-              for side in sides]
-    nats = [[-scores.total for scores in each] for each in scored]
-    sizes = np.array([len(document.encode()) for document in documents], np.float64)
-    return Losses(np.array(nats), sizes, "nats per byte",
-                  f"{text}: {len(documents):,} documents, {int(sizes.sum()):,} bytes (the tokenizers differ)")
+    losses = [_document_losses(side.loaded, documents) for side in sides]
+    if len({side.loaded.tokenizer.hash for side in sides}) == 1:
+        window = sides[0].loaded.model.config.context_length
+        units = [[values[start : start + window] for values in each for start in range(0, len(values), window)]
+                 for each in losses]
+        nats = [[float(unit.sum(dtype=np.float64)) for unit in each] for each in units]
+        sizes = np.array([len(unit) for unit in units[0]], np.float64)
+        unit, size = "nats per token", f"{int(sizes.sum()):,} tokens"
+    else:
+        nats = [[float(values.sum(dtype=np.float64)) for values in each] for each in losses]
+        sizes = np.array([len(document.encode()) for document in documents], np.float64)
+        unit, size = "nats per byte", f"{int(sizes.sum()):,} bytes (the tokenizers differ)"
+    return Losses(np.array(nats), sizes, unit, f"{text}: {len(documents):,} documents, {size}")
+
+
+def _document_losses(loaded: LoadedModel, documents: Sequence[str]) -> list[npt.NDArray[np.float32]]:
+    """Return -log p of each token of each document, and of the separator after it."""
+    front = default_prefix(loaded.tokenizer) if loaded.prefix is None else loaded.prefix
+    end = [] if loaded.tokenizer.separator is None or not front else [loaded.tokenizer.separator]
+    sequences = [np.array([*front, *loaded.tokenizer.encode(document, allow_special=False), *end], np.int64)
+                 for document in documents]
+    return [-values[max(len(front) - 1, 0) :] for values in token_log_probs(loaded.model, sequences, progress=True)]
 
 
 def _spread(number: int, most: int) -> list[int]:
