@@ -189,22 +189,37 @@ def test_fit_resumes_with_the_settings_of_the_checkpoint_where_none_is_stated(in
     out = capsys.readouterr().out
     assert "Changed: trainer.max_steps is 6; the checkpoint was trained with 4." in out
     assert "Changed: optimizer.lr is 0.001" in out
-    config = yaml.safe_load((in_runs.parent / "version_1" / "config.yaml").read_text())
+    config = yaml.safe_load((in_runs.parent / "version_0-continued" / "config.yaml").read_text())
     assert config["data"]["batch_size"] == 4
     assert config["model"]["loss_chunk_size"] == 50  # not of the architecture, but it changes rounding
     assert config["optimizer"]["lr"] == 0.001
-    assert json.loads((in_runs.parent / "version_1" / "summary.json").read_text())["tokens_seen"] == 6 * 4 * 32
+    summary = json.loads((in_runs.parent / "version_0-continued" / "summary.json").read_text())
+    assert (summary["tokens_seen"], summary["continues"]) == (6 * 4 * 32, "version_0")
+
+
+def test_the_user_names_the_run_directory(in_runs, capsys):
+    text = in_runs.parent.parent
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_steps", "5", "--name", "my run"]) == 0
+    summary = json.loads((in_runs.parent / "my run" / "summary.json").read_text())
+    assert (summary["steps"], summary["continues"]) == (5, "version_0")
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_steps", "6", "--name", "my run"]) == 2
+    assert "my run exists, and another run may be in it: give another --name" in complaint(capsys)
+    for name in ("../elsewhere", "a/b", "", ".hidden", "a\0b", "x" * 101):
+        assert main(["fit", "--ckpt_path", "last", "--trainer.max_steps", "6", "--name", name]) == 2
+        assert "the name of the run is " in complaint(capsys)
+    assert sorted(path.name for path in in_runs.parent.iterdir()) == ["my run", "version_0"]
+    assert not (text / "elsewhere").exists()
 
 
 def test_tokens_on_the_command_line_replace_steps_in_a_file(in_runs, capsys):
     assert main(["fit", "--ckpt_path", "last", "--trainer.max_tokens", str(5 * 4 * 32 - 1)]) == 0
-    assert json.loads((in_runs.parent / "version_1" / "summary.json").read_text())["steps"] == 5
+    assert json.loads((in_runs.parent / "version_0-continued" / "summary.json").read_text())["steps"] == 5
 
 
 def test_a_budget_in_a_file_replaces_the_other_kind_in_the_checkpoint(in_runs, tmp_path):
     (tmp_path / "more.yaml").write_text(f"trainer:\n  max_tokens: {5 * 4 * 32}\n")
     assert main(["fit", "--ckpt_path", "last", "--config", "more.yaml"]) == 0
-    assert json.loads((in_runs.parent / "version_1" / "summary.json").read_text())["steps"] == 5
+    assert json.loads((in_runs.parent / "version_0-continued" / "summary.json").read_text())["steps"] == 5
 
 
 def test_a_run_without_an_intact_checkpoint_is_skipped_with_a_notice(in_runs, capsys):
@@ -386,3 +401,13 @@ def test_what_lightning_refuses_is_reported_in_one_sentence(project, tiny, capsy
     assert main(["fit", "--config", TEXT, *tiny, option]) == 2
     assert part in complaint(capsys)
     assert list(project.iterdir()) == []
+
+
+def test_a_checkpoint_that_does_not_name_its_text_is_not_validated_on_another(in_runs, capsys):
+    for path in (in_runs / "checkpoints").glob("*.ckpt"):
+        state = torch.load(path, weights_only=True)
+        state["tslm"]["config"] = {}
+        path.unlink()
+        torch.save(state, path)
+    assert main(["validate"]) == 2
+    assert "does not say which text it was trained and validated on" in complaint(capsys)

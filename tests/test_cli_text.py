@@ -5,11 +5,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
+import tslm.generation.text
 from tests.conftest import ROOT
 from tests.test_cli import complaint
 from tslm.__main__ import main
 from tslm.tokenizer import TokenFile, Tokenizer
+from tslm.training.runs import load_model
 
 TEXT = str(ROOT / "configs" / "text.yaml")
 STORIES = [f"Story {n}: once there was a cat who had {n % 7} hats. The end." for n in range(600)]
@@ -119,3 +122,78 @@ def test_another_text_is_validated_with_a_model_of_the_embedded_corpus(fit, tmp_
 def test_the_embedded_corpus_has_its_own_separator(capsys):
     assert main(["fit", "--config", TEXT, "--data.corpus=toy", "--data.special_tokens", '["<eos>"]']) == 2
     assert "data.corpus 'toy' separates its stories by <|endoftext|>" in complaint(capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "front"),
+    [
+        ("a.jsonl", "".join(json.dumps({"text": story}) + "\n" for story in STORIES), "<|endoftext|>"),
+        ("a.txt", "<|endoftext|>\r\n".join(STORIES), "<|endoftext|>\r\n"),
+        ("b.txt", "<|endoftext|>\n".join(STORIES), "<|endoftext|>\n"),
+        ("c.txt", "\n".join(STORIES), ""),
+    ],
+)
+def test_a_model_is_asked_as_it_was_trained(fit, tmp_path, monkeypatch, capsys, name, text, front):
+    (tmp_path / name).write_text(text, newline="")
+    code, out = fit("--data.train_files", json.dumps([name]), "--data.context_length=32")
+    assert code == 0, out
+    asked = []
+
+    def remembered(model, prompt_ids, *arguments, **options):
+        asked.append(prompt_ids)
+        return stream(model, prompt_ids, *arguments, **options)
+
+    stream = tslm.generation.text.stream
+    monkeypatch.setattr("tslm.generation.text.stream", remembered)
+    tokenizer, _ = prepared(tmp_path)
+    for words, expected in [
+        (["--prompt", "Story"], front + "Story"),
+        (["--prompt", "a<|endoftext|>b"], front + "a<|endoftext|>b"),
+        (["--prompt", "a<|endoftext|>b", "--allow_special", "true"], front + "a<|endoftext|>b"),
+    ]:
+        assert main(["generate", "--max_new_tokens=2", *words]) == 0
+        assert tokenizer.decode(asked[-1]) == expected
+        number = asked[-1].count(tokenizer.separator)
+        assert number == bool(front) + (words[-1] == "true")
+    capsys.readouterr()
+    assert main(["generate", "--max_new_tokens=2"]) == (0 if front else 2)
+
+
+def test_a_run_starts_from_the_weights_of_another_on_other_text(fit, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("<eos>".join(STORIES))
+    (tmp_path / "b.txt").write_text("<eos>".join(story.replace("cat", "dog") for story in STORIES))
+    special = ["--data.special_tokens", '["<eos>"]']
+    assert fit("--data.train_files", '["a.txt"]', *special, "--trainer.max_steps=3", "--optimizer.lr=0.01")[0] == 0
+    first = load_model(tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt")
+    options = ["fit", "--init_from", "lightning_logs/version_0", "--data.train_files", '["b.txt"]',
+               "--trainer.max_steps=2", "--optimizer.lr=0", "--data.num_workers=1", "--data.batch_size=2",
+               "--trainer.accelerator=cpu", "--trainer.precision=32-true", "--generation.max_new_tokens=2"]  # fmt: skip
+    assert main(options) == 0, complaint(capsys)
+    run = tmp_path / "lightning_logs" / "version_1"
+    second = load_model(run / "checkpoints" / "last.ckpt")
+    assert second.step == 2
+    for name, weight in first.model.state_dict().items():
+        assert torch.equal(weight, second.model.state_dict()[name]), name  # the learning rate is 0
+    assert second.tokenizer.hash == first.tokenizer.hash
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["started_from"], summary["continues"]) == ("lightning_logs/version_0", None)
+    assert "init_from: lightning_logs/version_0" in (run / "config.yaml").read_text()
+    capsys.readouterr()
+    for more, sentence in [
+        (["--ckpt_path=last"], "--ckpt_path resumes a run, and --init_from starts a new one"),
+        (["--model.d_model=32"], "model.d_model is 32, but lightning_logs/version_0/checkpoints/best.ckpt was trained"),
+        (["--init_from=nowhere.ckpt"], "nowhere.ckpt"),
+    ]:
+        assert main([*options, *more]) == 2
+        assert sentence in complaint(capsys)
+    assert main(["validate", "--init_from=last"]) == 2
+    assert "--init_from belongs to fit" in complaint(capsys)
+    assert main(["fit", "--ckpt_path=last", "--trainer.max_steps=3"]) == 0  # it resumes, and starts from nothing else
+    assert json.loads((tmp_path / "lightning_logs/version_1-continued/summary.json").read_text())["steps"] == 3
+
+
+def test_a_text_too_short_to_hold_out_a_window_is_named(fit, tmp_path):
+    (tmp_path / "a.txt").write_text(STORIES[0] + "<|endoftext|>" + " ".join(STORIES[1:]))
+    code, out = fit("--data.train_files", '["a.txt"]', "--data.context_length=64")
+    assert code == 0, out
+    assert "less than a window of 64, because the text is short: the validation loss is uncertain." in out

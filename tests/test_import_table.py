@@ -26,8 +26,8 @@ TABLE = {
     "loops": (set(), {"torch"}),
     "training": ({"fast", "tokenizer", "model", "generation", "objective", "optim", "data", "loops", ""},
                  {"torch", "numpy", "lightning", "tensorboard", "tqdm"}),
-    "export": (ANYTHING, {"torch", "numpy", "safetensors", "gguf", "jsonargparse"}),
-    "studies": (ANYTHING, {"torch", "numpy", "lightning", "jsonargparse", "tqdm"}),
+    "export": (ANYTHING, {"torch", "numpy", "safetensors", "gguf", "jsonargparse", "lm_eval"}),
+    "studies": (ANYTHING, {"torch", "numpy", "lightning", "jsonargparse", "tqdm", "yaml", "matplotlib"}),
     "commands": (ANYTHING, {"torch", "numpy", "jsonargparse", "tqdm", "yaml"}),
     "cli": (ANYTHING, {"torch", "lightning", "jsonargparse", "yaml"}),
     "errors": (set(), set()),  # every room but fast may import it

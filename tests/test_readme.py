@@ -52,6 +52,10 @@ APPENDED = {
     "fit --config configs/text.yaml": _SIZES,
     "fit --config configs/tinystories.yaml": [*_TOY, "--data.corpus=toy"],  # the download is 2.2 GB
     "fit --ckpt_path last": ["--trainer.max_steps=4"],
+    "fit --init_from best": ['--data.train_files=["train.txt"]', "--trainer.max_steps=2", "--data.batch_size=2",
+                             "--generation.max_new_tokens=4", "--data.cache_dir=cache", *_CPU],
+    "score": ["--input=valid.txt"],
+    "compare": ["version_0", "version_0", "--max_documents=5"],
     "validate": _CPU,
     "test": _CPU,
     "predict": [*_CPU, "--generation.max_new_tokens=4", '--data.prompts=["One day"]'],

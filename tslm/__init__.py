@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the names that `__getattr__` finds, for type checkers and editors
     from tslm.data.windows import get_batch
-    from tslm.generation import generate
+    from tslm.generation import complete, generate
     from tslm.model import TransformerConfig, TransformerLM, softmax
     from tslm.objective import cross_entropy, perplexity
     from tslm.optim import SGD, AdamW, clip_gradients, lr_cosine_schedule
     from tslm.tokenizer import TokenFile, Tokenizer, count_pretokens, encode_files, merge_pretokens, train_bpe
     from tslm.training import load_checkpoint, save_checkpoint
+    from tslm.training.load_run import Run, load_run
+    from tslm.training.scoring import Scores, score
 
 __version__ = "0.1.0"
 
@@ -33,13 +35,16 @@ _HOME = {name: package for package, names in {
     "tslm.optim": ["AdamW", "SGD", "lr_cosine_schedule", "clip_gradients"],
     "tslm.data.windows": ["get_batch"],
     "tslm.training": ["save_checkpoint", "load_checkpoint"],
-    "tslm.generation": ["generate"],
+    "tslm.training.load_run": ["load_run", "Run"],
+    "tslm.training.scoring": ["score", "Scores"],
+    "tslm.generation": ["generate", "complete"],
 }.items() for name in names}
 
 __all__ = [
-    "SGD", "AdamW", "TokenFile", "Tokenizer", "TransformerConfig", "TransformerLM", "__version__", "clip_gradients",
-    "count_pretokens", "cross_entropy", "encode_files", "generate", "get_batch", "load_checkpoint",
-    "lr_cosine_schedule", "merge_pretokens", "perplexity", "save_checkpoint", "softmax", "train_bpe",
+    "SGD", "AdamW", "Run", "Scores", "TokenFile", "Tokenizer", "TransformerConfig", "TransformerLM", "__version__",
+    "clip_gradients", "complete", "count_pretokens", "cross_entropy", "encode_files", "generate", "get_batch",
+    "load_checkpoint", "load_run", "lr_cosine_schedule", "merge_pretokens", "perplexity", "save_checkpoint", "score",
+    "softmax", "train_bpe",
 ]
 
 

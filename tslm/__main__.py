@@ -28,9 +28,11 @@ COMMANDS = {
     "test": ("tslm.cli", "the same as validate; there is no separate test text"),
     "predict": ("tslm.cli", "write a story for each of many prompts"),
     "generate": ("tslm.commands.generate", "continue one prompt, and print the text while it is generated"),
+    "score": ("tslm.commands.score", "how probable a model finds a text: per token, line or file"),
     "train-tokenizer": ("tslm.commands.train_tokenizer", "learn a byte-pair vocabulary from text files"),
     "tokenize": ("tslm.commands.tokenize", "turn text files into one file of token ids"),
     "runs": ("tslm.commands.runs", "list the runs, newest first; --verify checks every file of every run"),
+    "compare": ("tslm.commands.compare", "runs side by side: settings, curves, and which has the lower loss"),
     "study": ("tslm.commands.study", "answer a question of the course by an experiment; `study --help` lists them"),
 }
 

@@ -8,7 +8,6 @@ settings that `tslm.training.saved_settings` lists: no class, and no path to wri
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import traceback
 import warnings
@@ -21,18 +20,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from tslm.commands.arguments import OneSentenceErrors
-from tslm.commands.options import (
-    asks_for_help,
-    config_folder,
-    flag_keys,
-    get_key,
-    is_stated,
-    leaves,
-    put_key,
-    read_yaml,
-)
-from tslm.data.datamodule import TextDataModule
+from tslm.commands.arguments import OneSentenceErrors, refused_class
+from tslm.commands.checkpoint_options import LINKED, Start, load_start, take_architecture, take_settings
+from tslm.commands.options import asks_for_help, config_folder, flag_keys, is_stated, leaves, read_yaml
+from tslm.data.datamodule import EVALUATING, TextDataModule
 from tslm.errors import UserError
 from tslm.loops.lightning import report_ended_processes
 from tslm.tokenizer.serialization import tokenizer_from_texts
@@ -40,7 +31,7 @@ from tslm.training.checkpoint import fit_part, read_checkpoint, replace_atomical
 from tslm.training.checkpoint_callback import Checkpoints, run_dir
 from tslm.training.module import LanguageModule
 from tslm.training.runs import find_checkpoint, run_of
-from tslm.training.saved_settings import plain_settings, read_architecture, read_settings
+from tslm.training.saved_settings import read_architecture, read_settings
 from tslm.training.settings import GenerationSettings, OptimizerSettings
 from tslm.training.stories import print_predictions, write_predictions
 from tslm.training.trainer import StepTrainer
@@ -55,7 +46,6 @@ HARMLESS = (  # regular expressions of Lightning's warnings that a user can do n
 # Lightning's Timer has an Enum as the default of an argument.
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
 BUDGETS = ("trainer.max_steps", "trainer.max_tokens")
-LINKED = {"vocab_size": "data.vocab_size", "context_length": "data.context_length"}  # the model takes the data's values
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -108,6 +98,7 @@ class CommandLine(LightningCLI):
         self.checkpoint: Path | None = None
         self.saved: dict[str, Any] = {}  # the part of the checkpoint that tslm adds to Lightning's
         self.stated: set[str] = set()  # keys of the options on the command line and in configuration files
+        self.start: Start | None = None  # the weights of `--init_from`
         self.exit_code = 0
         super().__init__(
             LanguageModule,
@@ -135,6 +126,11 @@ class CommandLine(LightningCLI):
         parser.add_argument("--optimizer", type=OptimizerSettings, default=OptimizerSettings())
         parser.add_argument("--generation", type=GenerationSettings, default=GenerationSettings())
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        parser.add_argument("--name", type=str | None, default=None, help="name of the run directory of `fit`")
+        parser.link_arguments("name", "trainer.name")
+        parser.add_argument("--init_from", type=str | None, default=None,
+                            help="a checkpoint from whose weights and tokenizer `fit` starts a new run on other text, "
+                            "with a fresh optimizer and schedule: a file, a run directory, `last` or `best`")
         parser.link_arguments("optimizer", "model.optimizer")
         parser.link_arguments("generation", "model.generation")
         for name, source in LINKED.items():
@@ -145,7 +141,7 @@ class CommandLine(LightningCLI):
         assert args is None or isinstance(args, list)
         argv = sys.argv[1:] if args is None else list(args)
         command, flags = argv[0] if argv else "", flag_keys(argv[1:])
-        if command == "fit" and not flags & {"config", "ckpt_path"} and not asks_for_help(argv):
+        if command == "fit" and not flags & {"config", "ckpt_path", "init_from"} and not asks_for_help(argv):
             args = argv = [command, "--config", str(config_folder() / QUICK_START), *argv[1:]]
         super().parse_arguments(parser, args)
         command = self.config.subcommand
@@ -157,8 +153,15 @@ class CommandLine(LightningCLI):
             self.checkpoint, remarks = find_checkpoint(config.get("ckpt_path"), prefer=prefer, root=self._root)
             print(*remarks, sep="\n", end="\n" * bool(remarks), flush=True)
             self.saved = fit_part(read_checkpoint(self.checkpoint, mmap=True), self.checkpoint)
+            if command in EVALUATING and not (read_settings(self.saved).allowed or is_stated("data", self.stated)):
+                raise UserError(f"{self.checkpoint} does not say which text it was trained and validated on: give "
+                                "--data.valid_files, or --data.corpus")
             self._settle_budget(flags, in_files)  # before what is stated is compared with what is saved
             self._take_over_saved(parser, command)
+        if command == "fit" and config.get("init_from") is not None:
+            self._start_from(parser, config.init_from)
+        elif (stated := {"name", "init_from"} & flags) and command != "fit":
+            raise UserError(f"--{min(stated)} belongs to fit: leave it out of {command}")
         seed = self.config[command].seed_everything
         if not isinstance(seed, bool) and not 0 <= (seed or 0) < 2**32:
             raise UserError(f"seed_everything is {seed}: give a whole number from 0 to {2**32 - 1}")
@@ -170,37 +173,30 @@ class CommandLine(LightningCLI):
         return Path(self.config[self.config.subcommand].trainer.default_root_dir)
 
     def _take_over_saved(self, parser: LightningArgumentParser, command: str) -> None:
-        """Replace what the user has not stated by the plain settings of the checkpoint, and print what differs.
-
-        No other part of the saved settings reaches the parser, which would import the classes that they name.
-        """
-        architecture, settings = read_architecture(self.saved, self.checkpoint), read_settings(self.saved)
+        """Replace what the user has not stated by the plain settings of the checkpoint, and print what differs."""
         options = self._dump(parser)
-        values = options[command]
-        for name, trained in architecture.items():
-            key = LINKED.get(name, f"model.{name}")
-            if is_stated(key, self.stated) and get_key(values, key) != trained:
-                raise UserError(
-                    f"{key} is {get_key(values, key)}, but {self.checkpoint} was trained with {trained}: "
-                    f"leave --{key} out, or train a new model without --ckpt_path"
-                )
-            put_key(values, key, trained)
-        decided = {LINKED.get(name, f"model.{name}") for name in architecture}
-        plain = plain_settings(values).allowed
-        for key, saved in settings.allowed.items():
-            if key in decided or (key == "data.corpus" and {"data.train_files", "data.valid_files"} & self.stated):
-                continue
-            now = plain.get(key, get_key(values, key))
-            if not is_stated(key, self.stated):
-                put_key(values, key, saved)
-            elif now != saved and command == "fit":
-                print(f"Changed: {key} is {now}; the checkpoint was trained with {saved}.")
-        left_out = [key for key in settings.left_out if not is_stated(key, self.stated)]
-        if left_out and command == "fit":
-            pronoun = "it" if len(left_out) == 1 else "them"
-            print(f"Not taken from the checkpoint: {', '.join(left_out)}; "
-                  f"state {pronoun} again if you want {pronoun}.")
-        values["ckpt_path"] = str(self.checkpoint)
+        assert self.checkpoint is not None
+        architecture = read_architecture(self.saved, self.checkpoint)
+        decided = take_architecture(options[command], architecture, self.checkpoint, self.stated)
+        take_settings(options[command], read_settings(self.saved), decided, self.stated, report=command == "fit")
+        options[command]["ckpt_path"] = str(self.checkpoint)
+        self.config = parser.parse_object(options)
+
+    def _start_from(self, parser: LightningArgumentParser, wanted: str) -> None:
+        """Take architecture and tokenizer of a checkpoint, and nothing else, for a new run on other text.
+
+        Raises:
+            UserError: a run is to be resumed as well, or the user states another architecture.
+        """
+        if self.config.fit.get("ckpt_path") is not None:
+            raise UserError("--ckpt_path resumes a run, and --init_from starts a new one from its weights: give one of "
+                            "them")
+        self.start, remarks = load_start(wanted, self._root)
+        print(*remarks, sep="\n", end="\n" * bool(remarks), flush=True)
+        options = self._dump(parser)
+        take_architecture(options["fit"], self.start.architecture, self.start.path, self.stated)
+        if not is_stated("data.special_tokens", self.stated):
+            options["fit"]["data"]["special_tokens"] = self.start.tokenizer.special_tokens
         self.config = parser.parse_object(options)
 
     def _dump(self, parser: LightningArgumentParser) -> dict[str, Any]:
@@ -251,11 +247,7 @@ class CommandLine(LightningCLI):
             place = traceback.extract_tb(error.__traceback__)[-1].filename
             if Path(place).is_relative_to(Path(__file__).parent):
                 raise
-            key = re.search(r'Parser key "([^"]*)"', str(error))
-            while isinstance(error.__cause__ or error.__context__, Exception):  # jsonargparse's own fill a page
-                error = error.__cause__ or error.__context__  # type: ignore[assignment]
-            text = " ".join(str(error).split())[:300]
-            raise UserError(f"{key[1] if key else 'an option'} cannot be used: {text}") from error
+            raise refused_class(error) from error
 
     def instantiate_trainer(self, **arguments: Any) -> Trainer:
         """Build the trainer.
@@ -274,6 +266,9 @@ class CommandLine(LightningCLI):
         self.model.run_config = self._dump(self.parser)[str(self.subcommand)]
         if self.saved.get("tokenizer"):
             self.datamodule.use_tokenizer(tokenizer_from_texts(self.saved["tokenizer"], str(self.checkpoint)))
+        if self.start is not None:
+            self.model.model.load_state_dict(self.start.weights)
+            self.datamodule.use_tokenizer(self.start.tokenizer)
 
     def after_fit(self) -> None:
         """Set the exit code of an interrupted training.

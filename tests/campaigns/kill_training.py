@@ -184,7 +184,7 @@ class Training:
         best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
         own, callbacks = state.pop("tslm"), state.pop("callbacks")
         del callbacks["Checkpoints"]["folder"]
-        for name in ("tokens_per_second", "seconds", "checkpoint"):
+        for name in ("tokens_per_second", "seconds", "checkpoint", "continues"):
             del summary[name]
         return {
             "checkpoint": digest(state), "callbacks": digest(callbacks), "rng": digest(own["rng"]),

@@ -3,12 +3,13 @@
 from itertools import product
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tslm.data.device_windows import DeviceWindows
-from tslm.data.documents import DocumentStream, document_starts, document_windows
+from tslm.data.documents import DocumentStream, document_prefix, document_starts, document_windows
 from tslm.data.windows import WindowStream
 from tslm.training import LanguageModule
 
@@ -24,6 +25,27 @@ def test_documents_start_at_the_first_token_and_at_each_separator():
 @given(ids=IDS, chunk_size=st.integers(1, 300))
 def test_document_starts_do_not_depend_on_the_chunk_size(ids, chunk_size):
     assert document_starts(ids, 0, chunk_size=chunk_size).tolist() == sorted({0, *np.flatnonzero(ids == 0).tolist()})
+
+
+VOCAB = {0: b"<e>", 1: b"\n", 2: b"\r", 3: b" ", 4: b"word", 5: b" word", 6: b"\n\n"}
+
+
+@pytest.mark.parametrize(
+    ("ids", "prefix"),
+    [
+        ([4, 0, 1, 4, 0, 1, 5, 0, 1], [0, 1]),  # a line break after the separator, as in TinyStories
+        ([4, 0, 4, 0, 5, 0, 4, 0], [0]),  # none, as in JSONL
+        ([4, 0, 2, 1, 4, 0, 2, 1, 4, 0, 2, 1], [0, 2, 1]),  # CRLF
+        ([4, 0, 1, 4, 0, 4, 0, 1, 4, 0, 4], [0]),  # in half of the documents, which is not most
+        ([4, 0, 1, 4, 0, 6, 4, 0, 1, 4], [0, 1]),
+        ([4, 0, 0, 0, 0], [0]),
+        ([4, 5, 1, 1], []),
+        ([0, *[1] * 20], [0, *[1] * 7]),
+    ],
+)
+def test_what_stands_in_front_of_most_documents(ids, prefix):
+    assert document_prefix(np.array(ids, np.uint16), 0, VOCAB) == prefix
+    assert document_prefix(np.array(ids, np.uint16), None, VOCAB) == []
 
 
 def stream_of(ids, context_length, seed=3):

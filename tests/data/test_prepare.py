@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tslm.data.prepare import (
+from tslm.data.cache import Cache
+from tslm.data.prepare import prepare
+from tslm.data.texts import (
     TOY_VALID_STORIES,
-    Cache,
     Texts,
     file_span,
     files_corpus,
-    prepare,
+    read_prompts,
     tinystories_corpus,
     toy_corpus,
 )
@@ -371,3 +372,9 @@ def test_a_link_in_the_cache_is_refused_and_a_linked_cache_is_used(tmp_path, nam
     (tmp_path / "linked").symlink_to(tmp_path / "other")
     with Cache(tmp_path / "linked").lock():
         assert (tmp_path / "other").is_dir()
+
+
+def test_prompts_are_lines_that_end_with_a_line_feed(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffOne\u2028two\r\n\r\n \nthree\x85four\x0cfive\rsix\n".encode())
+    assert read_prompts(str(path)) == ["One\u2028two", "three\x85four\x0cfive\rsix"]

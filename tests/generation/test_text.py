@@ -31,8 +31,18 @@ def test_a_prompt_begins_as_texts_begin_in_the_training_data():
     newline = ord("\n")
     assert encode_prompt(TOKENIZER, "the") == [258, newline, 257]
     assert encode_prompt(TOKENIZER, "") == [258, newline]
-    assert encode_prompt(TOKENIZER, f"{END}the") == [258, 257]  # taken as it is
-    assert encode_prompt(TOKENIZER, f"{END}\nthe") == encode_prompt(TOKENIZER, "the")
+    assert encode_prompt(TOKENIZER, f"{END}the", allow_special=True) == [258, 257]  # taken as it is
+    assert encode_prompt(TOKENIZER, f"{END}\nthe", allow_special=True) == encode_prompt(TOKENIZER, "the")
+    assert encode_prompt(TOKENIZER, "the", prefix=[258]) == [258, 257]
+    assert encode_prompt(TOKENIZER, "the", prefix=[]) == [257]
+
+
+def test_a_special_token_in_a_prompt_is_text_unless_it_is_allowed():
+    text = f"a{END}b"
+    assert encode_prompt(TOKENIZER, text, prefix=[]) == [*text.encode()]
+    assert encode_prompt(TOKENIZER, text, prefix=[], allow_special=True) == [97, 258, 98]
+    assert encode_prompt(TOKENIZER, f"{END}the", prefix=[258])[0] == 258
+    assert encode_prompt(TOKENIZER, f"{END}the", prefix=[258])[1] == ord("<")
 
 
 @pytest.mark.parametrize("prompt", ["", "the", " the", "\n the", "Once upon"])
@@ -45,7 +55,7 @@ def test_a_prompt_has_the_ids_that_it_has_inside_a_corpus(prompt):
 def test_without_a_start_token_the_prompt_stands_alone_and_may_not_be_empty():
     plain = Tokenizer(BYTES, [])
     assert encode_prompt(plain, "ab") == [97, 98]
-    with pytest.raises(ValueError, match=r"the prompt is empty, and this tokenizer has no <\|endoftext\|>"):
+    with pytest.raises(ValueError, match="the prompt is empty, and nothing stood in front of the texts"):
         encode_prompt(plain, "")
 
 

@@ -265,7 +265,7 @@ def test_an_error_in_a_validation_costs_no_step_and_the_resumed_run_validates_it
     whole, _ = fit(tmp_path / "whole", data, 6, val_every_n_steps=2)
     with pytest.raises(RuntimeError, match="as if"):
         fit(tmp_path / "part", data, 6, val_every_n_steps=2, callbacks=[Fail(hook, at)])
-    first, second = (tmp_path / "part" / "lightning_logs" / f"version_{i}" for i in (0, 1))
+    first, second = (tmp_path / "part" / "lightning_logs" / name for name in ("version_0", "version_0-continued"))
     last = torch.load(first / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == at
     resumed, trainer = fit(tmp_path / "part", data, 6, val_every_n_steps=2, ckpt_path=str(first))
@@ -288,7 +288,7 @@ def test_a_sigterm_where_validation_is_due_leaves_it_to_the_resumed_run(tmp_path
     terminate.on_step_save = lambda trainer, module, step: os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(SystemExit):
         fit(tmp_path / "part", data, 4, val_every_n_steps=2, callbacks=[terminate])
-    first, second = (tmp_path / "part" / "lightning_logs" / f"version_{i}" for i in (0, 1))
+    first, second = (tmp_path / "part" / "lightning_logs" / name for name in ("version_0", "version_0-continued"))
     assert valid_losses(first) == []
     resumed, _ = fit(tmp_path / "part", data, 4, val_every_n_steps=2, ckpt_path=str(first))
     assert valid_losses(second) == valid_losses(tmp_path / "whole" / "lightning_logs" / "version_0")

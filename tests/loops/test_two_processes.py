@@ -48,7 +48,8 @@ def test_one_process_two_and_one_again_train_on_consecutive_windows(project, dat
     inputs += [micro for step in (4, 5) for micro in seen.steps[step]]
     assert torch.equal(torch.cat(inputs), stream.windows.batch(0, 48)[0][16:])
     # A resumed run repeats the validation of its first step, with another number of processes.
-    alone, shared, again = (valid_losses(project / "lightning_logs" / f"version_{number}") for number in range(3))
+    runs = [project / "lightning_logs" / f"version_0{name}" for name in ("", "-continued", "-continued-2")]
+    alone, shared, again = map(valid_losses, runs)
     assert [step for run in (alone, shared, again) for step, _ in run] == [2, 2, 4, 4, 6]
     assert shared[0] == pytest.approx(alone[0], rel=1e-6)
     assert again[0] == pytest.approx(shared[1], rel=1e-6)

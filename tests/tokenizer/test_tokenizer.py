@@ -307,3 +307,30 @@ def test_tokenizer_encodes_the_largest_id(tmp_path):
     assert tokenizer.encode("ab" * 3000)[:2] == [(1 << 32) - 2, 0]
     file = encode_files(tokenizer, tmp_path / "a.jsonl", tmp_path / "ids.bin")
     assert file.ids.tolist() == [(1 << 32) - 2, 0, (1 << 32) - 2]
+
+
+@pytest.mark.parametrize("repeat", [1, 3000])
+def test_a_pair_of_surrogates_is_its_character_as_in_tiktoken(tokenizer, repeat):
+    import tiktoken
+
+    pair, character = "a \ud83d\ude00 b" * repeat, "a \U0001f600 b" * repeat
+    reference = tiktoken.Encoding("bytes", pat_str=r"\S+|\s", mergeable_ranks={bytes([n]): n for n in range(256)},
+                                  special_tokens={})  # fmt: skip
+    assert reference.encode(pair) == reference.encode(character)
+    assert tokenizer.encode(pair) == tokenizer.encode(character)
+    assert list(tokenizer.encode_iterable(pair)) == tokenizer.encode(character)  # a part for each half
+    with pytest.raises(ValueError, match=r"lone surrogate U\+DE00 at position 4"):
+        tokenizer.encode("\ud83d\ude00ab\ude00")
+    with pytest.raises(ValueError, match=r"lone surrogate U\+D83D at position 0"):
+        list(tokenizer.encode_iterable(["ab", "\ud83d"]))
+
+
+@pytest.mark.parametrize("repeat", [1, 3000])
+def test_special_tokens_are_text_unless_they_are_allowed(repeat):
+    vocab = {**{n: bytes([n]) for n in range(256)}, 256: b"abc", 257: b"bc"}
+    tokenizer = Tokenizer(vocab, [(b"b", b"c")], ["abc"])
+    text = "xabcy " * repeat
+    assert tokenizer.encode(text) == [120, 256, 121, 32] * repeat
+    assert tokenizer.encode(text, allow_special=False) == [120, 97, 257, 121, 32] * repeat
+    assert list(tokenizer.encode_iterable(text, allow_special=False)) == [120, 97, 257, 121, 32] * repeat
+    assert tokenizer.encode("abc", allow_special=False) == [97, 257]

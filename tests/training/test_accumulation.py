@@ -236,11 +236,11 @@ def test_a_run_of_an_earlier_version_resumes_with_the_same_windows(tmp_path, sto
                            accumulate_grad_batches=saved["trainer.accumulate_grad_batches"])
     module = LanguageModule(264, 16, **options("model"), optimizer=OptimizerSettings(**options("optimizer")),
                             generation=GenerationSettings(max_new_tokens=4))
-    data = story_file.read_bytes()
-    cut = data.index(b"<|endoftext|>\n", len(data) - len(data) // 20 - 13) + 14  # that version held out the end
+    stories = story_file.read_bytes()
+    cut = stories.index(b"<|endoftext|>\n", len(stories) - len(stories) // 20 - 13) + 14  # it held out the end
     files = tmp_path / "train.txt", tmp_path / "valid.txt"
-    files[0].write_bytes(data[:cut])
-    files[1].write_bytes(data[cut:])
+    files[0].write_bytes(stories[:cut])
+    files[1].write_bytes(stories[cut:])
     texts = {"train_files": [str(files[0])], "valid_files": [str(files[1])], "cache_dir": str(cache_dir)}
     text = TextDataModule(**options("data") | texts)
     trainer.fit(module, datamodule=text, ckpt_path=str(OLD))

@@ -55,7 +55,8 @@ def test_the_best_checkpoint_outlives_resumption(runs, data, change):  # noqa: F
     assert not list(runs.parent.rglob(".*.new"))
     path, _ = find_checkpoint(None, prefer="best", root=runs.parent)
     newest = path.parent.parent
-    assert newest.name == {"nothing": "version_1", "moved": "version_0"}.get(change, "version_2")
+    assert newest.name == {"nothing": "version_0-continued", "moved": "version_0"}.get(
+        change, "version_0-continued-2")
     assert steps(path.parent) == ({"best.ckpt": 4, "last.ckpt": 10, "step-00000010.ckpt": 10}
                                   if change == "twice" else
                                   {"best.ckpt": 4, "last.ckpt": 8, "step-00000006.ckpt": 6, "step-00000008.ckpt": 8})
@@ -66,15 +67,16 @@ def test_the_best_checkpoint_outlives_resumption(runs, data, change):  # noqa: F
 
 def test_a_better_step_replaces_the_best_one_of_the_earlier_run(runs, data):  # noqa: F811
     fit(runs.parent, data, 6, ckpt_path="last")
-    assert steps(runs / "version_1" / "checkpoints") == {"best.ckpt": 6, "last.ckpt": 6, "step-00000006.ckpt": 6}
+    found = steps(runs / "version_0-continued" / "checkpoints")
+    assert found == {"best.ckpt": 6, "last.ckpt": 6, "step-00000006.ckpt": 6}
     assert steps(runs / "version_0" / "checkpoints")["best.ckpt"] == 4
 
 
 def test_a_branch_from_an_earlier_step_does_not_know_the_later_best_one(runs, data):  # noqa: F811
     worsen(runs, data, 4, ckpt_path=str(runs / "version_0" / "checkpoints" / "step-00000002.ckpt"))
-    summary = json.loads((runs / "version_1" / "summary.json").read_text())
+    summary = json.loads((runs / "version_0-continued" / "summary.json").read_text())
     assert summary["best_step"] == 2
-    assert steps(runs / "version_1" / "checkpoints")["best.ckpt"] == 2
+    assert steps(runs / "version_0-continued" / "checkpoints")["best.ckpt"] == 2
 
 
 def test_a_run_removes_the_leftovers_of_killed_runs(runs, data):  # noqa: F811

@@ -33,7 +33,7 @@ def uniform(vocab_size):
 
 def test_the_floor_compares_sums_over_whole_stories(toy):
     data, stories = toy(400, 1000), sample_stories(20, seed=99)
-    report = measure_floor(uniform(1000), data.tokenizer, stories, np.array(data.train_tokens.ids), batch_size=3)
+    report = measure_floor(uniform(1000), data.tokenizer, stories, np.array(data.train_tokens.ids))
     tokens = sum(len(data.tokenizer.encode(f"\n{story.text}\n<|endoftext|>")) for story in stories)
     assert report.tokens == tokens
     assert report.floor_nats == pytest.approx(-sum(story.log_prob for story in stories))

@@ -14,7 +14,7 @@ from tslm.__main__ import main
 from tslm.data.datamodule import TextDataModule
 from tslm.loops.lightning import StepCallback
 from tslm.tokenizer import Tokenizer
-from tslm.training.run_files import run_figures
+from tslm.training.run_table import COLUMNS, run_figures
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,8 @@ def table(capsys, *options):
     assert main(["runs", *options]) == 0
     rows = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
     rows = [[cell.strip() for cell in row if cell.strip()] for row in rows]
-    assert rows[0] == ["run", "steps", "tokens", "valid loss", "best checkpoint", "state"]
-    return {row[0]: row[1:] for row in rows[1:]}
+    assert rows[0] == list(COLUMNS)
+    return {row[0]: dict(zip(COLUMNS, row, strict=True)) for row in rows[1:]}
 
 
 def verify(capsys, *options):
@@ -69,19 +69,41 @@ def verify(capsys, *options):
     return code, out.splitlines(), err
 
 
-def test_the_list_has_the_newest_run_first_with_its_figures(runs, capsys):
+def test_the_list_has_the_newest_run_first_with_its_figures(runs, story_file, capsys):
     rows = table(capsys)
     summary = json.loads((runs / "version_0" / "summary.json").read_text())
     assert list(rows) == ["version_1", "version_0"]
-    assert rows["version_0"][0] == "4"
-    assert rows["version_0"][1] == f"{summary['tokens_seen']:,}"
-    assert rows["version_0"][2] == f"{summary['valid_loss']:.4f}"
-    assert rows["version_0"][3:] == ["step 4", "finished"]
-    assert rows["version_1"][0] == "4"
-    assert rows["version_1"][1] == f"{summary['tokens_seen']:,}"
+    run = rows["version_0"]
+    assert run["tokens"] == f"{summary['tokens_seen']:,}"
+    assert run["valid_loss"] == f"{summary['valid_loss']:.4f}"
+    assert run["seconds"] == f"{summary['seconds']:,.0f}"
+    assert (run["floor_gap"], run["state"]) == ("-", "finished")
+    assert run["corpus"][:20] == story_file.as_posix()[:20]
+    assert run["when"].startswith("1970-01-01")
+    assert rows["version_1"]["tokens"] == f"{summary['tokens_seen']:,}"
+    assert int(run["parameters"].replace(",", "")) == int(rows["version_1"]["parameters"].replace(",", "")) > 1000
     with (runs / "version_1" / "metrics.csv").open() as file:
         losses = [row["valid/loss"] for row in csv.DictReader(file) if row["valid/loss"]]
-    assert rows["version_1"][2:] == [f"{float(losses[-1]):.4f}", "step 4", "interrupted"]
+    assert (rows["version_1"]["valid_loss"], rows["version_1"]["state"]) == (f"{float(losses[-1]):.4f}", "died")
+
+
+def test_the_list_is_sorted_filtered_and_json_on_request(runs, capsys):
+    summary = json.loads((runs / "version_0" / "summary.json").read_text())
+    (runs / "version_0" / "summary.json").write_text(json.dumps(summary | {"valid_loss": 9.0, "floor_gap": 0.0224}))
+    (runs / "version_1").rename(runs / "version_0-continued")
+    assert list(table(capsys, "--sort=valid_loss")) == ["version_0-continued", "version_0"]
+    assert list(table(capsys, "--sort=name")) == ["version_0", "version_0-continued"]
+    assert list(table(capsys, "--sort=floor_gap")) == ["version_0", "version_0-continued"]  # unknown values come last
+    assert table(capsys)["version_0"]["floor_gap"] == "2.24%"
+    assert list(table(capsys, "--filter=died")) == ["version_0-continued"]
+    assert table(capsys, "--filter=nothing") == {}
+    assert main(["runs", "--json"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(run["name"], run["state"], run["continues"], run["steps"], run["best_step"]) for run in found] == [
+        ("version_0-continued", "died", "version_0", 4, 4), ("version_0", "finished", None, 4, 4),
+    ]  # fmt: skip
+    assert main(["runs", "--sort=loss"]) == 2
+    assert "there is no column 'loss' to sort by: give --sort one of name, when" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("folder", ["lightning_logs", "lightning_logs/version_1"])
@@ -107,7 +129,8 @@ def test_runs_elsewhere_are_found_among_other_folders(runs, capsys):
 def test_a_run_without_a_checkpoint_is_listed(runs, capsys):
     shutil.rmtree(runs / "version_1" / "checkpoints")
     (runs / "version_1" / "metrics.csv").unlink()
-    assert table(capsys)["version_1"] == ["0", "-", "-", "-", "interrupted"]
+    row = table(capsys)["version_1"]
+    assert [row[name] for name in ("parameters", "tokens", "valid_loss", "state")] == ["-", "-", "-", "died"]
     assert verify(capsys)[0] == 0
 
 
@@ -121,7 +144,7 @@ def test_a_run_is_running_while_its_process_trains(tmp_path, data, capsys):  # n
     fit(tmp_path, data, 1, callbacks=[Look()], limit_val_batches=0)
     assert states == ["running"]
     capsys.readouterr()
-    assert table(capsys, f"--dir={tmp_path}")["version_0"][-1] == "finished"
+    assert table(capsys, f"--dir={tmp_path}")["version_0"]["state"] == "finished"
 
 
 def test_intact_runs_are_intact(runs, capsys):
@@ -230,4 +253,4 @@ def test_leftovers_are_named_and_are_no_damage(runs, capsys):
 def test_a_damaged_newest_checkpoint_or_summary_shows_in_the_list(runs, capsys):
     os.truncate(runs / "version_1" / "checkpoints" / "last.ckpt", 100)
     (runs / "version_0" / "summary.json").write_text("{")
-    assert {name: row[-1] for name, row in table(capsys).items()} == {"version_0": "damaged", "version_1": "damaged"}
+    assert [row["state"] for row in table(capsys).values()] == ["damaged", "damaged"]

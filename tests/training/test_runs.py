@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from tslm.errors import MissingFileError, UserError
 from tslm.files import lock
 from tslm.training.checkpoint import WriteError
 from tslm.training.metrics import run_loggers
-from tslm.training.runs import checkpoint_folder, find_checkpoint, reserve_version
+from tslm.training.runs import checkpoint_folder, find_checkpoint, newest_intact, reserve_version, runs_newest_first
 
 
 def test_no_two_runs_reserve_the_same_directory(tmp_path):
@@ -230,3 +231,20 @@ def test_a_full_disk_in_a_logger_is_one_sentence_with_the_run_directory(tmp_path
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
         signal.signal(signal.SIGXFSZ, handler)
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_files_that_vanish_while_runs_are_listed_are_passed_over(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / name / "checkpoints" / "last.ckpt").touch()
+    (tmp_path / "one" / "checkpoints" / "step-00000002.ckpt").symlink_to("gone")  # as if it was removed since
+    glob = Path.glob
+
+    def fails(path, pattern):
+        if path.name == "two":
+            raise PermissionError(13, "Permission denied", str(path))
+        return glob(path, pattern)
+
+    monkeypatch.setattr(Path, "glob", fails)
+    assert [run.name for run in runs_newest_first(tmp_path)] == ["one", "two"]
+    assert newest_intact(tmp_path / "one" / "checkpoints", "last")[0] is None

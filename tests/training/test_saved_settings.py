@@ -30,7 +30,7 @@ from tslm.training.saved_settings import (
 )
 from tslm.training.trainer import Precision
 
-NEVER_LOOKED_UP = {"config", "ckpt_path", "data.tokenizer"}
+NEVER_LOOKED_UP = {"config", "ckpt_path", "data.tokenizer", "name", "init_from"}
 TEXT = str(ROOT / "configs" / "text.yaml")
 
 
@@ -436,8 +436,8 @@ def test_the_plain_settings_are_all_that_an_exact_resume_needs(project, tiny):
     runs = project / "lightning_logs"
     cache = next(option for option in tiny if option.startswith("--data.cache_dir"))
     assert main(["fit", "--ckpt_path", str(runs / "version_0/checkpoints/step-00000002.ckpt"), cache]) == 0
-    first, second = (torch.load(runs / f"version_{number}/checkpoints/step-00000004.ckpt", weights_only=True)
-                     for number in (0, 1))
+    first, second = (torch.load(runs / f"version_0{name}/checkpoints/step-00000004.ckpt", weights_only=True)
+                     for name in ("", "-continued"))
     assert first["tslm"]["config"] == second["tslm"]["config"]
     for part in ("state_dict", "optimizer_states"):
         torch.testing.assert_close(first[part], second[part], rtol=0, atol=0)

@@ -255,3 +255,12 @@ def _command(parser: ArgumentParser) -> str:
 def _shorten(text: str, length: int = 300) -> str:
     text = " ".join(text.split())
     return text if len(text) <= length else f"{text[:length]} …"
+
+
+def refused_class(error: BaseException) -> UserError:
+    """Return the sentence about a class, named by the user, that refuses its arguments."""
+    key = re.search(r'Parser key "([^"]*)"', str(error))
+    while isinstance(cause := error.__cause__ or error.__context__, Exception):  # jsonargparse's own fill a page
+        error = cause
+    text = " ".join(str(error).split())[:300]
+    return UserError(f"{key[1] if key else 'an option'} cannot be used: {text}")

@@ -20,7 +20,9 @@ def main(argv: list[str]) -> None:
         "--ckpt_path", type=str | None, default=None,
         help="a checkpoint, a run directory, or 'last' or 'best' of the newest run; 'best' if left out",
     )
+    parser.add_argument("--allow_special", type=bool, default=False,
+                        help="whether a special token that is spelled in the prompt is recognized; else it is text")
     parser.add_class_arguments(GenerationSettings)
     options = parser.parse_args(argv).as_dict()
-    prompt, ckpt_path = options.pop("prompt"), options.pop("ckpt_path")
-    print_story(prompt, GenerationSettings(**options), ckpt_path)
+    prompt, ckpt_path, allow_special = (options.pop(name) for name in ("prompt", "ckpt_path", "allow_special"))
+    print_story(prompt, GenerationSettings(**options), ckpt_path, allow_special=allow_special)

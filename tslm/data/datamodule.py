@@ -7,16 +7,16 @@ from typing import Literal
 import lightning.pytorch as pl
 
 from tslm.data.batches import Batches, TrainBatches, ValidBatches, check_sizes, split_batch, valid_batches
+from tslm.data.cache import Cache
 from tslm.data.device_windows import DeviceWindows
-from tslm.data.documents import DocumentStream, Positions, document_starts
-from tslm.data.prepare import (
+from tslm.data.documents import DocumentStream, Positions, document_prefix, document_starts
+from tslm.data.prepare import prepare
+from tslm.data.texts import (
     TOY_VALID_SEED,
     TOY_VALID_STORIES,
-    Cache,
     Reading,
     Texts,
     files_corpus,
-    prepare,
     read_prompts,
     tinystories_corpus,
     toy_corpus,
@@ -69,8 +69,8 @@ class TextDataModule(pl.LightningDataModule):
         errors: What to do with bytes that are not UTF-8: `strict` stops and names their place, `replace` puts U+FFFD
             in their place and reports their number.
         join_files: Whether several text files are one text in parts, so that no document ends where a file ends.
-        allow_special: Whether a special token that is spelled in a record of a JSONL or Parquet file is recognized;
-            otherwise its spelling is text.
+        allow_special: Whether a special token that is spelled in a prompt, or in a record of a JSONL or Parquet file,
+            is recognized; otherwise its spelling is text.
         allow_changed_text: Whether a run may be resumed on a text or tokenizer that differs from its earlier part.
 
     Raises:
@@ -182,7 +182,7 @@ class TextDataModule(pl.LightningDataModule):
             UserError: a text is too short for a window, or `prepare` rejects it.
         """
         with self.cache.lock():
-            texts = self._find_corpus()
+            texts = self.find_texts(evaluating=self._command in EVALUATING)
             self.tokenizer, train, valid = prepare(
                 texts, self.cache, vocab_size=self.vocab_size, special_tokens=self.special_tokens,
                 pattern=self.pattern, tokenizer=self.tokenizer, num_workers=self.num_workers, reading=self.reading,
@@ -222,12 +222,19 @@ class TextDataModule(pl.LightningDataModule):
             )
         return self.tokenizer.special_ids[name]
 
-    def _find_corpus(self) -> Texts:
+    def find_texts(self, *, evaluating: bool) -> Texts:
+        """Return the training and the validation text; make or download them if they are missing.
+
+        Args:
+            evaluating: whether only the validation text is needed.
+
+        Raises:
+            UserError: no file is named, or a file cannot be used.
+        """
         if self.corpus == "toy":
             return toy_corpus(self.cache, self.toy_stories, self.toy_seed)
         if self.corpus == "tinystories":
             return tinystories_corpus(self.cache)
-        evaluating = self._command in EVALUATING
         if not self.train_files and not (evaluating and self.valid_files):
             raise UserError(
                 "the corpus is 'files', but no file is named: give --data.train_files '[\"my.txt\"]', or another "
@@ -252,6 +259,16 @@ class TextDataModule(pl.LightningDataModule):
             module.tokenizer, module.separator = self.tokenizer, self.separator
             module.micro_batch_size, module.tokens_seen = self.micro_batch_size, None
             module.fingerprints, module.allow_changed_text = self.fingerprints, self.allow_changed_text
+            if self.train_tokens is not None:
+                assert self.tokenizer is not None
+                module.document_prefix = document_prefix(
+                    self.train_tokens.ids, self.tokenizer.separator, self.tokenizer.vocab
+                )
+
+    @property
+    def allow_special(self) -> bool:
+        """Whether special tokens are recognized in records and prompts."""
+        return self.reading.allow_special
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -261,12 +278,16 @@ class TextDataModule(pl.LightningDataModule):
         return prints | {name: tokens.sha256 for name, tokens in files.items() if tokens is not None}
 
     @property
+    def train_name(self) -> str:
+        """What the training text is, for the user."""
+        return ", ".join(self.train_files or []) if self.corpus == "files" else self.corpus
+
+    @property
     def valid_name(self) -> str:
         """What the validation text is, for the user."""
         if self.corpus != "files":
             return {"toy": "held-out stories of the embedded corpus", "tinystories": "TinyStories"}[self.corpus]
-        names = ", ".join(self.valid_files or self.train_files or [])
-        return names if self.valid_files else f"documents held out of {names}"
+        return ", ".join(self.valid_files) if self.valid_files else f"documents held out of {self.train_name}"
 
     @property
     def valid_bytes_per_token(self) -> float:

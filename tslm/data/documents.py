@@ -9,6 +9,8 @@ A document starts at the separator before it (`<|endoftext|>`): the separator te
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
@@ -75,6 +77,44 @@ def document_starts(dataset: TokenIds, separator: int, *, chunk_size: int = 2**2
     found = [start + np.flatnonzero(np.asarray(dataset[start : start + chunk_size]) == separator)
              for start in range(0, len(dataset), chunk_size)]
     return np.unique(np.concatenate([np.zeros(1, dtype=np.int64), *found]))
+
+
+def document_prefix(
+    dataset: TokenIds, separator: int | None, vocab: Mapping[int, bytes], *, sample: int = 2**24, longest: int = 8
+) -> list[int]:
+    r"""Return the ids that stand in front of most documents: the separator, and white space that follows it.
+
+    A model is asked to begin or continue a document as it was trained. The rule: after the separator, take the most
+    frequent next token as long as it is white space and follows in more than half of the documents.
+
+    Example: in `The end.\n<|endoftext|>\nOnce upon a time`, they are the ids of `<|endoftext|>` and `\n`.
+
+    Args:
+        dataset: token ids, (n,).
+        separator: the id of the separator.
+        vocab: the bytes of each id.
+        sample: how many ids at the start of the data set are looked at.
+        longest: the largest number of ids.
+
+    Returns:
+        The ids; none if there is no separator.
+    """
+    following = np.flatnonzero(np.asarray(dataset[:sample]) == separator) + 1
+    number = len(following)
+    if separator is None or not number:
+        return []
+    prefix = [separator]
+    while len(prefix) < longest:
+        following = following[following < len(dataset)]
+        tokens, counts = np.unique(dataset[following], return_counts=True)
+        if not len(tokens) or 2 * counts.max() <= number:
+            break
+        token = int(tokens[counts.argmax()])
+        if token == separator or not vocab[token].isspace():
+            break
+        prefix.append(token)
+        following = following[dataset[following] == token] + 1
+    return prefix
 
 
 def document_windows(dataset: TokenIds, context_length: int, documents: Positions) -> Positions:

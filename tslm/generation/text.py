@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from tslm.errors import UserError
 from tslm.generation.decoding import generate, stream
 from tslm.model import TransformerLM
-from tslm.tokenizer import END_OF_TEXT, Tokenizer
+from tslm.tokenizer import Tokenizer
 
 
 class Completion(NamedTuple):
@@ -32,8 +32,9 @@ class Completion(NamedTuple):
 
 def complete(model: TransformerLM, tokenizer: Tokenizer, prompts: Iterable[str], max_new_tokens: int, *,
              temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None, seed: int | None = None,
-             batch_size: int = 32) -> list[Completion]:
-    """Continue every prompt up to its `<|endoftext|>` or `max_new_tokens`.
+             batch_size: int = 32, prefix: Sequence[int] | None = None, allow_special: bool = False
+             ) -> list[Completion]:
+    """Continue every prompt up to the tokenizer's first special token or `max_new_tokens`.
 
     Args:
         model: the language model.
@@ -45,6 +46,8 @@ def complete(model: TransformerLM, tokenizer: Tokenizer, prompts: Iterable[str],
         top_k: number of tokens kept.
         seed: fixes the random numbers of the whole call; None takes torch's global generator.
         batch_size: prompts that run together.
+        prefix: the ids that stood in front of documents in training; None for `default_prefix`.
+        allow_special: whether special tokens are recognized in prompts; else their spelling is text.
 
     Returns:
         One `Completion` per prompt, in order.
@@ -57,8 +60,9 @@ def complete(model: TransformerLM, tokenizer: Tokenizer, prompts: Iterable[str],
     completions = []
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
-        new = generate(model, [encode_prompt(tokenizer, prompt) for prompt in batch], max_new_tokens,
-                       temperature=temperature, top_p=top_p, top_k=top_k, stop_token=stop_token(tokenizer),
+        new = generate(model, [encode_prompt(tokenizer, prompt, prefix, allow_special) for prompt in batch],
+                       max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
+                       stop_token=tokenizer.separator,
                        generator=generator, vocab_size=tokenizer.vocab_size)
         for prompt, ids in zip(batch, new, strict=True):
             reason: Literal["stop_token", "length"] = "stop_token" if len(ids) < max_new_tokens else "length"
@@ -68,14 +72,16 @@ def complete(model: TransformerLM, tokenizer: Tokenizer, prompts: Iterable[str],
 
 def stream_text(model: TransformerLM, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, *,
                 temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None,
-                seed: int | None = None) -> Iterator[str]:
+                seed: int | None = None, prefix: Sequence[int] | None = None, allow_special: bool = False
+                ) -> Iterator[str]:
     """Yield the continuation of one prompt as soon as it is readable; the pieces join to the text of `complete`.
 
     The arguments and errors are those of `complete`.
     """
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    steps = stream(model, encode_prompt(tokenizer, prompt), max_new_tokens, temperature=temperature, top_p=top_p,
-                   top_k=top_k, stop_token=stop_token(tokenizer), generator=generator, vocab_size=tokenizer.vocab_size)
+    ids = encode_prompt(tokenizer, prompt, prefix, allow_special)
+    steps = stream(model, ids, max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
+                   stop_token=tokenizer.separator, generator=generator, vocab_size=tokenizer.vocab_size)
     return decode_stream(tokenizer, (token for (token,) in steps if token is not None))
 
 
@@ -92,25 +98,34 @@ def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
         yield rest
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    r"""Token ids of a prompt after `<|endoftext|>` and a newline, which is how documents begin in training.
+def encode_prompt(
+    tokenizer: Tokenizer, prompt: str, prefix: Sequence[int] | None = None, allow_special: bool = False
+) -> list[int]:
+    """Return the ids of a prompt, after those that stood in front of documents in training.
 
-    The files of the embedded corpus and of TinyStories hold `The end.\n<|endoftext|>\nOnce upon a time`, so a story
-    from an empty prompt starts after that newline. A prompt that starts with `<|endoftext|>` is taken as it is, and so
-    is every prompt for a tokenizer without that token.
+    A prompt that starts with the first special token is taken as it is, if special tokens are recognized.
+
+    Args:
+        tokenizer: the tokenizer.
+        prompt: the beginning of a text; an empty one asks for a text from its beginning.
+        prefix: the ids that stood in front of documents; None for `default_prefix`.
+        allow_special: whether special tokens are recognized in the prompt; else their spelling is text.
 
     Raises:
-        UserError: the prompt is empty and the tokenizer has no `<|endoftext|>` to begin with.
+        UserError: there are no ids, because the prompt is empty and nothing stood in front of documents.
     """
-    if stop_token(tokenizer) is not None and not prompt.startswith(END_OF_TEXT):
-        prompt = f"{END_OF_TEXT}\n{prompt}"
-    ids = tokenizer.encode(prompt)
+    ids = tokenizer.encode(prompt, allow_special=allow_special)
+    if not (allow_special and ids and ids[0] == tokenizer.separator):
+        ids = [*(default_prefix(tokenizer) if prefix is None else prefix), *ids]
     if not ids:
-        raise UserError(f"the prompt is empty, and this tokenizer has no {END_OF_TEXT} to start a text with; "
-                         "give at least one character")
+        raise UserError("the prompt is empty, and nothing stood in front of the texts that the model was trained on, "
+                        "so it cannot begin a text: give at least one character")
     return ids
 
 
-def stop_token(tokenizer: Tokenizer) -> int | None:
-    """The id of `<|endoftext|>`, or None if the tokenizer has no such special token."""
-    return tokenizer.special_ids.get(END_OF_TEXT)
+def default_prefix(tokenizer: Tokenizer) -> list[int]:
+    r"""Return what stands in front of documents in the embedded corpus and in TinyStories.
+
+    Their files hold `The end.\n<|endoftext|>\nOnce upon a time`, so it is the separator and a line break.
+    """
+    return [] if tokenizer.separator is None else [tokenizer.separator, *tokenizer.encode("\n")]

@@ -292,11 +292,16 @@ def read_pieces(spans: Iterable[Span], size: int = BLOCK_BYTES) -> Iterator[byte
                 piece = rest + fresh
                 end = len(piece) if start == stop else complete_end(piece)
                 piece, rest = piece[:end], piece[end:]
-                _check_utf8(piece, span.label, start - len(rest) - len(piece))
+                check_utf8(piece, span.label, start - len(rest) - len(piece))
                 yield piece
 
 
-def _check_utf8(piece: bytes, name: str, offset: int) -> None:
+def check_utf8(piece: bytes, name: str, offset: int) -> None:
+    """Check a part of a file that begins at `offset`.
+
+    Raises:
+        UserError: a byte is not UTF-8; the message names the file and the offset of the byte.
+    """
     try:
         piece.decode()
     except UnicodeDecodeError as error:

@@ -172,23 +172,29 @@ class Tokenizer:
             digest.update(self.pattern.encode())
         return digest.hexdigest()
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, allow_special: bool = True) -> list[int]:
         """Return the ids of the tokens of a text.
+
+        Args:
+            text: the text. A pair of surrogates is the character that the pair expresses, as in tiktoken.
+            allow_special: whether special tokens are recognized; else their spelling is text.
 
         Raises:
             UserError: the text holds a lone surrogate, or a byte that the vocabulary lacks.
         """
         if len(text) >= _LONG_TEXT:
-            return list(self.encode_iterable([text]))
+            return list(self.encode_iterable([text], allow_special=allow_special))
+        if not allow_special or self._special_split is None:
+            return list(chain.from_iterable(self._encode_pretokens(find_pretokens(text, self.pattern))))
         ids: list[int] = []
-        for piece in self._special_split.split(text) if self._special_split else (text,):
+        for piece in self._special_split.split(text):
             if piece in self.special_ids:
                 ids.append(self.special_ids[piece])
-                continue
-            ids += chain.from_iterable(self._encode_pretokens(find_pretokens(piece, self.pattern), text))
+            else:
+                ids += chain.from_iterable(self._encode_pretokens(find_pretokens(piece, self.pattern)))
         return ids
 
-    def _encode_pretokens(self, pretokens: Sequence[str], text: str) -> list[Sequence[int]]:
+    def _encode_pretokens(self, pretokens: Sequence[str]) -> list[Sequence[int]]:
         """Return the ids of each pre-token of a text, and add new pre-tokens to the cache."""
         known, lookup = self._known, self._known.get
         new: dict[str, list[int]] = defaultdict(list)  # the lists are filled below
@@ -198,9 +204,8 @@ class Tokenizer:
                 encoded = encode_pretokens([*map(str.encode, new)], self._vocabulary)
             except KeyError as error:
                 raise _missing_token(error.args[0]) from None
-            except UnicodeEncodeError:
-                _to_utf8(text)  # raises, and names the position in the text
-                raise
+            except UnicodeEncodeError:  # surrogates
+                return self._encode_pretokens(find_pretokens(_to_utf8("".join(pretokens)).decode(), self.pattern))
             for ids, tokens in zip(new.values(), encoded, strict=True):
                 ids += tokens
             if len(known) + len(new) > _CACHED_PRETOKENS:
@@ -210,20 +215,24 @@ class Tokenizer:
             known.update(new)
         return found
 
-    def encode_iterable(self, iterable: Iterable[str]) -> Iterator[int]:
+    def encode_iterable(self, iterable: Iterable[str], *, allow_special: bool = True) -> Iterator[int]:
         """Yield, lazily, the ids of a text that arrives in parts of any size, such as the lines of an open file.
 
         The ids equal those of `encode` for the joined parts. Memory stays below 1 MB beyond the largest part, provided
         the text can be cut every few thousand characters; else it stays below 5 MB.
 
+        Args:
+            iterable: the parts of the text.
+            allow_special: whether special tokens are recognized; else their spelling is text.
+
         Raises:
             UserError: a part holds a lone surrogate, or a byte that the vocabulary lacks.
         """
-        pieces = map(_to_utf8, iterable)
         blocks = overlapping_blocks(
-            pieces, self._special_bytes, _STREAM_BYTES, first=64, overlap=_STREAM_OVERLAP, pattern=self.pattern
+            _pieces(iterable), self._special_bytes if allow_special else [], _STREAM_BYTES, first=64,
+            overlap=_STREAM_OVERLAP, pattern=self.pattern,
         )
-        return chain.from_iterable(ids.tolist() for ids in self.encode_blocks(blocks))
+        return chain.from_iterable(ids.tolist() for ids in self.encode_blocks(blocks, allow_special=allow_special))
 
     def encode_blocks(self, blocks: Iterable[Block], *, allow_special: bool = True) -> Iterator[Ids]:
         """Yield the ids of the tokens of a text that arrives in blocks, which may overlap inside a pre-token.
@@ -298,12 +307,30 @@ def _restore(hash_: str, pickled: bytes) -> Tokenizer:
     return _restored[hash_]
 
 
+def _pieces(parts: Iterable[str]) -> Iterator[bytes]:
+    """Yield the parts of a text in UTF-8; one that ends with half of a pair of surrogates waits for the next."""
+    waiting = ""
+    for part in parts:
+        text = waiting + part
+        waiting = text if "\ud800" <= text[-1:] <= "\udbff" else ""
+        if not waiting:
+            yield _to_utf8(text)
+    if waiting:
+        yield _to_utf8(waiting)
+
+
 def _to_utf8(text: str) -> bytes:
     try:
         return text.encode()
-    except UnicodeEncodeError as error:
+    except UnicodeEncodeError:
+        pass
+    try:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le").encode()  # joins pairs of surrogates
+    except UnicodeDecodeError:
+        error = re.search("[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]", text)
+        assert error is not None
         raise UserError(
-            f"the text holds the lone surrogate U+{ord(text[error.start]):04X} at position {error.start}, which UTF-8 "
+            f"the text holds the lone surrogate U+{ord(error.group()):04X} at position {error.start()}, which UTF-8 "
             "cannot express; read it with the right encoding or replace that character"
         ) from None
 

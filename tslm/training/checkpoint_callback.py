@@ -26,7 +26,15 @@ from tslm.training.checkpoint import (
     replace_atomically,
     write_atomically,
 )
-from tslm.training.runs import CHECKPOINTS, FOLDER_FILE, RUNS, create_run_dir, reserve_version, run_of
+from tslm.training.runs import (
+    CHECKPOINTS,
+    FOLDER_FILE,
+    RUNS,
+    create_run_dir,
+    reserve_continuation,
+    reserve_version,
+    run_of,
+)
 
 FileLogger = TensorBoardLogger | CSVLogger  # they choose the number of their folder when it is first needed
 
@@ -265,18 +273,33 @@ def _create_run_dirs(trainer: pl.Trainer, resumed: Path | None) -> list[Path]:
         else:
             create_run_dir(folder)
             created.append(folder)
-    for root in {logger.root_dir for logger in unnamed}:
-        number = reserve_version(Path(root))
-        created.append(Path(root) / f"version_{number}")
-        for logger in unnamed:
-            if logger.root_dir == root:
-                logger._version = number
+    roots = {Path(logger.root_dir) for logger in unnamed}
     if not any(logger.log_dir for logger in trainer.loggers):
-        runs = Path(trainer.default_root_dir) / RUNS
-        created.append(runs / f"version_{reserve_version(runs)}")
+        roots.add(Path(trainer.default_root_dir) / RUNS)
+    for root in roots:
+        created.append(_reserve(trainer, root, resumed))
+        for logger in unnamed:
+            if Path(logger.root_dir) == root:
+                logger._version = created[-1].name
+    if not any(logger.log_dir for logger in trainer.loggers):
         setattr(trainer, "unlogged_dir", created[-1])  # noqa: B010 (not of a stock Trainer)
     run_dir(trainer).mkdir(parents=True, exist_ok=True)  # TensorBoard's `sub_dir` is a folder in that of the version
     return created[earlier:]
+
+
+def _reserve(trainer: pl.Trainer, root: Path, resumed: Path | None) -> Path:
+    """Create the directory of a run: with the user's name, as the continuation of a run beside it, or `version_N`."""
+    name = getattr(trainer, "run_name", None)
+    run = None if resumed is None else run_of(resumed, Path(trainer.default_root_dir))
+    if run is not None:
+        setattr(trainer, "continues", run.resolve().name)  # noqa: B010 (not of a stock Trainer)
+    if name is not None:
+        create_run_dir(root / name, "give another --name")
+    elif run is not None and run.resolve().parent == root.resolve():
+        name = reserve_continuation(root / run.resolve().name)
+    else:
+        name = f"version_{reserve_version(root)}"
+    return root / name
 
 
 def run_dir(trainer: pl.Trainer) -> Path:

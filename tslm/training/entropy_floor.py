@@ -10,15 +10,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
 from tslm.data.ngram import KneserNey
 from tslm.data.toy import Story
 from tslm.errors import UserError
 from tslm.model import TransformerLM
-from tslm.objective import token_losses
 from tslm.tokenizer import END_OF_TEXT, Tokenizer
+from tslm.training.scoring import token_log_probs
 
 
 class FloorReport(NamedTuple):
@@ -42,7 +40,7 @@ class FloorReport(NamedTuple):
 
 
 def measure_floor(
-    model: TransformerLM, tokenizer: Tokenizer, stories: list[Story], train_ids: np.ndarray, *, batch_size: int = 32
+    model: TransformerLM, tokenizer: Tokenizer, stories: list[Story], train_ids: np.ndarray
 ) -> FloorReport:
     """Score whole stories with the model, and with a 5-gram model of the training tokens.
 
@@ -59,29 +57,11 @@ def measure_floor(
     ngram = KneserNey.fit(train_ids, vocab_size=tokenizer.vocab_size, order=5)
     # One sequence, so that the 5-gram model has its four tokens of context at the beginning of a story too.
     joined = np.concatenate([ids[0], *(story[1:] for story in ids[1:])])
+    log_probs = token_log_probs(model, ids, progress=True)
     return FloorReport(
         stories=len(stories),
         tokens=sum(len(story) - 1 for story in ids),
         floor_nats=-sum(story.log_prob for story in stories),
-        model_nats=model_nats(model, ids, batch_size),
+        model_nats=-sum(float(each.sum(dtype=np.float64)) for each in log_probs),
         ngram_nats=-float(ngram.log_probs(joined)[1:].sum()),
     )
-
-
-@torch.no_grad()
-def model_nats(model: TransformerLM, sequences: list[np.ndarray], batch_size: int) -> float:
-    """Return Σ -log q over all tokens but the first of each sequence; similar lengths share a batch, with padding."""
-    device = next(model.parameters()).device
-    ordered = sorted(sequences, key=len)
-    total = 0.0
-    for start in tqdm(range(0, len(ordered), batch_size), desc="scoring whole stories", unit=" batches", leave=False):
-        batch = ordered[start : start + batch_size]
-        padded = np.zeros((len(batch), len(batch[-1])), dtype=np.int64)
-        mask = np.zeros(padded.shape, dtype=bool)  # True where there is a target
-        for row, story in enumerate(batch):
-            padded[row, : len(story)] = story
-            mask[row, 1 : len(story)] = True
-        tokens = torch.from_numpy(padded).to(device)
-        losses = token_losses(model(tokens[:, :-1]).float(), tokens[:, 1:])
-        total += float(losses[torch.from_numpy(mask[:, 1:]).to(device)].double().sum())
-    return total

@@ -89,6 +89,7 @@ class LanguageModule(pl.LightningModule):
         self.tokenizer: Tokenizer | None = None
         self.separator: int | None = None  # attention is masked across this token; set by the data module
         self.micro_batch_size: int | None = None  # windows that validation computes at a time; set by the data module
+        self.document_prefix: list[int] | None = None  # what stands in front of documents; set by the data module
         self.fingerprints: dict[str, str] = {}  # of texts and tokenizer; set by the data module
         self.allow_changed_text = False  # on resuming; set by the data module
         self.tokens_seen: int | None = None  # by a run that is resumed; read by the data module
@@ -186,9 +187,13 @@ class LanguageModule(pl.LightningModule):
 
     def predict_step(self, batch: list[str], batch_idx: int) -> list[Completion]:
         """Continue each prompt of a batch."""
-        return self.complete_prompts(batch, seed_offset=batch_idx)  # or all batches would use the same random numbers
+        # With the same seed, all batches would use the same random numbers.
+        allow_special = getattr(getattr(self.trainer, "datamodule", None), "allow_special", False)
+        return self.complete_prompts(batch, seed_offset=batch_idx, allow_special=allow_special)
 
-    def complete_prompts(self, prompts: list[str], seed_offset: int = 0) -> list[Completion]:
+    def complete_prompts(
+        self, prompts: list[str], seed_offset: int = 0, *, allow_special: bool = False
+    ) -> list[Completion]:
         """Continue each prompt with the generation settings.
 
         Raises:
@@ -198,7 +203,8 @@ class LanguageModule(pl.LightningModule):
             raise UserError("a story needs the tokenizer that the model was trained with: give --ckpt_path")
         options = asdict(self.generation_settings)
         options["seed"] += seed_offset
-        return complete(self.model, self.tokenizer, prompts, **options)
+        return complete(self.model, self.tokenizer, prompts, prefix=self.document_prefix, allow_special=allow_special,
+                        **options)
 
     def configure_optimizers(self) -> Any:
         """Return AdamW with a LambdaLR around the cosine schedule, which spans the trainer's budget."""
@@ -249,6 +255,7 @@ class LanguageModule(pl.LightningModule):
             "architecture": asdict(self.model.config),
             **saved_form(self.run_config),
             "tokenizer": tokenizer_texts(self.tokenizer) if self.tokenizer is not None else None,
+            "document_prefix": self.document_prefix,
             "fingerprints": self.fingerprints,
             "provenance": provenance(self, checkpoint),
             "rng": {
@@ -273,6 +280,8 @@ class LanguageModule(pl.LightningModule):
             check_inputs(self, own, path)
         if own["tokenizer"] is not None and not (with_data and "tokenizer" in self.fingerprints):
             self.tokenizer = tokenizer_from_texts(own["tokenizer"], str(path))
+        if self.document_prefix is None:
+            self.document_prefix = own.get("document_prefix")
         self._rng = own["rng"] if resume else None
         if trainer is None or not resume:
             return

@@ -203,8 +203,8 @@ def check_optimizer(saved: Mapping[str, Any], parameters: Iterable[torch.Tensor]
 
 def _table(state: Mapping[str, Any], resume: bool) -> Iterator[tuple[str, Check]]:
     yield from PARTS.items()
-    if "provenance" in state["tslm"]:  # early checkpoints lack it
-        yield "tslm.provenance", provenance
+    early = {"provenance": provenance, "document_prefix": optional(list_of(whole(), most=64))}
+    yield from ((f"tslm.{name}", check) for name, check in early.items() if name in state["tslm"])
     if resume:
         yield from RESUMED.items()
         if "fingerprints" in state["tslm"]:  # early checkpoints lack them

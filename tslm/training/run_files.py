@@ -1,13 +1,12 @@
-"""Prints a table of past runs, and checks every file that they have written."""
+"""Checks every file that runs have written."""
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -19,93 +18,11 @@ from tslm.tokenizer import Tokenizer
 from tslm.tokenizer.serialization import tokenizer_from_texts
 from tslm.training.checkpoint import check_shapes, fit_part, read_checkpoint
 from tslm.training.parts import check_optimizer
-from tslm.training.runs import CHECKPOINTS, FOLDER_FILE, MODEL_PREFIX, RUNS, checkpoint_folder, runs_newest_first
+from tslm.training.run_table import find_runs, read_metrics, read_summary
+from tslm.training.runs import FOLDER_FILE, MODEL_PREFIX, checkpoint_folder
 from tslm.training.saved_settings import read_architecture
 
-HEADER = ("run", "steps", "tokens", "valid loss", "best checkpoint", "state")
 Read = Callable[[Path], Any]
-
-
-class RunFigures(NamedTuple):
-    """One run in the table; what is not known is None. `state` is finished, interrupted, running or damaged."""
-
-    name: str
-    steps: int
-    tokens: int | None
-    valid_loss: float | None
-    best_step: int | None
-    state: str
-
-
-def find_runs(folder: str | Path) -> list[Path]:
-    """Return the run directories of a project, of a folder that holds runs, or of a run; the newest first.
-
-    Raises:
-        MissingFileError: there is none.
-    """
-    folder = Path(folder)
-    inside = folder / RUNS if (folder / RUNS).is_dir() else folder
-    runs = runs_newest_first(inside) if inside.is_dir() else []
-    if inside.name != RUNS:
-        runs = [inside] if _is_run(inside) else [run for run in runs if _is_run(run)]
-    if not runs:
-        raise MissingFileError(f"there is no run in {inside}: train with `python -m tslm fit`, or give another --dir")
-    return runs
-
-
-def _is_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (CHECKPOINTS, FOLDER_FILE, "config.yaml", "metrics.csv"))
-
-
-def print_runs(folder: str | Path) -> None:
-    """Print a table of the runs, newest first.
-
-    Raises:
-        MissingFileError: there is none.
-    """
-    rows = [HEADER]
-    for name, steps, tokens, loss, best, state in map(run_figures, find_runs(folder)):
-        rows.append((name, f"{steps:,}", "-" if tokens is None else f"{tokens:,}",
-                     "-" if loss is None else f"{loss:.4f}", "-" if best is None else f"step {best:,}", state))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = zip(row, "<>>>><", widths, strict=True)
-        print("  ".join(f"{cell:{side}{width}}" for cell, side, width in cells).rstrip())
-
-
-def run_figures(run: Path) -> RunFigures:
-    """Return the figures of a run, from its summary, or else its newest checkpoint and its last validation.
-
-    Checkpoints are opened but not read in full, so a damaged weight is noticed by `verify_runs` only.
-    """
-    damaged = False
-
-    def value(read: Read, path: Path) -> Any:
-        """Read a file; None if it is absent or damaged."""
-        nonlocal damaged
-        try:
-            return read(path)
-        except FileNotFoundError:
-            return None
-        except Exception:  # the readers raise many types for damaged files
-            damaged = True
-            return None
-
-    summary = value(_read_summary, run / "summary.json") or {}
-    steps, tokens = value(_progress, checkpoint_folder(run) / "last.ckpt") or (0, None)
-    best = value(_progress, checkpoint_folder(run) / "best.ckpt")
-    losses = [float(row["valid/loss"]) for row in value(_read_metrics, run / "metrics.csv") or []
-              if row.get("valid/loss")]
-    state = ("running" if is_locked(run) else "damaged" if damaged
-             else "finished" if summary and summary.get("finished", True) else "interrupted")
-    return RunFigures(run.name, max(steps, summary.get("steps", 0)), summary.get("tokens_seen", tokens),
-                      summary.get("valid_loss") or (losses[-1] if losses else None), best and best[0], state)
-
-
-def _progress(path: Path) -> tuple[int, int | None]:
-    """Return the optimizer steps and the tokens seen up to a checkpoint."""
-    state = read_checkpoint(path, mmap=True)
-    return int(state["global_step"]), state.get("callbacks", {}).get("StepMetrics", {}).get("tokens_seen")
 
 
 def verify_runs(folder: str | Path, read_config: Read) -> None:
@@ -174,7 +91,7 @@ def _checks(run: Path, read_config: Read) -> Iterator[tuple[Path, Read]]:
                 yield path, check_checkpoint
     if (run / "tokenizer").exists():
         yield run / "tokenizer", lambda path: Tokenizer.from_dir(path).hash
-    for pattern, check in (("*.yaml", read_config), ("summary.json", _read_summary), ("metrics.csv", _read_metrics),
+    for pattern, check in (("*.yaml", read_config), ("summary.json", read_summary), ("metrics.csv", read_metrics),
                            ("*.jsonl", _check_lines), ("events.*", _check_events)):
         yield from ((path, check) for path in sorted(run.glob(pattern)))
 
@@ -208,27 +125,6 @@ def _check_folder(path: Path) -> None:
     folder = path.read_text(encoding="utf-8").strip()
     if not Path(folder).is_dir():
         raise MissingFileError(f"{path} names the folder {folder}, which does not exist")
-
-
-def _read_summary(path: Path) -> dict[str, Any]:
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(summary, dict) or not isinstance(summary.get("steps"), int):
-        raise ValueError("it is no summary of a run")
-    return summary
-
-
-def _read_metrics(path: Path) -> list[dict[str, str]]:
-    """Read metrics.csv; every cell is a number or empty, and every row ends with a line end."""
-    text = path.read_text(encoding="utf-8")
-    if text and not text.endswith("\n"):
-        raise ValueError("its last line is cut")
-    header, *rows = [*csv.reader(text.splitlines())] or [[]]
-    for number, row in enumerate(rows, start=2):
-        if len(row) != len(header):
-            raise ValueError(f"line {number} has {len(row)} cells, the header {len(header)}")
-        for cell in filter(None, row):
-            float(cell)
-    return [dict(zip(header, row, strict=True)) for row in rows]
 
 
 def _check_lines(path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,19 +27,23 @@ MODEL_PREFIX = "model."  # LanguageModule holds the TransformerLM under this nam
 
 
 class LoadedModel(NamedTuple):
-    """A trained model with its tokenizer, and the file and the optimizer step that it comes from."""
+    """A trained model with its tokenizer, and the file and the optimizer step that it comes from.
+
+    `prefix` holds the ids that stood in front of documents in training; None in checkpoints of earlier versions.
+    """
 
     model: TransformerLM
     tokenizer: Tokenizer
     path: Path
     step: int
+    prefix: list[int] | None = None
 
 
 def load_model(path: str | Path) -> LoadedModel:
     """Load the model and the tokenizer from a checkpoint of `fit`; the model is in evaluation mode on the CPU.
 
     Example:
-        >>> model, tokenizer, path, step = load_model("lightning_logs/version_0/checkpoints/best.ckpt")
+        >>> model, tokenizer, path, step, prefix = load_model("lightning_logs/version_0/checkpoints/best.ckpt")
 
     Raises:
         MissingFileError: there is no such file.
@@ -53,7 +58,7 @@ def load_model(path: str | Path) -> LoadedModel:
     check_shapes(weights, model.state_dict(), str(path))
     model.load_state_dict(weights)
     tokenizer = tokenizer_from_texts(own["tokenizer"], str(path))
-    return LoadedModel(model.eval(), tokenizer, Path(path), int(state["global_step"]))
+    return LoadedModel(model.eval(), tokenizer, Path(path), int(state["global_step"]), own.get("document_prefix"))
 
 
 def reserve_version(root: Path) -> int:
@@ -79,7 +84,49 @@ def reserve_version(root: Path) -> int:
         ) from error
 
 
-def create_run_dir(folder: Path) -> None:
+def reserve_continuation(run: Path) -> str:
+    """Create the next free directory for the continuation of a run, beside it, and return its name.
+
+    Example: `version_0` is continued as `version_0-continued`, `version_0-continued-2` and so on.
+
+    Raises:
+        UserError: nothing can be created there.
+    """
+    base = continued_name(run.name) or run.name
+    for number in count(1):
+        folder = run.with_name(f"{base}-continued" + (f"-{number}" if number > 1 else ""))
+        try:
+            folder.mkdir()
+            return folder.name
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(
+                f"a run directory cannot be made in {folder.parent} ({error.strerror}): give "
+                "--trainer.default_root_dir a folder that is writable"
+            ) from error
+    raise AssertionError
+
+
+def continued_name(name: str) -> str | None:
+    """Return the name of the run that a run of this name continues; None if the name says nothing of it."""
+    found = re.fullmatch(r"(.+)-continued(-\d+)?", name)
+    return found and found[1]
+
+
+def checked_name(name: str) -> str:
+    """Return the name of a run, which is that of a folder.
+
+    Raises:
+        UserError: it is no plain name.
+    """
+    if not re.fullmatch(r"[^/\\\0.][^/\\\0]{0,99}", name) or not name.isprintable():
+        raise UserError(f"the name of the run is {name!r}: give --name up to 100 characters without / and \\, of which "
+                        "the first is no full stop")
+    return name
+
+
+def create_run_dir(folder: Path, remedy: str = "give the logger another version, or none") -> None:
     """Create a run directory whose name the user chose.
 
     Raises:
@@ -90,7 +137,7 @@ def create_run_dir(folder: Path) -> None:
         folder.mkdir()
     except FileExistsError as error:
         raise UserError(
-            f"the run directory {folder} exists, and another run may be in it: give the logger another version, or none"
+            f"the run directory {folder} exists, and another run may be in it: {remedy}"
         ) from error
     except OSError as error:
         raise UserError(f"the run directory {folder} cannot be made ({error.strerror}): give the logger another "
@@ -178,7 +225,7 @@ def newest_intact(folder: Path, prefer: str) -> tuple[Path | None, list[Path]]:
 
     def rank(path: Path) -> tuple[bool, float, bool, bool]:
         """Return the sorting key: whether an earlier run left the file, then the later step, then the names."""
-        left = last in steps and steps[path] > steps[last] and path.stat().st_mtime_ns < last.stat().st_mtime_ns
+        left = last in steps and steps[path] > steps[last] and _time_of(path) < _time_of(last)
         return left, -steps[path], path.stem != prefer, path.stem == "best"
 
     damaged: list[Path] = []
@@ -187,6 +234,14 @@ def newest_intact(folder: Path, prefer: str) -> tuple[Path | None, list[Path]]:
             return path, damaged
         damaged.append(path)
     return None, damaged
+
+
+def _time_of(path: Path) -> int:
+    """Return when a file was written, in nanoseconds; 0 if it is gone, because a run that trains has replaced it."""
+    try:
+        return path.lstat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _step_of(path: Path) -> float:
@@ -203,8 +258,11 @@ def runs_newest_first(folder: Path) -> list[Path]:
 
     def trained(run: Path) -> int:
         """Return the time of the last training in nanoseconds."""
-        files = [*run.glob("events.*"), *run.glob("metrics.csv"), *checkpoint_folder(run).glob("*.ckpt")]
-        return max((file.lstat().st_mtime_ns for file in files), default=0)
+        try:
+            files = [*run.glob("events.*"), *run.glob("metrics.csv"), *checkpoint_folder(run).glob("*.ckpt")]
+        except OSError:  # the directory vanishes at this moment, or cannot be read
+            return 0
+        return max(map(_time_of, files), default=0)
 
     return sorted((path for path in folder.glob("*") if path.is_dir()), key=trained, reverse=True)
 

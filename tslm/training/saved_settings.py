@@ -24,6 +24,7 @@ Check = Callable[[object], bool]
 LARGEST = 2**63 - 1
 LARGEST_SIZE = 2**24  # of one dimension of the model
 LONGEST_TEXT, LONGEST_LIST = 1_000_000, 100_000
+LARGEST_CORPUS = 10_000_000  # stories, which take 5 GB and ten minutes
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
 
 
@@ -157,7 +158,7 @@ ALLOWED: dict[str, Check] = {
     "data.special_tokens": list_of(text),
     "data.pattern": optional(text),
     "data.num_workers": optional(whole(1, 1024)),
-    "data.toy_stories": whole(1),
+    "data.toy_stories": whole(1, LARGEST_CORPUS),
     "data.toy_seed": whole(-LARGEST),
     "data.prompts": optional(list_of(text)),
     "data.prompts_file": optional(path_to_read),
@@ -169,7 +170,7 @@ ALLOWED: dict[str, Check] = {
     "optimizer.eps": number(),
     "optimizer.weight_decay": number(),
     "optimizer.max_skipped": whole(1),
-    "generation.max_new_tokens": whole(),
+    "generation.max_new_tokens": whole(0, LONGEST_TEXT),
     "generation.temperature": number(),
     "generation.top_p": number(),
     "generation.top_k": optional(whole(1)),
@@ -182,8 +183,8 @@ FORMER: dict[str, Check] = {"model.micro_batch_size": optional(whole(1))}
 
 # The options that are left out, with their defaults. The value may name a class, a plugin or a place to write to,
 # make the command wait for other machines, or switch parts of Lightning off. A notice names those not at the default.
-# Three more options are never looked up: `config`, `ckpt_path`, and `data.tokenizer`, because a checkpoint holds the
-# tokenizer itself.
+# Five more options are never looked up: `config`, `ckpt_path`, `init_from`, `name`, and `data.tokenizer`, because a
+# checkpoint holds the tokenizer itself.
 NOT_TAKEN: dict[str, str | bool | int | None] = {
     "trainer.default_root_dir": ".",
     "trainer.callbacks": None,

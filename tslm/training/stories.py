@@ -14,7 +14,9 @@ from tslm.training.runs import find_checkpoint, load_model
 from tslm.training.settings import GenerationSettings
 
 
-def print_story(prompt: str, settings: GenerationSettings, ckpt_path: str | None = None) -> None:
+def print_story(
+    prompt: str, settings: GenerationSettings, ckpt_path: str | None = None, *, allow_special: bool = False
+) -> None:
     """Print a prompt and the model's continuation, token by token as it is generated.
 
     Args:
@@ -22,6 +24,7 @@ def print_story(prompt: str, settings: GenerationSettings, ckpt_path: str | None
         settings: how the tokens are drawn.
         ckpt_path: a checkpoint file, a run directory, or `last` or `best` of the newest run; unless given, the
             newest run's best, with a notice.
+        allow_special: whether special tokens are recognized in the prompt.
 
     Raises:
         MissingFileError: there is no such checkpoint.
@@ -31,10 +34,10 @@ def print_story(prompt: str, settings: GenerationSettings, ckpt_path: str | None
     path, notices = find_checkpoint(ckpt_path, prefer="best")
     for notice in notices:
         print(notice, flush=True)
-    model, tokenizer, *_ = load_model(path)
+    model, tokenizer, _, _, prefix = load_model(path)
     pieces = stream_text(
         model, tokenizer, prompt, settings.max_new_tokens, temperature=settings.temperature, top_p=settings.top_p,
-        top_k=settings.top_k, seed=settings.seed,
+        top_k=settings.top_k, seed=settings.seed, prefix=prefix, allow_special=allow_special,
     )
     first = next(pieces, "")  # raises the errors of the generation before anything is printed
     print(prompt + first, end="", flush=True)

@@ -14,7 +14,6 @@ from tslm.data.datamodule import TextDataModule
 from tslm.errors import UserError
 from tslm.generation import Completion
 from tslm.loops.lightning import StepCallback
-from tslm.tokenizer import END_OF_TEXT, Tokenizer
 from tslm.training.checkpoint import replace_atomically
 from tslm.training.checkpoint_callback import Checkpoints, run_dir
 from tslm.training.entropy_floor import FloorReport, measure_floor
@@ -80,12 +79,9 @@ class RunSummary(StepCallback):
             print(stopped_text(summary, trainer.max_steps), flush=True)
             return
         stories = [] if pl_module.tokenizer is None else pl_module.complete_prompts(
-            self.prompts_for(pl_module.tokenizer))
+            # From nothing, no story can begin.
+            [prompt for prompt in self.prompts if prompt or pl_module.document_prefix])
         print(summary_text(summary, floor, stories), flush=True)
-
-    def prompts_for(self, tokenizer: Tokenizer) -> list[str]:
-        """Omit the empty prompt if the tokenizer has no `<|endoftext|>` from which a story could begin."""
-        return [prompt for prompt in self.prompts if prompt or END_OF_TEXT in tokenizer.special_ids]
 
     def summarize(self, trainer: pl.Trainer, floor: FloorReport | None) -> dict[str, Any]:
         """Collect the run's figures; a figure that could not be measured is None.
@@ -117,6 +113,9 @@ class RunSummary(StepCallback):
             "best_step": checkpoints.best_step,
             "best_valid_loss": None if checkpoints.best_step is None else checkpoints.best_loss,
             "checkpoint": None if saved is None else str(saved),
+            "corpus": getattr(getattr(trainer, "datamodule", None), "train_name", None),
+            "continues": getattr(trainer, "continues", None),
+            "started_from": getattr(trainer.lightning_module, "run_config", {}).get("init_from"),
             "seconds": round(time.perf_counter() - self.started, 1),
         }
 

@@ -22,7 +22,7 @@ from tslm.training.malloc import keep_freed_memory
 from tslm.training.metrics import StepMetrics, run_loggers
 from tslm.training.module import LanguageModule
 from tslm.training.progress import StepProgress
-from tslm.training.runs import find_checkpoint
+from tslm.training.runs import checked_name, find_checkpoint
 from tslm.training.summary import RunSummary, StorySamples, is_finished
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true"]
@@ -48,6 +48,7 @@ class StepTrainer(pl.Trainer):
         logger: A logger or several; unless given, TensorBoard and metrics.csv; False for none.
         plugins: Lightning plugins.
         enable_progress_bar: Whether to show progress bars.
+        name: Name of the run directory; unless given, `version_N`, or of a resumed run its name and `-continued`.
         kwargs: Further arguments of Lightning's Trainer.
 
     Raises:
@@ -71,10 +72,12 @@ class StepTrainer(pl.Trainer):
         logger: pl.loggers.Logger | list[pl.loggers.Logger] | bool | None = None,
         plugins: Any = None,
         enable_progress_bar: bool = True,
+        name: str | None = None,
         **kwargs: Any,
     ) -> None:
         self._budget = partial(Budget.of, max_steps=max_steps, max_tokens=max_tokens)
         self._compile = compile
+        self.run_name = name if name is None else checked_name(name)
         accelerator = _accelerator(accelerator)
         if precision == "auto":
             precision = auto_precision(str(accelerator))

@@ -146,6 +146,7 @@ def test_an_edited_function_changes_the_public_result_and_warns_once(tmp_path, m
         return Tokenizer(*merge_pretokens({b" low": 5, b" lower": 2}, 262, []))
 
     before = use(path, tokenizer)
+    # `encode_block` calls `encode_pretokens`.
     names = ["encode_pretokens", "encode_block"] if function is bpe.encode_pretokens else [function.__name__]
     try:
         monkeypatch.setattr(function, "plain", edited)

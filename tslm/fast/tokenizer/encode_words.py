@@ -67,7 +67,7 @@ class WordEncoder:
         single = np.flatnonzero(counts == 1)
         ids = self._symbol_ids[symbols[np.cumsum(counts)[single] - 1]]
         self._single = {entries[n]: id_ for n, id_ in zip(single.tolist(), ids.tolist(), strict=True)}
-        self._single |= vocabulary.special_ids
+        self._single_or_special = {**self._single, **vocabulary.special_ids}
 
     @cached_property
     def seams(self) -> Seams:
@@ -98,7 +98,7 @@ class WordEncoder:
         """Return the joined ids of all words of a text, and how many each word has.
 
         Args:
-            text: words without gaps.
+            text: words and special tokens without gaps.
             bounds: the start of each word, and the end of the last one.
             frugal: whether to avoid batches, which take a megabyte.
 
@@ -109,7 +109,7 @@ class WordEncoder:
         # In a batch, merging takes less time than a look at each word.
         is_batch = not frugal and len(sizes) >= self._many
         looked_up = np.flatnonzero(np.isin(sizes, self._special_sizes)) if is_batch else np.arange(len(sizes))
-        known = self._special_ids if is_batch else self._single
+        known = self._special_ids if is_batch else self._single_or_special
         firsts = np.full(len(sizes), -1, np.int64)
         firsts[looked_up] = [
             known.get(text[start : start + size], -1)
@@ -275,7 +275,7 @@ def encode_pretokens(pretokens: Sequence[bytes], vocabulary: Vocabulary) -> list
 
 def _probes(key: object) -> list[Case]:
     words = [b" the", b"that", b"ate", b"then", b"123", b"aaaaaaaaab", "é".encode(), b"\n\n\n", b" ath", b"<|e|",
-             b" thea" * 9]
+             b"<|e|>", b" thea" * 9]
     return [Case((words, probe_vocabulary()))]
 
 

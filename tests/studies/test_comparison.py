@@ -1,0 +1,134 @@
+import json
+import shutil
+
+import pytest
+import yaml
+
+from tests.test_cli import TEXT, complaint, runs  # noqa: F401 (a fixture)
+from tslm.__main__ import main
+from tslm.studies.comparison import Curve, curve, differing_settings, measure, open_side
+
+
+@pytest.fixture(scope="module")
+def three(runs, tmp_path_factory, tiny):  # noqa: F811
+    """A folder with three runs: of two seeds, and of another learning rate."""
+    folder = tmp_path_factory.mktemp("compared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        often = ["--trainer.val_every_n_steps=2", "--trainer.log_every_n_steps=1"]
+        for name, options in [("one", []), ("two", ["--seed_everything=1", "--data.seed=1"]),
+                              ("fast", ["--optimizer.lr=0.02", "--optimizer.warmup_steps=0"])]:
+            assert main(["fit", "--config", TEXT, *tiny, *often, "--name", name, *options]) == 0
+    return folder
+
+
+@pytest.fixture
+def here(three, monkeypatch):
+    monkeypatch.chdir(three)
+    return three
+
+
+def test_two_runs_are_compared_by_their_names(here, capsys, tmp_path):
+    assert main(["compare", "one", "fast", "--plot", str(tmp_path / "curves.png")]) == 0
+    out = capsys.readouterr().out
+    assert "A   lightning_logs/one (best.ckpt, step " in out
+    lines = out.splitlines()
+    settings = lines[lines.index("Settings that differ:") + 1 : lines.index("", lines.index("Settings that differ:"))]
+    assert [line.split()[0] for line in settings] == ["optimizer.lr", "optimizer.warmup_steps", "name"]
+    assert settings[0].split()[1:] == ["A:", "0.002", "B:", "0.02"]
+    assert "step  A tokens  A seconds  A train  A valid  B tokens" in out
+    rows = [line.split() for line in lines if line.split() and line.split()[0].isdigit()]
+    assert [row[0] for row in rows][-1] == "4"
+    assert [rows[-1][n] for n in (1, 5)] == ["512", "512"]
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "Losses on documents held out of " in out
+    assert " documents, " in out
+    assert lines[-1].startswith(("B is better by ", "A is better by ", "No difference seen: "))
+    assert lines[-1].endswith("it knows nothing of other seeds)")
+
+
+def test_a_run_does_not_differ_from_itself(here, capsys):
+    shutil.copytree("lightning_logs/one", "lightning_logs/copy", dirs_exist_ok=True)
+    assert main(["compare", "one", "copy"]) == 0
+    out = capsys.readouterr().out
+    assert "Settings that differ:\n  none" in out
+    assert "No difference seen: the loss of A minus that of B is 0.0000 ± 0.0000 nats per token." in out
+    shutil.rmtree("lightning_logs/copy")
+
+
+def test_groups_of_seeds_are_compared(here, capsys):
+    assert main(["compare", "one", "two", "--to", "fast", "fast"]) == 0
+    out = capsys.readouterr().out
+    assert "A2  lightning_logs/two" in out
+    assert "\nOver seeds: " in out
+    assert main(["compare", "one", "--to", "fast"]) == 0
+    assert "Over seeds nothing can be said: give two runs or more on each side." in capsys.readouterr().out
+
+
+def test_losses_equal_those_of_validate_on_the_same_text(here, tmp_path, capsys):
+    sides = [open_side("one"), open_side("fast")]
+    losses = measure(sides, None, 10**9)
+    assert main(["validate", "--ckpt_path", str(sides[0].loaded.path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    valid = float(next(line.split()[1] for line in lines if line.startswith("valid_loss")))
+    # Here each document is scored from its beginning, there in windows that start anywhere.
+    assert losses.means[0] == pytest.approx(valid, abs=0.02)
+    assert losses.difference([0], [1]).mean == pytest.approx(losses.means[0] - losses.means[1])
+    (tmp_path / "other.txt").write_text("Once upon a time there was a cat.\n" * 40)
+    other = measure(sides, [str(tmp_path / "other.txt")], 10**9)
+    assert other.text.startswith(f"{tmp_path}/other.txt: ")
+    assert other.means != losses.means
+
+
+def test_runs_with_other_tokenizers_are_compared_per_byte(here, tiny, capsys):
+    options = [option for option in tiny if "vocab_size" not in option]
+    assert main(["fit", "--config", TEXT, *options, "--data.vocab_size=280", "--name", "small"]) == 0
+    capsys.readouterr()
+    assert main(["compare", "one", "small"]) == 0
+    out = capsys.readouterr().out
+    assert "bytes (the tokenizers differ)" in out
+    assert "nats per byte" in out.splitlines()[-1]
+    shutil.rmtree("lightning_logs/small")
+
+
+def test_curves_count_the_seconds_of_training(here):
+    side = open_side("one")
+    steps, tokens, seconds, losses = curve(side, "train/loss")
+    assert (steps, tokens) == ([1, 2, 3, 4], [128, 256, 384, 512])
+    assert seconds == sorted(seconds)
+    assert len(losses) == 4
+    assert curve(side._replace(metrics=[]), "train/loss") == Curve([], [], [], [])
+    config = yaml.safe_load((here / "lightning_logs/one/config.yaml").read_text())
+    assert side.settings["optimizer.lr"] == config["optimizer"]["lr"]
+    assert differing_settings([side, side]) == []
+
+
+def test_mistakes_in_a_comparison_are_sentences(here, tmp_path, capsys):
+    shutil.copytree("lightning_logs/one", tmp_path / "broken")
+    (tmp_path / "broken" / "metrics.csv").write_text("step,loss\n1")
+    for options, sentence in [
+        (["one"], "one run alone is named"),
+        (["one", "nothing"], "nothing"),
+        (["one", "two", "--max_documents=0"], "max_documents is 0: give at least 1"),
+        (["one", "two", "--input", "nowhere.txt"], "nowhere.txt does not exist"),
+        (["one", "two", "--plot", "."], "is a folder"),
+        (["one", str(tmp_path / "broken")], "broken has a damaged file"),
+    ]:
+        assert main(["compare", *options]) == 2
+        assert sentence in complaint(capsys)
+
+
+def test_a_text_that_is_elsewhere_is_named(here, tmp_path, monkeypatch, capsys):
+    moved = tmp_path / "moved"
+    shutil.copytree("lightning_logs/one", moved)
+    import torch
+
+    for path in (moved / "checkpoints").glob("*.ckpt"):
+        state = torch.load(path, weights_only=True)
+        state["tslm"]["config"]["data"]["train_files"] = ["elsewhere.txt"]
+        path.unlink()
+        torch.save(state, path)
+    assert main(["compare", str(moved), "two"]) == 2
+    assert "elsewhere.txt does not exist" in (said := complaint(capsys))
+    assert said.endswith("or give another text with --input")
+    assert json.loads((moved / "summary.json").read_text())["steps"] == 4
