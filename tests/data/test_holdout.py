@@ -102,3 +102,10 @@ def test_the_end_of_a_single_document_is_held_out_with_a_notice(tmp_path, text, 
 def test_nothing_to_hold_out_is_an_error(tmp_path, name, text):
     with pytest.raises(UserError, match=r"is a single document of .* which leaves nothing to hold out"):
         hold_out(write(tmp_path, {name: text}), SEPARATOR, **SIZES)
+
+
+def test_copies_of_one_document_are_not_called_a_single_document(tmp_path):
+    (span,) = write(tmp_path, {"a.txt": "the same story<|e|>\n" * 400})
+    _, valid, notice = hold_out([span], SEPARATOR, **SIZES)
+    assert len(valid) == 1
+    assert "a.txt repeats or dwarfs all other documents, so its end is held out" in notice

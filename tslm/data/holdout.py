@@ -25,7 +25,7 @@ def hold_out(
     The rule: documents are ordered by a hash of their bytes, and the first ones are held out until they have `share` of
     all bytes, but at most `most` and at least `least`. So they are spread over the whole input, they do not depend on
     the order of the files, and copies of a document stay on one side. A document of more than half of all bytes is
-    never held out. If no document can be, because there is only one, the end of the last text is held out.
+    never held out. If no document can be, as where there is only one, the end of the last text is held out.
 
     Args:
         spans: the texts.
@@ -64,9 +64,9 @@ def hold_out(
     chosen = np.isin(group, possible[:number])
     if not chosen.any():
         first, last = _split_end(spans[-1], share, most)
+        what = "is a single document" if len(owners) == 1 else "repeats or dwarfs all other documents"
         return [*spans[:-1], first], [last], (
-            f"{spans[-1].label} is a single document, so its end is held out for validation: "
-            f"{last.stop - last.start:,} bytes."
+            f"{spans[-1].label} {what}, so its end is held out for validation: {last.stop - last.start:,} bytes."
         )
     # Documents of one side that follow each other in one file are one span.
     begins = np.flatnonzero(is_new | np.append(True, np.diff(chosen) != 0)).tolist()
