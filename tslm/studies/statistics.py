@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -81,6 +82,7 @@ def group_interval(first: Values, second: Values) -> Interval:
     return Interval(mean, student_quantile(freedom) * math.sqrt(sum(errors)))
 
 
+@lru_cache(1024)
 def student_quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
     """Return the t with which Student's distribution has `confidence` of its mass in -t … t.
 
@@ -92,7 +94,7 @@ def student_quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
     low, high = 0.0, 1.0
     while 1 - _incomplete_beta(freedom / 2, 0.5, freedom / (freedom + high * high)) < confidence:
         high *= 2
-    for _ in range(60):
+    for _ in range(45):
         middle = (low + high) / 2
         mass = 1 - _incomplete_beta(freedom / 2, 0.5, freedom / (freedom + middle * middle))
         low, high = (middle, high) if mass < confidence else (low, middle)
@@ -100,15 +102,21 @@ def student_quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
 
 
 def _incomplete_beta(a: float, b: float, x: float) -> float:
-    """Return I_x(a, b) by its continued fraction (Abramowitz and Stegun 26.5.8), evaluated from the end."""
+    """Return I_x(a, b) by its continued fraction (Abramowitz and Stegun 26.5.8), with the method of Lentz (1976)."""
     if x in (0.0, 1.0):
         return x
     if x > (a + 1) / (a + b + 2):
         return 1 - _incomplete_beta(b, a, 1 - x)  # where the fraction converges fast
-    value = 1.0
-    for m in range(300, 0, -1):
-        odd = -(a + m - 1) * (a + b + m - 1) * x / ((a + 2 * m - 2) * (a + 2 * m - 1))
-        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        value = 1 + odd / (1 + even / value)
-    logarithm = (math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
+    value = ratio = 1.0
+    inverse = 0.0
+    for term in range(1, 20_000):
+        m, is_odd = divmod(term, 2)
+        step = (-(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)) if is_odd
+                else m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)))
+        inverse = 1 / (1 + step * inverse)
+        ratio = 1 + step / ratio
+        value *= ratio * inverse
+        if abs(ratio * inverse - 1) < 1e-13:
+            break
+    logarithm = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
     return math.exp(logarithm) / (a * value)
