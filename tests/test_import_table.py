@@ -13,8 +13,8 @@ ANYTHING = {"fast", "tokenizer", "model", "generation", "objective", "optim", "d
             "studies", "commands", "cli", ""}
 
 # room: (rooms it may import from besides itself, third parties). "" is the package itself, `import tslm`.
-# zstandard and pyarrow read what people bring. tqdm and filelock stand in DESIGN.md under "Dependencies": progress
-# bars, and the lock under which data is prepared.
+# zstandard and pyarrow read compressed files and Parquet. DESIGN.md lists tqdm and filelock under "Dependencies": they
+# show progress, and lock the folder in which data is prepared.
 TABLE = {
     "fast": (set(), {"numpy", "regex", "torch", "triton"}),
     "tokenizer": ({"fast"}, {"numpy", "regex", "tqdm", "zstandard", "pyarrow"}),

@@ -55,7 +55,7 @@ def test_a_prompt_has_the_ids_that_it_has_inside_a_corpus(prompt):
 def test_without_a_start_token_the_prompt_stands_alone_and_may_not_be_empty():
     plain = Tokenizer(BYTES, [])
     assert encode_prompt(plain, "ab") == [97, 98]
-    with pytest.raises(ValueError, match="the prompt is empty, and nothing stood in front of the texts"):
+    with pytest.raises(ValueError, match="the prompt is empty, and nothing preceded the texts"):
         encode_prompt(plain, "")
 
 

@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 
@@ -56,10 +57,13 @@ def test_a_folder_gives_its_files_in_the_order_of_their_names(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", ' \n{"text": "a"}'])
-def test_json_is_named(tmp_path, text):
+def test_json_is_named_also_where_it_is_compressed(tmp_path, text):
     write(tmp_path, a_json=text)
     with pytest.raises(UserError, match=r"a\.json is (a JSON array|JSON);"):
         Corpus(tmp_path / "a.json")
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(text.encode()))
+    with pytest.raises(UserError, match=r"a\.json\.gz is (a JSON array|JSON);"):
+        Corpus(tmp_path / "a.json.gz")
 
 
 def test_a_byte_order_mark_is_dropped_with_a_notice(tmp_path):

@@ -82,7 +82,7 @@ def document_starts(dataset: TokenIds, separator: int, *, chunk_size: int = 2**2
 def document_prefix(
     dataset: TokenIds, separator: int | None, vocab: Mapping[int, bytes], *, sample: int = 2**24, longest: int = 8
 ) -> list[int]:
-    r"""Return the ids that stand in front of most documents: the separator, and white space that follows it.
+    r"""Return the ids that precede most documents: the separator, and white space that follows it.
 
     A model is asked to begin or continue a document as it was trained. The rule: after the separator, take the most
     frequent next token as long as it is white space and follows in more than half of the documents.
@@ -99,12 +99,12 @@ def document_prefix(
     Returns:
         The ids; none if there is no separator.
     """
+    if separator is None:
+        return []
     following = np.flatnonzero(np.asarray(dataset[:sample]) == separator) + 1
     number = len(following)
-    if separator is None or not number:
-        return []
-    prefix = [separator]
-    while len(prefix) < longest:
+    prefix = [separator] if number else []
+    while number and len(prefix) < longest:
         following = following[following < len(dataset)]
         tokens, counts = np.unique(dataset[following], return_counts=True)
         if not len(tokens) or 2 * counts.max() <= number:

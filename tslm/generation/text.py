@@ -46,7 +46,7 @@ def complete(model: TransformerLM, tokenizer: Tokenizer, prompts: Iterable[str],
         top_k: number of tokens kept.
         seed: fixes the random numbers of the whole call; None takes torch's global generator.
         batch_size: prompts that run together.
-        prefix: the ids that stood in front of documents in training; None for `default_prefix`.
+        prefix: the ids that preceded documents in training; None for `default_prefix`.
         allow_special: whether special tokens are recognized in prompts; else their spelling is text.
 
     Returns:
@@ -101,30 +101,30 @@ def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
 def encode_prompt(
     tokenizer: Tokenizer, prompt: str, prefix: Sequence[int] | None = None, allow_special: bool = False
 ) -> list[int]:
-    """Return the ids of a prompt, after those that stood in front of documents in training.
+    """Return the ids of a prompt, after those that preceded documents in training.
 
     A prompt that starts with the first special token is taken as it is, if special tokens are recognized.
 
     Args:
         tokenizer: the tokenizer.
         prompt: the beginning of a text; an empty one asks for a text from its beginning.
-        prefix: the ids that stood in front of documents; None for `default_prefix`.
+        prefix: the ids that preceded documents; None for `default_prefix`.
         allow_special: whether special tokens are recognized in the prompt; else their spelling is text.
 
     Raises:
-        UserError: there are no ids, because the prompt is empty and nothing stood in front of documents.
+        UserError: there are no ids, because the prompt is empty and nothing preceded documents.
     """
     ids = tokenizer.encode(prompt, allow_special=allow_special)
     if not (allow_special and ids and ids[0] == tokenizer.separator):
         ids = [*(default_prefix(tokenizer) if prefix is None else prefix), *ids]
     if not ids:
-        raise UserError("the prompt is empty, and nothing stood in front of the texts that the model was trained on, "
+        raise UserError("the prompt is empty, and nothing preceded the texts that the model was trained on, "
                         "so it cannot begin a text: give at least one character")
     return ids
 
 
 def default_prefix(tokenizer: Tokenizer) -> list[int]:
-    r"""Return what stands in front of documents in the embedded corpus and in TinyStories.
+    r"""Return what precedes documents in the embedded corpus and in TinyStories.
 
     Their files hold `The end.\n<|endoftext|>\nOnce upon a time`, so it is the separator and a line break.
     """

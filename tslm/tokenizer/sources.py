@@ -23,7 +23,6 @@ _BOM = codecs.BOM_UTF8
 _CHUNK = 1 << 20
 _KNOWN = f"{', '.join(_KNOWN_ENDINGS)}, each also with {', '.join(PACKINGS)}"
 
-
 PathLike: TypeAlias = str | os.PathLike[str]
 
 
@@ -124,6 +123,7 @@ def find_spans(
                 continue
             check_kind(path)
             copy, replaced = plain(path)
+            check_no_json(copy, path)
             span = Span(copy, 0, os.path.getsize(copy), field=text_field, name=None if copy == path else str(path))
             if replaced:
                 notices.append(f"{path}: {replaced:,} bytes or characters that are not UTF-8 were replaced by U+FFFD.")
@@ -138,24 +138,36 @@ def find_spans(
 
 
 def check_kind(path: PathLike) -> None:
-    """Check that a file is a regular file, not empty, and no JSON value in a `.json` file.
+    """Check that a file is a regular file and not empty.
 
     Raises:
-        UserError: it is one of these.
+        UserError: it is neither.
     """
-    name = _without_packing(path)
     if not os.path.isfile(path):
         raise UserError(f"{path} is no regular file; name a text file")
     if os.path.getsize(path) == 0:
         raise UserError(f"{path} is empty; give a file that holds text")
-    if name.endswith(".json"):
-        with open(path, "rb") as file:
-            first = file.read(1 << 10).removeprefix(_BOM).lstrip()[:1]
-        if first == b"[":
-            raise UserError(f"{path} is a JSON array; write one object a line into a .jsonl file, for example with "
-                            f"`jq -c '.[]' {path}`")
-        if first == b"{":
-            raise UserError(f"{path} is JSON; if each line holds an object, rename it to end in .jsonl")
+
+
+def check_no_json(copy: PathLike, path: PathLike) -> None:
+    """Check that a `.json` file does not begin as a JSON array or object does.
+
+    Args:
+        copy: the file in plain form.
+        path: the file as the user names it.
+
+    Raises:
+        UserError: it does.
+    """
+    if not os.fspath(copy).lower().endswith(".json"):
+        return
+    with open(copy, "rb") as file:
+        first = file.read(1 << 10).removeprefix(_BOM).lstrip()[:1]
+    if first == b"[":
+        raise UserError(f"{path} is a JSON array; write one object a line into a .jsonl file, for example with "
+                        "`jq -c '.[]'`")
+    if first == b"{":
+        raise UserError(f"{path} is JSON; if each line holds an object, rename it to end in .jsonl")
 
 
 def checked_span(span: Span) -> Span:

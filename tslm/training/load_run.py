@@ -24,7 +24,7 @@ class Run:
         config: the settings of the training, by their dotted names, such as `optimizer.lr`.
         step: the optimizer steps that the model was trained for.
         summary: the content of `summary.json`; empty if the run has none.
-        prefix: the ids that stood in front of documents in training; None if the checkpoint does not say.
+        prefix: the ids that preceded documents in training; None if the checkpoint does not say.
         path: the checkpoint.
     """
 

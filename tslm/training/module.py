@@ -89,7 +89,7 @@ class LanguageModule(pl.LightningModule):
         self.tokenizer: Tokenizer | None = None
         self.separator: int | None = None  # attention is masked across this token; set by the data module
         self.micro_batch_size: int | None = None  # windows that validation computes at a time; set by the data module
-        self.document_prefix: list[int] | None = None  # what stands in front of documents; set by the data module
+        self.document_prefix: list[int] | None = None  # the ids that precede documents; set by the data module
         self.fingerprints: dict[str, str] = {}  # of texts and tokenizer; set by the data module
         self.allow_changed_text = False  # on resuming; set by the data module
         self.tokens_seen: int | None = None  # by a run that is resumed; read by the data module

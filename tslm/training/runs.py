@@ -29,7 +29,7 @@ MODEL_PREFIX = "model."  # LanguageModule holds the TransformerLM under this nam
 class LoadedModel(NamedTuple):
     """A trained model with its tokenizer, and the file and the optimizer step that it comes from.
 
-    `prefix` holds the ids that stood in front of documents in training; None in checkpoints of earlier versions.
+    `prefix` holds the ids that preceded documents in training; None in checkpoints of earlier versions.
     """
 
     model: TransformerLM

@@ -26,8 +26,8 @@ class Scores(NamedTuple):
     """The tokens of a text, and the natural logarithms of their probabilities.
 
     Attributes:
-        ids: the ids of the tokens. If nothing stands in front of the text, its first token is left out.
-        log_probs: log p(token | what stands in front of it), one for each id.
+        ids: the ids of the tokens. If nothing precedes the text, its first token is left out.
+        log_probs: log p(token | all that precedes it), one for each id.
         num_bytes: the bytes of these tokens.
     """
 
@@ -68,7 +68,7 @@ def score(
         model: the language model.
         tokenizer: the tokenizer that it was trained with.
         text: the text.
-        prefix: the ids that stood in front of documents in training; None for `generation.text.default_prefix`.
+        prefix: the ids that preceded documents in training; None for `generation.text.default_prefix`.
         allow_special: whether special tokens are recognized in the text; else their spelling is text.
 
     Raises:
