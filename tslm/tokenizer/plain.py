@@ -17,6 +17,7 @@ from tqdm import tqdm
 from tslm.errors import UserError
 from tslm.files import atomic_write, check_unchanged, file_stamp
 from tslm.tokenizer.sources import PACKINGS, PARQUET, PathLike, is_jsonl
+from tslm.tokenizer.surrogates import repair_surrogates
 
 Errors: TypeAlias = Literal["strict", "replace"]
 
@@ -159,8 +160,3 @@ def _clean_record(line: str, text_field: str) -> tuple[str, int]:
         return line, 0
     lone = repaired.count(_REPLACEMENT) - text.count(_REPLACEMENT)
     return json.dumps({text_field: repaired}, ensure_ascii=False) + "\n", lone
-
-
-def repair_surrogates(text: str) -> str:
-    """Join pairs of surrogates to their character, and replace lone surrogates by U+FFFD."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -18,6 +18,7 @@ from tslm.tokenizer.chunking import Block, overlapping_blocks
 from tslm.tokenizer.joining import join_blocks
 from tslm.tokenizer.jsonl import DOCUMENT_END
 from tslm.tokenizer.pretokenize import GPT2, compiled, encode_specials, find_pretokens
+from tslm.tokenizer.surrogates import to_utf8, utf8_pieces
 
 END_OF_TEXT = "<|endoftext|>"  # the separator between documents in GPT-2's data and in TinyStories
 
@@ -205,7 +206,7 @@ class Tokenizer:
             except KeyError as error:
                 raise _missing_token(error.args[0]) from None
             except UnicodeEncodeError:  # surrogates
-                return self._encode_pretokens(find_pretokens(_to_utf8("".join(pretokens)).decode(), self.pattern))
+                return self._encode_pretokens(find_pretokens(to_utf8("".join(pretokens)).decode(), self.pattern))
             for ids, tokens in zip(new.values(), encoded, strict=True):
                 ids += tokens
             if len(known) + len(new) > _CACHED_PRETOKENS:
@@ -229,7 +230,7 @@ class Tokenizer:
             UserError: a part holds a lone surrogate, or a byte that the vocabulary lacks.
         """
         blocks = overlapping_blocks(
-            _pieces(iterable), self._special_bytes if allow_special else [], _STREAM_BYTES, first=64,
+            utf8_pieces(iterable), self._special_bytes if allow_special else [], _STREAM_BYTES, first=64,
             overlap=_STREAM_OVERLAP, pattern=self.pattern,
         )
         return chain.from_iterable(ids.tolist() for ids in self.encode_blocks(blocks, allow_special=allow_special))
@@ -305,34 +306,6 @@ def _restore(hash_: str, pickled: bytes) -> Tokenizer:
         *parts, pattern = pickle.loads(pickled)
         _restored[hash_] = Tokenizer(*parts, pattern=pattern)
     return _restored[hash_]
-
-
-def _pieces(parts: Iterable[str]) -> Iterator[bytes]:
-    """Yield the parts of a text in UTF-8; one that ends with half of a pair of surrogates waits for the next."""
-    waiting = ""
-    for part in parts:
-        text = waiting + part
-        waiting = text if "\ud800" <= text[-1:] <= "\udbff" else ""
-        if not waiting:
-            yield _to_utf8(text)
-    if waiting:
-        yield _to_utf8(waiting)
-
-
-def _to_utf8(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        pass
-    try:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le").encode()  # joins pairs of surrogates
-    except UnicodeDecodeError:
-        error = re.search("[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]", text)
-        assert error is not None
-        raise UserError(
-            f"the text holds the lone surrogate U+{ord(error.group()):04X} at position {error.start()}, which UTF-8 "
-            "cannot express; read it with the right encoding or replace that character"
-        ) from None
 
 
 def _missing_token(token: bytes) -> UserError:
