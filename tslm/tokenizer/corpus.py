@@ -307,7 +307,8 @@ def check_utf8(piece: bytes, name: str, offset: int) -> None:
     except UnicodeDecodeError as error:
         raise UserError(
             f"{name} is not UTF-8: byte 0x{piece[error.start]:02x} at offset {offset + error.start}; convert the file, "
-            "for example with `iconv -f latin1 -t utf-8`, or replace its bad bytes by U+FFFD (option `errors replace`)"
+            "for example with `iconv -f latin1 -t utf-8`, or replace its bad bytes by U+FFFD with --data.errors "
+            "replace (--errors replace in `tokenize` and the like)"
         ) from None
 
 

@@ -66,7 +66,8 @@ def _text_of(line: bytes, field: str) -> bytes:
     except UnicodeDecodeError as error:
         raise ValueError(
             f"is not UTF-8: byte 0x{line[error.start]:02x} at place {error.start + 1} of the line; convert the file, "
-            "for example with `iconv -f latin1 -t utf-8`, or replace its bad bytes by U+FFFD (option `errors replace`)"
+            "for example with `iconv -f latin1 -t utf-8`, or replace its bad bytes by U+FFFD with --data.errors "
+            "replace (--errors replace in `tokenize` and the like)"
         ) from None
     except json.JSONDecodeError as error:
         raise ValueError(f"is not JSON: {error.msg} at character {error.pos + 1}; {_form(field)}") from None
@@ -77,7 +78,8 @@ def _text_of(line: bytes, field: str) -> bytes:
     if field not in record:
         fields = ", ".join(map(repr, list(record)[:5])) or "no field at all"
         raise ValueError(
-            f'has no field "{field}" but {fields}; {_form(field)}, or name another with the option `text_field`'
+            f'has no field "{field}" but {fields}; {_form(field)}, or name another with --data.text_field (--text_field '
+            "in `tokenize`)"
         )
     text = record[field]
     if not isinstance(text, str):
@@ -87,7 +89,7 @@ def _text_of(line: bytes, field: str) -> bytes:
     except UnicodeEncodeError as error:
         raise ValueError(
             f"holds the lone surrogate U+{ord(text[error.start]):04X}, which UTF-8 cannot express; write the "
-            "pair of escapes that it is one half of, or replace it by U+FFFD (option `errors replace`)"
+            "pair of escapes that it is one half of, or replace it with --data.errors replace (--errors in `tokenize`)"
         ) from None
 
 
