@@ -78,8 +78,8 @@ def _text_of(line: bytes, field: str) -> bytes:
     if field not in record:
         fields = ", ".join(map(repr, list(record)[:5])) or "no field at all"
         raise ValueError(
-            f'has no field "{field}" but {fields}; {_form(field)}, or name another with --data.text_field (--text_field '
-            "in `tokenize`)"
+            f'has no field "{field}" but {fields}; {_form(field)}, or name another with --data.text_field '
+            "(--text_field in `tokenize`)"
         )
     text = record[field]
     if not isinstance(text, str):
