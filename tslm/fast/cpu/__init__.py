@@ -1,5 +1,5 @@
 """Substitutes for a CPU, in C. build.py compiles the C files at their first use.
 
 For training, kernels.py wraps attention.c and norm_swiglu_loss.c. For generation, decoder.py wraps decode.c, and
-sampling.py wraps sampling.c. All C files include simd.h.
+sampling.py wraps sampling.c. These include simd.h. For the tokenizer, merge.py wraps merge.c, without torch.
 """

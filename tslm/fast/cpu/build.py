@@ -19,20 +19,22 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from tslm.fast.door import UnavailableError
 from tslm.files import atomic_write, remove_leftovers
 
-HEADER = Path(__file__).with_name("simd.h")  # included by every source
+if TYPE_CHECKING:  # the tokenizer loads its library without torch
+    import torch
+
+HEADER = Path(__file__).with_name("simd.h")  # included by the sources
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
 _TIMEOUT = 120  # seconds, for a compiler that hangs; compiling takes about one
 
 
 @functools.cache
-def load(sources: tuple[Path, ...], dtype: torch.dtype) -> ctypes.CDLL:
-    """Return the library of some C files, compiled for activations in `dtype`, float32 or bfloat16.
+def load(sources: tuple[Path, ...], dtype: torch.dtype | None = None) -> ctypes.CDLL:
+    """Return the library of some C files, compiled for activations in `dtype`, float32 or bfloat16; None without any.
 
     Raises:
         UnavailableError: the library cannot be compiled or loaded on this machine; the message says why.
@@ -43,7 +45,7 @@ def load(sources: tuple[Path, ...], dtype: torch.dtype) -> ctypes.CDLL:
         raise UnavailableError(f"the C kernels are missing ({error})") from error
 
 
-def build(sources: tuple[Path, ...], dtype: torch.dtype) -> Path:
+def build(sources: tuple[Path, ...], dtype: torch.dtype | None = None) -> Path:
     """Compile the sources unless an intact library exists, and return its path.
 
     The environment variable `CC` names the compiler (default `cc`), and `XDG_CACHE_HOME` the cache folder (default
@@ -61,7 +63,7 @@ def build(sources: tuple[Path, ...], dtype: torch.dtype) -> Path:
         raise UnavailableError(f"CC is {os.environ['CC']!r}, which is no command line ({error})") from error
     if shutil.which(compiler[0]) is None:
         raise UnavailableError(f"no C compiler: {compiler[0]} is not found; install one, or name one in CC")
-    flags = [*FLAGS, *(["-DBFLOAT16"] if dtype == torch.bfloat16 else [])]
+    flags = [*FLAGS, *(["-DBFLOAT16"] if str(dtype) == "torch.bfloat16" else [])]
     path = _private(_folder()) / f"kernel-{_key(sources, compiler, flags)}.so"
     digest_path = path.with_suffix(".sha256")
     if not _is_intact(path, digest_path):

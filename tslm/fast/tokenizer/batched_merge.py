@@ -34,38 +34,39 @@ class PairRanks:
 
     Attributes:
         never: the rank of a pair that is not merged; larger than all others.
+        base, cells, ranks, shift, mask: the table, for the form in C.
     """
 
     def __init__(self, left: Symbols, right: Symbols, ranks: Symbols, base: int) -> None:
         self.never = int(ranks.max(initial=-1)) + 1
-        self._base = np.uint64(base)
+        self.base = np.uint64(base)
         bits = (8 * len(ranks) + 1).bit_length()  # at most an eighth of the slots is occupied: probing twice is rare
-        self._shift, self._mask = np.uint64(64 - bits), np.int64((1 << bits) - 1)
-        self._cells: Keys = np.full(1 << bits, _FREE)
-        self._ranks = np.full(1 << bits, self.never, np.int64)
+        self.shift, self.mask = np.uint64(64 - bits), np.int64((1 << bits) - 1)
+        self.cells: Keys = np.full(1 << bits, _FREE)
+        self.ranks = np.full(1 << bits, self.never, np.int64)
         keys, slots = self._hash(left, right)
         while len(keys):
-            free = self._cells[slots] == _FREE
-            self._cells[slots[free]] = keys[free]  # the last of several keys for one slot remains
-            stored = self._cells[slots] == keys
-            self._ranks[slots[stored]] = ranks[stored]
-            keys, slots, ranks = keys[~stored], (slots[~stored] + 1) & self._mask, ranks[~stored]
+            free = self.cells[slots] == _FREE
+            self.cells[slots[free]] = keys[free]  # the last of several keys for one slot remains
+            stored = self.cells[slots] == keys
+            self.ranks[slots[stored]] = ranks[stored]
+            keys, slots, ranks = keys[~stored], (slots[~stored] + 1) & self.mask, ranks[~stored]
 
     def _hash(self, left: Symbols, right: Symbols) -> tuple[Keys, Symbols]:
-        keys = left.view(np.uint64) * self._base + right.view(np.uint64)
-        return keys, (keys * _MULTIPLIER >> self._shift).view(np.int64)
+        keys = left.view(np.uint64) * self.base + right.view(np.uint64)
+        return keys, (keys * _MULTIPLIER >> self.shift).view(np.int64)
 
     def find(self, left: Symbols, right: Symbols) -> Symbols:
         """Return the rank of each pair, `never` if it is not merged."""
         keys, slots = self._hash(left, right)
-        cells = self._cells.take(slots)
-        ranks = np.where(cells == keys, self._ranks.take(slots), self.never)
+        cells = self.cells.take(slots)
+        ranks = np.where(cells == keys, self.ranks.take(slots), self.never)
         rest = np.flatnonzero((cells != keys) & (cells != _FREE))
         while len(rest):
-            slots[rest] = (slots[rest] + 1) & self._mask
-            cells = self._cells[slots[rest]]
+            slots[rest] = (slots[rest] + 1) & self.mask
+            cells = self.cells[slots[rest]]
             found = cells == keys[rest]
-            ranks[rest[found]] = self._ranks[slots[rest[found]]]
+            ranks[rest[found]] = self.ranks[slots[rest[found]]]
             rest = rest[~found & (cells != _FREE)]
         return ranks
 

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from tslm.fast.door import Case, Substitute
-from tslm.fast.tokenizer.encode_words import Ids, Part, WordEncoder, in_order, word_encoder
+from tslm.fast.tokenizer.encode_words import Ids, WordEncoder, word_encoder
 from tslm.fast.tokenizer.hash_tables import keep_freed_memory
 from tslm.fast.tokenizer.probes import PROBE_TEXTS, Vocabulary, example_vocabulary, example_words, probe_vocabulary
 from tslm.fast.tokenizer.scanner import Positions, pretoken_bounds, special_pattern
@@ -66,7 +66,7 @@ class BlockEncoder:
             try:
                 if self._segments is not None and bounds is not None:
                     return self._segments.lookup(block, bounds)[0]
-                return self._lookup(block, pretoken_bounds(block, self._specials))[0]
+                return self._pretokens.lookup(block, pretoken_bounds(block, self._specials))[0]
             except KeyError:
                 bounds = pretoken_bounds(block, self._specials)
                 words = [block[start:stop] for start, stop in pairwise(bounds.tolist())]
@@ -76,48 +76,8 @@ class BlockEncoder:
     def _encode_segments(self, text: bytes, bounds: Positions) -> tuple[Ids, Positions]:
         """Return the joined ids of segments, and how many each has."""
         pretokens = pretoken_bounds(text, self._within_segments)
-        ids, counts = self._lookup(text, pretokens)
+        ids, counts = self._pretokens.lookup(text, pretokens)
         return ids, np.add.reduceat(counts, np.searchsorted(pretokens, bounds[:-1]))
-
-    def _lookup(self, text: bytes, bounds: Positions) -> tuple[Ids, Positions]:
-        """Return the joined ids of the pre-tokens that fill a text, and how many each has.
-
-        In scripts without spaces the parts of pre-tokens are looked up (see `seams`).
-        """
-        if self._segments is None or text.isascii() or not self._words.seams.is_usable:
-            return self._pretokens.lookup(text, bounds)
-        return self._lookup_parts(text, bounds, self._words.seams.cut(text, bounds))
-
-    def _lookup_parts(self, text: bytes, bounds: Positions, parts: Positions) -> tuple[Ids, Positions]:
-        """Look up the parts of pre-tokens. Pre-tokens with wrong cuts are looked up again without these."""
-        ids, part_counts = self._pretokens.lookup(text, parts)
-        if len(parts) == len(bounds):
-            return ids, part_counts
-        first_parts = np.searchsorted(parts, bounds)
-        counts = np.add.reduceat(part_counts, first_parts[:-1])
-        keeps = np.ones(len(parts) - 1, np.bool_)  # whether a part begins at a cut, and later whether that is right
-        keeps[first_parts[:-1]] = False
-        cuts = np.flatnonzero(keeps)
-        after = (np.cumsum(part_counts) - part_counts)[cuts]
-        symbol_of = self._words.seams.symbol_of
-        wrong = cuts[self._words.seams.wrong(symbol_of[ids[after - 1]], symbol_of[ids[after]])]
-        if not len(wrong):
-            return ids, counts
-        keeps[:], keeps[wrong] = True, False
-        pretoken_of = np.repeat(np.arange(len(counts)), np.diff(first_parts))
-        is_wrong = np.zeros(len(counts), np.bool_)
-        is_wrong[pretoken_of[wrong]] = True
-        sizes = np.diff(bounds)
-        removed = np.cumsum(np.where(is_wrong, 0, sizes))  # bytes up to a pre-token that are not looked up again
-        kept = np.flatnonzero(keeps & is_wrong[pretoken_of])
-        again = np.flatnonzero(is_wrong)
-        fixed = self._lookup_parts(
-            np.frombuffer(text, np.uint8)[np.repeat(is_wrong, sizes)].tobytes(),
-            np.append(0, np.cumsum(sizes[again])),
-            np.append(parts[kept] - removed[pretoken_of[kept]], sizes[again].sum()),
-        )
-        right = Part(np.flatnonzero(~is_wrong), ids[np.repeat(~is_wrong, counts)], counts[~is_wrong])
-        return in_order([right, Part(again, *fixed)], len(counts))
 
 
 class _Cache:

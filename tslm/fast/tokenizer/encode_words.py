@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from heapq import heapify, heappop, heappush
@@ -13,17 +14,18 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from tslm.fast.door import Case, Substitute
+from tslm.fast.cpu.merge import CompiledMerge, Indices
+from tslm.fast.door import Case, DisagreementWarning, Substitute, UnavailableError
 from tslm.fast.tokenizer.batched_merge import LONGEST, BatchedMerge, PairRanks, Symbols
 from tslm.fast.tokenizer.probes import Vocabulary, example_vocabulary, example_words, probe_vocabulary
 from tslm.fast.tokenizer.scanner import Positions
-from tslm.fast.tokenizer.seams import Seams
 
 Ids = npt.NDArray[np.uint32]
 
 _SHORT = 32  # bytes; up to here, searching all pairs for the lowest rank is faster than a heap
 _VERY_LONG = 1 << 12  # bytes; from here on, one merge is often possible at many places
 _MANY = 256  # words; from here on, a batch is faster than a loop
+_WORTH_LOADING = 1 << 17  # bytes; from here on, merging them takes longer than loading the library in C
 _NEVER = 1 << 62  # the rank of a pair that is not merged
 _GONE = b""  # marks a token that was merged into its left neighbour
 
@@ -32,7 +34,7 @@ class Part(NamedTuple):
     """Some of the words: their indices, their joined symbols, and how many symbols each has."""
 
     members: Positions
-    symbols: Symbols | Ids
+    symbols: Symbols | Indices | Ids
     counts: Positions
 
 
@@ -70,14 +72,21 @@ class WordEncoder:
         self._single_or_special = {**self._single, **vocabulary.special_ids}
 
     @cached_property
-    def seams(self) -> Seams:
-        """Cuts within pre-tokens."""
-        lefts, rights = (self._numbered([pair[side] for pair in self._ranks]) for side in (0, 1))
-        ranks = np.fromiter(self._ranks.values(), np.int64, len(self._ranks))
-        return Seams(
-            self._tokens, lefts, rights, self._merged_symbols[ranks], ranks, self._pair_ranks, self._ids,
-            self._special_ids,
-        )
+    def _compiled(self) -> CompiledMerge | None:
+        """The form in C; None on a machine that cannot have it, or where it merges some of the tokens differently."""
+        try:
+            compiled = CompiledMerge(self._pair_ranks, self._merged_symbols)
+        except UnavailableError:
+            return None
+        words = self._tokens[:: -(len(self._tokens) // 64 + 1)]
+        words.append(b"".join(words) * 2)
+        sizes = np.fromiter(map(len, words), np.intp, len(words))
+        symbols, _ = compiled.encode(np.frombuffer(b"".join(words), np.uint8), np.cumsum(sizes) - sizes, sizes)
+        if symbols.tolist() != self._numbered([*chain.from_iterable(map(self._merge, words))]).tolist():
+            warnings.warn("words are merged without the library in C, because it merges some differently",
+                          DisagreementWarning, stacklevel=2)
+            return None
+        return compiled
 
     def _numbered(self, tokens: Sequence[bytes]) -> Symbols:
         return np.fromiter(map(self._symbols.__getitem__, tokens), np.int64, len(tokens))
@@ -126,8 +135,10 @@ class WordEncoder:
 
     def _merge_all(
         self, text: bytes, starts: Positions, sizes: Positions, frugal: bool = False
-    ) -> tuple[Symbols, Positions]:
+    ) -> tuple[Symbols | Indices, Positions]:
         """Return the joined symbols of the words of a text, and how many each has."""
+        if ("_compiled" in vars(self) or sizes.sum() >= _WORTH_LOADING) and self._compiled is not None:
+            return self._compiled.encode(np.frombuffer(text, np.uint8), starts, sizes)
         others, parts = np.arange(len(sizes)), []
         is_short = sizes <= LONGEST
         if not frugal and np.count_nonzero(is_short) >= self._many:
