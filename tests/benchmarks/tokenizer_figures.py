@@ -76,16 +76,16 @@ def _train_script(inputs: TokenizerInputs, name: str, *, text: TextOf) -> Figure
 
 def _encode_script(inputs: TokenizerInputs, name: str, *, text: TextOf) -> Figure:
     path = text(inputs)
-    job: dict[str, Any] = {"text": path, "folder": inputs.trained_on(path), "workers": 1}
+    job: dict[str, Any] = {"text": path, "folder": inputs.trained_on(path)}
     our_file, peer_file = inputs.scratch / "ours.bin", inputs.scratch / "peer.bin"
 
     def encode() -> float:
-        return run_alone(peers.encode_tslm, output=our_file, **job).seconds
+        return float(run_alone(peers.encode_tslm, output=our_file, workers=1, **job).result)
 
     if name.startswith("scripts_dna"):
         return Figure(name, "s", median(encode() for _ in range(inputs.runs)), None, None, Target("ours", "<=", 10),
                       inputs.runs)
-    values = in_turn(encode, lambda: run_alone(peers.encode_tiktoken, output=peer_file, **job).seconds, inputs.runs)
+    values = in_turn(encode, lambda: run_alone(peers.encode_alone_tiktoken, output=peer_file, **job).result, inputs.runs)
     _check_same_ids(our_file, peer_file, "tiktoken")
     return Figure(name, "s", *values, "tiktoken", Target("ratio", "<=", 1), inputs.runs)
 

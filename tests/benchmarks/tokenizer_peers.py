@@ -8,6 +8,7 @@ import base64
 import gc
 import json
 import mmap
+import os
 import shutil
 import time
 from collections import deque
@@ -75,11 +76,12 @@ def merge_tslm(counts: str, vocab_size: int) -> float:
 # Encoding a file to a file of uint16. The caller measures the whole process, so these return nothing.
 
 
-def encode_tslm(text: str, folder: str, output: str, workers: int) -> None:
-    """Encode with `encode_files`."""
+def encode_tslm(text: str, folder: str, output: str, workers: int) -> float:
+    """Encode with `encode_files`; the seconds count from the loaded tokenizer on."""
     from tslm.tokenizer import Tokenizer, encode_files
 
-    encode_files(Tokenizer.from_dir(folder), text, output, num_workers=workers)
+    tokenizer = Tokenizer.from_dir(folder)
+    return seconds(lambda: encode_files(tokenizer, text, output, num_workers=workers))
 
 
 def encode_gigatoken(text: str, folder: str, output: str) -> None:
@@ -116,6 +118,18 @@ def _encode_part(start: int, stop: int, output: str, text: str, folder: str) -> 
     with open(output, "wb") as file:
         for block in _blocks(text, start, stop):
             encoding.encode_to_numpy(block, allowed_special={END_OF_TEXT}).astype("<u2").tofile(file)
+
+
+def encode_alone_tiktoken(text: str, folder: str, output: str) -> float:
+    """Encode with tiktoken in this process; the seconds count from the loaded tokenizer on."""
+    encoding = load_tiktoken(folder)
+
+    def encode() -> None:
+        with open(output, "wb") as file:
+            for block in _blocks(text, 0, os.path.getsize(text)):
+                encoding.encode_to_numpy(block, allowed_special={END_OF_TEXT}).astype("<u2").tofile(file)
+
+    return seconds(encode)
 
 
 def _document_boundaries(path: str, parts: int) -> list[int]:
