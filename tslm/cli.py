@@ -172,11 +172,16 @@ class CommandLine(LightningCLI):
         """The folder that holds lightning_logs."""
         return Path(self.config[self.config.subcommand].trainer.default_root_dir)
 
+    @property
+    def _stated_ffn(self) -> str | None:
+        """The feed-forward layer, if the user states it; a checkpoint may not name code."""
+        return self.config[self.config.subcommand].model.ffn if is_stated("model.ffn", self.stated) else None
+
     def _take_over_saved(self, parser: LightningArgumentParser, command: str) -> None:
         """Replace what the user has not stated by the plain settings of the checkpoint, and print what differs."""
         options = self._dump(parser)
         assert self.checkpoint is not None
-        architecture = read_architecture(self.saved, self.checkpoint)
+        architecture = read_architecture(self.saved, self.checkpoint, ffn=self._stated_ffn)
         decided = take_architecture(options[command], architecture, self.checkpoint, self.stated)
         take_settings(options[command], read_settings(self.saved), decided, self.stated, report=command == "fit")
         options[command]["ckpt_path"] = str(self.checkpoint)
@@ -191,7 +196,7 @@ class CommandLine(LightningCLI):
         if self.config.fit.get("ckpt_path") is not None:
             raise UserError("--ckpt_path resumes a run, and --init_from starts a new one from its weights: give one of "
                             "them")
-        self.start, remarks = load_start(wanted, self._root)
+        self.start, remarks = load_start(wanted, self._root, self._stated_ffn)
         print(*remarks, sep="\n", end="\n" * bool(remarks), flush=True)
         options = self._dump(parser)
         take_architecture(options["fit"], self.start.architecture, self.start.path, self.stated)

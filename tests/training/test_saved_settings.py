@@ -17,6 +17,7 @@ from tests.conftest import ROOT
 from tests.test_configs import fit_parser  # noqa: F401 (a fixture)
 from tslm.__main__ import main
 from tslm.commands.options import leaves
+from tslm.errors import UserError
 from tslm.training.runs import load_model
 from tslm.training.saved_settings import (
     ALLOWED,
@@ -167,12 +168,25 @@ SIZES = {"vocab_size": 300, "context_length": 32, "d_model": 16, "num_layers": 1
 @pytest.mark.parametrize("change", [
     {"optimizer": {"class_path": "planted.Evil"}}, {"optimizer.lr": 3}, {3: 4}, {"d_model": "16"}, {"d_model": 16.0},
     {"d_model": True}, {"d_model": {"class_path": "planted.Evil"}}, {"d_model": 10**5000}, {"num_heads": 3},
+    {"norm": "x"}, {"position": 1}, {"ffn": "relu"}, {"ffn": "a.b c"}, {"ffn": ["a.b"]}, {"tie_embeddings": 1},
     {"rope_theta": "1"}, {"rope_theta": float("nan")}, {"vocab_size": 0}, {"d_ff": 2**40}, {"d_ff": None},
 ])
-def test_an_architecture_is_seven_sizes(change):
-    assert read_architecture({"architecture": SIZES}, "x.ckpt") == SIZES
+def test_an_architecture_is_sizes_and_names_of_parts(change):
+    parts = {"norm": "pre", "position": "rope", "ffn": "swiglu", "tie_embeddings": False, "qk_norm": False}
+    assert read_architecture({"architecture": SIZES}, "x.ckpt") == SIZES | parts  # as earlier versions wrote it
+    assert read_architecture({"architecture": SIZES | parts}, "x.ckpt") == SIZES | parts
     with pytest.raises(ValueError, match=r"x\.ckpt|num_heads"):
         read_architecture({"architecture": SIZES | change}, "x.ckpt")
+
+
+def test_a_layer_of_ones_own_is_taken_only_if_the_user_states_it():
+    part = {"architecture": SIZES | {"ffn": "planted.Evil"}}
+    with pytest.raises(UserError, match=r"a checkpoint may not name code: if it is yours, state --model\.ffn planted"):
+        read_architecture(part, "x.ckpt")
+    with pytest.raises(UserError, match="may not name code"):
+        read_architecture(part, "x.ckpt", ffn="mine.Layer")
+    assert read_architecture(part, "x.ckpt", ffn="planted.Evil")["ffn"] == "planted.Evil"
+    assert read_architecture(part, "x.ckpt", for_sizes=True)["ffn"] == "planted.Evil"
 
 
 @pytest.mark.parametrize("part", [{}, {"architecture": None}, {"architecture": Mapping(SIZES)}, {"architecture": []}])

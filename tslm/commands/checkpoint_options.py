@@ -71,19 +71,20 @@ class Start(NamedTuple):
     path: Path
 
 
-def load_start(wanted: str, root: Path) -> tuple[Start, list[str]]:
+def load_start(wanted: str, root: Path, ffn: str | None = None) -> tuple[Start, list[str]]:
     """Load what a new run starts from, and return notices for the user.
 
     Args:
         wanted: a checkpoint, as for `find_checkpoint`; of a run, the best one.
         root: the folder that holds the runs.
+        ffn: the class of a feed-forward layer of one's own, if the user states it.
 
     Raises:
         MissingFileError: there is no such file.
         UserError: the file is damaged, is not a checkpoint of `fit`, or has weights that are not finite.
     """
     path, notices = find_checkpoint(wanted, prefer="best", root=root)
-    model, tokenizer, *_ = load_model(path)
+    model, tokenizer, *_ = load_model(path, ffn=ffn)
     weights = model.state_dict()
     if not all(weight.isfinite().all() for weight in weights.values()):
         raise UserError(f"{path} has weights that are not finite, so nothing can start from it: give another "

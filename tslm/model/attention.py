@@ -5,12 +5,13 @@ Shapes: B batch (any leading dimensions), T positions, S cached positions, D d_m
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 
 from tslm.errors import UserError
 from tslm.model import ops
-from tslm.model.layers import Linear
+from tslm.model.layers import Linear, RMSNorm
 from tslm.model.ops import LayerCacheLike
 
 
@@ -20,12 +21,14 @@ class MultiHeadSelfAttention(Module):
     Args:
         d_model: width D of the input and the output.
         num_heads: H; each head reads and writes K = D / H features.
+        qk_norm: whether RMSNorm is applied to the queries and keys of each head, with gains that all heads share
+            (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters", section 2, and Qwen3).
 
     Raises:
         UserError: d_model is not divisible by num_heads.
     """
 
-    def __init__(self, d_model: int, num_heads: int) -> None:
+    def __init__(self, d_model: int, num_heads: int, qk_norm: bool = False) -> None:
         super().__init__()
         if d_model % num_heads:
             raise UserError(f"d_model is {d_model}, which is not divisible by num_heads = {num_heads}: choose a "
@@ -35,6 +38,7 @@ class MultiHeadSelfAttention(Module):
         self.k_proj = Linear(d_model, d_model)
         self.v_proj = Linear(d_model, d_model)
         self.output_proj = Linear(d_model, d_model)
+        self.q_norm, self.k_norm = (RMSNorm(d_model // num_heads) if qk_norm else None for _ in range(2))
 
     def forward(self, x: Tensor, rotation: Tensor | None = None, cache: LayerCacheLike | None = None,
                 positions: Tensor | None = None, mask: Tensor | None = None,
@@ -54,5 +58,8 @@ class MultiHeadSelfAttention(Module):
         """
         qkv = ops.linear(x, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
         qkv = qkv.unflatten(-1, (3, self.num_heads, -1))  # (..., T, 3, H, K)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k, v = qkv.unbind(-3)
+            qkv = torch.stack((self.q_norm(q), self.k_norm(k), v), -3)
         heads = ops.self_attention(qkv, rotation, document_starts, cache, positions, mask)
         return self.output_proj(heads.flatten(-2))  # type: ignore[no-any-return]

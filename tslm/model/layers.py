@@ -1,4 +1,4 @@
-"""The layers that hold weights: Linear, Embedding, RMSNorm and the SwiGLU feed-forward layer.
+"""The layers that hold weights: Linear, Embedding, RMSNorm and the feed-forward layers.
 
 All weights are (out, in), and no layer has a bias. The formulas are in ops.py.
 
@@ -30,6 +30,24 @@ class SwiGLU(Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to the last dimension."""
         return ops.swiglu_linear(ops.linear(x, self.w1.weight, self.w3.weight), self.w2.weight)
+
+
+class SiLUFeedForward(Module):
+    """The feed-forward layer without a gate, W₂ SiLU(W₁x); as in Vaswani et al. 2017, section 3.3, with SiLU for ReLU.
+
+    With F = 4 D it has as many weights as SwiGLU with F = 8/3 D.
+
+    Shapes: (..., D) to (..., D); the inner width is F.
+    """
+
+    def __init__(self, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        self.w1 = Linear(d_model, d_ff)
+        self.w2 = Linear(d_ff, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to the last dimension."""
+        return self.w2(ops.silu(self.w1(x)))  # type: ignore[no-any-return]
 
 
 class RMSNorm(Module):

@@ -2,6 +2,8 @@
 
     token_embeddings → num_layers × block → ln_final → lm_head;   block:  x += attn(ln1 x);  x += ffn(ln2 x)
 
+This is the default; `TransformerConfig` names the parts that can be others.
+
 Shapes: B batch (any leading dimensions), T positions, S cached positions, D d_model, V vocab_size.
 """
 
@@ -18,17 +20,18 @@ from torch.utils.checkpoint import checkpoint
 
 from tslm.errors import UserError
 from tslm.model.attention import MultiHeadSelfAttention
-from tslm.model.config import TransformerConfig
-from tslm.model.layers import Embedding, Linear, RMSNorm, SwiGLU
+from tslm.model.config import Norm, TransformerConfig
+from tslm.model.layers import Embedding, Linear, RMSNorm, SiLUFeedForward, SwiGLU
 from tslm.model.ops import LayerCacheLike
+from tslm.model.own_classes import import_named
 from tslm.model.rope import RotaryEmbedding
 
 
 class TransformerLM(Module):
-    """A pre-norm decoder-only Transformer with RMSNorm, RoPE and SwiGLU, without biases and with an untied head.
+    """A decoder-only Transformer without biases; by default with pre-norm RMSNorm, RoPE, SwiGLU and an untied head.
 
     Args:
-        config: the sizes; the weights are drawn from torch's global generator (see init.py).
+        config: sizes and parts; the weights are drawn from torch's global generator (see init.py).
 
     Attributes:
         recompute: whether the backward pass computes the activations inside each block again instead of keeping them
@@ -37,7 +40,8 @@ class TransformerLM(Module):
     Source: Vaswani et al. 2017, with the changes of LLaMA (Touvron et al. 2023).
 
     State-dict names: token_embeddings.weight, layers.{i}.attn.{q,k,v,output}_proj.weight, layers.{i}.ln1.weight,
-    layers.{i}.ln2.weight, layers.{i}.ffn.{w1,w2,w3}.weight, ln_final.weight, lm_head.weight.
+    layers.{i}.ln2.weight, layers.{i}.ffn.{w1,w2,w3}.weight, ln_final.weight, lm_head.weight. A part that a config
+    leaves out has none. With qk_norm there are layers.{i}.attn.{q,k}_norm.weight.
 
     Example:
         >>> model = TransformerLM(TransformerConfig(vocab_size=512, context_length=64, d_model=32, num_layers=2,
@@ -50,11 +54,15 @@ class TransformerLM(Module):
         super().__init__()
         self.config = config
         self.token_embeddings = Embedding(config.vocab_size, config.d_model)
-        self.rope = RotaryEmbedding(config.head_dim, config.context_length, config.rope_theta)
+        has_rope = config.position == "rope"
+        self.rope = RotaryEmbedding(config.head_dim, config.context_length, config.rope_theta) if has_rope else None
         self.layers = ModuleList(
-            TransformerBlock(config.d_model, config.num_heads, config.d_ff) for _ in range(config.num_layers))
-        self.ln_final = RMSNorm(config.d_model)
+            TransformerBlock(config.d_model, config.num_heads, config.d_ff, config.norm, config.ffn, config.qk_norm)
+            for _ in range(config.num_layers))
+        self.ln_final = RMSNorm(config.d_model) if config.norm == "pre" else None  # `post` has just normalised
         self.lm_head = Linear(config.d_model, config.vocab_size)
+        if config.tie_embeddings:  # with the head's small weights: the embedding's would give logits of size √D
+            self.token_embeddings.weight = self.lm_head.weight
         self.recompute = False
         self._run_compiled: Callable[..., Tensor] | None = None
 
@@ -85,7 +93,7 @@ class TransformerLM(Module):
         if length > self.config.context_length:
             raise UserError(f"a sequence of {length} tokens is longer than context_length = "
                             f"{self.config.context_length}; pass at most the last {self.config.context_length} tokens")
-        rotation = self.rope.at(positions, length)
+        rotation = None if self.rope is None else self.rope.at(positions, length)
         mask = None
         if cache is not None and positions is not None:
             mask = torch.arange(cache.length, device=token_ids.device) <= positions.unsqueeze(-1)  # (B, T, S)
@@ -97,7 +105,7 @@ class TransformerLM(Module):
         for i, block in enumerate(self.layers):
             layer_cache = None if cache is None else cache.layers[i]
             x = run_block(block, x, rotation, layer_cache, positions, mask, document_starts)
-        return run(self.ln_final, x)
+        return x if self.ln_final is None else run(self.ln_final, x)
 
     def compile_layers(self, on: bool = True) -> None:
         """Run the layers compiled, from the next call on, wherever gradients are recorded; `on=False` undoes this.
@@ -120,29 +128,57 @@ class TransformerLM(Module):
         "PaLM", appendix B, have 12 instead of this 6, because they count the masked half too.
         """
         c = self.config
-        weights = sum(p.numel() for p in self.parameters() if p.ndim == 2) - self.token_embeddings.weight.numel()
+        weights = sum(p.numel() for p in self.parameters() if p.ndim == 2)
+        weights -= 0 if c.tie_embeddings else self.token_embeddings.weight.numel()
         return 6 * (weights + c.num_layers * c.context_length * c.d_model)
 
 
 class TransformerBlock(Module):
-    """x + attn(ln1(x)), then x + ffn(ln2(x)): normalisation inside the branch (Xiong et al. 2020, "pre-norm").
+    """Attention, then the feed-forward layer, each added to its input x.
 
-    Shapes: (..., T, D) to (..., T, D).
+        pre     x + layer(ln(x))     normalisation inside the branch (Xiong et al. 2020)
+        post    ln(x + layer(x))     the original Transformer (Vaswani et al. 2017, section 3.1)
+        none    x + layer(x)
+
+    Shapes: (..., T, D) to (..., T, D). The arguments are those of `TransformerConfig`.
     """
 
-    def __init__(self, d_model: int, num_heads: int, d_ff: int) -> None:
+    def __init__(self, d_model: int, num_heads: int, d_ff: int, norm: Norm = "pre", ffn: str = "swiglu",
+                 qk_norm: bool = False) -> None:
         super().__init__()
-        self.ln1 = RMSNorm(d_model)
-        self.attn = MultiHeadSelfAttention(d_model, num_heads)
-        self.ln2 = RMSNorm(d_model)
-        self.ffn = SwiGLU(d_model, d_ff)
+        self.norm = norm
+        self.ln1, self.ln2 = (None if norm == "none" else RMSNorm(d_model) for _ in range(2))
+        self.attn = MultiHeadSelfAttention(d_model, num_heads, qk_norm)
+        self.ffn = feed_forward(ffn, d_model, d_ff)
 
     def forward(self, x: Tensor, rotation: Tensor | None = None, cache: LayerCacheLike | None = None,
                 positions: Tensor | None = None, mask: Tensor | None = None,
                 document_starts: Tensor | None = None) -> Tensor:
         """Apply the block to (..., T, D); the other arguments are those of the attention."""
-        x = x + self.attn(self.ln1(x), rotation, cache, positions, mask, document_starts)
-        return x + self.ffn(self.ln2(x))  # type: ignore[no-any-return]
+        x = self._add(x, self.ln1, lambda x: self.attn(x, rotation, cache, positions, mask, document_starts))
+        return self._add(x, self.ln2, self.ffn)
+
+    def _add(self, x: Tensor, ln: Module | None, layer: Callable[[Tensor], Tensor]) -> Tensor:
+        if ln is None:
+            return x + layer(x)
+        return x + layer(ln(x)) if self.norm == "pre" else ln(x + layer(x))
+
+
+def feed_forward(kind: str, d_model: int, d_ff: int) -> Module:
+    """Make the feed-forward layer of a block: `swiglu`, `silu`, or an instance of the class that `kind` names.
+
+    Raises:
+        UserError: the class cannot be imported, or refuses d_model and d_ff.
+    """
+    builtin: dict[str, Callable[[int, int], Module]] = {"swiglu": SwiGLU, "silu": SiLUFeedForward}
+    make = builtin.get(kind) or import_named(kind, "model.ffn")
+    try:
+        layer = make(d_model, d_ff)
+    except TypeError as error:
+        raise UserError(f"model.ffn is {kind}, which cannot be made from d_model and d_ff: {error}") from error
+    if not isinstance(layer, Module):
+        raise UserError(f"model.ffn is {kind}, which makes no torch.nn.Module: name a class of such layers")
+    return layer
 
 
 class KeyValueCacheLike(Protocol):

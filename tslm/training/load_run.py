@@ -37,12 +37,13 @@ class Run:
     path: Path
 
 
-def load_run(path: str | Path) -> Run:
+def load_run(path: str | Path, *, ffn: str | None = None) -> Run:
     """Load a past run; nothing in its files is executed.
 
     Args:
         path: a checkpoint; a run directory, of which the best checkpoint is taken; or "last" or "best" of the newest
             run in the working folder.
+        ffn: the class of the model's own feed-forward layer, as module.Class; it is imported.
 
     Raises:
         MissingFileError: there is no such checkpoint.
@@ -53,7 +54,7 @@ def load_run(path: str | Path) -> Run:
         >>> tslm.complete(run.model, run.tokenizer, ["Once upon a time"], 50, prefix=run.prefix)
     """
     checkpoint, _ = find_checkpoint(str(path), prefer="best")
-    model, tokenizer, _, step, prefix = load_model(checkpoint)
+    model, tokenizer, _, step, prefix = load_model(checkpoint, ffn=ffn)
     settings = read_settings(fit_part(read_checkpoint(checkpoint, mmap=True), checkpoint)).allowed
     try:
         summary = json.loads((run_of(checkpoint) / "summary.json").read_text(encoding="utf-8"))

@@ -19,6 +19,7 @@ from tslm.errors import UserError
 from tslm.generation import Completion, complete
 from tslm.loops.lightning import fit_loop_state
 from tslm.model import TransformerConfig, TransformerLM
+from tslm.model.config import Norm, Position
 from tslm.model.ops import document_starts_of
 from tslm.objective import linear_cross_entropy
 from tslm.optim import AdamW, clip_gradients
@@ -43,8 +44,13 @@ class LanguageModule(pl.LightningModule):
         d_model: Width of the residual stream.
         num_layers: Number of Transformer blocks.
         num_heads: Attention heads per block; divides d_model.
-        d_ff: Inner width of the SwiGLU; about 8/3 of d_model, rounded to a multiple of 64.
+        d_ff: Inner width of the feed-forward layer; about 8/3 of d_model for SwiGLU, 4 times d_model for SiLU.
         rope_theta: Base of the rotary angles.
+        norm: Where a block normalises: `pre`, the input of each branch; `post`, the sum of branch and input; `none`.
+        position: `rope`, or `none`, where only the causal mask tells the order of the tokens.
+        ffn: Feed-forward layer: `swiglu`, `silu`, or a class of your own as `module.Class`, called with d_model, d_ff.
+        tie_embeddings: Whether the head uses the matrix of the token embeddings.
+        qk_norm: Whether queries and keys are normalised before they are rotated.
         loss_chunk_size: Tokens whose logits are computed at a time. Peak memory grows by loss_chunk_size · vocab_size
             numbers; a smaller size needs less memory and makes more, smaller matmuls. Unless given, 512 on a CPU, to
             fit its caches, and 16,384 on a GPU.
@@ -66,6 +72,11 @@ class LanguageModule(pl.LightningModule):
         num_heads: int = 16,
         d_ff: int = 1344,
         rope_theta: float = 10_000.0,
+        norm: Norm = "pre",
+        position: Position = "rope",
+        ffn: str = "swiglu",
+        tie_embeddings: bool = False,
+        qk_norm: bool = False,
         loss_chunk_size: int | None = None,
         recompute: bool = False,
         optimizer: OptimizerSettings | None = None,
@@ -73,7 +84,8 @@ class LanguageModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.model = TransformerLM(
-            TransformerConfig(vocab_size, context_length, d_model, num_layers, num_heads, d_ff, rope_theta)
+            TransformerConfig(vocab_size, context_length, d_model, num_layers, num_heads, d_ff, rope_theta, norm,
+                              position, ffn, tie_embeddings, qk_norm)
         )
         # The only buffer is the same constant in all processes. DDP would synchronise it in every forward pass, also in
         # validation, where one process may have a batch more than another and would wait forever.

@@ -155,7 +155,7 @@ def _check_sizes(state: Mapping[str, Any], path: object) -> None:
     Raises:
         UserError: the file has fewer bytes, or the rotation table would be huge and larger than the weights.
     """
-    config = TransformerConfig(**read_architecture(state["tslm"], path))
+    config = TransformerConfig(**read_architecture(state["tslm"], path, for_sizes=True))
     storages = [each.untyped_storage() for each in state["state_dict"].values()]
     held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
     table = 4 * config.context_length * config.head_dim

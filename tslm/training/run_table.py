@@ -186,7 +186,7 @@ def _read_progress(path: Path) -> dict[str, Any]:
     own = fit_part(state, path)
     settings = read_settings(own).allowed
     names = settings.get("data.train_files")
-    figures["parameters"] = TransformerConfig(**read_architecture(own, path)).num_parameters
+    figures["parameters"] = TransformerConfig(**read_architecture(own, path, for_sizes=True)).num_parameters
     figures["corpus"] = ", ".join(names) if names else settings.get("data.corpus") or ("toy" if settings else None)
     return figures
 

@@ -39,8 +39,12 @@ class LoadedModel(NamedTuple):
     prefix: list[int] | None = None
 
 
-def load_model(path: str | Path) -> LoadedModel:
+def load_model(path: str | Path, *, ffn: str | None = None) -> LoadedModel:
     """Load the model and the tokenizer from a checkpoint of `fit`; the model is in evaluation mode on the CPU.
+
+    Args:
+        path: the checkpoint.
+        ffn: the class of a feed-forward layer of one's own, which a checkpoint may name only if the user does.
 
     Example:
         >>> model, tokenizer, path, step, prefix = load_model("lightning_logs/version_0/checkpoints/best.ckpt")
@@ -53,7 +57,7 @@ def load_model(path: str | Path) -> LoadedModel:
     own = fit_part(state, path)
     if own.get("tokenizer") is None:
         raise UserError(f"{path} holds no tokenizer, because it was not trained on text: give another --ckpt_path")
-    model = TransformerLM(TransformerConfig(**read_architecture(own, path)))
+    model = TransformerLM(TransformerConfig(**read_architecture(own, path, ffn=ffn)))
     weights = {k.removeprefix(MODEL_PREFIX): v for k, v in state["state_dict"].items() if k.startswith(MODEL_PREFIX)}
     check_shapes(weights, model.state_dict(), str(path))
     model.load_state_dict(weights)

@@ -12,11 +12,12 @@ import math
 import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict, fields
-from typing import Any, NamedTuple
+from dataclasses import MISSING, asdict, fields
+from typing import Any, NamedTuple, get_args
 
 from tslm.errors import UserError
 from tslm.model import TransformerConfig
+from tslm.model.config import FFNS, Norm, Position
 from tslm.training.settings import translate_batch_settings
 
 Check = Callable[[object], bool]
@@ -139,6 +140,11 @@ ALLOWED: dict[str, Check] = {
     "model.num_heads": whole(1, LARGEST_SIZE),
     "model.d_ff": whole(1, LARGEST_SIZE),
     "model.rope_theta": number(),
+    "model.norm": one_of(*get_args(Norm)),
+    "model.position": one_of(*get_args(Position)),
+    "model.ffn": one_of(*FFNS),
+    "model.tie_embeddings": switch,
+    "model.qk_norm": switch,
     "model.loss_chunk_size": optional(whole(1)),
     "model.recompute": switch,
     "data.corpus": optional(one_of("toy", "tinystories", "files")),
@@ -258,24 +264,39 @@ def read_settings(part: dict[str, Any]) -> PlainSettings:
     return PlainSettings(allowed, [key for key in KNOWN if key in named or key in left_out])
 
 
-def read_architecture(part: dict[str, Any], path: object) -> dict[str, Any]:
-    """Return the sizes of the model that a checkpoint holds, as the arguments of `TransformerConfig`.
+def read_architecture(
+    part: dict[str, Any], path: object, *, ffn: str | None = None, for_sizes: bool = False
+) -> dict[str, Any]:
+    """Return the architecture of the model that a checkpoint holds, as the arguments of `TransformerConfig`.
 
     Args:
         part: what `fit` adds to a checkpoint.
         path: the checkpoint, for the message.
+        ffn: the class of a feed-forward layer that the user states, because a model with it imports that class.
+        for_sizes: whether only sizes are needed and no model is made, so that any class may be named.
 
     Raises:
-        UserError: the sizes are missing, incomplete or no sizes.
+        UserError: the architecture is missing, incomplete or impossible, or names a class that the user does not state.
     """
-    sizes, names = part.get("architecture"), [field.name for field in fields(TransformerConfig)]
-    if type(sizes) is not dict or set(sizes) != set(names):
-        raise UserError(f"{path} does not hold the architecture, which is {', '.join(names)}: give another checkpoint")
-    for name in names:
+    found, known = part.get("architecture"), fields(TransformerConfig)
+    needed = {field.name for field in known if field.default is MISSING} | {"rope_theta"}
+    if type(found) is not dict or not needed <= set(found) <= {field.name for field in known}:
+        names = ", ".join(field.name for field in known)
+        raise UserError(f"{path} does not hold the architecture, which is {names}: give another checkpoint")
+    for name, value in found.items():
         check = ALLOWED.get(f"model.{name}") or ALLOWED[f"data.{name}"]
-        if not check(sizes[name]):
+        if name == "ffn" and own_class(value):
+            if not (for_sizes or value == ffn):
+                raise UserError(f"{path} was trained with a layer of its own, {value}, and a checkpoint may not "
+                                f"name code: if it is yours, state --model.ffn {value}")
+        elif not check(value):
             raise UserError(f"{path} holds an architecture with an impossible {name}: give another checkpoint")
-    return asdict(TransformerConfig(**sizes))
+    return asdict(TransformerConfig(**found))
+
+
+def own_class(value: object) -> bool:
+    """Whether a setting names a class of the user's own, as module.Class."""
+    return type(value) is str and len(value) < 256 and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value) is not None
 
 
 def _look_up(config: object, key: str) -> object:

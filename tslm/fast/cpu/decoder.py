@@ -77,8 +77,8 @@ def kernel_dtype(model: Any) -> torch.dtype | None:
         return None
     if len({module.eps for module in modules if hasattr(module, "eps")}) != 1:  # the kernel has one for all norms
         return None
-    parameters = dict(model.named_parameters())
-    if parameters.keys() != _names(model.config.num_layers):
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    if parameters.keys() != _names(model.config.num_layers) or model.config.position != "rope":
         return None
     dtype = form_of(model.lm_head.weight).compute_dtype
     if dtype not in _TOLERANCES or any(parameter.device.type != "cpu" for parameter in parameters.values()):
