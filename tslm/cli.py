@@ -8,6 +8,7 @@ settings that `tslm.training.saved_settings` lists: no class, and no path to wri
 from __future__ import annotations
 
 import logging
+import secrets
 import sys
 import traceback
 import warnings
@@ -131,7 +132,8 @@ class CommandLine(LightningCLI):
         parser.add_argument("--init_from", type=str | None, default=None,
                             help="a checkpoint from whose weights and tokenizer `fit` starts a new run on other text, "
                             "with a fresh optimizer and schedule: a file, a run directory, `last` or `best`")
-        parser.link_arguments("optimizer", "model.optimizer")
+        # As an object: the parser would take `class_path` in plain values for the name of the settings' class.
+        parser.link_arguments("optimizer", "model.optimizer", lambda values: OptimizerSettings(**values))
         parser.link_arguments("generation", "model.generation")
         for name, source in LINKED.items():
             parser.link_arguments(source, f"model.{name}")
@@ -162,6 +164,7 @@ class CommandLine(LightningCLI):
             self._start_from(parser, config.init_from)
         elif (stated := {"name", "init_from"} & flags) and command != "fit":
             raise UserError(f"--{min(stated)} belongs to fit: leave it out of {command}")
+        self._settle_seed(flags, in_files)
         seed = self.config[command].seed_everything
         if not isinstance(seed, bool) and not 0 <= (seed or 0) < 2**32:
             raise UserError(f"seed_everything is {seed}: give a whole number from 0 to {2**32 - 1}")
@@ -216,6 +219,16 @@ class CommandLine(LightningCLI):
             raise UserError("a class among the options cannot be used, because config.yaml cannot hold its arguments: "
                             "state them in init_args as plain values") from error
         return yaml.safe_load(text)  # type: ignore[no-any-return]
+
+    def _settle_seed(self, flags: set[str], in_files: set[str]) -> None:
+        """Let `seed_everything` decide the windows of a new run too, unless `data.seed` is stated beside it."""
+        options = self.config[self.config.subcommand]
+        if options.seed_everything is True:
+            options.seed_everything = secrets.randbelow(2**32)  # config.yaml keeps it
+        is_new = self.config.subcommand == "fit" and self.checkpoint is None
+        beside = flags if "seed_everything" in flags else flags | in_files
+        if is_new and "data.seed" not in beside and type(options.seed_everything) is int:
+            options.data.seed = options.seed_everything
 
     def _settle_budget(self, *sources: set[str]) -> None:
         """Keep the kind of budget that the first source of stated keys has, and clear the other kind."""

@@ -85,7 +85,8 @@ def _encode_script(inputs: TokenizerInputs, name: str, *, text: TextOf) -> Figur
     if name.startswith("scripts_dna"):
         return Figure(name, "s", median(encode() for _ in range(inputs.runs)), None, None, Target("ours", "<=", 10),
                       inputs.runs)
-    values = in_turn(encode, lambda: run_alone(peers.encode_alone_tiktoken, output=peer_file, **job).result, inputs.runs)
+    peer = partial(run_alone, peers.encode_alone_tiktoken, output=peer_file, **job)
+    values = in_turn(encode, lambda: peer().result, inputs.runs)
     _check_same_ids(our_file, peer_file, "tiktoken")
     return Figure(name, "s", *values, "tiktoken", Target("ratio", "<=", 1), inputs.runs)
 

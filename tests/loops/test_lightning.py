@@ -3,6 +3,7 @@
 import csv
 import inspect
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -89,6 +90,22 @@ def test_twenty_steps_are_bit_identical_with_lightning_and_without(
     train(driver, 20, Cadence(log=5))
     assert torch.equal(weights(module), weights(bare))
     assert not torch.equal(before, weights(bare))
+
+
+def test_steps_whose_gradient_is_not_finite_are_skipped_by_other_optimizers_too(tmp_path, data):
+    for name in ("SGD", "Muon", "torch.optim.AdamW"):
+        torch.manual_seed(0)
+        module = LanguageModule(300, 32, 16, 2, 2, 32, optimizer=OptimizerSettings(name, lr=1e-2, max_skipped=9))
+        calls = iter([False, True, False])
+        before = type(module).training_loss
+
+        def loss(inputs, targets, module=module, calls=calls, before=before):
+            return before(module, inputs, targets) * (math.nan if next(calls) else 1)
+
+        module.training_loss = loss
+        fit(tmp_path / name, data, 3, module=module, limit_val_batches=0)
+        assert weights(module).isfinite().all()
+        assert module.skipped.report().total == 1
 
 
 class Batches(StepCallback):
@@ -193,7 +210,7 @@ def test_an_extended_run_continues_with_the_longer_schedule(tmp_path, data):
     last = next(tmp_path.rglob("last.ckpt"))
     _, trainer = fit(tmp_path, data, 10, ckpt_path=str(last))
     assert trainer.global_step == 10
-    rate = OptimizerSettings(lr=1e-2).schedule(10)
+    rate = OptimizerSettings(lr=1e-2).rate(10)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(rate(10), abs=1e-12)
 
 

@@ -22,7 +22,7 @@ def model_of(**parts):
     torch.manual_seed(3)
     model = TransformerLM(TransformerConfig(**SIZES, **parts))
     with torch.no_grad():  # gains of 1 would hide where a norm is
-        for name, weight in model.named_parameters():
+        for weight in model.parameters():
             if weight.ndim == 1:
                 weight.copy_(torch.rand_like(weight) + 0.5)
             elif parts.get("norm") == "none":

@@ -50,7 +50,7 @@ class TextDataModule(pl.LightningDataModule):
         micro_batch_size: Windows that one process computes at a time; their gradients are added up until the step has
             its batch_size. Peak memory grows with it. Unless given, a GPU computes all windows of its process at once,
             and so does a CPU up to 4,096 tokens; a CPU splits more into parts of at most 2,048 tokens.
-        seed: Decides which windows are drawn, and in which order.
+        seed: Decides which windows are drawn, and in which order; on the command line, unless given, seed_everything.
         align_documents: Whether windows start at document boundaries, for training and validation, and attention is
             masked across documents; each window then comes once in an epoch. Otherwise windows start anywhere.
         on_device: Whether the token ids are copied to the device once, and the windows gathered there; the windows are

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step: a linear warm-up, half a cosine, then a constant.
+"""The learning rate as a function of the step: a linear warm-up, then a decay to a smaller rate.
 
 `check_schedule` only checks the settings, so that a mistake is reported before training starts.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from tslm.errors import UserError
 
@@ -40,6 +41,48 @@ def lr_cosine_schedule(t: int, lr_max: float, lr_min: float, warmup_steps: int, 
         return lr_min
     progress = (t - warmup_steps) / max(1, cosine_steps - warmup_steps)
     return lr_min + 0.5 * (1.0 + math.cos(math.pi * progress)) * (lr_max - lr_min)
+
+
+def lr_linear_schedule(t: int, lr_max: float, lr_min: float, warmup_steps: int, total_steps: int) -> float:
+    """Return the learning rate of step t: a warm-up to lr_max, then a straight line to lr_min at `total_steps`.
+
+        T_w ≤ t ≤ T:  lr_max + (lr_min - lr_max) · (t - T_w) / (T - T_w)
+
+    The other arguments, the warm-up and the errors are those of `lr_cosine_schedule`.
+    """
+    check_schedule(lr_max, lr_min, warmup_steps, total_steps)
+    if t < warmup_steps:
+        return lr_max * t / warmup_steps
+    return lr_max + (lr_min - lr_max) * min(1.0, (t - warmup_steps) / max(1, total_steps - warmup_steps))
+
+
+def lr_wsd_schedule(t: int, lr_max: float, lr_min: float, warmup_steps: int, total_steps: int) -> float:
+    """Return the learning rate of step t: a warm-up, lr_max, and over the last fifth a straight line to lr_min.
+
+    Sources: Hu et al. 2024, "MiniCPM", section 4.2 (warm-up–stable–decay); Hägele et al. 2024, "Scaling Laws and
+    Compute-Optimal Training Beyond Fixed Training Durations", section 3, for the fifth and the line.
+
+    The other arguments, the warm-up and the errors are those of `lr_cosine_schedule`.
+    """
+    check_schedule(lr_max, lr_min, warmup_steps, total_steps)
+    if t < warmup_steps:
+        return lr_max * t / warmup_steps
+    decay_from = max(warmup_steps, total_steps - total_steps // 5)
+    return lr_max + (lr_min - lr_max) * min(1.0, max(0, t - decay_from) / max(1, total_steps - decay_from))
+
+
+def lr_constant_schedule(t: int, lr_max: float, lr_min: float, warmup_steps: int, total_steps: int) -> float:
+    """Return the learning rate of step t: a warm-up, then lr_max for good; lr_min has no effect."""
+    check_schedule(lr_max, lr_min, warmup_steps, total_steps)
+    return lr_max * t / warmup_steps if t < warmup_steps else lr_max
+
+
+# Called with t, lr_max, lr_min, warmup_steps and total_steps; returns the learning rate of step t.
+Schedule = Callable[[int, float, float, int, int], float]
+SCHEDULES: dict[str, Schedule] = {
+    "cosine": lr_cosine_schedule, "linear": lr_linear_schedule, "wsd": lr_wsd_schedule,
+    "constant": lr_constant_schedule,
+}
 
 
 def check_schedule(lr_max: float, lr_min: float, warmup_steps: int, cosine_steps: int) -> None:

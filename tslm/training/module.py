@@ -29,6 +29,7 @@ from tslm.training.checkpoint import CHECKPOINT_KEY, check_shapes, fit_part
 from tslm.training.compiling import try_compiled
 from tslm.training.cuda_graph import GraphStep, Run, graph_supported, record_cuda_graph
 from tslm.training.nonfinite import SkippedSteps, propagate_nonfinite
+from tslm.training.optimizers import make_optimizer
 from tslm.training.parts import check_loops, check_optimizer
 from tslm.training.provenance import check_inputs, provenance
 from tslm.training.saved_settings import saved_form
@@ -97,6 +98,7 @@ class LanguageModule(pl.LightningModule):
         self.optimizer_settings = optimizer or OptimizerSettings()
         self.generation_settings = generation or GenerationSettings()
         self.optimizer_settings.check()
+        make_optimizer(self.optimizer_settings.class_path, self.model, self.optimizer_settings.arguments())  # checks it
         self.generation_settings.check()
         self.tokenizer: Tokenizer | None = None
         self.separator: int | None = None  # attention is masked across this token; set by the data module
@@ -110,6 +112,7 @@ class LanguageModule(pl.LightningModule):
         self.skipped = SkippedSteps(self.device)
         self.valid_nats = torch.zeros((), dtype=torch.float64)  # sum over the validation targets so far
         self.valid_tokens = 0
+        self._drops_gradients = False  # of steps to be skipped, because the optimizer cannot skip steps by itself
         self._rng: dict[str, Any] | None = None
         self._compile_now = False
         self._compiled_loss: Callable[..., torch.Tensor] | None = None
@@ -219,16 +222,22 @@ class LanguageModule(pl.LightningModule):
                         **options)
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW with a LambdaLR around the cosine schedule, which spans the trainer's budget."""
-        return self.make_optimizer(self.trainer.max_steps)
+        """Return the optimizer with a LambdaLR around the schedule, which spans the trainer's budget."""
+        return self.make_optimizer(self._total_steps())
+
+    def _total_steps(self) -> int:
+        """The trainer's budget in optimizer steps."""
+        return self.trainer.max_steps
 
     def make_optimizer(self, max_steps: int) -> dict[str, Any]:
         """Build the optimizer and its schedule for a budget of `max_steps`."""
         settings = self.optimizer_settings
-        optimizer = AdamW(self.parameters(), settings.lr, settings.betas, settings.eps, settings.weight_decay)
+        optimizer = make_optimizer(settings.class_path, self.model, settings.arguments())
         self.skipped = SkippedSteps(next(self.parameters()).device)
-        optimizer.skip = self.skipped.skip
-        rate = settings.schedule(max_steps)
+        self._drops_gradients = not isinstance(optimizer, AdamW)
+        if isinstance(optimizer, AdamW):
+            optimizer.skip = self.skipped.skip
+        rate = settings.rate(max_steps)
         # A function, not an object: LambdaLR saves an object's state, and on resuming it would overwrite new settings.
         factor = (lambda step: rate(step) / settings.lr) if settings.lr else (lambda step: 1.0)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
@@ -237,11 +246,13 @@ class LanguageModule(pl.LightningModule):
     def clip(self, max_norm: float | None) -> None:
         """Clip the gradients in place and remember their norm; if it is not finite, the optimizer skips the step.
 
-        The norm is not read here, because on a GPU that would make the CPU wait for every step.
+        With AdamW the norm is not read here, because on a GPU that would make the CPU wait for every step.
         """
         self.gradient_norm = clip_gradients(self.parameters(), math.inf if max_norm is None else max_norm)
         # The bare loop has no trainer, and its reports do not name the step.
         self.skipped.update(self.gradient_norm, self.trainer.global_step + 1 if self._trainer is not None else 0)
+        if self._drops_gradients and self.skipped.skip:  # optimizers skip parameters without a gradient
+            self.zero_grad()
 
     def configure_gradient_clipping(
         self,
@@ -265,6 +276,7 @@ class LanguageModule(pl.LightningModule):
         """Make the file self-contained: add architecture, tokenizer, configuration and random number generators."""
         checkpoint[CHECKPOINT_KEY] = {
             "architecture": asdict(self.model.config),
+            "optimizer": self.optimizer_settings.class_path,
             **saved_form(self.run_config),
             "tokenizer": tokenizer_texts(self.tokenizer) if self.tokenizer is not None else None,
             "document_prefix": self.document_prefix,
@@ -298,16 +310,19 @@ class LanguageModule(pl.LightningModule):
         if trainer is None or not resume:
             return
         check_loops(checkpoint["loops"]["fit_loop"], fit_loop_state(trainer), path)
-        check_optimizer(checkpoint["optimizer_states"][0], self.parameters(), path)
-        self.tokens_seen = checkpoint["callbacks"].get("StepMetrics", {}).get("tokens_seen")
         settings, step = self.optimizer_settings, checkpoint["global_step"]
-        rate = settings.schedule(trainer.max_steps)(step)
+        if (before := own.get("optimizer", "AdamW")) != settings.class_path:
+            raise UserError(f"{path} holds the state of the optimizer {before}, but optimizer.class_path is "
+                            f"{settings.class_path}: give --optimizer.class_path {before}, or start a new run from its "
+                            "weights with --init_from")
+        check_optimizer(checkpoint["optimizer_states"][0], before, self.model, path)
+        self.tokens_seen = checkpoint["callbacks"].get("StepMetrics", {}).get("tokens_seen")
+        rate = settings.rate(self._total_steps())(step)
+        stated = settings.arguments()
         for state in checkpoint["optimizer_states"]:
             for group in state["param_groups"]:
-                group.update(
-                    lr=rate, initial_lr=settings.lr, betas=settings.betas, eps=settings.eps,
-                    weight_decay=settings.weight_decay,
-                )
+                group.update({name: value for name, value in stated.items() if name in group})
+                group.update(lr=rate, initial_lr=settings.lr)
         for state in checkpoint["lr_schedulers"]:
             state.update(base_lrs=[settings.lr] * len(state["base_lrs"]), _last_lr=[rate] * len(state["_last_lr"]))
 

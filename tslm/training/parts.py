@@ -7,14 +7,26 @@ of another type.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
 from tslm.errors import UserError
-from tslm.model import TransformerConfig
-from tslm.training.saved_settings import LARGEST, Check, list_of, number, optional, read_architecture, whole
+from tslm.model import TransformerConfig, TransformerLM
+from tslm.training.optimizers import OPTIMIZERS, ordered_parameters
+from tslm.training.saved_settings import (
+    LARGEST,
+    Check,
+    either,
+    list_of,
+    number,
+    one_of,
+    optional,
+    own_class,
+    read_architecture,
+    whole,
+)
 
 _ABSENT = object()
 LARGEST_TABLE = 1 << 28  # bytes of cosines and sines that any checkpoint may ask for
@@ -73,22 +85,23 @@ def step(value: object) -> bool:
 
 
 def optimizer_state(value: object) -> bool:
-    """Accept what AdamW saves: for each parameter its step and two dense tensors, and groups of parameters."""
+    """Accept what an optimizer saves: groups of parameters, and for each parameter numbers and dense tensors."""
     if not isinstance(value, dict) or not isinstance(value.get("state"), dict):
         return False
     groups = value.get("param_groups")
     return isinstance(groups, list) and all(isinstance(group, dict) and list_of(whole())(group.get("params"))
                                             for group in groups) and all(
-        isinstance(state, dict) and set(state) == {"step", "exp_avg", "exp_avg_sq"}
-        and step(state["step"])
-        and weights({name: state[name] for name in ("exp_avg", "exp_avg_sq")})
+        isinstance(state, dict)
+        and step(state.get("step", 0))
+        and all(isinstance(name, str) and (each is None or isinstance(each, bool) or number(-math.inf)(each)
+                                           or weights({name: each}) or step(each)) for name, each in state.items())
         for state in value["state"].values()
     )
 
 
 def schedule_state(value: object) -> bool:
     """Accept what LambdaLR saves."""
-    rates = list_of(number(), least=1, most=1)
+    rates = list_of(number(), least=1, most=64)
     return isinstance(value, dict) and whole()(value.get("last_epoch")) and all(
         rates(value.get(name)) for name in ("base_lrs", "_last_lr")
     )
@@ -124,6 +137,9 @@ CALLBACKS: dict[str, dict[str, Check]] = {
         "folder": lambda value: type(value) is str and "\0" not in value,
     },
 }
+# What our optimizers keep for a parameter.
+_ADAMW = {"step", "exp_avg", "exp_avg_sq"}
+STATES: dict[str, list[set[str]]] = {"AdamW": [_ADAMW], "SGD": [{"step"}], "Muon": [{"momentum_buffer"}, _ADAMW]}
 OPTIONAL_FIGURES: dict[str, Check] = {"train_loss": number(), "skipped_steps": whole()}  # of StepMetrics
 
 
@@ -180,30 +196,43 @@ def check_loops(saved: object, expected: object, path: object, name: str = "loop
                 raise UserError(f"{path} lacks the part {name}.{key}: give another --ckpt_path")
 
 
-def check_optimizer(saved: Mapping[str, Any], parameters: Iterable[torch.Tensor], path: object) -> None:
+def check_optimizer(saved: Mapping[str, Any], name: str, model: TransformerLM, path: object) -> None:
     """Check that the state of an optimizer has the shapes of a model's parameters, and possible numbers.
 
+    Args:
+        saved: the state.
+        name: the optimizer. Of one of the user's own only the numbers are checked.
+        model: the model.
+        path: the checkpoint, for the message.
+
     Raises:
-        UserError: it belongs to another model, or holds a number that is not finite or a negative square.
+        UserError: it belongs to another model or optimizer, or holds a number that is not finite or a negative square.
     """
-    shapes = [parameter.shape for parameter in parameters]
+    shapes = [parameter.shape for parameter in ordered_parameters(name, model)]
     of_groups = [index for group in saved["param_groups"] for index in group["params"]]
-    fits = sorted(of_groups) == list(range(len(shapes))) and all(
-        index in of_groups and state[name].shape == shapes[index]
-        for index, state in saved["state"].items() for name in ("exp_avg", "exp_avg_sq")
-    )
+    fits = sorted(of_groups) == list(range(len(shapes))) and set(saved["state"]) <= set(of_groups)
+    if fits and name in OPTIMIZERS:
+        fits = all(set(state) in STATES[name] and all(_shape(state[each]) == shapes[index]
+                                                      for each in set(state) - {"step"})
+                   for index, state in saved["state"].items())
     if not fits:
         raise UserError(f"{path} holds the part optimizer_states of another model: give another --ckpt_path")
     for state in saved["state"].values():
-        mean, square = state["exp_avg"], state["exp_avg_sq"]
-        if not (mean.isfinite().all() and square.isfinite().all() and (square >= 0).all()):
+        tensors = {name: each for name, each in state.items() if isinstance(each, torch.Tensor)}
+        if not all(each.isfinite().all() and (name != "exp_avg_sq" or (each >= 0).all())
+                   for name, each in tensors.items()):
             raise UserError(f"{path} holds averages of gradients in the part optimizer_states that are not finite, or "
                             "squares that are negative: give another --ckpt_path")
 
 
+def _shape(value: object) -> object:
+    return value.shape if isinstance(value, torch.Tensor) else None
+
+
 def _table(state: Mapping[str, Any], resume: bool) -> Iterator[tuple[str, Check]]:
     yield from PARTS.items()
-    early = {"provenance": provenance, "document_prefix": optional(list_of(whole(), most=64))}
+    early = {"optimizer": either(one_of(*OPTIMIZERS), own_class), "provenance": provenance,
+             "document_prefix": optional(list_of(whole(), most=64))}
     yield from ((f"tslm.{name}", check) for name, check in early.items() if name in state["tslm"])
     if resume:
         yield from RESUMED.items()

@@ -109,7 +109,7 @@ def check_checkpoint(path: Path) -> str | None:
         model = TransformerLM(TransformerConfig(**read_architecture(own, path)))
     weights = {name.removeprefix(MODEL_PREFIX): weight for name, weight in state["state_dict"].items()}
     check_shapes(weights, model.state_dict(), str(path))
-    check_optimizer(state["optimizer_states"][0], model.parameters(), path)
+    check_optimizer(state["optimizer_states"][0], own.get("optimizer", "AdamW"), model, path)
     for name, weight in weights.items():
         if not weight.isfinite().all():
             raise UserError(f"{path} holds weights in {name} that are not finite")

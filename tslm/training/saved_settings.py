@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, get_args
 from tslm.errors import UserError
 from tslm.model import TransformerConfig
 from tslm.model.config import FFNS, Norm, Position
+from tslm.optim import SCHEDULES
+from tslm.training.optimizers import OPTIMIZERS
 from tslm.training.settings import translate_batch_settings
 
 Check = Callable[[object], bool]
@@ -168,6 +170,8 @@ ALLOWED: dict[str, Check] = {
     "data.toy_seed": whole(-LARGEST),
     "data.prompts": optional(list_of(text)),
     "data.prompts_file": optional(path_to_read),
+    "optimizer.class_path": one_of(*OPTIMIZERS),
+    "optimizer.schedule": one_of(*SCHEDULES),
     "optimizer.lr": number(),
     "optimizer.lr_min": number(),
     "optimizer.warmup_steps": optional(whole()),
@@ -205,6 +209,7 @@ NOT_TAKEN: dict[str, str | bool | int | None] = {
     "data.cache_dir": ".cache/tslm",
     "data.allow_changed_text": False,
     "checkpoint.dirpath": None,
+    "optimizer.init_args": None,
 }
 KNOWN = (*ALLOWED, *NOT_TAKEN)
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from tslm.errors import UserError
 from tslm.generation import SamplingRule
-from tslm.optim import check_schedule, lr_cosine_schedule
+from tslm.model.own_classes import import_named
+from tslm.optim import SCHEDULES, Schedule, check_schedule
+from tslm.training.optimizers import COMMON, accepted, optimizer_class
 
 SMALLEST = 1e-37  # above 0 in a float32
 LARGEST = 1e18  # of a setting of the optimizer; the product of any two fits in a float32
@@ -17,13 +19,18 @@ LARGEST = 1e18  # of a setting of the optimizer; the product of any two fits in 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW and its cosine schedule.
+    """The optimizer and the schedule of its learning rate.
 
     Args:
+        class_path: `AdamW`, `SGD`, `Muon`, or a class of your own as `module.Class`, called with the parameters, with
+            lr, and with those of betas, eps and weight_decay that it has.
+        init_args: Further arguments of the class.
         lr: Peak learning rate, reached at the end of the warm-up.
         lr_min: Learning rate at the end of the schedule.
+        schedule: `cosine`, `linear`, `wsd` (constant, then a line over the last fifth), `constant`, or a function of
+            your own as `module.function`, called with t, lr_max, lr_min, warmup_steps and the number of steps.
         warmup_steps: Steps of linear warm-up; unless given, a twentieth of cosine_steps.
-        cosine_steps: Step at which the schedule reaches lr_min; unless given, the budget.
+        cosine_steps: Length of every schedule: the step at which it reaches lr_min; unless given, the budget.
         betas: Decay rates of the first and the second moment.
         eps: Added to the root of the second moment.
         weight_decay: Decay per step, times the learning rate; decoupled from the gradient.
@@ -31,8 +38,11 @@ class OptimizerSettings:
             training at the next report.
     """
 
+    class_path: str = "AdamW"
+    init_args: dict[str, Any] | None = None
     lr: float = 3e-3
     lr_min: float = 0.0
+    schedule: str = "cosine"
     warmup_steps: int | None = None
     cosine_steps: int | None = None
     betas: tuple[float, float] = (0.9, 0.95)
@@ -57,21 +67,51 @@ class OptimizerSettings:
         ):
             if not fine:
                 raise UserError(f"optimizer.{name} is {value}, but it must be {allowed}: change --optimizer.{name}")
+        optimizer_class(self.class_path)
+        self.rate(self.cosine_steps or max(1, self.warmup_steps or 0))
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of the optimizer's class."""
+        common = {name: getattr(self, name) for name in COMMON if name in accepted(optimizer_class(self.class_path))}
+        return {"lr": self.lr, **common, **(self.init_args or {})}
+
+    def _schedule(self) -> Schedule:
+        if self.schedule in SCHEDULES:
+            return SCHEDULES[self.schedule]
+        if "." not in self.schedule:
+            raise UserError(f"optimizer.schedule is {self.schedule!r}: give one of {', '.join(SCHEDULES)}, or a "
+                            "function of your own as module.function")
+        return import_named(self.schedule, "optimizer.schedule")
 
     def lengths(self, max_steps: int) -> tuple[int, int]:
         """Return warmup_steps and cosine_steps for a budget of `max_steps`."""
         cosine_steps = self.cosine_steps if self.cosine_steps is not None else max_steps
         return self.warmup_steps if self.warmup_steps is not None else cosine_steps // 20, cosine_steps
 
-    def schedule(self, max_steps: int) -> Callable[[int], float]:
+    def rate(self, max_steps: int) -> Callable[[int], float]:
         """Return the learning rate as a function of the step, for a budget of `max_steps`.
 
         Raises:
-            UserError: the warm-up is longer than the schedule.
+            UserError: the warm-up is longer than the schedule, or a schedule of the user's own returns no rate.
         """
-        warmup_steps, cosine_steps = self.lengths(max_steps)
-        check_schedule(self.lr, self.lr_min, warmup_steps, cosine_steps)
-        return lambda step: lr_cosine_schedule(step, self.lr, self.lr_min, warmup_steps, cosine_steps)
+        warmup_steps, total_steps = self.lengths(max_steps)
+        check_schedule(self.lr, self.lr_min, warmup_steps, total_steps)
+        schedule = self._schedule()
+
+        def rate(step: int) -> float:
+            """Return the learning rate of a step."""
+            try:
+                found = schedule(step, self.lr, self.lr_min, warmup_steps, total_steps)
+            except Exception as error:  # whatever the user's function raises
+                raise UserError(f"optimizer.schedule is {self.schedule}, which fails: {type(error).__name__}: {error}"
+                                ) from error
+            if not isinstance(found, int | float) or not 0 <= found <= LARGEST:
+                raise UserError(f"optimizer.schedule is {self.schedule}, which returns {found!r} for step {step}: it "
+                                "must return a rate of at least 0")
+            return float(found)
+
+        rate(0)
+        return rate
 
 
 @dataclass(frozen=True)

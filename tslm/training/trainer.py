@@ -153,7 +153,7 @@ class StepTrainer(pl.Trainer):
             budget = self._resumed_budget(state, ckpt_path, tokens, counted=data is not None)
         self.step_loop.set_budget(budget)
         if isinstance(model, LanguageModule):
-            model.optimizer_settings.schedule(budget.max_steps)  # checks the warm-up before there is a run directory
+            model.optimizer_settings.rate(budget.max_steps)  # checks the warm-up before there is a run directory
             flops = budget.max_steps * tokens * model.model.flops_per_token()
             if pays(self._compile, flops, self.strategy.root_device.type):
                 model.compile_step()

@@ -1,0 +1,191 @@
+"""One thing of one's own, in one's own file: an optimizer, a schedule, a layer; and the built-in alternatives."""
+
+import sys
+
+import pytest
+import torch
+import yaml
+
+from tests.conftest import ROOT
+from tests.test_cli import complaint
+from tslm import load_run
+from tslm.__main__ import main
+from tslm.errors import UserError
+
+TEXT = str(ROOT / "configs" / "text.yaml")
+MINE = '''
+import torch
+from torch import nn
+
+from tslm.model import Linear
+
+
+class ReLUSquared(nn.Module):
+    def __init__(self, d_model, d_ff):
+        super().__init__()
+        self.up, self.down = Linear(d_model, d_ff), Linear(d_ff, d_model)
+
+    def forward(self, x):
+        return self.down(torch.clamp(self.up(x), min=0) ** 2)
+
+
+class Lion(torch.optim.Optimizer):
+    def __init__(self, params, lr, betas=(0.9, 0.99), sharpness=1.0):
+        assert sharpness == 2.0
+        super().__init__(params, {"lr": lr, "betas": betas})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    m = self.state[p].setdefault("m", torch.zeros_like(p))
+                    p.add_((m * group["betas"][0] + p.grad * (1 - group["betas"][0])).sign(), alpha=-group["lr"])
+                    m.lerp_(p.grad, 1 - group["betas"][1])
+        return loss
+
+
+def halving(t, lr_max, lr_min, warmup_steps, total_steps):
+    return max(lr_min, lr_max / 2**t)
+
+
+def negative(t, lr_max, lr_min, warmup_steps, total_steps):
+    return -1.0
+
+
+def fails():
+    raise RuntimeError
+'''
+
+
+@pytest.fixture
+def mine(project, monkeypatch):
+    """A folder with the file of a user, as the working folder."""
+    (project / "mine_of_a_test.py").write_text(MINE)
+    monkeypatch.syspath_prepend(str(project))
+    yield project
+    sys.modules.pop("mine_of_a_test", None)
+
+
+def run_of(folder, number=0):
+    return folder / "lightning_logs" / f"version_{number}"
+
+
+def fit(tiny, *options):
+    return main(["fit", "--config", TEXT, *tiny, "--trainer.log_every_n_steps=1", *options])
+
+
+def rates(run):
+    rows = (run / "metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("train/learning_rate")
+    return [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
+
+
+def test_a_layer_of_ones_own_trains_is_kept_in_the_configuration_and_resumes_only_when_stated(mine, tiny, capsys):
+    layer = "--model.ffn=mine_of_a_test.ReLUSquared"
+    assert fit(tiny, layer) == 0
+    run = run_of(mine)
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["ffn"] == "mine_of_a_test.ReLUSquared"
+    assert main(["fit", "--ckpt_path", str(run), "--trainer.max_steps=6"]) == 2
+    assert "a checkpoint may not name code: if it is yours, state --model.ffn mine_of_a_test" in complaint(capsys)
+    assert main(["fit", "--ckpt_path", str(run), "--trainer.max_steps=6", layer]) == 0
+    assert main(["fit", "--ckpt_path", str(run), "--config", str(run / "config.yaml"), "--trainer.max_steps=7"]) == 0
+    with pytest.raises(UserError, match="may not name code"):
+        load_run(run)
+    found = load_run(run, ffn="mine_of_a_test.ReLUSquared")
+    assert type(found.model.layers[0].ffn).__name__ == "ReLUSquared"
+    assert main(["runs"]) == 0  # needs no class
+
+
+def test_an_optimizer_and_a_schedule_of_ones_own(mine, tiny, capsys):
+    options = ["--optimizer.class_path=mine_of_a_test.Lion", "--optimizer.init_args.sharpness=2.0",
+               "--optimizer.schedule=mine_of_a_test.halving", "--optimizer.lr=0.008", "--optimizer.warmup_steps=0"]
+    assert fit(tiny, *options) == 0
+    assert rates(run_of(mine)) == [0.008, 0.004, 0.002, 0.001]
+    capsys.readouterr()
+    assert main(["fit", "--ckpt_path", str(run_of(mine)), "--trainer.max_steps=6"]) == 2
+    assert "state of the optimizer mine_of_a_test.Lion, but optimizer.class_path is AdamW" in complaint(capsys)
+    assert main(["fit", "--ckpt_path", str(run_of(mine)), "--trainer.max_steps=6", *options[:3]]) == 0
+    resumed = run_of(mine).with_name("version_0-continued")
+    assert rates(resumed) == pytest.approx([0.0005, 0.00025])
+
+
+@pytest.mark.parametrize("name", ["SGD", "Muon", "torch.optim.Adagrad"])
+def test_another_optimizer_resumes_exactly(name, project, tiny):
+    option = f"--optimizer.class_path={name}"
+    often = ["--trainer.save_every_n_steps=2", "--checkpoint.keep=9", "--optimizer.lr=0.01"]
+    assert fit(tiny, option, *often) == 0
+    half = run_of(project) / "checkpoints" / "step-00000002.ckpt"
+    state = [option] if "." in name else []  # a checkpoint may name tslm's own
+    assert main(["fit", "--ckpt_path", str(half), "--trainer.max_steps=4", *state]) == 0
+    whole, resumed = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for folder in (run_of(project), run_of(project).with_name("version_0-continued"))
+    )
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    start = torch.load(half, weights_only=True)["state_dict"]
+    assert not all(torch.equal(whole[key], start[key]) for key in whole)
+    assert main(["runs", "--verify"]) == 0
+
+
+@pytest.mark.parametrize(("schedule", "expected"), [
+    ("constant", [0.5, 1, 1, 1]), ("linear", [0.5, 1, 2 / 3, 1 / 3]), ("wsd", [0.5, 1, 1, 1]),
+    ("cosine", [0.5, 1, 0.75, 0.25]),
+])
+def test_the_schedule_is_a_setting(project, tiny, schedule, expected):
+    """Four steps with a warm-up of two steps, reported from step 1 on, to the end of the schedule at step 5."""
+    assert fit(tiny, f"--optimizer.schedule={schedule}", "--optimizer.lr=1e-3", "--optimizer.warmup_steps=2",
+               "--optimizer.cosine_steps=5", "--trainer.max_steps=5") == 0
+    assert rates(run_of(project))[1:] == pytest.approx([1e-3 * each for each in expected])
+
+
+@pytest.mark.parametrize("options", [
+    ["--model.norm=post"], ["--model.norm=none", "--optimizer.lr=1e-4"], ["--model.position=none"],
+    ["--model.ffn=silu", "--model.d_ff=64"], ["--model.tie_embeddings=true"], ["--model.qk_norm=true"],
+])
+def test_a_built_in_part_trains_validates_and_generates(options, project, tiny, capsys):
+    assert fit(tiny, *options) == 0
+    assert main(["fit", "--ckpt_path=last", "--trainer.max_steps=5"]) == 0  # the architecture is the checkpoint's
+    assert main(["validate"]) == 0
+    assert main(["generate", "--prompt=Once", "--max_new_tokens=4"]) == 0
+    name = options[0].partition("=")[0]
+    other = {"norm": "pre", "position": "rope", "ffn": "swiglu"}.get(name.removeprefix("--model."), "false")
+    capsys.readouterr()
+    assert main(["fit", "--ckpt_path=last", "--trainer.max_steps=6", f"{name}={other}"]) == 2
+    assert "was trained with" in complaint(capsys)
+
+
+@pytest.mark.parametrize(("option", "part"), [
+    ("--optimizer.class_path=Adam", "optimizer.class_path is 'Adam': give one of AdamW, SGD, Muon, or a class of your"),
+    ("--optimizer.class_path=nowhere_at_all.Adam", "there is no module 'nowhere_at_all'"),
+    ("--optimizer.class_path=mine_of_a_test.Lion", "which cannot be made with"),
+    ("--optimizer.class_path=mine_of_a_test.fails", "which cannot be made with"),
+    ("--optimizer.class_path=mine_of_a_test.ReLUSquared", "which cannot be made with"),
+    ("--optimizer.init_args.x=3", "which cannot be made with"),
+    ("--optimizer.schedule=step", "optimizer.schedule is 'step': give one of cosine, linear, wsd, constant, or a"),
+    ("--optimizer.schedule=mine_of_a_test.negative", "which returns -1.0 for step 0"),
+    ("--optimizer.schedule=mine_of_a_test.fails", "optimizer.schedule is mine_of_a_test.fails, which fails"),
+    ("--model.ffn=gelu", "ffn is 'gelu'; it must be swiglu or silu, or the class of a layer of your own as"),
+    ("--model.norm=layer", "norm"),
+])
+def test_what_cannot_be_used_is_one_sentence_and_leaves_nothing(option, part, mine, tiny, capsys):
+    assert fit(tiny, option) == 2
+    assert part in complaint(capsys)
+    assert not (mine / "lightning_logs").exists()
+
+
+def test_one_seed_changes_weights_and_windows(project, tiny):
+    for seed in (1, 2, 1):
+        assert fit(tiny, f"--seed_everything={seed}") == 0
+    first, second, third = (
+        torch.load(run_of(project, number) / "checkpoints" / "last.ckpt", weights_only=True) for number in range(3)
+    )
+    seeds = [each["tslm"]["provenance"]["resolved"]["data_seed"] for each in (first, second, third)]
+    assert seeds == [1, 2, 1]
+    for key, weight in first["state_dict"].items():
+        assert torch.equal(weight, third["state_dict"][key])
+    assert not torch.equal(first["state_dict"]["model.lm_head.weight"], second["state_dict"]["model.lm_head.weight"])
+    assert fit(tiny, "--seed_everything=3", "--data.seed=9") == 0
+    fourth = torch.load(run_of(project, 3) / "checkpoints" / "last.ckpt", weights_only=True)
+    assert fourth["tslm"]["provenance"]["resolved"]["data_seed"] == 9

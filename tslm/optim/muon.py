@@ -1,0 +1,140 @@
+"""Muon: the momentum of each weight matrix is replaced by the nearest orthogonal matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from tslm.errors import UserError
+from tslm.optim.adamw import AdamW, adamw_step
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_MATCH_ADAMW = 0.2  # the root mean square of AdamW's updates (Liu et al. 2025, section 2.2)
+
+
+class Muon(Optimizer):
+    r"""Momentum, orthogonalised by Newton-Schulz iterations, for matrices; AdamW for the rest.
+
+        b ← μ b + g;   o ← orthogonal(g + μ b);   θ ← θ - 0.2 √max(d_out, d_in) · α · o;   θ ← θ - α λ θ
+
+    The factor 0.2 √max(d_out, d_in) gives the update the size of one of AdamW, so that both use the same α and λ.
+
+    Sources: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"
+    (https://kellerjordan.github.io/posts/muon/); Liu et al. 2025, "Muon is Scalable for LLM Training"
+    (https://arxiv.org/abs/2502.16982), for the factor and the decay.
+
+    Args:
+        params: parameters, or parameter groups as dictionaries. In a group with `orthogonalize` False, and for
+            parameters that are no matrices, the step is that of AdamW. `Muon.groups` divides a language model.
+        lr: α.
+        betas: β₁, β₂ of AdamW.
+        eps: ε of AdamW.
+        weight_decay: λ.
+        momentum: μ.
+        iterations: Newton-Schulz iterations.
+
+    Raises:
+        UserError: an argument is outside its range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        momentum: float = 0.95,
+        iterations: int = 5,
+    ) -> None:
+        if not 0 <= momentum < 1:
+            raise UserError(f"momentum is {momentum}, but it must be at least 0 and below 1")
+        if iterations < 1:
+            raise UserError(f"iterations is {iterations}, but it must be at least 1")
+        params = [*params]
+        AdamW(params, lr, betas, eps, weight_decay)  # checks them
+        super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
+                                  "momentum": momentum, "iterations": iterations, "orthogonalize": True})
+
+    @staticmethod
+    def groups(model: Module) -> list[dict[str, Any]]:
+        """Divide the parameters of a language model: the matrices of its blocks are orthogonalised, and no others.
+
+        A row of the embedding or of the head belongs to one token, so these matrices are no linear maps of the
+        residual stream.
+        """
+        outside = {id(weight) for name, weight in model.named_parameters(remove_duplicate=False)
+                   if name.rpartition(".")[0].endswith(("token_embeddings", "lm_head"))}
+        matrices = [each for each in model.parameters() if each.ndim == 2 and id(each) not in outside]
+        chosen = {id(each) for each in matrices}
+        rest = [each for each in model.parameters() if id(each) not in chosen]
+        return [{"params": matrices}, {"params": rest, "orthogonalize": False}]
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take one step; `closure`, if given, recomputes the loss and the gradients first, and its loss is returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if group["orthogonalize"] and parameter.ndim == 2:
+                    muon_step(parameter, parameter.grad, state, group["lr"], group["momentum"], group["iterations"],
+                              group["weight_decay"])
+                    continue
+                if not state:
+                    state.update(step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
+                beta1, beta2 = group["betas"]
+                adamw_step([parameter], [parameter.grad], [state], None, group["lr"], beta1, beta2, group["eps"],
+                           group["weight_decay"])
+        return loss
+
+
+def muon_step(
+    parameter: Tensor, gradient: Tensor, state: dict[str, Any], lr: float, momentum: float, iterations: int,
+    weight_decay: float,
+) -> None:
+    """Apply the equations of `Muon` to one matrix, in place; `state` holds b as `momentum_buffer`."""
+    if "momentum_buffer" not in state:
+        state["momentum_buffer"] = torch.zeros_like(parameter)
+    buffer = state["momentum_buffer"]
+    buffer.mul_(momentum).add_(gradient)
+    update = orthogonalized(gradient + momentum * buffer, iterations)
+    parameter.add_(update, alpha=-lr * _MATCH_ADAMW * math.sqrt(max(parameter.shape)))
+    parameter.mul_(1 - lr * weight_decay)
+
+
+def orthogonalized(matrix: Tensor, iterations: int = 5) -> Tensor:
+    r"""Return a matrix with the singular vectors of `matrix` and singular values near 1, by Newton-Schulz iterations.
+
+        X ← G / ‖G‖;   repeat:  X ← a X + (b A + c A²) X  with A = X Xᵀ and (a, b, c) = (3.4445, -4.7750, 2.0315)
+
+    Each iteration maps a singular value s to a s + b s³ + c s⁵. The coefficients let small values grow fast; after five
+    iterations the values are between about 0.7 and 1.2, which is close enough (Jordan et al. 2024).
+
+    Shapes: (d_out, d_in), in the dtype of `matrix`, but float32 for half precision.
+    """
+    x = matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix
+    x = x / (x.norm() + 1e-7)
+    is_tall = x.shape[0] > x.shape[1]
+    x = x.T if is_tall else x  # A is the smaller of the two products
+    a, b, c = COEFFICIENTS
+    for _ in range(iterations):
+        square = x @ x.T
+        x = a * x + (b * square + c * square @ square) @ x
+    orthogonal: Tensor = x.T if is_tall else x
+    return orthogonal.to(matrix.dtype)
