@@ -7,7 +7,7 @@ settings that `tslm.training.saved_settings` lists: no class, and no path to wri
 
 from __future__ import annotations
 
-import logging
+import re
 import secrets
 import sys
 import traceback
@@ -30,6 +30,7 @@ from tslm.loops.lightning import report_ended_processes
 from tslm.tokenizer.serialization import tokenizer_from_texts
 from tslm.training.checkpoint import fit_part, read_checkpoint, replace_atomically
 from tslm.training.checkpoint_callback import Checkpoints, run_dir
+from tslm.training.lightning_features import quieten_lightning
 from tslm.training.module import LanguageModule
 from tslm.training.runs import find_checkpoint, run_of
 from tslm.training.saved_settings import read_architecture, read_settings
@@ -56,8 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         UserError: an option is wrong, or Lightning or one of its callbacks refuses a combination of options.
         SystemExit: with code 130 if Ctrl-C ended a training.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    quieten_lightning()
     report_ended_processes()
     for message in HARMLESS:
         warnings.filterwarnings("ignore", message=message)
@@ -65,12 +65,30 @@ def main(argv: list[str] | None = None) -> None:
         command_line = CommandLine(argv)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
-    except RuntimeError as error:  # EarlyStopping's, about a monitor that does not exist
-        if "lightning/pytorch/callbacks" not in Path(traceback.extract_tb(error.__traceback__)[-1].filename).as_posix():
+    except UserError:
+        raise
+    except Exception as error:  # for instance EarlyStopping's, about a monitor that does not exist
+        part = part_of_lightning(error)
+        if part is None:
             raise
-        raise UserError(str(error)) from error
+        raise UserError(f"{part} cannot be used: {' '.join(str(error).split())[:600] or type(error).__name__}"
+                        ) from error
     if command_line.exit_code:
         raise SystemExit(command_line.exit_code)
+
+
+def part_of_lightning(error: Exception) -> str | None:
+    """Name the callback, logger or profiler of Lightning that has failed; None if something else has.
+
+    These are files of the user's choice. What they raise tells of a wrong option, not of a fault here.
+    """
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename).as_posix()
+        if "/tslm/" in path:
+            return None
+        if found := re.search(r"lightning/pytorch/(callback|logger|profiler|tuner)s?/(\w+)\.py$", path):
+            return f"the {found[1]} {found[2]}"
+    return None
 
 
 class CommandParser(OneSentenceErrors, LightningArgumentParser):
@@ -82,7 +100,7 @@ class SaveRunConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Write the configuration with which `fit --config` repeats the training."""
-        if stage == "fit":
+        if stage == "fit" and not trainer.trial:
             run_dir(trainer).mkdir(parents=True, exist_ok=True)
             text = self.parser.dump(self.config, skip_none=False)
             replace_atomically(run_dir(trainer) / "config.yaml", lambda file: file.write(text.encode()))
@@ -296,6 +314,9 @@ class CommandLine(LightningCLI):
         """
         assert isinstance(self.trainer, StepTrainer)
         self.exit_code = 130 if self.trainer.interrupted_by_user else 0
+        if self.trainer.trial:
+            print(f"trainer.fast_dev_run: {self.trainer.trial} optimizer steps and a validation of as many batches "
+                  "have run. Nothing was saved.", flush=True)
         if not self.trainer.global_step and not self.exit_code:
             raise UserError("the training ended before its first step: give a longer --trainer.max_time, or leave out "
                             "the callback that ends it")
@@ -323,5 +344,6 @@ class CommandLine(LightningCLI):
         whole, done = len(data.val_dataloader()), sum(self.trainer.num_val_batches or self.trainer.num_test_batches)
         share = "all of it" if done >= whole else f"the first {done} of its {whole} batches"
         print(f"{'text':<24}{data.valid_name}: {len(data.valid_tokens):,} tokens, {share}")
-        for name, value in self.trainer.callback_metrics.items():
-            print(f"{name:<24}{float(value):.4f}")
+        prefix = "valid" if self.subcommand == "validate" else "test"
+        for name, value in self.model.figures.items():
+            print(f"{f'{prefix}_{name}':<24}{value:.4f}")

@@ -131,7 +131,7 @@ def _batches(shape: Shape, batch_size: int, seed: int, device: str = "cpu") -> I
     ids = np.random.default_rng(seed).integers(0, shape["vocab_size"], _TOKENS, dtype=np.uint16)
     stream = WindowStream(ids, shape["context_length"], seed)
     windows = stream if device == "cpu" else DeviceWindows(stream, torch.device(device))
-    return iter(TrainBatches(windows, batch_size, 0, 0, 1))
+    return iter(TrainBatches(windows, batch_size, lambda: 0, 0, 1))
 
 
 def matmul_seconds(shape: str, batch_size: int, passes: int, device: str) -> float:

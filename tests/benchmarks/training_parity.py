@@ -126,7 +126,7 @@ def windows(
     tokens = np.load(ids)
     split = len(tokens) - len(tokens) // _HELD_OUT
     stream = WindowStream(tokens[:split], context, seed)
-    return iter(TrainBatches(stream, batch_size, 0, 0, 1)), valid_batches(tokens[split:], context, batch_size)
+    return iter(TrainBatches(stream, batch_size, lambda: 0, 0, 1)), valid_batches(tokens[split:], context, batch_size)
 
 
 def train_ours(

@@ -5,8 +5,9 @@ This file also decides how many windows are computed at a time.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -93,23 +94,35 @@ def split_batch(
 
 
 class TrainBatches:
-    """Micro-batches of random windows without end, from number `first` on.
+    """Micro-batches of random windows without end, from number `first()` on, which is asked when an iteration begins.
 
     There is no state to save: micro-batch i of process r holds the windows (i · world_size + r) · batch_size and the
-    following ones, batch_size in all.
+    following ones, batch_size in all. With `repeat`, the first so many micro-batches come again and again.
     """
 
     def __init__(
-        self, windows: WindowStream | DeviceWindows, batch_size: int, first: int, rank: int, world_size: int
+        self, windows: WindowStream | DeviceWindows, batch_size: int, first: Callable[[], int], rank: int,
+        world_size: int, repeat: int = 0,
     ) -> None:
         self.windows, self.batch_size, self.first = windows, batch_size, first
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.repeat = rank, world_size, repeat
 
     def __iter__(self) -> Iterator[Batch]:
-        index = self.first
+        index = self.first()
         while True:
-            yield self.windows.batch(index, self.batch_size, rank=self.rank, world_size=self.world_size)
+            number = index % self.repeat if self.repeat else index
+            yield self.windows.batch(number, self.batch_size, rank=self.rank, world_size=self.world_size)
             index += 1
+
+
+class OnePass(TrainBatches):
+    """The same micro-batches, in epochs of as many tokens as the text has: for a trainer that counts epochs."""
+
+    def __len__(self) -> int:
+        return max(1, self.windows.windows_per_pass // (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        return itertools.islice(super().__iter__(), len(self))
 
 
 class Batches(Generic[Item]):

@@ -6,7 +6,15 @@ from typing import Literal
 
 import lightning.pytorch as pl
 
-from tslm.data.batches import Batches, TrainBatches, ValidBatches, check_sizes, split_batch, valid_batches
+from tslm.data.batches import (
+    Batches,
+    OnePass,
+    TrainBatches,
+    ValidBatches,
+    check_sizes,
+    split_batch,
+    valid_batches,
+)
 from tslm.data.cache import Cache
 from tslm.data.device_windows import DeviceWindows
 from tslm.data.documents import DocumentStream, Positions, document_prefix, document_starts
@@ -303,7 +311,9 @@ class TextDataModule(pl.LightningDataModule):
         return sample_stories(TOY_VALID_STORIES, self.toy_seed + TOY_VALID_SEED) if self.corpus == "toy" else None
 
     def train_dataloader(self) -> TrainBatches:
-        """Serve micro-batches of random windows without end, from the current optimizer step on.
+        """Serve micro-batches of random windows, from the current optimizer step on.
+
+        They come without end, or for a stock Trainer in epochs of as many tokens as the text has.
 
         Step s has the windows s · batch_size … (s + 1) · batch_size - 1, however they are split. A run that is
         resumed with another batch size continues after the windows that it has seen.
@@ -326,7 +336,11 @@ class TextDataModule(pl.LightningDataModule):
         device = trainer.strategy.root_device
         on_device = device.type == "cuda" if self.on_device is None else self.on_device
         windows = DeviceWindows(self.windows, device) if on_device else self.windows
-        return TrainBatches(windows, micro_batch_size, trainer.global_step * accumulate, rank, world_size)
+        counts_steps = hasattr(trainer, "step_loop")  # a StepTrainer; a stock one counts epochs
+        return (TrainBatches if counts_steps else OnePass)(
+            windows, micro_batch_size, lambda: trainer.global_step * accumulate, rank, world_size,
+            repeat=getattr(trainer, "overfit_steps", 0) * accumulate,
+        )
 
     def windows_of(self, step: int) -> str:
         """Name the windows of an optimizer step, counted from 1: of `self.windows.batch(step - 1, batch_size)`."""

@@ -35,6 +35,11 @@ class DeviceWindows:
         self._starts = torch.empty(0)
         self._offsets = torch.arange(stream.context_length + 1, device=device)
 
+    @property
+    def windows_per_pass(self) -> int:
+        """As of the stream."""
+        return self.stream.windows_per_pass
+
     def batch(self, step: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> tuple[Tensor, Tensor]:
         """Return what `WindowStream.batch` returns, on the device."""
         starts = self._starts_of(step, batch_size, rank, world_size)

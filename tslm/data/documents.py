@@ -43,6 +43,11 @@ class DocumentStream(WindowStream):
         self.aligned_starts = np.minimum(aligned, self.number_of_starts - 1)  # the last windows end with the data set
         self._orders: dict[int, Positions] = {}  # of the last two epochs: a batch at a boundary needs both
 
+    @property
+    def windows_per_pass(self) -> int:
+        """The windows of an epoch."""
+        return len(self.aligned_starts)
+
     def starts(self, indices: npt.ArrayLike) -> Positions:
         """Return the positions in the data set at which the windows with indices i ≥ 0 start: (k,) → (k,), int64."""
         epochs, places = np.divmod(np.atleast_1d(indices).astype(np.int64), len(self.aligned_starts))

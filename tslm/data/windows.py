@@ -94,6 +94,11 @@ class WindowStream:
         """Return the positions in the data set at which the windows with indices i ≥ 0 start: (k,) → (k,), int64."""
         return _scale(self.random(indices), self.number_of_starts).astype(np.int64)
 
+    @property
+    def windows_per_pass(self) -> int:
+        """The windows that have as many tokens as the data set."""
+        return max(1, (len(self.dataset) - 1) // self.context_length)
+
     def batch(self, step: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> tuple[Tensor, Tensor]:
         """Return the batch of process `rank` of `world_size` at a step; steps and ranks count from 0.
 

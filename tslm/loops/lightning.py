@@ -139,12 +139,18 @@ class StepEpochLoop(_TrainingEpochLoop):
         """Whether a callback or a signal asks for the end; several processes learn it together, one boundary later."""
         trainer = self.trainer
         stop, sigterm = trainer.should_stop, trainer.received_sigterm or self._sigterm
+        if stop and self.loop.step < (self.min_steps or 0) and not self._interrupted():
+            stop = trainer.should_stop = False
         if self._consensus is not None:
             stop, sigterm = self._consensus.exchange(stop, sigterm)
         self._terminated = sigterm
         if stop or sigterm:
             trainer.should_stop = True  # or Lightning's fit loop would begin another epoch
         return stop or sigterm
+
+    def _interrupted(self) -> bool:
+        """Whether the user has pressed Ctrl-C."""
+        return any(isinstance(each, InterruptAtBoundary) and each.interrupted for each in self.trainer.callbacks)
 
     def _restore_batch_count(self) -> None:
         """Set Lightning's count of micro-batches to a multiple of the accumulation.

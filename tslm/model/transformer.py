@@ -147,8 +147,10 @@ class TransformerBlock(Module):
                  qk_norm: bool = False) -> None:
         super().__init__()
         self.norm = norm
-        self.ln1, self.ln2 = (None if norm == "none" else RMSNorm(d_model) for _ in range(2))
+        # The state of an optimizer numbers the weights in this order.
+        self.ln1 = None if norm == "none" else RMSNorm(d_model)
         self.attn = MultiHeadSelfAttention(d_model, num_heads, qk_norm)
+        self.ln2 = None if norm == "none" else RMSNorm(d_model)
         self.ffn = feed_forward(ffn, d_model, d_ff)
 
     def forward(self, x: Tensor, rotation: Tensor | None = None, cache: LayerCacheLike | None = None,

@@ -20,9 +20,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from tslm.data.datamodule import TextDataModule
-from tslm.errors import UserError
 from tslm.loops.lightning import StepCallback
-from tslm.objective import bits_per_byte, perplexity
+from tslm.objective import perplexity
 from tslm.training.checkpoint import replace_atomically
 from tslm.training.checkpoint_callback import Checkpoints
 from tslm.training.module import LanguageModule
@@ -66,8 +65,17 @@ class StepMetrics(StepCallback):
         """Mean training speed of this part of the run."""
         return self._tokens_here / self.seconds if self.seconds else 0.0
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Report in place of the module, which would log each step."""
+        assert isinstance(pl_module, LanguageModule)
+        pl_module.is_reported = True
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin a run, or continue a resumed one."""
+        """Begin a run, or continue a resumed one; give the settings to the loggers."""
+        assert isinstance(pl_module, LanguageModule)
+        for logger in trainer.loggers:
+            if not isinstance(logger, TensorBoardLogger | CSVLogger):  # config.yaml is beside their files
+                logger.log_hyperparams(flat(pl_module.run_config))
         self._tokens_at_log = self.tokens_seen
         self._losses, self._loss_sum, self._finite = [], 0.0, 0
         self._skipped_before = self.skipped_steps
@@ -93,26 +101,17 @@ class StepMetrics(StepCallback):
         self._tokens_here += tokens
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop the clock, and reset the sums of validation."""
+        """Stop the clock."""
         assert isinstance(pl_module, LanguageModule)
-        pl_module.reset_validation()
         self._stop_clock(pl_module)
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Reset the sums of testing."""
-        assert isinstance(pl_module, LanguageModule)
-        pl_module.reset_validation()
-
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Report the validation loss over all tokens of all processes."""
-        figures = self._evaluated(trainer, pl_module, "valid")
+        assert isinstance(pl_module, LanguageModule)
+        figures = pl_module.figures
         self.latest |= {f"valid_{name}": value for name, value in figures.items()}
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             report(trainer, {f"valid/{name}": value for name, value in figures.items()}, trainer.global_step)
-
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Publish the test loss over all tokens of all processes."""
-        self._evaluated(trainer, pl_module, "test")
 
     def on_step_log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Report the means since the last report."""
@@ -161,18 +160,6 @@ class StepMetrics(StepCallback):
         self.tokens_seen = state_dict["tokens_seen"]
         self.skipped_steps = state_dict.get("skipped_steps", 0)  # early checkpoints lack it: those runs skipped no step
 
-    def _evaluated(self, trainer: pl.Trainer, pl_module: pl.LightningModule, prefix: str) -> dict[str, float]:
-        """Return the figures of an evaluation, and publish them as `trainer.callback_metrics`.
-
-        Raises:
-            UserError: the loss is not finite.
-        """
-        assert isinstance(pl_module, LanguageModule)
-        figures = validation_figures(trainer, pl_module)
-        check_loss(figures.get("loss", 0.0), pl_module, str(trainer.precision))
-        pl_module.log_dict({f"{prefix}_{name}": value for name, value in figures.items()}, logger=False)
-        return figures
-
     def _read_losses(self, trainer: pl.Trainer) -> None:
         """Read the losses from the device, add them up, and report a spike among those of this process."""
         losses = torch.stack(self._losses).tolist() if self._losses else []
@@ -206,31 +193,12 @@ class StepMetrics(StepCallback):
         return skipped
 
 
-def validation_figures(trainer: pl.Trainer, module: LanguageModule) -> dict[str, float]:
-    """Return loss, perplexity and, if the text's size is known, bits per byte, over the tokens of all processes."""
-    totals = torch.stack([module.valid_nats, torch.tensor(float(module.valid_tokens), dtype=torch.float64)])
-    if trainer.world_size > 1:
-        totals = trainer.strategy.reduce(totals.to(trainer.strategy.root_device), reduce_op="sum").cpu()
-    nats, tokens = totals.tolist()
-    if not tokens:
-        return {}
-    figures = {"loss": nats / tokens, "perplexity": perplexity(nats / tokens)}
-    data = getattr(trainer, "datamodule", None)
-    if isinstance(data, TextDataModule):
-        figures["bits_per_byte"] = bits_per_byte(nats, round(tokens * data.valid_bytes_per_token))
-    return figures
-
-
-def check_loss(loss: float, module: torch.nn.Module, precision: str) -> None:
-    """Raise a UserError that says why the loss of an evaluation is not finite, if it is not."""
-    if math.isfinite(loss):
-        return
-    bad = [name for name, weight in module.named_parameters() if not weight.isfinite().all()]
-    if bad:
-        raise UserError(f"the loss is {loss}, because the weights in {bad[0]} are not finite: give an "
-                        "earlier checkpoint with --ckpt_path")
-    raise UserError(f"the loss is {loss}, although all weights are finite: they are too large for the precision "
-                    f"{precision}; give --trainer.precision 32-true, or an earlier checkpoint with --ckpt_path")
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
 
 
 def windows_of(trainer: pl.Trainer, step: int) -> str:
@@ -246,7 +214,8 @@ def newest_checkpoint(trainer: pl.Trainer) -> Path | None:
 
 
 def report(trainer: pl.Trainer, figures: dict[str, float], step: int) -> None:
-    """Send figures to every logger, under the number of optimizer steps taken."""
+    """Send figures to every logger, under the number of optimizer steps taken, and to callbacks that monitor one."""
+    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in figures.items()})
     for logger in trainer.loggers:
         logger.log_metrics(figures, step=step)
 

@@ -1,13 +1,16 @@
 """The LightningModule: the model with its loss, its optimizer and its part of a checkpoint.
 
-It logs nothing. `training_step` returns the loss and callbacks report it, so the bare loop can drive the same module.
+In a run of tslm it logs nothing: `training_step` returns the loss and callbacks report it, so the bare loop can drive
+the same module. With a stock `lightning.Trainer` it logs by itself, and ends a training that has diverged.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -25,14 +28,16 @@ from tslm.objective import linear_cross_entropy
 from tslm.optim import AdamW, clip_gradients
 from tslm.tokenizer import Tokenizer
 from tslm.tokenizer.serialization import tokenizer_from_texts, tokenizer_texts
-from tslm.training.checkpoint import CHECKPOINT_KEY, check_shapes, fit_part
+from tslm.training.checkpoint import CHECKPOINT_KEY, check_shapes, fit_part, read_checkpoint
 from tslm.training.compiling import try_compiled
 from tslm.training.cuda_graph import GraphStep, Run, graph_supported, record_cuda_graph
-from tslm.training.nonfinite import SkippedSteps, propagate_nonfinite
+from tslm.training.evaluation import check_loss, validation_figures
+from tslm.training.nonfinite import SkippedSteps, check_diverged, propagate_nonfinite
 from tslm.training.optimizers import make_optimizer
 from tslm.training.parts import check_loops, check_optimizer
 from tslm.training.provenance import check_inputs, provenance
-from tslm.training.saved_settings import saved_form
+from tslm.training.runs import load_model
+from tslm.training.saved_settings import read_architecture, read_settings, saved_form
 from tslm.training.settings import GenerationSettings, OptimizerSettings
 
 
@@ -112,11 +117,42 @@ class LanguageModule(pl.LightningModule):
         self.skipped = SkippedSteps(self.device)
         self.valid_nats = torch.zeros((), dtype=torch.float64)  # sum over the validation targets so far
         self.valid_tokens = 0
+        self.figures: dict[str, float] = {}  # of the last evaluation
+        self.is_reported = False  # whether a callback reports the figures
+        self.total_steps: int | None = None  # the budget that the schedule spans
         self._drops_gradients = False  # of steps to be skipped, because the optimizer cannot skip steps by itself
         self._rng: dict[str, Any] | None = None
         self._compile_now = False
         self._compiled_loss: Callable[..., torch.Tensor] | None = None
         self._graph_step: GraphStep | None = None
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: Any = None, *, ffn: str | None = None, **arguments: Any
+    ) -> LanguageModule:
+        """Load a module with its architecture, settings, weights and tokenizer; nothing in the file is executed.
+
+        Args:
+            checkpoint_path: a checkpoint of `fit` or of a stock Trainer.
+            map_location: the device to move to; the CPU unless given.
+            ffn: the class of the model's own feed-forward layer, if it has one.
+            arguments: arguments of this class that replace the saved ones, such as `generation`.
+
+        Raises:
+            MissingFileError: there is no such file.
+            UserError: the file is damaged, or is not a checkpoint of this module.
+        """
+        own = fit_part(read_checkpoint(checkpoint_path, mmap=True), checkpoint_path)
+        saved = read_settings(own).allowed
+        for group, kind in (("optimizer", OptimizerSettings), ("generation", GenerationSettings)):
+            values = {name.removeprefix(f"{group}."): tuple(value) if isinstance(value, list) else value
+                      for name, value in saved.items()
+                      if name.startswith(f"{group}.")}
+            arguments.setdefault(group, kind(**values))  # type: ignore[arg-type]
+        module = cls(**read_architecture(own, checkpoint_path, ffn=ffn), **arguments)
+        model, module.tokenizer, _, _, module.document_prefix = load_model(checkpoint_path, ffn=ffn)
+        module.model.load_state_dict(model.state_dict())
+        return module if map_location is None else module.to(map_location)
 
     def mean_loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy in nats of windows (..., T) against their next tokens (..., T)."""
@@ -134,7 +170,10 @@ class LanguageModule(pl.LightningModule):
             self._compile_now = False
             speaks = self._trainer is None or self.trainer.is_global_zero
             try_compiled(self, batch, say=tqdm.write if speaks else lambda line: None)
-        return self.training_loss(*batch) if self._graph_step is None else self._graph_step(*batch)
+        loss = self.training_loss(*batch) if self._graph_step is None else self._graph_step(*batch)
+        if not self.is_reported and self._trainer is not None:
+            self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
 
     def training_loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return `mean_loss`; if it is not finite, its gradient is not finite either."""
@@ -191,6 +230,34 @@ class LanguageModule(pl.LightningModule):
             self.valid_nats += self.mean_loss(*part).cpu().double() * part[1].numel()
         self.valid_tokens += targets.numel()
 
+    def on_validation_epoch_start(self) -> None:
+        """Reset the totals."""
+        self.reset_validation()
+
+    def on_validation_epoch_end(self, prefix: str = "valid") -> None:
+        """Publish the figures over all tokens of all processes as `callback_metrics`, and in a stock Trainer log them.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
+        self.figures = validation_figures(self.trainer, self)
+        check_loss(self.figures.get("loss", 0.0), self, str(self.trainer.precision))
+        logger = False if self.is_reported else None  # None, unlike True, does not warn where there is no logger
+        self.log_dict({f"{prefix}/{name}": value for name, value in self.figures.items()}, logger=logger)
+        self.log_dict({f"{prefix}_{name}": value for name, value in self.figures.items()}, logger=False)
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_test_epoch_end(self) -> None:
+        """As after a validation."""
+        self.on_validation_epoch_end("test")
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """End a training that has diverged, if no callback does."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not self.is_reported and self.trainer.scaler is None and every and (batch_idx + 1) % every == 0:
+            check_diverged(self.skipped.report(), self.optimizer_settings, None)
+
     def test_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
         """Add a batch to the totals, as `validation_step` does."""
         self.validation_step(batch, batch_idx)
@@ -225,13 +292,23 @@ class LanguageModule(pl.LightningModule):
         """Return the optimizer with a LambdaLR around the schedule, which spans the trainer's budget."""
         return self.make_optimizer(self._total_steps())
 
-    def _total_steps(self) -> int:
-        """The trainer's budget in optimizer steps."""
-        return self.trainer.max_steps
+    def _total_steps(self) -> int | None:
+        """The trainer's budget in optimizer steps; None if it has none, as with max_time alone."""
+        if self.trainer.max_steps >= 0:
+            return self.trainer.max_steps
+        steps = self.trainer.estimated_stepping_batches  # of a stock Trainer
+        return None if math.isinf(steps) else int(steps)
 
-    def make_optimizer(self, max_steps: int) -> dict[str, Any]:
-        """Build the optimizer and its schedule for a budget of `max_steps`."""
+    def make_optimizer(self, max_steps: int | None) -> dict[str, Any]:
+        """Build the optimizer and its schedule for a budget; without one the rate stays constant."""
         settings = self.optimizer_settings
+        if max_steps is None and settings.cosine_steps is None:
+            warnings.warn("the trainer has no budget in steps or epochs, so the learning rate stays at its peak after "
+                          "a warm-up of 100 steps: give OptimizerSettings(cosine_steps=...)", stacklevel=2)
+            self.optimizer_settings = settings = replace(
+                settings, schedule="constant", warmup_steps=100, cosine_steps=100
+            )
+        self.total_steps = max_steps = max_steps or settings.cosine_steps or 1
         optimizer = make_optimizer(settings.class_path, self.model, settings.arguments())
         self.skipped = SkippedSteps(next(self.parameters()).device)
         self._drops_gradients = not isinstance(optimizer, AdamW)
@@ -277,7 +354,8 @@ class LanguageModule(pl.LightningModule):
         checkpoint[CHECKPOINT_KEY] = {
             "architecture": asdict(self.model.config),
             "optimizer": self.optimizer_settings.class_path,
-            **saved_form(self.run_config),
+            **saved_form(self.run_config or {"optimizer": asdict(self.optimizer_settings),
+                                             "generation": asdict(self.generation_settings)}),
             "tokenizer": tokenizer_texts(self.tokenizer) if self.tokenizer is not None else None,
             "document_prefix": self.document_prefix,
             "fingerprints": self.fingerprints,
@@ -317,7 +395,7 @@ class LanguageModule(pl.LightningModule):
                             "weights with --init_from")
         check_optimizer(checkpoint["optimizer_states"][0], before, self.model, path)
         self.tokens_seen = checkpoint["callbacks"].get("StepMetrics", {}).get("tokens_seen")
-        rate = settings.rate(self._total_steps())(step)
+        rate = settings.rate(self._total_steps() or 1)(step)
         stated = settings.arguments()
         for state in checkpoint["optimizer_states"]:
             for group in state["param_groups"]:

@@ -44,7 +44,7 @@ def provenance(module: LanguageModule, state: Mapping[str, Any]) -> dict[str, An
     """
     trainer, resolved = module._trainer, {}
     if trainer is not None:
-        warmup_steps, cosine_steps = module.optimizer_settings.lengths(trainer.max_steps)
+        warmup_steps, cosine_steps = module.optimizer_settings.lengths(module.total_steps or 1)
         resolved = {
             "precision": str(trainer.precision), "device": trainer.strategy.root_device.type,
             "processes": trainer.world_size, "accumulate_grad_batches": trainer.accumulate_grad_batches,

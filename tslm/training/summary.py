@@ -17,6 +17,7 @@ from tslm.loops.lightning import StepCallback
 from tslm.training.checkpoint import replace_atomically
 from tslm.training.checkpoint_callback import Checkpoints, run_dir
 from tslm.training.entropy_floor import FloorReport, measure_floor
+from tslm.training.lightning_features import reason_of_stop
 from tslm.training.metrics import StepMetrics
 from tslm.training.module import LanguageModule
 from tslm.training.runs import run_of
@@ -76,7 +77,7 @@ class RunSummary(StepCallback):
         text = json.dumps(summary, indent=2) + "\n"
         replace_atomically(run_dir(trainer) / SUMMARY, lambda file: file.write(text.encode()))
         if stopped:
-            print(stopped_text(summary, trainer.max_steps), flush=True)
+            print(stopped_text(summary, trainer.max_steps, reason_of_stop(trainer)), flush=True)
             return
         stories = [] if pl_module.tokenizer is None else pl_module.complete_prompts(
             # From nothing, no story can begin.
@@ -90,7 +91,7 @@ class RunSummary(StepCallback):
         grammar and the 5-gram model on whole held-out stories. `floor_gap` and `ngram_gap` are relative to the floor.
         """
         metrics = find(trainer, StepMetrics)
-        checkpoints = find(trainer, Checkpoints)
+        checkpoints = next((each for each in trainer.callbacks if isinstance(each, Checkpoints)), Checkpoints())  # type: ignore[attr-defined]
         saved = checkpoints.last_path or checkpoints.newest  # a resumed run may only have validated
         latest = metrics.latest
         return {
@@ -183,9 +184,12 @@ NEXT_COMMANDS = (
 )
 
 
-def stopped_text(summary: dict[str, Any], max_steps: int) -> str:
-    """Say at which step a run stopped, and how to resume it."""
-    stopped = f"\nStopped at step {summary['steps']:,} of {max_steps:,}."
+def stopped_text(summary: dict[str, Any], max_steps: int, reason: str = "") -> str:
+    """Say at which step a run stopped, why, with which loss, and how to resume it."""
+    stopped = f"\nStopped at step {summary['steps']:,} of {max_steps:,}{f' {reason}' * bool(reason)}."
+    names = {"training": "train_loss", "validation": "valid_loss"}
+    losses = [f"{name} loss {summary[key]:.4f}" for name, key in names.items() if summary[key] is not None]
+    stopped += f" {', '.join(losses).capitalize()}." * bool(losses)
     if summary["checkpoint"] is None:
         return f"{stopped} No checkpoint was saved."
     return f"{stopped} Resume with:\n  python -m tslm fit --ckpt_path {summary['checkpoint']}"

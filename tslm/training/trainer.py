@@ -9,6 +9,9 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.pytorch.plugins import CheckpointIO, LayerSync
+from lightning.pytorch.plugins import Precision as PrecisionPlugin
 
 from tslm.data.datamodule import TextDataModule
 from tslm.errors import UserError
@@ -18,6 +21,14 @@ from tslm.loops.step import Budget, Cadence
 from tslm.training.checkpoint import fit_part, named_full_disk, read_checkpoint
 from tslm.training.checkpoint_callback import AtomicCheckpointIO, Checkpoints, reserved_run_dir, run_dir
 from tslm.training.compiling import Choice, pays
+from tslm.training.lightning_features import (
+    REFUSED_FLAGS,
+    LoggerName,
+    check_callbacks,
+    check_flags,
+    check_plugins,
+    named_logger,
+)
 from tslm.training.malloc import keep_freed_memory
 from tslm.training.metrics import StepMetrics, run_loggers
 from tslm.training.module import LanguageModule
@@ -25,6 +36,8 @@ from tslm.training.progress import StepProgress
 from tslm.training.runs import checked_name, find_checkpoint
 from tslm.training.summary import RunSummary, StorySamples, is_finished
 
+Plugin = PrecisionPlugin | ClusterEnvironment | CheckpointIO | LayerSync
+ENDLESS = 1 << 60  # micro-batches
 Precision = Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true"]
 
 
@@ -43,16 +56,31 @@ class StepTrainer(pl.Trainer):
         compile: Whether to compile the training step: true, false, or `auto`, which compiles if that saves more time
             than it takes, as in long runs on a GPU. Without a C++ compiler the step runs as written, with a notice.
         gradient_clip_val: Largest global norm of the gradient; None disables clipping.
+        gradient_clip_algorithm: `norm`, the only one.
+        min_steps: Callbacks cannot end the training before this many optimizer steps.
+        max_epochs: Refused, because a training has no epochs.
+        val_check_interval: Refused in favour of val_every_n_steps.
+        check_val_every_n_epoch: Refused in favour of val_every_n_steps.
+        fast_dev_run: A trial of this many optimizer steps and of a validation of as many batches, which saves nothing;
+            true is one.
+        overfit_batches: Train on the windows of the first so many optimizer steps again and again, and validate on as
+            many batches; 0 for the whole text.
+        num_sanity_val_steps: Batches that are validated before the first step.
+        limit_val_batches: Batches of a validation, or the share of all that are used.
         default_root_dir: Folder for `lightning_logs`.
         callbacks: Further callbacks.
-        logger: A logger or several; unless given, TensorBoard and metrics.csv; False for none.
+        logger: A logger or several, also by the bare name of one of Lightning's; unless given, TensorBoard and
+            metrics.csv; False for none.
         plugins: Lightning plugins.
         enable_progress_bar: Whether to show progress bars.
+        enable_checkpointing: Whether to save checkpoints.
+        enable_model_summary: Whether to print a table of the model's layers.
         name: Name of the run directory; unless given, `version_N`, or of a resumed run its name and `-continued`.
         kwargs: Further arguments of Lightning's Trainer.
 
     Raises:
-        UserError: a number is out of range, or an Apple GPU is asked for.
+        UserError: a number is out of range, an Apple GPU is asked for, or a flag or a callback has no meaning in a
+            training without epochs (see `lightning_features`).
     """
 
     def __init__(
@@ -67,14 +95,38 @@ class StepTrainer(pl.Trainer):
         precision: Precision = "auto",
         compile: Choice = "auto",
         gradient_clip_val: float | None = 1.0,
+        gradient_clip_algorithm: str | None = None,
+        min_steps: int | None = None,
+        max_epochs: int | None = None,
+        val_check_interval: int | float | None = None,
+        check_val_every_n_epoch: int | None = 1,
+        fast_dev_run: int | bool = False,
+        overfit_batches: int | float = 0,
+        num_sanity_val_steps: int = 0,
+        limit_val_batches: int | float | None = None,
         default_root_dir: str = ".",
         callbacks: list[pl.Callback] | pl.Callback | None = None,
-        logger: pl.loggers.Logger | list[pl.loggers.Logger] | bool | None = None,
-        plugins: Any = None,
+        logger: LoggerName | pl.loggers.Logger | list[LoggerName | pl.loggers.Logger] | bool | None = None,
+        plugins: Plugin | list[Plugin] | None = None,
         enable_progress_bar: bool = True,
+        enable_checkpointing: bool | None = None,
+        enable_model_summary: bool = False,
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
+        check_flags(kwargs | {
+            "max_epochs": max_epochs, "gradient_clip_algorithm": gradient_clip_algorithm,
+            "overfit_batches": overfit_batches, "val_check_interval": val_check_interval,
+            "check_val_every_n_epoch": check_val_every_n_epoch,
+        })
+        for flag in REFUSED_FLAGS:
+            kwargs.pop(flag, None)
+        self.trial = int(fast_dev_run)  # steps of a trial that saves nothing, or 0
+        self.overfit_steps = int(overfit_batches)
+        if self.trial:
+            max_steps, max_tokens, logger, enable_checkpointing = self.trial, None, False, False
+            kwargs |= {"limit_test_batches": self.trial, "limit_predict_batches": self.trial}
+        limit_val_batches = self.trial or self.overfit_steps or limit_val_batches
         self._budget = partial(Budget.of, max_steps=max_steps, max_tokens=max_tokens)
         self._compile = compile
         self.run_name = name if name is None else checked_name(name)
@@ -87,27 +139,32 @@ class StepTrainer(pl.Trainer):
             raise UserError(
                 f"trainer.gradient_clip_val is {gradient_clip_val}: give a norm above 0, or null for no clipping"
             )
-        limit, overfit = kwargs.get("limit_train_batches"), kwargs.get("overfit_batches")
-        for name, batches, ends in (("limit_train_batches", limit, limit == 0 or isinstance(limit, int)),
-                                    ("overfit_batches", overfit, bool(overfit))):
-            if ends:  # Lightning would end the endless epoch there, without saving
-                raise UserError(f"trainer.{name} is {batches}, but a training has no epochs that could be cut: give "
-                                "--trainer.max_steps or --trainer.max_tokens instead")
         given = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks is not None else []
+        if enable_checkpointing is False:
+            given = [each for each in given if not isinstance(each, Checkpoints)]
+        plugins = plugins if isinstance(plugins, list) else [plugins] if plugins is not None else []
+        check_callbacks(given, enable_checkpointing is not False)
+        check_plugins(plugins)
         super().__init__(
             accelerator=accelerator,
             precision=precision,
             gradient_clip_val=gradient_clip_val,
             default_root_dir=default_root_dir,
-            logger=run_loggers(default_root_dir) if logger in (None, True) else logger,
-            callbacks=with_defaults(given, enable_progress_bar),
-            plugins=[*(plugins if isinstance(plugins, list) else [plugins] if plugins else []), AtomicCheckpointIO()],
+            logger=_loggers(logger, default_root_dir),
+            callbacks=with_defaults(given, enable_progress_bar, enable_checkpointing is not False, bool(self.trial)),
+            plugins=[*plugins, AtomicCheckpointIO()],
             enable_progress_bar=enable_progress_bar,
+            enable_checkpointing=enable_checkpointing,
+            enable_model_summary=enable_model_summary,
             log_every_n_steps=log_every_n_steps,
-            # The step loop has no epochs, and does nothing between two micro-batches.
+            limit_val_batches=limit_val_batches,
+            num_sanity_val_steps=num_sanity_val_steps,
+            gradient_clip_algorithm=gradient_clip_algorithm,
+            # The step loop has no epochs, and does nothing between two micro-batches. By the next two values, callbacks
+            # of Lightning act after a validation, and not at the end of the epoch that never ends.
             max_epochs=-1,
-            num_sanity_val_steps=0,
-            enable_model_summary=False,
+            val_check_interval=ENDLESS,
+            check_val_every_n_epoch=None,
             enable_autolog_hparams=False,
             use_distributed_sampler=False,
             **kwargs,
@@ -116,6 +173,7 @@ class StepTrainer(pl.Trainer):
         self.reserved: list[Path] = []  # run directories that `fit` has created
         self.unlogged_dir = Path(default_root_dir)  # of a run without loggers; `fit` reserves it
         self.step_loop = install_step_loop(self, Cadence(val_every_n_steps, log_every_n_steps, save_every_n_steps))
+        self.step_loop.min_steps = min_steps
 
     def fit(
         self,
@@ -162,7 +220,7 @@ class StepTrainer(pl.Trainer):
         # The run directory is reserved before the data is prepared, which may take long.
         with (named_full_disk(lambda: run_dir(self)),
               reserved_run_dir(self, ckpt_path and Path(ckpt_path), lambda: self.step_loop.loop.step > 0)
-              if self.is_global_zero else nullcontext()):
+              if self.is_global_zero and not self.trial else nullcontext()):
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
 
     def _resumed_budget(self, state: dict[str, Any], path: Path, tokens: int, *, counted: bool) -> Budget:
@@ -204,15 +262,36 @@ def validation_due(state: dict[str, Any]) -> bool:
     return isinstance(position, dict) and position.get("validation_due") is True
 
 
-def with_defaults(callbacks: list[pl.Callback], progress: bool) -> list[pl.Callback]:
-    """Add the callbacks of a run that are not given; their order is the order in which they are called."""
-    bar: list[type[pl.Callback]] = [StepProgress] if progress else []
-    kinds: list[type[pl.Callback]] = [StepMetrics, *bar, Checkpoints, StorySamples, RunSummary, InterruptAtBoundary]
+def with_defaults(
+    callbacks: list[pl.Callback], progress: bool, checkpoints: bool = True, trial: bool = False
+) -> list[pl.Callback]:
+    """Add the callbacks of a run that are not given; their order is the order in which they are called.
+
+    Args:
+        callbacks: the given ones.
+        progress: whether to show a bar, unless one is given.
+        checkpoints: whether to save checkpoints.
+        trial: whether the run leaves nothing behind.
+    """
+    own_bar = any(isinstance(callback, pl.callbacks.ProgressBar) for callback in callbacks)
+    kinds: list[type[pl.Callback]] = [
+        StepMetrics, *([StepProgress] if progress and not own_bar else []), *([Checkpoints] if checkpoints else []),
+        *([] if trial else [StorySamples, RunSummary]), InterruptAtBoundary,
+    ]
     ours = []
     for kind in kinds:
         of_kind = [callback for callback in callbacks if isinstance(callback, kind)]
         ours += of_kind or [kind()]
     return [*ours, *(callback for callback in callbacks if callback not in ours)]
+
+
+def _loggers(logger: Any, root: str) -> Any:
+    """Replace the names of loggers by loggers, and no statement by the loggers of a run directory."""
+    if logger in (None, True):
+        return run_loggers(root)
+    if isinstance(logger, list):
+        return [named_logger(each, root) if isinstance(each, str) else each for each in logger]
+    return named_logger(logger, root) if isinstance(logger, str) else logger
 
 
 def _accelerator(asked: str | pl.accelerators.Accelerator) -> str | pl.accelerators.Accelerator:
