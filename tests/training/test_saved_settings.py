@@ -139,7 +139,7 @@ def test_a_list_of_texts_is_flat_and_not_a_single_text(key):
 
 @pytest.mark.parametrize("key", NOT_TAKEN)
 def test_a_restricted_option_is_named_and_not_taken(key):
-    for value in [*ODD, "elsewhere", True, 2]:
+    for value in [*ODD, "elsewhere", NOT_TAKEN[key] is not True, 2]:
         assert plain_settings(nested(key, value)) == ({}, [key])
     assert plain_settings(nested(key, NOT_TAKEN[key])) == ({}, [])
 
@@ -187,6 +187,14 @@ def test_a_layer_of_ones_own_is_taken_only_if_the_user_states_it():
         read_architecture(part, "x.ckpt", ffn="mine.Layer")
     assert read_architecture(part, "x.ckpt", ffn="planted.Evil")["ffn"] == "planted.Evil"
     assert read_architecture(part, "x.ckpt", for_sizes=True)["ffn"] == "planted.Evil"
+
+
+def test_the_flags_that_are_refused_are_not_taken():
+    from tslm.training.lightning_features import REFUSED_FLAGS
+    from tslm.training.saved_settings import NOT_TAKEN
+
+    for name, (default, _) in REFUSED_FLAGS.items():
+        assert NOT_TAKEN[f"trainer.{name}"] == default
 
 
 @pytest.mark.parametrize("part", [{}, {"architecture": None}, {"architecture": Mapping(SIZES)}, {"architecture": []}])

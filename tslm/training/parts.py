@@ -163,6 +163,9 @@ def check_parts(state: Mapping[str, Any], path: object, *, resume: bool = False)
         if not check(value):
             raise UserError(f"{path} holds the part {key} in another form than fit writes: give another --ckpt_path")
     _check_sizes(state, path)
+    if resume and any(len(state["lr_schedulers"][0][name]) != len(state["optimizer_states"][0]["param_groups"])
+                      for name in ("base_lrs", "_last_lr")):
+        raise UserError(f"{path} holds the part lr_schedulers of another optimizer: give another --ckpt_path")
 
 
 def _check_sizes(state: Mapping[str, Any], path: object) -> None:

@@ -34,6 +34,7 @@ from tslm.training.metrics import StepMetrics, run_loggers
 from tslm.training.module import LanguageModule
 from tslm.training.progress import StepProgress
 from tslm.training.runs import checked_name, find_checkpoint
+from tslm.training.start_report import StartReport
 from tslm.training.summary import RunSummary, StorySamples, is_finished
 
 Plugin = PrecisionPlugin | ClusterEnvironment | CheckpointIO | LayerSync
@@ -72,7 +73,7 @@ class StepTrainer(pl.Trainer):
         logger: A logger or several, also by the bare name of one of Lightning's; unless given, TensorBoard and
             metrics.csv; False for none.
         plugins: Lightning plugins.
-        enable_progress_bar: Whether to show progress bars.
+        enable_progress_bar: Whether to show progress bars; if not, or if no terminal reads them, each report is a line.
         enable_checkpointing: Whether to save checkpoints.
         enable_model_summary: Whether to print a table of the model's layers.
         name: Name of the run directory; unless given, `version_N`, or of a resumed run its name and `-continued`.
@@ -153,7 +154,8 @@ class StepTrainer(pl.Trainer):
             logger=_loggers(logger, default_root_dir),
             callbacks=with_defaults(given, enable_progress_bar, enable_checkpointing is not False, bool(self.trial)),
             plugins=[*plugins, AtomicCheckpointIO()],
-            enable_progress_bar=enable_progress_bar,
+            # StepProgress writes lines where there are no bars.
+            enable_progress_bar=enable_progress_bar or not has_bar(given),
             enable_checkpointing=enable_checkpointing,
             enable_model_summary=enable_model_summary,
             log_every_n_steps=log_every_n_steps,
@@ -269,20 +271,24 @@ def with_defaults(
 
     Args:
         callbacks: the given ones.
-        progress: whether to show a bar, unless one is given.
+        progress: whether to show a bar, unless one is given; else a line for each report.
         checkpoints: whether to save checkpoints.
         trial: whether the run leaves nothing behind.
     """
-    own_bar = any(isinstance(callback, pl.callbacks.ProgressBar) for callback in callbacks)
     kinds: list[type[pl.Callback]] = [
-        StepMetrics, *([StepProgress] if progress and not own_bar else []), *([Checkpoints] if checkpoints else []),
-        *([] if trial else [StorySamples, RunSummary]), InterruptAtBoundary,
+        StepMetrics, *([] if has_bar(callbacks) else [StepProgress]), *([Checkpoints] if checkpoints else []),
+        *([] if trial else [StartReport, StorySamples, RunSummary]), InterruptAtBoundary,
     ]
-    ours = []
+    ours: list[pl.Callback] = []
     for kind in kinds:
         of_kind = [callback for callback in callbacks if isinstance(callback, kind)]
-        ours += of_kind or [kind()]
+        ours += of_kind or [StepProgress(bars=progress) if kind is StepProgress else kind()]
     return [*ours, *(callback for callback in callbacks if callback not in ours)]
+
+
+def has_bar(callbacks: list[pl.Callback]) -> bool:
+    """Whether the user has given a progress bar."""
+    return any(isinstance(callback, pl.callbacks.ProgressBar) for callback in callbacks)
 
 
 def _loggers(logger: Any, root: str) -> Any:

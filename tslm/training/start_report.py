@@ -1,0 +1,77 @@
+"""What `fit` says at its start: where it writes, what it computes with, how much there is to do."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import torch
+
+from tslm.data.datamodule import TextDataModule
+from tslm.loops.lightning import StepCallback
+from tslm.training.checkpoint_callback import run_dir
+from tslm.training.forecast import Step, amount, duration, free_bytes, step_bytes, used_bytes
+from tslm.training.metrics import StepMetrics
+from tslm.training.module import LanguageModule
+
+_MEASURED = 5  # seconds of training from which the speed is known well enough
+_DEFAULT_CHUNK = {"cpu": 512}  # tokens; as in `objective.linear_cross_entropy`
+
+
+class StartReport(StepCallback):
+    """Prints the facts of a training before its first step, and its duration once the speed is measured."""
+
+    def __init__(self) -> None:
+        self._first_step = 0
+        self._said = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the report."""
+        assert isinstance(pl_module, LanguageModule)
+        self._first_step, self._said = trainer.global_step, False
+        if trainer.is_global_zero:
+            print(start_text(trainer, pl_module), flush=True)
+
+    def on_step_log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        """Print the duration with the first report after a few seconds of training."""
+        metrics = next(each for each in trainer.callbacks if isinstance(each, StepMetrics))  # type: ignore[attr-defined]
+        if self._said or metrics.seconds < _MEASURED or not trainer.is_global_zero:
+            return
+        self._said = True
+        left = (trainer.max_steps - step) * metrics.seconds / max(1, step - self._first_step)
+        if left > _MEASURED:
+            print(f"\n{'time':<11}{duration(left)} more for {trainer.max_steps - step:,} steps, at "
+                  f"{metrics.tokens_per_second:,.0f} tokens/s; validations come on top", flush=True)
+
+
+def start_text(trainer: pl.Trainer, module: LanguageModule) -> str:
+    """Format the report."""
+    device, config = trainer.strategy.root_device, module.model.config
+    threads = torch.get_num_threads()
+    name = (torch.cuda.get_device_name(device) if device.type == "cuda"
+            else f"{device.type}, {threads} thread{'s' * (threads > 1)}")
+    processes = f"{trainer.world_size} processes; " if trainer.world_size > 1 else ""
+    rows = [("run", str(run_dir(trainer))), ("device", f"{name}; {processes}{trainer.precision}")]
+    data = getattr(trainer, "datamodule", None)
+    parameters = f"{amount(module.model.num_parameters())} parameters"
+    if not isinstance(data, TextDataModule) or data.train_tokens is None:
+        return _table([*rows, ("model", parameters), ("steps", f"{trainer.max_steps:,}")])
+    tokens = data.tokens_per_step
+    rows.append(("model", f"{parameters}; {amount(module.model.flops_per_token() * tokens, 'FLOP')} a step"))
+    step = Step(
+        tokens // (trainer.world_size * trainer.accumulate_grad_batches), trainer.accumulate_grad_batches,
+        "16" in str(trainer.precision), module.model.recompute,
+        module.loss_chunk_size or _DEFAULT_CHUNK.get(device.type, 16_384), module.optimizer_settings.class_path,
+    )
+    needed, used, free = step_bytes(config, step), used_bytes(device), free_bytes(device)
+    if used is not None:
+        rows.append(("memory", f"about {amount(used + needed, 'B')} in a step"))
+    text, left = len(data.train_tokens), trainer.max_steps - trainer.global_step
+    rows.append(("data", f"{data.train_name}: {amount(text)} tokens"))
+    rows.append(("budget", f"{left:,} steps of {tokens:,} tokens, {left * tokens / text:.3g} passes over the text"))
+    if free is not None and needed > free:
+        rows.append(("warning", f"a step needs about {amount(needed, 'B')} more memory, but {amount(free, 'B')} are "
+                                "free: give a smaller --data.micro_batch_size, or --model.recompute true"))
+    return _table(rows)
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    return "\n".join(f"{name:<11}{value}" for name, value in rows)
