@@ -20,6 +20,7 @@ import warnings
 from typing import NoReturn
 
 import tslm
+from tslm.commands.first_page import asks_for_first_page, first_page
 from tslm.errors import PEER_ENDED, UserError
 
 COMMANDS = {
@@ -62,6 +63,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if words[0] not in COMMANDS:
         return _report(_unknown(words[0]))
+    if words[0] == "fit" and asks_for_first_page(words[1:]):
+        print(first_page())
+        return 0
     try:
         warnings.formatwarning = _format_warning
         _run(words[0], words[1:], argv)

@@ -7,6 +7,7 @@ settings that `tslm.training.saved_settings` lists: no class, and no path to wri
 
 from __future__ import annotations
 
+import argparse
 import re
 import secrets
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse.typing import register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -27,10 +29,11 @@ from tslm.commands.options import asks_for_help, config_folder, flag_keys, is_st
 from tslm.data.datamodule import EVALUATING, TextDataModule
 from tslm.errors import UserError
 from tslm.loops.lightning import report_ended_processes
+from tslm.loops.step import TokenCount
 from tslm.tokenizer.serialization import tokenizer_from_texts
 from tslm.training.checkpoint import fit_part, read_checkpoint, replace_atomically
 from tslm.training.checkpoint_callback import Checkpoints, run_dir
-from tslm.training.lightning_features import quieten_lightning
+from tslm.training.lightning_features import REFUSED_FLAGS, quieten_lightning
 from tslm.training.module import LanguageModule
 from tslm.training.runs import find_checkpoint, run_of
 from tslm.training.saved_settings import read_architecture, read_settings
@@ -38,6 +41,7 @@ from tslm.training.settings import GenerationSettings, OptimizerSettings
 from tslm.training.stories import print_predictions, write_predictions
 from tslm.training.trainer import StepTrainer
 
+register_type(TokenCount, serializer=int, deserializer=TokenCount)
 QUICK_START = "quickstart.yaml"
 HARMLESS = (  # regular expressions of Lightning's warnings that a user can do nothing about
     "LightningCLI's args parameter is intended",
@@ -59,6 +63,8 @@ def main(argv: list[str] | None = None) -> None:
     """
     quieten_lightning()
     report_ended_processes()
+    if argv is not None:
+        argv = [word for word, before in zip(argv, ["", *argv], strict=False) if before != "--help" or word != "all"]
     for message in HARMLESS:
         warnings.filterwarnings("ignore", message=message)
     try:
@@ -153,6 +159,8 @@ class CommandLine(LightningCLI):
         # As an object: the parser would take `class_path` in plain values for the name of the settings' class.
         parser.link_arguments("optimizer", "model.optimizer", lambda values: OptimizerSettings(**values))
         parser.link_arguments("generation", "model.generation")
+        for flag in REFUSED_FLAGS:
+            parser._option_string_actions[f"--trainer.{flag}"].help = argparse.SUPPRESS
         for name, source in LINKED.items():
             parser.link_arguments(source, f"model.{name}")
 

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Union
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from tslm.commands.hints import ELSEWHERE
 from tslm.commands.options import DuplicateKeyError, get_key, leaves, load_yaml, read_yaml, stated_options
 from tslm.errors import UserError
+from tslm.loops.step import TokenCount
 
 if TYPE_CHECKING:
     _Base = ArgumentParser
@@ -187,6 +189,7 @@ def _group_as_value(name: str, value: object) -> str:
 
 
 _WORDS = {
+    TokenCount: "a number of tokens, such as 2000000, 2e6 or 2M",
     bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path", type(None): "null"
 }
 
@@ -224,6 +227,9 @@ def _nearest(wrong: str, names: list[str], parser: ArgumentParser) -> str:
     spellings = {name.lstrip("-").replace("-", "_"): name for name in names}
     spelling = wrong.lstrip("-").replace("-", "_")
     leaf = spelling.rpartition(".")[2]
+    here = ELSEWHERE.get(leaf)
+    if here is not None and here.split()[0].rstrip(",") in names:
+        return f"give {here}"
     same_leaf = [each for each in spellings if each.rpartition(".")[2] == leaf]
     nearest = (difflib.get_close_matches(spelling, same_leaf, n=1, cutoff=0)
                or difflib.get_close_matches(spelling, spellings, n=1))

@@ -6,10 +6,37 @@ Everything is counted in optimizer steps. The loop decides *when* something happ
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from typing import Any, Protocol
 
 from tslm.errors import UserError
 from tslm.loops.base import Loop
+
+
+class TokenCount(int):
+    """A number of tokens, also written as 2e6 or 2M; k, M, B and T stand for thousands to trillions.
+
+    Example:
+        >>> TokenCount("2M"), TokenCount("1.5e3"), TokenCount(7)
+        (2000000, 1500, 7)
+
+    Raises:
+        ValueError: it is no whole number.
+    """
+
+    def __new__(cls, value: object) -> TokenCount:
+        """Make it of a number or a text."""
+        if isinstance(value, int) and not isinstance(value, bool):
+            return super().__new__(cls, value)
+        text = str(value).replace("_", "").strip()
+        factor = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}.get(text[-1:].lower(), 1)
+        try:
+            number = Decimal(text[:-1] if factor > 1 else text) * factor
+        except InvalidOperation:
+            raise ValueError(f"{value!r} is no number of tokens") from None
+        if not number.is_finite() or number != number.to_integral_value() or abs(number) >= 2**63:
+            raise ValueError(f"{value!r} is no whole number of tokens")
+        return super().__new__(cls, int(number))
 
 
 @dataclass(frozen=True)

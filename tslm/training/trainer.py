@@ -17,7 +17,7 @@ from tslm.data.datamodule import TextDataModule
 from tslm.errors import UserError
 from tslm.fast.forms import cpu_multiplies_bfloat16
 from tslm.loops.lightning import InterruptAtBoundary, install_step_loop
-from tslm.loops.step import Budget, Cadence
+from tslm.loops.step import Budget, Cadence, TokenCount
 from tslm.training.checkpoint import fit_part, named_full_disk, read_checkpoint
 from tslm.training.checkpoint_callback import AtomicCheckpointIO, Checkpoints, reserved_run_dir, run_dir
 from tslm.training.compiling import Choice, pays
@@ -47,7 +47,7 @@ class StepTrainer(pl.Trainer):
 
     Args:
         max_steps: Budget in optimizer steps. Give this or max_tokens.
-        max_tokens: Budget in tokens, rounded up to whole steps.
+        max_tokens: Budget in tokens, such as 2000000, 2e6 or 2M, rounded up to whole steps.
         val_every_n_steps: Validate every this many optimizer steps, and at the end; 0 means at the end only.
         log_every_n_steps: Report loss, learning rate, gradient norm and speed every this many optimizer steps.
         save_every_n_steps: Save a checkpoint every this many optimizer steps, after each validation, and at the end.
@@ -88,7 +88,7 @@ class StepTrainer(pl.Trainer):
         self,
         *,
         max_steps: int | None = None,
-        max_tokens: int | None = None,
+        max_tokens: TokenCount | None = None,
         val_every_n_steps: int = 0,
         log_every_n_steps: int = 10,
         save_every_n_steps: int = 0,

@@ -1,0 +1,43 @@
+"""What an option of other programs is called here."""
+
+from __future__ import annotations
+
+# The last part of a name that tslm has not, and what to give instead.
+ELSEWHERE: dict[str, str] = {
+    **dict.fromkeys(("learning_rate", "max_lr"), "--optimizer.lr"),
+    **dict.fromkeys(("min_lr", "lr_end"), "--optimizer.lr_min"),
+    **dict.fromkeys(("warmup", "warmup_iters", "num_warmup_steps"), "--optimizer.warmup_steps"),
+    **dict.fromkeys(("wd", "decay"), "--optimizer.weight_decay"),
+    **dict.fromkeys(("epochs", "num_epochs", "num_train_epochs"),
+                    "--trainer.max_tokens, since a training has no epochs: the number of passes times the tokens"),
+    **dict.fromkeys(("dropout", "attn_dropout", "p_dropout"),
+                    "--optimizer.weight_decay against overfitting, since the model has no dropout"),
+    **dict.fromkeys(("activation", "act", "hidden_act", "mlp"),
+                    "--model.ffn swiglu, --model.ffn silu, or a class of your own"),
+    **dict.fromkeys(("norm_type", "normalization", "layernorm"), "--model.norm pre, post or none"),
+    **dict.fromkeys(("n_layer", "n_layers", "num_hidden_layers", "depth", "layers"), "--model.num_layers"),
+    **dict.fromkeys(("n_head", "n_heads", "heads", "num_attention_heads"), "--model.num_heads"),
+    **dict.fromkeys(("n_embd", "hidden_size", "dim", "embed_dim", "width"), "--model.d_model"),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "mlp_dim", "hidden_dim"), "--model.d_ff"),
+    **dict.fromkeys(("block_size", "seq_len", "seq_length", "max_seq_len", "max_seq_length", "sequence_length"),
+                    "--data.context_length"),
+    **dict.fromkeys(("steps", "max_iters", "iterations", "num_steps", "train_iters"), "--trainer.max_steps"),
+    **dict.fromkeys(("tokens", "num_tokens", "train_tokens"), "--trainer.max_tokens"),
+    **dict.fromkeys(("eval_interval", "eval_steps", "eval_every", "val_interval"), "--trainer.val_every_n_steps"),
+    **dict.fromkeys(("save_interval", "save_steps", "save_every"), "--trainer.save_every_n_steps"),
+    **dict.fromkeys(("log_interval", "logging_steps", "log_every"), "--trainer.log_every_n_steps"),
+    **dict.fromkeys(("grad_clip", "max_grad_norm", "clip", "clip_grad"), "--trainer.gradient_clip_val"),
+    **dict.fromkeys(("gradient_accumulation_steps", "grad_accum", "accumulate"),
+                    "--data.micro_batch_size, from which accumulation follows"),
+    **dict.fromkeys(("device", "cuda", "gpu"), "--trainer.accelerator"),
+    **dict.fromkeys(("gpus", "num_gpus", "nproc_per_node"), "--trainer.devices"),
+    **dict.fromkeys(("dtype", "fp16", "bf16", "amp"), "--trainer.precision"),
+    **dict.fromkeys(("out_dir", "output_dir", "save_dir", "log_dir"), "--trainer.default_root_dir"),
+    **dict.fromkeys(("resume", "resume_from", "resume_from_checkpoint"), "--ckpt_path"),
+    **dict.fromkeys(("finetune", "pretrained", "init_checkpoint"), "--init_from"),
+    **dict.fromkeys(("random_seed", "manual_seed"), "--seed_everything"),
+    **dict.fromkeys(("input", "train_file", "train_data", "dataset", "text"), "--data.train_files"),
+    **dict.fromkeys(("val_file", "valid_file", "validation_file", "eval_data"), "--data.valid_files"),
+    **dict.fromkeys(("tie_weights", "tie_word_embeddings", "weight_tying"), "--model.tie_embeddings"),
+    **dict.fromkeys(("rope", "pos_emb", "positional_encoding"), "--model.position rope or none"),
+}
