@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,6 +59,24 @@ def step_bytes(config: TransformerConfig, step: Step) -> int:
         activations = activations * 9 // 5  # measured: in float32 the backward pass keeps more intermediate results
     gradients = STATE_BYTES.get(step.optimizer, 12) * parameters + (4 * parameters if step.accumulate > 1 else 0)
     return activations + gradients
+
+
+def matmul_flops(device: torch.device, *, half: bool, size: int = 1024) -> float:
+    """Measure the operations per second of a plain matmul, the best of three: what utilisation is a share of.
+
+    Args:
+        device: where to multiply.
+        half: whether in bfloat16, else in float32.
+        size: rows and columns of both matrices.
+    """
+    matrix = torch.ones(size, size, device=device, dtype=torch.bfloat16 if half else torch.float32)
+    fastest = math.inf
+    for _ in range(4):  # the first one may have to load code
+        start = time.perf_counter()
+        product = matrix @ matrix
+        product[0, 0].item()  # waits for the device
+        fastest = min(fastest, time.perf_counter() - start)
+    return 2 * size**3 / fastest
 
 
 def used_bytes(device: torch.device) -> int | None:

@@ -24,6 +24,7 @@ from tslm.loops.lightning import StepCallback
 from tslm.objective import perplexity
 from tslm.training.checkpoint import replace_atomically
 from tslm.training.checkpoint_callback import Checkpoints
+from tslm.training.forecast import matmul_flops
 from tslm.training.module import LanguageModule
 from tslm.training.nonfinite import SkipReport, check_diverged
 from tslm.training.runs import RUNS
@@ -55,6 +56,7 @@ class StepMetrics(StepCallback):
         self._steps_read = 0  # optimizer steps whose losses have been read
         self._loss_sum, self._finite = 0.0, 0  # over micro-batches with a finite loss, and their number
         self._spikes = LossSpikes()
+        self._peak = 1.0  # operations per second of a plain matmul on all devices
         self._skipped_before = 0  # in earlier parts of the run
         self._steps_at_log = 0
         self._tokens_at_log = 0
@@ -76,6 +78,7 @@ class StepMetrics(StepCallback):
         for logger in trainer.loggers:
             if not isinstance(logger, TensorBoardLogger | CSVLogger):  # config.yaml is beside their files
                 logger.log_hyperparams(flat(pl_module.run_config))
+        self._peak = matmul_flops(pl_module.device, half="16" in str(trainer.precision)) * trainer.world_size
         self._tokens_at_log = self.tokens_seen
         self._losses, self._loss_sum, self._finite = [], 0.0, 0
         self._skipped_before = self.skipped_steps
@@ -135,6 +138,10 @@ class StepMetrics(StepCallback):
             "train/skipped_steps": float(self.skipped_steps),
             "train/tokens_per_second": (self.tokens_seen - self._tokens_at_log) / max(self._interval, 1e-9),
             "train/tokens_seen": float(self.tokens_seen),
+            "train/flops_utilisation": (
+                (self.tokens_seen - self._tokens_at_log) / max(self._interval, 1e-9)
+                * pl_module.model.flops_per_token() / self._peak
+            ),
         }
         if finite:
             self.latest["train_loss"] = loss
@@ -193,6 +200,10 @@ class StepMetrics(StepCallback):
         return skipped
 
 
+# Curves that are a straight line, and one that is flat while it is 0.
+FLAT = ("train/tokens_seen", "train/skipped_steps")
+
+
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested settings by dotted names."""
     found: dict[str, Any] = {}
@@ -217,7 +228,11 @@ def report(trainer: pl.Trainer, figures: dict[str, float], step: int) -> None:
     """Send figures to every logger, under the number of optimizer steps taken, and to callbacks that monitor one."""
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in figures.items()})
     for logger in trainer.loggers:
-        logger.log_metrics(figures, step=step)
+        if isinstance(logger, TensorBoardLogger):  # leave out cards that say nothing
+            kept = {name: value for name, value in figures.items() if name not in FLAT or (value and name != FLAT[0])}
+            logger.log_metrics(kept, step=step)
+        else:
+            logger.log_metrics(figures, step=step)
 
 
 def run_loggers(root: str) -> list[pl.loggers.Logger]:

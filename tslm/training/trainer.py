@@ -18,6 +18,7 @@ from tslm.errors import UserError
 from tslm.fast.forms import cpu_multiplies_bfloat16
 from tslm.loops.lightning import InterruptAtBoundary, install_step_loop
 from tslm.loops.step import Budget, Cadence, TokenCount
+from tslm.training.board import Board
 from tslm.training.checkpoint import fit_part, named_full_disk, read_checkpoint
 from tslm.training.checkpoint_callback import AtomicCheckpointIO, Checkpoints, reserved_run_dir, run_dir
 from tslm.training.compiling import Choice, pays
@@ -277,7 +278,7 @@ def with_defaults(
     """
     kinds: list[type[pl.Callback]] = [
         StepMetrics, *([] if has_bar(callbacks) else [StepProgress]), *([Checkpoints] if checkpoints else []),
-        *([] if trial else [StartReport, StorySamples, RunSummary]), InterruptAtBoundary,
+        *([] if trial else [StartReport, Board, StorySamples, RunSummary]), InterruptAtBoundary,
     ]
     ours: list[pl.Callback] = []
     for kind in kinds:
