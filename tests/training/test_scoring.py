@@ -9,6 +9,9 @@ import tslm
 from tests.test_cli import runs  # noqa: F401 (a fixture)
 from tslm.__main__ import main
 from tslm.export.harness import HarnessModel
+from tslm.tokenizer.corpus import Corpus
+from tslm.training.runs import LoadedModel
+from tslm.training.score_report import score_rows
 from tslm.training.scoring import score_texts, token_log_probs
 
 END = "<|endoftext|>"
@@ -126,6 +129,20 @@ def test_the_command_scores_tokens_lines_and_files(runs, tmp_path, monkeypatch, 
     assert json.loads((tmp_path / "out.jsonl").read_text()) == rows(capsys, "--input", str(tmp_path / "a.txt"))[0]
 
 
+def test_special_tokens_are_scored_as_they_were_trained_and_each_file_alone(model, tmp_path):
+    tokenizer = tslm.Tokenizer({n: bytes([n]) for n in range(256)}, [], [END, "<u>"])
+    loaded = LoadedModel(model, tokenizer, tmp_path, 1, [256])
+    (tmp_path / "a.txt").write_text(f"<u>Hi{END}\n<u>")
+    (tmp_path / "b.jsonl").write_text('{"text": "<u>Hi"}\n{"text": "<u>"}\n')
+    corpora = {(name, allow): Corpus(tmp_path / name, allow_special=allow)
+               for name in ("a.txt", "b.jsonl") for allow in (False, True)}
+    ids = {key: [row["id"] for row in score_rows(corpus, "token", loaded)] for key, corpus in corpora.items()}
+    assert ids["a.txt", False] == ids["a.txt", True] == ids["b.jsonl", True] == [257, *b"Hi", 257]
+    assert ids["b.jsonl", False] == [*b"<u>Hi<u>"]
+    twice = list(score_rows(Corpus([tmp_path / "a.txt"] * 2), "file", loaded))
+    assert [row["tokens"] for row in twice] == [4, 4]
+
+
 def test_mistakes_in_scoring_are_sentences(runs, tmp_path, monkeypatch, capsys):  # noqa: F811
     monkeypatch.chdir(runs)
     bad = tmp_path / "bad.txt"
@@ -134,6 +151,7 @@ def test_mistakes_in_scoring_are_sentences(runs, tmp_path, monkeypatch, capsys):
         (["--input", str(bad)], "bad.txt is not UTF-8: byte 0xff at offset 5"),
         (["--input", "nowhere.txt"], "nowhere.txt does not exist"),
         (["--input", str(bad), "--per", "word"], "per"),
+        (["--input", str(bad), "--join_files", "true"], "unknown option --join_files"),
         (["--input", str(bad), "--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt"),
         (["--input", str(bad), "--output", str(bad)], "is also an input"),
     ]:
