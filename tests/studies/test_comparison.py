@@ -135,6 +135,15 @@ def test_special_tokens_in_text_are_compared_as_they_were_trained(here, tmp_path
     assert records == len(tokenizer.encode("The catat", allow_special=False)) + 1
 
 
+def test_a_damaged_checkpoint_is_named_before_another_takes_its_place(here, tmp_path, capsys):
+    shutil.copytree("lightning_logs/one", tmp_path / "one")
+    (best,) = (tmp_path / "one" / "checkpoints").glob("best.ckpt")
+    best.unlink()
+    best.write_bytes(b"x")
+    assert main(["compare", str(tmp_path / "one"), "two"]) == 0
+    assert f"{best} is damaged or cannot be read, and is skipped." in capsys.readouterr().out.splitlines()
+
+
 def test_checkpoints_in_a_folder_of_their_own_belong_to_their_run(here, tiny, capsys):
     assert main(["fit", "--config", TEXT, *tiny, "--checkpoint.dirpath=kept", "--name", "apart"]) == 0
     assert open_side("apart").path.name == open_side("kept/best.ckpt").path.name == "apart"

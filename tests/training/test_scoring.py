@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -92,6 +93,15 @@ def test_a_run_is_an_object(runs, monkeypatch):  # noqa: F811
         assert run.tokenizer.decode(run.prefix) == f"{END}\n"
         assert tslm.complete(run.model, run.tokenizer, ["the"], 3, prefix=run.prefix)[0].tokens <= 3
     assert found[1].step == found[3].step == 4
+
+
+def test_a_damaged_checkpoint_is_not_replaced_without_a_warning(runs, tmp_path):  # noqa: F811
+    shutil.copytree(runs / "lightning_logs/version_0", tmp_path / "run")
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    best.unlink()
+    best.write_bytes(b"x")
+    with pytest.warns(UserWarning, match=r"best\.ckpt is damaged or cannot be read, and is skipped"):
+        assert tslm.load_run(tmp_path / "run").step == 4
 
 
 def rows(capsys, *options):

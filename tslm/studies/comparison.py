@@ -85,7 +85,8 @@ def open_side(path: str) -> Side:
     """
     if not Path(path).exists() and (Path("lightning_logs") / path).is_dir():
         path = str(Path("lightning_logs") / path)  # the name of a run suffices
-    checkpoint, _ = find_checkpoint(path, prefer="best")
+    checkpoint, notices = find_checkpoint(path, prefer="best")
+    print(*notices[:-1], sep="\n", end="\n" * bool(notices[:-1]))  # about skipped files; the last names the checkpoint
     run = Path(path) if is_run(Path(path)) else run_of(checkpoint)
     try:
         metrics = read_metrics(run / "metrics.csv") if (run / "metrics.csv").is_file() else []

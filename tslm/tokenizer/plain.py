@@ -122,7 +122,7 @@ def _parquet_to_jsonl(path: PathLike, target: Path, name: str, text_field: str, 
         raise UserError(f"{name} needs pyarrow to be read; install it with `pip install 'tslm[parquet]'`") from None
     row = 0
     try:
-        with parquet.ParquetFile(path) as table, atomic_write(target) as file:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as table, atomic_write(target) as file:
             if text_field not in table.schema_arrow.names:
                 names = ", ".join(map(repr, table.schema_arrow.names[:5]))
                 raise UserError(f"{name} has no column {text_field!r} but {names}; name the column that holds the text")
