@@ -9,6 +9,7 @@ import torch
 import tslm
 from tests.test_cli import runs  # noqa: F401 (a fixture)
 from tslm.__main__ import main
+from tslm.errors import UserError
 from tslm.export.harness import HarnessModel
 from tslm.tokenizer.corpus import Corpus
 from tslm.training.runs import LoadedModel
@@ -149,6 +150,11 @@ def test_special_tokens_are_scored_as_they_were_trained_and_each_file_alone(mode
     ids = {key: [row["id"] for row in score_rows(corpus, "token", loaded)] for key, corpus in corpora.items()}
     assert ids["a.txt", False] == ids["a.txt", True] == ids["b.jsonl", True] == [257, *b"Hi", 257]
     assert ids["b.jsonl", False] == [*b"<u>Hi<u>"]
+    corpus = Corpus(tmp_path / "a.txt")
+    (tmp_path / "a.txt").write_text("another text" * 9)
+    with pytest.raises(UserError, match=r"a\.txt was changed or replaced while it was read"):
+        next(score_rows(corpus, "file", loaded))
+    (tmp_path / "a.txt").write_text(f"<u>Hi{END}\n<u>")
     twice = list(score_rows(Corpus([tmp_path / "a.txt"] * 2), "file", loaded))
     assert [row["tokens"] for row in twice] == [4, 4]
 

@@ -211,6 +211,7 @@ def measure(sides: Sequence[Side], corpus: Corpus | None, most: int) -> Losses:
         text = ", ".join(span.label for span in corpus.spans[:3]) + ", …" * (len(corpus.spans) > 3)
     documents = [(document, corpus.allows_special(span))
                  for span in corpus.spans for document in documents_of(span, sides[0].loaded)]
+    corpus.check_unchanged()
     if not documents:
         raise UserError(f"{text} holds no document: give another text with --input")
     documents = [documents[n] for n in _spread(len(documents), most)]

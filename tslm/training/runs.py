@@ -126,9 +126,9 @@ def checked_name(name: str) -> str:
     """
     if name in ("last", "best"):
         raise UserError(f"the name of the run is {name!r}, a checkpoint of the newest run: give another --name")
-    if not re.fullmatch(r"[^/\\\0.][^/\\\0]{0,99}", name) or not name.isprintable():
+    if not re.fullmatch(r"[^-/\\\0.][^/\\\0]{0,99}", name) or not name.isprintable() or name != name.strip():
         raise UserError(f"the name of the run is {name!r}: give --name up to 100 characters without / and \\, of which "
-                        "the first is no full stop")
+                        "the first is no full stop, hyphen or space, and the last no space")
     return name
 
 

@@ -21,10 +21,11 @@ def score_rows(corpus: Corpus, per: Literal["token", "line", "file"], loaded: Lo
     A record of a JSONL file counts as a line. In a text file, a token belongs to the line in which it begins.
 
     Raises:
-        UserError: a file is not UTF-8, a line is no record, or the vocabulary lacks a byte.
+        UserError: a file is not UTF-8 or changes while it is read, a line is no record, or the vocabulary lacks a byte.
     """
     for span in corpus.spans:
         texts = list(documents_of(span, loaded))
+        corpus.check_unchanged(span)
         scored = score_texts(loaded.model, loaded.tokenizer, texts, prefix=loaded.prefix,
                              allow_special=corpus.allows_special(span), progress=True)
         if per == "file":
