@@ -204,8 +204,8 @@ def test_the_user_names_the_run_directory(in_runs, capsys):
     assert (summary["steps"], summary["continues"]) == (5, "version_0")
     assert main(["fit", "--ckpt_path", "last", "--trainer.max_steps", "6", "--name", "my run"]) == 2
     assert "my run exists, and another run may be in it: give another --name" in complaint(capsys)
-    for name in ("../elsewhere", "a/b", "", ".hidden", "a\0b", "x" * 101):
-        assert main(["fit", "--ckpt_path", "last", "--trainer.max_steps", "6", "--name", name]) == 2
+    for name in ("../elsewhere", "a/b", "", ".hidden", "a\0b", "x" * 101, "last", "best", " ", "-x", "x "):
+        assert main(["fit", "--ckpt_path", "last", "--trainer.max_steps", "6", f"--name={name}"]) == 2
         assert "the name of the run is " in complaint(capsys)
     assert sorted(path.name for path in in_runs.parent.iterdir()) == ["my run", "version_0"]
     assert not (text / "elsewhere").exists()

@@ -119,6 +119,46 @@ def test_another_text_is_validated_with_a_model_of_the_embedded_corpus(fit, tmp_
     assert "tokens, the first 2 of its " in out
 
 
+@pytest.mark.parametrize("special", [["<eos>"], []])
+def test_the_special_tokens_of_an_existing_tokenizer_divide_the_text(fit, tmp_path, capsys, special):
+    (tmp_path / "a.txt").write_text((special or ["<|endoftext|>"])[0].join(STORIES))
+    assert main(["train-tokenizer", "--input", "a.txt", "--vocab_size=300", "--output=own", "--num_workers=1",
+                 "--special_tokens", json.dumps(special)]) == 0  # fmt: skip
+    options = "--data.train_files", '["a.txt"]', "--data.tokenizer=own"
+    code, out = fit(*options, *["--data.align_documents=true"] * bool(special))
+    assert code == 0, out
+    assert ("is a single document" in out) == (not special)
+    assert main(["generate", "--prompt=Story", "--max_new_tokens=1"]) == 0
+    assert main(["compare", "version_0", "version_0"]) == 0
+    assert (": 1 documents" in capsys.readouterr().out) == (not special)
+    assert fit("--data.tokenizer=own", "--data.corpus=toy", "--data.toy_stories=20")[0] == (2 if special else 0)
+    for more, sentence in [
+        (["--data.special_tokens", '["<x>"]'], f"special_tokens is ['<x>'], but the tokenizer has {special}: leave"),
+        (["--data.align_documents=true", "--data.special_tokens", '["<|endoftext|>"]'], "has no special token"),
+    ][: 2 - bool(special)]:
+        assert main(["fit", "--config", TEXT, *options, *more]) == 2
+        assert sentence in complaint(capsys)
+
+
+def test_a_list_without_files_is_refused(capsys):
+    for name in ("train_files", "valid_files"):
+        assert main(["fit", "--config", TEXT, f"--data.{name}=[]"]) == 2
+        assert f"data.{name} is an empty list: give at least one file" in complaint(capsys)
+
+
+def test_a_held_out_text_that_has_changed_is_noticed(fit, tmp_path):
+    (tmp_path / "a.txt").write_text("<|endoftext|>\n".join(STORIES))
+    assert fit("--data.train_files", '["a.txt"]')[0] == 0
+    notice = "Changed: the held-out text is not that of lightning_logs/version_0/checkpoints/best.ckpt"
+    code, out = fit(command="validate")
+    assert (code, notice in out) == (0, False)
+    (tmp_path / "a.txt").write_text("<|endoftext|>\n".join(STORIES * 2))
+    code, out = fit(command="validate")
+    assert (code, notice in out) == (0, True)
+    code, out = fit("--data.valid_files", '["a.txt"]', command="validate")
+    assert (code, notice in out) == (0, False)
+
+
 def test_the_embedded_corpus_has_its_own_separator(capsys):
     assert main(["fit", "--config", TEXT, "--data.corpus=toy", "--data.special_tokens", '["<eos>"]']) == 2
     assert "data.corpus 'toy' separates its stories by <|endoftext|>" in complaint(capsys)

@@ -33,6 +33,7 @@ from tests.campaigns.damaged_world import (
     SKIPPED,
     World,
     command,
+    compare,
     fit,
     generate,
     load,
@@ -43,7 +44,10 @@ from tests.campaigns.damaged_world import (
     read_tokenizer,
     repeat,
     resume,
+    runs,
+    score,
     tokenize,
+    tokenize_form,
     trained,
     validate,
     validate_with_tokenizer,
@@ -59,7 +63,7 @@ WITHOUT_KERNELS = "because the C kernels are missing"  # the notice names the pa
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the campaign and return the exit code."""
     families = [checkpoint, token_file, sidecar, vocabulary, merges, configuration, cached_text, library, run_directory,
-                full_disk_checkpoint, full_disk_tokenizing]  # fmt: skip
+                text_form, full_disk_checkpoint, full_disk_tokenizing]  # fmt: skip
     description = "Damage each kind of file at random, or fill the disk, and use what is left."
     return run_campaign("tests.campaigns.corrupt", families, description, arguments)
 
@@ -72,7 +76,8 @@ def checkpoint(case: Case) -> None:
     name = str(path.relative_to(world.path))
     named = f"--ckpt_path={name}"
     uses: list[Use] = [resume, validate, predict, generate, partial(generate, f"--ckpt_path={RUN}"),
-                       partial(load, name), partial(validate, named), partial(predict, named),
+                       partial(load, name), partial(validate, named), partial(predict, named), runs, compare,
+                       score, partial(score, named),
                        partial(resume_from, name)]  # fmt: skip
     harm(case, world, path, [], uses)  # never swapped: another checkpoint under this name is intact
 
@@ -139,7 +144,7 @@ def library(case: Case) -> None:
 def run_directory(case: Case) -> None:
     """Use a run with a damaged file, and with a folder in place of a file or the reverse."""
     world = start(case)
-    uses: list[Use] = [resume, validate, predict, generate, fit]
+    uses: list[Use] = [resume, validate, predict, generate, fit, runs, compare, score]
     if case.rng.random() < 0.2:
         path = world.path / case.rng.choice([RUN, f"{RUN}/checkpoints", f"{RUN}/tokenizer", "lightning_logs/version_1"])
         if path.exists():
@@ -152,6 +157,14 @@ def run_directory(case: Case) -> None:
         found = world.files(f"{RUN}/*", f"{RUN}/tokenizer/*")
         uses.append(partial(validate, f"--data.tokenizer={RUN}/tokenizer"))
         harm(case, world, case.rng.choice(found), found, uses)
+
+
+@full(112)
+def text_form(case: Case) -> None:
+    """Tokenize a damaged file that is compressed, or Parquet."""
+    world = start(case)
+    path = case.rng.choice([path for path in world.files("forms/*") if path.suffix not in (".txt", ".jsonl")])
+    harm(case, world, path, [], [partial(tokenize_form, str(path.relative_to(world.path)))])
 
 
 @full(20)
@@ -199,8 +212,9 @@ def judge(case: Case, world: World, path: Path, use: Use, obeyed: Callable[[], b
     allowed = [world.reference(use).result]
     if SKIPPED in outcome.out:  # any of the other checkpoints
         plain = use.func if isinstance(use, partial) else use
-        if plain in (validate, predict, generate):
-            others = [f"--ckpt_path={RUN}/checkpoints/step-0000000{step}.ckpt" for step in (2, 4)]
+        if plain in (validate, predict, generate, score, compare):
+            option = "" if plain is compare else "--ckpt_path="
+            others = [f"{option}{RUN}/checkpoints/step-0000000{step}.ckpt" for step in (2, 4)]
             allowed += [world.reference(partial(plain, other)).result for other in others]
     if outcome.result not in allowed:
         raise AssertionError(f"found another result without a word: {outcome.result!r:.300}, not {allowed!r:.900}")

@@ -20,6 +20,7 @@ import tslm.fast.cpu.kernels
 import tslm.studies  # noqa: F401
 from tests.campaigns.child import Outcome, Use, describe, in_child
 from tests.campaigns.damage import replace_folder
+from tests.campaigns.project import write_forms
 from tslm.__main__ import main
 from tslm.cli import CommandLine
 from tslm.data.cache import Cache
@@ -119,6 +120,29 @@ def generate(*options: str) -> object:
     return text[text.index("One day") :]
 
 
+def score(*options: str) -> object:
+    """Return the log-probability of the text."""
+    return re.findall(r'"log_prob": (\S+),', command("score", "--input=text.txt", *options))
+
+
+def compare(path: str = RUN) -> object:
+    """Return the losses of a run, or a checkpoint, that is compared with itself."""
+    return re.findall(r"^  [AB] +\S+", command("compare", path, path), re.MULTILINE)
+
+
+def runs() -> object:
+    """List the runs; damage shows in a column."""
+    command("runs", "--sort=valid_loss")
+    command("runs", "--json")
+    return None
+
+
+def tokenize_form(name: str) -> object:
+    """Encode a text that is compressed or holds records."""
+    command("tokenize", "--tokenizer=tokenizer", f"--input={name}", "--output=new.bin", "--num_workers=1")
+    return hashlib.sha256(Path("new.bin").read_bytes()).hexdigest()
+
+
 def load(path: str) -> object:
     """Load a model as a library does."""
     loaded = load_model(path)
@@ -180,6 +204,9 @@ class World:
         def make() -> None:
             fit()
             write_corpus(Path("text.txt"), 20, seed=5)
+            Path("forms").mkdir()
+            Path("forms/s.txt").write_bytes(Path("text.txt").read_bytes())
+            write_forms(Path("forms"))
             Tokenizer.from_dir(Path(RUN) / "tokenizer").save("tokenizer")
             merged = merge_pretokens(count_pretokens("text.txt", [END_OF_TEXT]), 300, [END_OF_TEXT])
             Tokenizer(*merged, [END_OF_TEXT]).save("other")
@@ -188,6 +215,7 @@ class World:
             os.replace("new.bin.json", "ids.bin.json")
             validate()  # so that the copy has what a first use writes
             predict()
+            compare()
 
         made = in_child(make, self.path)
         if made.code != 0:

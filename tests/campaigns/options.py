@@ -49,9 +49,12 @@ GOOD = {
     "--trainer.profiler": ["simple", "advanced", "SimpleProfiler"], "--trainer.plugins": ["null", "[]"],
     "--trainer.model_registry": ["null"], "--trainer.default_root_dir": [".", "runs"],
     "--trainer.gradient_clip_algorithm": ["norm", "value"], "--checkpoint.dirpath": ["elsewhere"],
-    "--data.train_files": ['["s.txt"]', '["s.txt", "s.txt"]'], "--data.valid_files": ['["s.txt"]'],
+    "--data.train_files": ['["s.txt"]', '["s.txt", "s.txt"]', '["s.jsonl.gz"]', '["many", "s.txt.zst"]'],
+    "--data.valid_files": ['["s.txt"]'],
     "--data.prompts_file": ["s.txt"], "--data.tokenizer": ["v"], "--data.cache_dir": ["c", "other"],
-    "--data.special_tokens": ['["<|endoftext|>"]', '["<|endoftext|>", "The"]'], "--input": ["s.txt"],
+    "--data.special_tokens": ['["<|endoftext|>"]', '["<|endoftext|>", "The"]'], "--to": ["version_0"],
+    "--input": ["s.txt", "s.txt.gz", "s.jsonl", "s.parquet", "s.txt.xz", "many", "s*.jsonl"], "--plot": ["x.png"],
+    "--dir": [".", "lightning_logs", "lightning_logs/version_0"], "--sort": ["name", "tokens"],
     "--special_tokens": ['["<|endoftext|>"]', "[]"], "--tokenizer": ["v"], "--output": ["t", "ids2"],
     "--function": ["rms_norm"], "--text": ["é字"], "--word": ["Once"], "--prompt": ["Once upon"],
 }
@@ -64,13 +67,17 @@ START = {
     "test": ["test", *MEASURING],
     "predict": ["predict", *MEASURING, "--generation.max_new_tokens=2"],
     "generate": ["generate", "--max_new_tokens=2"],
+    "score": ["score", "--input=s.txt"],
+    "compare": ["compare", "version_0", "lightning_logs/version_0"],
+    "runs": ["runs"],
     "train-tokenizer": ["train-tokenizer", "--output=t", *VOCABULARY],
     "tokenize": ["tokenize", "--tokenizer=v", "--input=s.txt", "--output=ids", "--num_workers=1"],
     "study unicode": ["study", "unicode"],
     "study tokenizer": ["study", "tokenizer", "--num_stories=20", "--vocab_size=270", "--num_workers=1"],
 }
 COUNTS = {"fit": 500, "validate": 200, "test": 100, "predict": 250, "generate": 300, "train-tokenizer": 250,
-          "tokenize": 250, "study unicode": 50, "study tokenizer": 100}  # 2,000
+          "score": 200, "compare": 100, "runs": 100,
+          "tokenize": 250, "study unicode": 50, "study tokenizer": 100}  # 2,400
 SKIPPED = {"--help", "--print_config", "--trainer.fast_dev_run"}
 
 

@@ -1,9 +1,14 @@
 """The project from which the commands of a campaign start: a text, a vocabulary, a token file and a run."""
 
 import contextlib
+import gzip
+import json
+import lzma
 import os
 import shutil
 from pathlib import Path
+
+import zstandard
 
 from tests.campaigns.forked import run_command
 from tests.conftest import ROOT
@@ -27,6 +32,7 @@ def fresh_project(folder: Path) -> Path:
     if not template.exists():
         template.mkdir()
         write_corpus(template / "s.txt", 100, seed=7)
+        write_forms(template)
         (template / "v.yaml").write_text("data: {seed: 3}\n", encoding="utf-8")
         for words in (["train-tokenizer", "--output=v", *VOCABULARY], FIT,
                       ["tokenize", "--tokenizer=v", "--input=s.txt", "--output=old", "--num_workers=1"]):
@@ -35,6 +41,25 @@ def fresh_project(folder: Path) -> Path:
     shutil.rmtree(project, ignore_errors=True)
     shutil.copytree(template, project)
     return project
+
+
+def write_forms(folder: Path) -> None:
+    """Write the text `s.txt` of a folder in all other forms that are read, all with checksums."""
+    text = (folder / "s.txt").read_bytes()
+    documents = [{"text": document} for document in text.decode().split("<|endoftext|>")]
+    records = "".join(json.dumps(document) + "\n" for document in documents).encode()
+    (folder / "many").mkdir()
+    for number, document in enumerate(documents):
+        (folder / "many" / f"{number}.txt").write_text(document["text"], encoding="utf-8")
+    packed = zstandard.ZstdCompressor(write_checksum=True).compress(text)
+    files = {"s.jsonl": records, "s.jsonl.gz": gzip.compress(records), "s.txt.xz": lzma.compress(text),
+             "s.txt.zst": packed, "s.txt.gz": gzip.compress(text)}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    with contextlib.suppress(ImportError):  # an extra of the project
+        from pyarrow import Table, parquet
+
+        parquet.write_table(Table.from_pylist(documents), folder / "s.parquet", write_page_checksum=True)
 
 
 def contents(folder: Path) -> set[str]:

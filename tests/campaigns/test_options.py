@@ -22,7 +22,7 @@ def test_a_short_campaign_of_command_lines_finds_nothing(capsys):
     assert err == ""
     assert len({line["name"] for line in found}) == len(options.START)
     assert [(line["tried"], line["failed"]) for line in found] == [(1, 0)] * len(found)
-    assert sum(options.COUNTS.values()) == 2000
+    assert sum(options.COUNTS.values()) == 2400
 
 
 def test_a_fault_in_the_explanation_of_one_type_is_found(capsys, monkeypatch):

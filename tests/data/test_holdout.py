@@ -100,11 +100,21 @@ def test_the_end_of_a_single_document_is_held_out_with_a_notice(tmp_path, text, 
 
 @pytest.mark.parametrize(("name", "text"), [("a.txt", "a"), ("b.txt", "é"), ("c.jsonl", '\n{"text": "one"}\n\n')])
 def test_nothing_to_hold_out_is_an_error(tmp_path, name, text):
-    with pytest.raises(UserError, match=r"is a single document of .* which leaves nothing to hold out"):
+    with pytest.raises(UserError, match=r"is a single document, and its \d+ bytes leave nothing to hold out"):
         hold_out(write(tmp_path, {name: text}), SEPARATOR, **SIZES)
 
 
+def test_the_end_of_a_single_document_has_a_window_if_half_of_the_text_suffices(tmp_path):
+    (span,) = write(tmp_path, {"a.txt": "one book " * 100})
+    for least, expected in [(0, 45), (200, 200), (10**6, 450)]:
+        _, (valid,), _ = hold_out([span], SEPARATOR, 0.05, 10**6, least)
+        assert valid.stop - valid.start == expected
+
+
 def test_copies_of_one_document_are_not_called_a_single_document(tmp_path):
+    record = '{"text": "the same story"}\n' * 40
+    with pytest.raises(UserError, match=r"repeats or dwarfs all other documents, and its 1,080 bytes leave nothing"):
+        hold_out(write(tmp_path, {"b.jsonl": record}), SEPARATOR, **SIZES)
     (span,) = write(tmp_path, {"a.txt": "the same story<|e|>\n" * 400})
     _, valid, notice = hold_out([span], SEPARATOR, **SIZES)
     assert len(valid) == 1

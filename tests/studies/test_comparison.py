@@ -7,6 +7,8 @@ import yaml
 from tests.test_cli import TEXT, complaint, runs  # noqa: F401 (a fixture)
 from tslm.__main__ import main
 from tslm.studies.comparison import Curve, curve, differing_settings, measure, open_side
+from tslm.tokenizer import Tokenizer
+from tslm.tokenizer.corpus import Corpus
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +59,14 @@ def test_a_run_does_not_differ_from_itself(here, capsys):
 
 
 def test_groups_of_seeds_are_compared(here, capsys):
-    assert main(["compare", "one", "two", "--to", "fast", "fast"]) == 0
+    assert main(["compare", "one", "two", "--to", "fast", "one"]) == 0
     out = capsys.readouterr().out
     assert "A2  lightning_logs/two" in out
     assert "\nOver seeds: " in out
+    shutil.copytree("lightning_logs/fast", "lightning_logs/copy")
+    assert main(["compare", "one", "two", "--to", "fast", "copy"]) == 0  # two equal runs would seem to have no spread
+    shutil.rmtree("lightning_logs/copy")
+    assert "\nOver seeds nothing can be said: B1 and B2 are the same model." in capsys.readouterr().out
     assert main(["compare", "one", "--to", "fast"]) == 0
     assert "Over seeds nothing can be said: give two runs or more on each side." in capsys.readouterr().out
 
@@ -75,7 +81,7 @@ def test_losses_equal_those_of_validate_on_the_same_text(here, tmp_path, capsys)
     assert losses.means[0] == pytest.approx(valid, abs=0.02)
     assert losses.difference([0], [1]).mean == pytest.approx(losses.means[0] - losses.means[1])
     (tmp_path / "other.txt").write_text("Once upon a time there was a cat.\n" * 40)
-    other = measure(sides, [str(tmp_path / "other.txt")], 10**9)
+    other = measure(sides, Corpus(str(tmp_path / "other.txt")), 10**9)
     assert other.text.startswith(f"{tmp_path}/other.txt: ")
     assert other.means != losses.means
 
@@ -89,6 +95,60 @@ def test_runs_with_other_tokenizers_are_compared_per_byte(here, tiny, capsys):
     assert "bytes (the tokenizers differ)" in out
     assert "nats per byte" in out.splitlines()[-1]
     shutil.rmtree("lightning_logs/small")
+
+
+def test_a_text_that_has_changed_and_texts_that_differ_are_noticed(here, tiny, tmp_path, capsys):
+    text = tmp_path / "a.txt"
+    text.write_text("<|endoftext|>\n".join(f"Story {n} of a cat with {n % 7} hats." for n in range(300)))
+    assert main(["fit", "--config", TEXT, *tiny, f'--data.train_files=["{text}"]', "--name", "other"]) == 0
+    capsys.readouterr()
+    assert main(["compare", "other", "one"]) == 0
+    out = capsys.readouterr().out
+    assert "The runs were not trained on the same files: one of them may have been trained on this text." in out
+    assert "it has changed" not in out
+    text.write_text(text.read_text() + "<|endoftext|>\nAnother story of a dog." * 300)
+    assert main(["compare", "other", "other"]) == 0
+    out = capsys.readouterr().out
+    assert f"held out of {text} (it has changed since the training, which may have seen a part of it): " in out
+    assert "not trained on the same files" not in out
+    shutil.rmtree("lightning_logs/other")
+
+
+def test_records_with_another_field_are_compared(here, tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"body": "Once upon a time there was a cat."}\n' * 3)
+    assert main(["compare", "one", "two", "--input", str(tmp_path / "a.jsonl"), "--text_field", "body"]) == 0
+    assert "a.jsonl: 3 documents" in capsys.readouterr().out
+
+
+def test_special_tokens_in_text_are_compared_as_they_were_trained(here, tmp_path):
+    loaded = open_side("one").loaded
+    (special,) = loaded.tokenizer.special_tokens
+    word = "at"
+    assert word.encode() in loaded.tokenizer.vocab.values()  # so that the model has a row for the special token
+    tokenizer = Tokenizer(loaded.tokenizer.vocab, loaded.tokenizer.merges, [special, word])
+    sides = [open_side("one")._replace(loaded=loaded._replace(tokenizer=tokenizer))]
+    (tmp_path / "a.txt").write_text("The catat")
+    (tmp_path / "a.jsonl").write_text('{"text": "The catat"}')
+    text, records, allowed = (measure(sides, Corpus(tmp_path / name, allow_special=allow), 9).sizes.sum()
+                              for name, allow in [("a.txt", False), ("a.jsonl", False), ("a.jsonl", True)])
+    assert text == allowed == len(tokenizer.encode("The catat")) + 1
+    assert records == len(tokenizer.encode("The catat", allow_special=False)) + 1
+
+
+def test_a_damaged_checkpoint_is_named_before_another_takes_its_place(here, tmp_path, capsys):
+    shutil.copytree("lightning_logs/one", tmp_path / "one")
+    (best,) = (tmp_path / "one" / "checkpoints").glob("best.ckpt")
+    best.unlink()
+    best.write_bytes(b"x")
+    assert main(["compare", str(tmp_path / "one"), "two"]) == 0
+    assert f"{best} is damaged or cannot be read, and is skipped." in capsys.readouterr().out.splitlines()
+
+
+def test_checkpoints_in_a_folder_of_their_own_belong_to_their_run(here, tiny, capsys):
+    assert main(["fit", "--config", TEXT, *tiny, "--checkpoint.dirpath=kept", "--name", "apart"]) == 0
+    assert open_side("apart").path.name == open_side("kept/best.ckpt").path.name == "apart"
+    assert open_side("lightning_logs/one/checkpoints").path.name == "one"
+    shutil.rmtree("lightning_logs/apart")
 
 
 def test_curves_count_the_seconds_of_training(here):
@@ -106,12 +166,16 @@ def test_curves_count_the_seconds_of_training(here):
 def test_mistakes_in_a_comparison_are_sentences(here, tmp_path, capsys):
     shutil.copytree("lightning_logs/one", tmp_path / "broken")
     (tmp_path / "broken" / "metrics.csv").write_text("step,loss\n1")
+    (here / "folder.png").mkdir()
     for options, sentence in [
         (["one"], "one run alone is named"),
         (["one", "nothing"], "nothing"),
         (["one", "two", "--max_documents=0"], "max_documents is 0: give at least 1"),
         (["one", "two", "--input", "nowhere.txt"], "nowhere.txt does not exist"),
-        (["one", "two", "--plot", "."], "is a folder"),
+        (["one", "two", "--plot", "folder.png"], "is a folder"),
+        (["one", "two", "--plot", "config.yaml"], "the plot config.yaml does not end in .png"),
+        ([], "RUNS must be given"),
+        (["--to", "one"], "RUNS must be given"),
         (["one", str(tmp_path / "broken")], "broken has a damaged file"),
     ]:
         assert main(["compare", *options]) == 2

@@ -1,6 +1,7 @@
 import gzip
 import json
 import lzma
+import random
 
 import pytest
 import zstandard
@@ -23,21 +24,22 @@ def test_compressed_files_are_read(tmp_path, ending):
     (tmp_path / f"a.txt{ending}").write_bytes(PACK[ending](b"one<e>two"))
     (tmp_path / f"b.jsonl{ending.upper()}").write_bytes(PACK[ending](RECORDS))
     assert decoded(tmp_path, tmp_path) == "one¦two¦document 0¦document 1¦document 2¦"
-    two_members = PACK[ending](b"one") + PACK[ending](b" two")
+    two_members = PACK[ending](b"one") + bytes(8) + PACK[ending](b" two") + bytes(4096)
     (tmp_path / f"c.txt{ending}").write_bytes(two_members)
     assert decoded(tmp_path / f"c.txt{ending}", tmp_path) == "one two"
 
 
 @pytest.mark.parametrize("ending", PACK)
-@pytest.mark.parametrize("damage", ["cut", "header", "middle", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "cut late", "second stream", "header", "middle", "empty"])
 def test_damaged_compressed_files_are_named(tmp_path, ending, damage):
-    packed = bytearray(PACK[ending](bytes(range(128)) * 999))
-    if damage == "middle":
-        packed[len(packed) // 2] ^= 0xFF
+    packed = PACK[ending](random.Random(1).randbytes(200_000).hex().encode())  # several blocks of each format
+    middle = bytearray(packed)
+    middle[len(packed) // 2] ^= 0xFF
     path = tmp_path / f"a.txt{ending}"
-    cut = packed[: len(packed) // 2]
-    path.write_bytes({"cut": cut, "header": b"plain text", "middle": packed, "empty": b""}[damage])
-    with pytest.raises(UserError, match=r"a\.txt\.\w+ (cannot be unpacked|is empty)"):
+    path.write_bytes({"cut": packed[: len(packed) // 2], "cut late": packed[:-1], "header": b"plain text", "empty": b"",
+                      "middle": middle, "second stream": packed + b"\1" + packed[1:]}[damage])
+    sentence = "is empty" if damage == "empty" else "cannot be unpacked"
+    with pytest.raises(UserError, match=rf"a\.txt\.\w+ {sentence}"):
         decoded(path, tmp_path)
 
 
@@ -70,9 +72,12 @@ def test_parquet_files_are_read(tmp_path):
     ]:
         with pytest.raises(UserError, match=sentence):
             Corpus(tmp_path / "a.parquet", text_field=field)
-    (tmp_path / "c.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-9])
-    with pytest.raises(UserError, match=r"c\.parquet cannot be read as Parquet \("):
-        Corpus(tmp_path / "c.parquet")
+    packed = (tmp_path / "a.parquet").read_bytes()
+    at = packed.index(b"lines")
+    for damaged in (packed[:-9], packed[: at - 40] + bytes(60) + packed[at + 20 :]):
+        (tmp_path / "c.parquet").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"c\.parquet cannot be read as Parquet \("):
+            Corpus(tmp_path / "c.parquet", text_field="text")
 
 
 def test_bytes_that_are_not_utf8_are_replaced_on_request(tmp_path):

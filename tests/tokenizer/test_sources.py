@@ -1,8 +1,14 @@
+import bz2
 import gzip
 import json
+import lzma
 import os
+import re
+import tarfile
+import zipfile
 
 import pytest
+import zstandard
 
 from tslm.errors import MissingFileError, UserError
 from tslm.tokenizer import Tokenizer, encode_files, merge_pretokens
@@ -64,6 +70,81 @@ def test_json_is_named_also_where_it_is_compressed(tmp_path, text):
     (tmp_path / "a.json.gz").write_bytes(gzip.compress(text.encode()))
     with pytest.raises(UserError, match=r"a\.json\.gz is (a JSON array|JSON);"):
         Corpus(tmp_path / "a.json.gz")
+
+
+def test_files_that_are_no_text_are_named_although_their_bytes_may_be_utf8(tmp_path):
+    write(tmp_path, a_txt="Once upon a time. " * 20)
+    text = (tmp_path / "a.txt").read_bytes()
+    with tarfile.open(tmp_path / "b.tar", "w") as archive:
+        archive.add(tmp_path / "a.txt", "a.txt")
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.write(tmp_path / "a.txt")
+    tar = (tmp_path / "b.tar").read_bytes()
+    assert tar.decode()
+    files = {"b.tar": tar, "c.tar.gz": gzip.compress(tar), "b.zip": (tmp_path / "b.zip").read_bytes(),
+             "d.txt": gzip.compress(text), "e.txt": lzma.compress(text), "f.txt": zstandard.compress(text),
+             "g.bz2": bz2.compress(text), "h.txt": text.decode().encode("utf-16"), "j.txt": b"PAR1" + text,
+             "i.txt": text.decode().encode("utf-16-le"), "k.jsonl": text.decode().encode("utf-16-be")}
+    found = {}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        for errors in ("strict", "replace"):
+            with pytest.raises(UserError, match=re.escape(f"/{name} is ")) as caught:
+                Corpus(tmp_path / name, errors=errors)
+        found[name] = str(caught.value).split(f"{name} is ")[1].split(";")[0].split(",")[0]
+    assert found == {
+        "b.tar": "an archive of tar", "c.tar.gz": "an archive of tar", "b.zip": "an archive of zip",
+        "d.txt": "compressed by gzip", "e.txt": "compressed by xz", "f.txt": "compressed by zstd",
+        "g.bz2": "compressed by bzip2", "h.txt": "UTF-16", "i.txt": "UTF-16", "j.txt": "Parquet", "k.jsonl": "UTF-16",
+    }  # fmt: skip
+    write(tmp_path, z_txt="a\0b\0" * 3 + "\0\0 zeros are text")
+    assert decoded(tmp_path / "z.txt", tmp_path).startswith("a\0b\0")
+
+
+def test_links_are_followed_and_each_file_is_taken_once(tmp_path):
+    write(tmp_path, tree__a_txt="one", other__c_txt="three", tree__b_txt="two")
+    tree = tmp_path / "tree"
+    (tree / "again.txt").symlink_to("b.txt")
+    (tree / "loop").symlink_to(".")  # glob would follow the two loops along 2 to the power of 40 paths
+    (tree / "self").symlink_to("../tree")
+    (tree / "linked").symlink_to("../other")
+    for source in (tree, f"{tree}/**", f"{tmp_path}/tr*/**/*.txt", f"{tree}/**/**/*.txt"):
+        assert sorted(decoded(source, tmp_path).split("¦")) == ["", "one", "three", "two"]
+    assert decoded(f"{tree}/*.txt", tmp_path) == "one¦two¦"
+    assert decoded([tree / "a.txt", tree / "a.txt"], tmp_path) == "one¦one¦"  # as the user wants
+
+
+def test_patterns_are_found_from_the_current_folder_and_with_their_characters_escaped(tmp_path, monkeypatch):
+    write(tmp_path, a_txt="one", x__b_txt="two")
+    (tmp_path / "x[1]").mkdir()
+    (tmp_path / "x[1]" / "c.txt").write_text("three")
+    monkeypatch.chdir(tmp_path)
+    deep = ["x/b.txt", "x[1]/c.txt"]
+    for pattern, names in [("**/*.txt", ["a.txt", *deep]), ("x*/**", deep), ("**", ["a.txt", *deep]),
+                           ("./**/b*", ["./x/b.txt"]), ("x/**", ["x/b.txt"])]:
+        assert sorted(span.label for span in Corpus(pattern).spans) == names
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch):
+    write(tmp_path, a_txt="one", sub__b_txt="two")
+    scandir = os.scandir
+
+    def forbidden(path):
+        if os.fspath(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    for source in (tmp_path, f"{tmp_path}/**/*.txt"):
+        with pytest.raises(PermissionError, match=r"Permission denied: '.*/sub'"):
+            Corpus(source)
+
+
+def test_a_pipe_in_a_folder_is_no_empty_file(tmp_path):
+    write(tmp_path, a_txt="one")
+    os.mkfifo(tmp_path / "b.txt")
+    with pytest.raises(UserError, match=r"b\.txt is no regular file"):
+        Corpus(tmp_path)
 
 
 def test_a_byte_order_mark_is_dropped_with_a_notice(tmp_path):

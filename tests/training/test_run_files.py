@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 
@@ -254,3 +255,33 @@ def test_a_damaged_newest_checkpoint_or_summary_shows_in_the_list(runs, capsys):
     os.truncate(runs / "version_1" / "checkpoints" / "last.ckpt", 100)
     (runs / "version_0" / "summary.json").write_text("{")
     assert [row["state"] for row in table(capsys).values()] == ["damaged", "damaged"]
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("corpus", 3), ("valid_loss", "x"), ("seconds", []), ("tokens_seen", {}), ("finished", "no"), ("continues", 1),
+    ("floor_gap", "2%"),
+])  # fmt: skip
+def test_a_summary_with_a_value_of_another_type_is_damaged(runs, capsys, name, value):
+    summary = json.loads((runs / "version_0" / "summary.json").read_text())
+    (runs / "version_0" / "summary.json").write_text(json.dumps(summary | {name: value}))
+    for options in ([], [f"--sort={COLUMN_OF.get(name, name)}"], ["--filter=version"]):
+        assert table(capsys, *options)["version_0"]["state"] == "damaged"
+    code, _, err = verify(capsys)
+    assert code == 2
+    assert f"its {name} is {value!r}" in err
+
+
+COLUMN_OF = {"tokens_seen": "tokens", "finished": "state", "continues": "name"}
+
+
+def test_a_loss_that_is_no_number_comes_last_and_is_null_in_json(runs, capsys):
+    shutil.copytree(runs / "version_0", runs / "version_2")
+    summary = json.loads((runs / "version_0" / "summary.json").read_text())
+    for name, loss in [("version_0", math.nan), ("version_2", 0.0)]:
+        (runs / name / "summary.json").write_text(json.dumps(summary | {"valid_loss": loss}))
+    assert list(table(capsys, "--sort=valid_loss")) == ["version_2", "version_1", "version_0"]
+    assert table(capsys)["version_2"]["valid_loss"] == "0.0000"
+    assert main(["runs", "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    assert {run["name"]: run["valid_loss"] for run in found}["version_0"] is None

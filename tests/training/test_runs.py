@@ -172,7 +172,7 @@ def test_damaged_checkpoints_are_listed_if_there_is_no_intact_one(saved, tmp_pat
 
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path):
-    with pytest.raises(MissingFileError, match=r"^the folder .* has no checkpoint; give another --ckpt_path$"):
+    with pytest.raises(MissingFileError, match=r"^the folder .* has no checkpoint; give another checkpoint$"):
         find_checkpoint(str(tmp_path))
     (tmp_path / "last.ckpt").write_bytes(b"cut")
     with pytest.raises(MissingFileError, match=r"has no usable checkpoint, because these are damaged: .*last\.ckpt;"):

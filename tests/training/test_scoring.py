@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +9,11 @@ import torch
 import tslm
 from tests.test_cli import runs  # noqa: F401 (a fixture)
 from tslm.__main__ import main
+from tslm.errors import UserError
 from tslm.export.harness import HarnessModel
+from tslm.tokenizer.corpus import Corpus
+from tslm.training.runs import LoadedModel
+from tslm.training.score_report import score_rows
 from tslm.training.scoring import score_texts, token_log_probs
 
 END = "<|endoftext|>"
@@ -91,6 +96,15 @@ def test_a_run_is_an_object(runs, monkeypatch):  # noqa: F811
     assert found[1].step == found[3].step == 4
 
 
+def test_a_damaged_checkpoint_is_not_replaced_without_a_warning(runs, tmp_path):  # noqa: F811
+    shutil.copytree(runs / "lightning_logs/version_0", tmp_path / "run")
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    best.unlink()
+    best.write_bytes(b"x")
+    with pytest.warns(UserWarning, match=r"best\.ckpt is damaged or cannot be read, and is skipped"):
+        assert tslm.load_run(tmp_path / "run").step == 4
+
+
 def rows(capsys, *options):
     capsys.readouterr()
     assert main(["score", *options]) == 0
@@ -126,6 +140,25 @@ def test_the_command_scores_tokens_lines_and_files(runs, tmp_path, monkeypatch, 
     assert json.loads((tmp_path / "out.jsonl").read_text()) == rows(capsys, "--input", str(tmp_path / "a.txt"))[0]
 
 
+def test_special_tokens_are_scored_as_they_were_trained_and_each_file_alone(model, tmp_path):
+    tokenizer = tslm.Tokenizer({n: bytes([n]) for n in range(256)}, [], [END, "<u>"])
+    loaded = LoadedModel(model, tokenizer, tmp_path, 1, [256])
+    (tmp_path / "a.txt").write_text(f"<u>Hi{END}\n<u>")
+    (tmp_path / "b.jsonl").write_text('{"text": "<u>Hi"}\n{"text": "<u>"}\n')
+    corpora = {(name, allow): Corpus(tmp_path / name, allow_special=allow)
+               for name in ("a.txt", "b.jsonl") for allow in (False, True)}
+    ids = {key: [row["id"] for row in score_rows(corpus, "token", loaded)] for key, corpus in corpora.items()}
+    assert ids["a.txt", False] == ids["a.txt", True] == ids["b.jsonl", True] == [257, *b"Hi", 257]
+    assert ids["b.jsonl", False] == [*b"<u>Hi<u>"]
+    corpus = Corpus(tmp_path / "a.txt")
+    (tmp_path / "a.txt").write_text("another text" * 9)
+    with pytest.raises(UserError, match=r"a\.txt was changed or replaced while it was read"):
+        next(score_rows(corpus, "file", loaded))
+    (tmp_path / "a.txt").write_text(f"<u>Hi{END}\n<u>")
+    twice = list(score_rows(Corpus([tmp_path / "a.txt"] * 2), "file", loaded))
+    assert [row["tokens"] for row in twice] == [4, 4]
+
+
 def test_mistakes_in_scoring_are_sentences(runs, tmp_path, monkeypatch, capsys):  # noqa: F811
     monkeypatch.chdir(runs)
     bad = tmp_path / "bad.txt"
@@ -134,6 +167,7 @@ def test_mistakes_in_scoring_are_sentences(runs, tmp_path, monkeypatch, capsys):
         (["--input", str(bad)], "bad.txt is not UTF-8: byte 0xff at offset 5"),
         (["--input", "nowhere.txt"], "nowhere.txt does not exist"),
         (["--input", str(bad), "--per", "word"], "per"),
+        (["--input", str(bad), "--join_files", "true"], "unknown option --join_files"),
         (["--input", str(bad), "--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt"),
         (["--input", str(bad), "--output", str(bad)], "is also an input"),
     ]:

@@ -119,7 +119,7 @@ def explain(parser: ArgumentParser, message: str, cause: BaseException | None = 
     if unknown:
         names = [name for name in known if name.startswith("--")]
         return "; ".join(f"unknown option {name}: {_nearest(name, names, parser)}" for name in unknown)
-    missing = [action.option_strings[-1] for action in parser._actions
+    missing = [action.option_strings[-1] if action.option_strings else action.dest.upper() for action in parser._actions
                if action.required and not set(action.option_strings) & set(stated)]
     if missing:
         return f"{' and '.join(missing)} must be given: see `{_command(parser)} --help`"

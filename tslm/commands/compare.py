@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tslm.commands.arguments import Parser
+from tslm.commands.input import add_input_options, open_input
 
 
 def main(argv: list[str]) -> None:
@@ -12,12 +13,11 @@ def main(argv: list[str]) -> None:
         argv: the words after `python -m tslm compare`.
     """
     parser = Parser(prog="python -m tslm compare", description="Compare runs: settings, curves, and the loss on one "
-                    "text with 95%% intervals.")
+                    "text with 95% intervals.")
     parser.add_argument("runs", type=str, nargs="+", help="run directories, their names, or checkpoints")
     parser.add_argument("--to", type=str, nargs="+", default=[],
                         help="a second group of runs; each group holds runs that differ in their seeds")
-    parser.add_argument("--input", type=str, nargs="+", default=None,
-                        help="the text to measure the losses on; the first run's validation text if left out")
+    add_input_options(parser, "the first run's validation text", joins=False)
     parser.add_argument("--plot", type=str | None, default=None, help="a PNG file for the curves")
     parser.add_argument("--max_documents", type=int, default=2000,
                         help="at most so many documents of the text, evenly spaced")
@@ -25,4 +25,5 @@ def main(argv: list[str]) -> None:
 
     from tslm.studies.compare_report import print_comparison  # imported here because it needs torch
 
-    print_comparison(options.runs, options.to, options.input, options.plot, options.max_documents)
+    corpus = open_input(options) if options.input else None
+    print_comparison(options.runs, options.to, corpus, options.plot, options.max_documents)

@@ -19,7 +19,7 @@ def main(argv: list[str]) -> None:
     """
     parser = Parser(prog="python -m tslm score", description="Measure how probable a trained model finds a text. Each "
                     "document is scored from its beginning; log_prob is a sum of natural logarithms.")
-    add_input_options(parser)
+    add_input_options(parser, joins=False)
     parser.add_argument("--per", type=Literal["token", "line", "file"], default="file",
                         help="an object for each token, line or file; a record of a JSONL file is a line")
     parser.add_argument("--ckpt_path", type=str | None, default=None,

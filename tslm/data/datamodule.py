@@ -117,6 +117,9 @@ class TextDataModule(pl.LightningDataModule):
         if align_documents and not special_tokens:
             raise UserError("data.align_documents is on, but data.special_tokens names none to tell documents apart: "
                             f"give --data.special_tokens '[\"{END_OF_TEXT}\"]', or leave --data.align_documents out")
+        for name, files in (("train_files", train_files), ("valid_files", valid_files)):
+            if files == []:
+                raise UserError(f"data.{name} is an empty list: give at least one file, or leave --data.{name} out")
         self.corpus = corpus or ("files" if train_files or valid_files else "toy")
         if self.corpus != "files" and (train_files or valid_files):
             raise UserError(
@@ -135,9 +138,7 @@ class TextDataModule(pl.LightningDataModule):
         self.num_workers, self.toy_stories, self.toy_seed = num_workers, toy_stories, toy_seed
         if prompts == []:
             raise UserError("data.prompts is an empty list: give at least one prompt, or leave --data.prompts out")
-        if self.corpus != "files" and special_tokens and special_tokens[0] != END_OF_TEXT:
-            raise UserError(f"data.corpus {self.corpus!r} separates its stories by {END_OF_TEXT}, but the first of "
-                            f"data.special_tokens is {special_tokens[0]!r}: name {END_OF_TEXT} first")
+        self._check_separator(special_tokens)
         self.prompts, self.prompts_file = prompts, prompts_file
         self.reading = Reading(text_field, errors, join_files, allow_special)
         self.allow_changed_text = allow_changed_text
@@ -175,6 +176,25 @@ class TextDataModule(pl.LightningDataModule):
             return
         self.tokenizer = tokenizer
 
+    def _check_special_tokens(self) -> None:
+        """Check that the special tokens are those of an existing tokenizer, which encodes the text.
+
+        Raises:
+            UserError: the user names others, or the corpus has another separator.
+        """
+        if self.tokenizer is None or self.tokenizer.special_tokens == self.special_tokens:
+            return
+        found = self.tokenizer.special_tokens
+        if self.special_tokens != [END_OF_TEXT]:  # the default means those of the tokenizer
+            raise UserError(f"data.special_tokens is {self.special_tokens}, but the tokenizer has {found}: leave "
+                            "--data.special_tokens out, or train another tokenizer")
+        self._check_separator(found)
+
+    def _check_separator(self, special_tokens: list[str]) -> None:
+        if self.corpus != "files" and special_tokens and special_tokens[0] != END_OF_TEXT:
+            raise UserError(f"data.corpus {self.corpus!r} separates its stories by {END_OF_TEXT}, but the first of the "
+                            f"special tokens is {special_tokens[0]!r}: name {END_OF_TEXT} first")
+
     def prepare_data(self) -> None:
         """Make the corpus, the tokenizer and the token files that are missing; `predict` needs none of them.
 
@@ -189,6 +209,7 @@ class TextDataModule(pl.LightningDataModule):
         Raises:
             UserError: a text is too short for a window, or `prepare` rejects it.
         """
+        self._check_special_tokens()
         with self.cache.lock():
             texts = self.find_texts(evaluating=self._command in EVALUATING)
             self.tokenizer, train, valid = prepare(
@@ -222,13 +243,10 @@ class TextDataModule(pl.LightningDataModule):
         if not self.align_documents:
             return None
         assert self.tokenizer is not None
-        name = self.special_tokens[0]
-        if name not in self.tokenizer.special_ids:
-            raise UserError(
-                f"data.align_documents is on, but the tokenizer has no token {name!r} to separate "
-                "documents: leave --data.align_documents out, or name the tokenizer's own with --data.special_tokens"
-            )
-        return self.tokenizer.special_ids[name]
+        if self.tokenizer.separator is None:
+            raise UserError("data.align_documents is on, but the tokenizer has no special token to separate documents: "
+                            "give --data.align_documents false, or another --data.tokenizer")
+        return self.tokenizer.separator
 
     def find_texts(self, *, evaluating: bool) -> Texts:
         """Return the training and the validation text; make or download them if they are missing.
@@ -248,7 +266,8 @@ class TextDataModule(pl.LightningDataModule):
                 "the corpus is 'files', but no file is named: give --data.train_files '[\"my.txt\"]', or another "
                 "--data.corpus (toy or tinystories)"
             )
-        separator = (self.special_tokens or [""])[0]
+        special_tokens = self.special_tokens if self.tokenizer is None else self.tokenizer.special_tokens
+        separator = (special_tokens or [""])[0]
         return files_corpus(self.train_files or [], self.valid_files, separator, self.cache, self.reading,
                             evaluating=evaluating, window=self.context_length)
 

@@ -63,8 +63,8 @@ def hold_out(
     number = int(np.searchsorted(np.cumsum(totals[possible]), wanted)) + 1
     chosen = np.isin(group, possible[:number])
     if not chosen.any():
-        first, last = _split_end(spans[-1], share, most)
         what = "is a single document" if len(owners) == 1 else "repeats or dwarfs all other documents"
+        first, last = _split_end(spans[-1], share, most, least, what)
         return [*spans[:-1], first], [last], (
             f"{spans[-1].label} {what}, so its end is held out for validation: {last.stop - last.start:,} bytes."
         )
@@ -81,14 +81,17 @@ def _hash(document: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(document.strip(), digest_size=8).digest())
 
 
-def _split_end(span: Span, share: float, most: int) -> tuple[Span, Span]:
+def _split_end(span: Span, share: float, most: int, least: int, what: str) -> tuple[Span, Span]:
     """Divide a text into a first part and an end of about `share` of its bytes, at a line break if there is one.
+
+    The other arguments are those of `hold_out`, and what is wrong with the text.
 
     Raises:
         UserError: one of the two parts would be empty.
     """
     size = span.stop - span.start
-    earliest = max(span.stop - min(int(size * share), most), span.start + 1)
+    wanted = min(max(min(int(size * share), most), least), size // 2)
+    earliest = max(span.stop - wanted, span.start + 1)
     with open(span.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
         cut = text.find(b"\n", earliest - 1, span.stop - 1) + 1
         if not cut:
@@ -97,7 +100,7 @@ def _split_end(span: Span, share: float, most: int) -> tuple[Span, Span]:
                 cut += 1
     if cut >= span.stop or is_jsonl(span.path):
         raise UserError(
-            f"{span.label} is a single document of {size:,} bytes, which leaves nothing to hold out; give more text, "
-            "or a separate file for validation"
+            f"{span.label} {what}, and its {size:,} bytes leave nothing to hold out; give more text, or a file for "
+            "validation"
         )
     return span._replace(stop=cut), span._replace(start=cut)

@@ -9,18 +9,27 @@ from typing import Any
 
 from tslm.errors import UserError
 from tslm.files import check_outputs
-from tslm.studies.comparison import curve_table, differing_settings, measure, open_side, plot_curves, verdict
+from tslm.studies.comparison import (
+    curve_table,
+    differing_settings,
+    measure,
+    open_side,
+    plot_curves,
+    trained_alike,
+    verdict,
+)
+from tslm.tokenizer.corpus import Corpus
 
 
 def print_comparison(
-    runs: Sequence[str], to: Sequence[str], inputs: Sequence[str] | None, plot: str | None, max_documents: int
+    runs: Sequence[str], to: Sequence[str], corpus: Corpus | None, plot: str | None, max_documents: int
 ) -> None:
     """Print settings, curves, losses and a verdict.
 
     Args:
         runs: the runs; with `to`, the first group.
         to: the second group, or nothing.
-        inputs: the text for the losses; None for the first run's validation text.
+        corpus: the text for the losses; None for the first run's validation text.
         plot: a PNG file for the curves, or None.
         max_documents: the largest number of documents.
 
@@ -32,6 +41,8 @@ def print_comparison(
     if max_documents < 1:
         raise UserError(f"max_documents is {max_documents}: give at least 1")
     if plot is not None:
+        if not plot.lower().endswith(".png"):
+            raise UserError(f"the plot {plot} does not end in .png: give --plot a name that does")
         check_outputs([plot])
     sides = [open_side(path) for path in [*runs, *to]]
     names = [f"A{n}" for n in range(1, len(runs) + 1)] + [f"B{n}" for n in range(1, len(to) + 1)]
@@ -46,10 +57,12 @@ def print_comparison(
     if plot is not None:
         plot_curves(sides, names, Path(plot))
         print(f"The curves are in {plot}.\n")
-    losses = measure(sides, inputs, max_documents)
+    losses = measure(sides, corpus, max_documents)
     print(f"Losses on {losses.text}:")
     for name, mean in zip(names, losses.means, strict=True):
         print(f"  {name:<4}{mean:.4f} {losses.unit}")
+    if not trained_alike(sides):
+        print("The runs were not trained on the same files: one of them may have been trained on this text.")
     print()
     if to:
         first, second = range(len(runs)), range(len(runs), len(sides))
@@ -57,6 +70,10 @@ def print_comparison(
               "like this; it knows nothing of other seeds)")
         if len(runs) < 2 or len(to) < 2:
             print("Over seeds nothing can be said: give two runs or more on each side.")
+            return
+        if same := losses.repeated(first) or losses.repeated(second):
+            pair = " and ".join(names[n] for n in same)
+            print(f"Over seeds nothing can be said: {pair} are the same model. Give runs of other seeds.")
             return
         print(f"Over seeds: {verdict(losses.over_seeds(first, second), 'A', 'B', losses.unit)}")
         return

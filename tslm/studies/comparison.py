@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,14 +12,17 @@ import numpy.typing as npt
 import yaml
 
 from tslm.data.datamodule import TextDataModule
+from tslm.data.prepare import prepare
+from tslm.data.texts import Texts
 from tslm.errors import MissingFileError, UserError
+from tslm.files import atomic_write
 from tslm.generation.text import default_prefix
 from tslm.studies.statistics import Interval, group_interval, in_blocks, ratio_interval
+from tslm.tokenizer import TokenFile
 from tslm.tokenizer.corpus import Corpus
-from tslm.tokenizer.sources import Span
 from tslm.training.checkpoint import fit_part, read_checkpoint
-from tslm.training.run_table import read_metrics
-from tslm.training.runs import LoadedModel, find_checkpoint, load_model
+from tslm.training.run_table import is_run, read_metrics
+from tslm.training.runs import LoadedModel, find_checkpoint, load_model, run_of
 from tslm.training.saved_settings import read_settings
 from tslm.training.score_report import documents_of
 from tslm.training.scoring import token_log_probs
@@ -63,6 +66,10 @@ class Losses(NamedTuple):
         sums, sizes = in_blocks(sums, self.sizes)
         return ratio_interval(sums, sizes)
 
+    def repeated(self, group: Sequence[int]) -> tuple[int, int] | None:
+        """Return two models of a group that are the same, as their losses are equal on every unit; None if none are."""
+        return next((pair for pair in combinations(group, 2) if np.array_equal(*self.nats[list(pair)])), None)
+
     def over_seeds(self, first: Sequence[int], second: Sequence[int]) -> Interval:
         """Return the difference of the means of two groups of runs, as it may vary with the seed."""
         means = self.means
@@ -78,8 +85,9 @@ def open_side(path: str) -> Side:
     """
     if not Path(path).exists() and (Path("lightning_logs") / path).is_dir():
         path = str(Path("lightning_logs") / path)  # the name of a run suffices
-    checkpoint, _ = find_checkpoint(path, prefer="best")
-    run = Path(path) if Path(path).is_dir() else checkpoint.parent.parent
+    checkpoint, notices = find_checkpoint(path, prefer="best")
+    print(*notices[:-1], sep="\n", end="\n" * bool(notices[:-1]))  # about skipped files; the last names the checkpoint
+    run = Path(path) if is_run(Path(path)) else run_of(checkpoint)
     try:
         metrics = read_metrics(run / "metrics.csv") if (run / "metrics.csv").is_file() else []
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
@@ -179,10 +187,11 @@ def plot_curves(sides: Sequence[Side], names: Sequence[str], path: Path) -> None
         axes.set(xlabel=unit, ylabel="loss in nats per token" if unit == "steps" else None, yscale="log")
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
-    figure.savefig(path, dpi=120)
+    with atomic_write(path) as file:
+        figure.savefig(file, dpi=120, format="png")
 
 
-def measure(sides: Sequence[Side], inputs: Sequence[str] | None, most: int) -> Losses:
+def measure(sides: Sequence[Side], corpus: Corpus | None, most: int) -> Losses:
     """Measure the loss of every run on one text.
 
     Each document is scored from its beginning to the separator after it, as the runs were trained. The units are the
@@ -190,14 +199,19 @@ def measure(sides: Sequence[Side], inputs: Sequence[str] | None, most: int) -> L
 
     Args:
         sides: the runs.
-        inputs: text files; None for the validation text of the first run.
+        corpus: the text; None for the validation text of the first run.
         most: the largest number of documents; of more, so many are taken, evenly spaced.
 
     Raises:
         UserError: the text of the first run is not here, or is empty.
     """
-    spans, text = _validation_text(sides[0]) if inputs is None else (Corpus(inputs).spans, ", ".join(inputs))
-    documents = [document for span in spans for document in documents_of(span, sides[0].loaded)]
+    if corpus is None:
+        corpus, text = _validation_text(sides[0])
+    else:
+        text = ", ".join(span.label for span in corpus.spans[:3]) + ", …" * (len(corpus.spans) > 3)
+    documents = [(document, corpus.allows_special(span))
+                 for span in corpus.spans for document in documents_of(span, sides[0].loaded)]
+    corpus.check_unchanged()
     if not documents:
         raise UserError(f"{text} holds no document: give another text with --input")
     documents = [documents[n] for n in _spread(len(documents), most)]
@@ -211,17 +225,24 @@ def measure(sides: Sequence[Side], inputs: Sequence[str] | None, most: int) -> L
         unit, size = "nats per token", f"{int(sizes.sum()):,} tokens"
     else:
         nats = [[float(values.sum(dtype=np.float64)) for values in each] for each in losses]
-        sizes = np.array([len(document.encode()) for document in documents], np.float64)
+        sizes = np.array([len(document.encode()) for document, _ in documents], np.float64)
         unit, size = "nats per byte", f"{int(sizes.sum()):,} bytes (the tokenizers differ)"
     return Losses(np.array(nats), sizes, unit, f"{text}: {len(documents):,} documents, {size}")
 
 
-def _document_losses(loaded: LoadedModel, documents: Sequence[str]) -> list[npt.NDArray[np.float32]]:
-    """Return -log p of each token of each document, and of the separator after it."""
+def _document_losses(
+    loaded: LoadedModel, documents: Sequence[tuple[str, bool]]
+) -> list[npt.NDArray[np.float32]]:
+    """Return -log p of each token of each document, and of the separator after it.
+
+    Args:
+        loaded: the model and its tokenizer.
+        documents: each document, and whether special tokens are recognized in it.
+    """
     front = default_prefix(loaded.tokenizer) if loaded.prefix is None else loaded.prefix
     end = [] if loaded.tokenizer.separator is None or not front else [loaded.tokenizer.separator]
-    sequences = [np.array([*front, *loaded.tokenizer.encode(document, allow_special=False), *end], np.int64)
-                 for document in documents]
+    sequences = [np.array([*front, *loaded.tokenizer.encode(document, allow_special=allow_special), *end], np.int64)
+                 for document, allow_special in documents]
     return [-values[max(len(front) - 1, 0) :] for values in token_log_probs(loaded.model, sequences, progress=True)]
 
 
@@ -229,17 +250,32 @@ def _spread(number: int, most: int) -> list[int]:
     return [int(place) for place in np.unique(np.linspace(0, number - 1, min(number, most)).round())]
 
 
-def _validation_text(side: Side) -> tuple[tuple[Span, ...], str]:
-    """Return the validation text of a run, and what it is."""
-    saved = read_settings(fit_part(read_checkpoint(side.loaded.path, mmap=True), side.loaded.path)).allowed
+def _validation_text(side: Side) -> tuple[Corpus, str]:
+    """Return the validation text of a run, and what it is; also whether it has changed since."""
+    own = fit_part(read_checkpoint(side.loaded.path, mmap=True), side.loaded.path)
+    saved = read_settings(own).allowed
     options = {key.removeprefix("data."): value for key, value in saved.items() if key.startswith("data.")}
     if not options:
         raise UserError(f"{side.path} does not say which text it was validated on: give --input")
     data = TextDataModule(**options)
+    data.tokenizer = side.loaded.tokenizer
     try:
-        return data.find_texts(evaluating=True).valid, data.valid_name
+        with data.cache.lock():
+            spans = data.find_texts(evaluating=True).valid
+            prepared = prepare(Texts((), spans), data.cache, vocab_size=data.vocab_size, special_tokens=[],
+                               tokenizer=data.tokenizer, num_workers=data.num_workers, reading=data.reading)
     except MissingFileError as error:
         raise MissingFileError(f"{error}; or give another text with --input") from None
+    now = TokenFile.open(prepared.valid).sha256
+    is_changed = own.get("fingerprints", {}).get("validation text", now) != now
+    change = " (it has changed since the training, which may have seen a part of it)" if is_changed else ""
+    return Corpus(spans, allow_special=data.allow_special), data.valid_name + change
+
+
+def trained_alike(sides: Sequence[Side]) -> bool:
+    """Return whether all runs were trained on the same files."""
+    names = ("corpus", "train_files", "valid_files", "toy_stories", "toy_seed", "text_field", "errors")
+    return len({repr([side.settings.get(f"data.{name}") for name in names]) for side in sides}) == 1
 
 
 def verdict(difference: Interval, first: str, second: str, unit: str) -> str:

@@ -95,17 +95,21 @@ class Corpus:
             self._folder = _TemporaryFolder()
         return Path(tempfile.mkdtemp(dir=self._folder.path))
 
+    def allows_special(self, span: Span) -> bool:
+        """Return whether special tokens are recognized in a part: in text always, in records if the user wants it."""
+        return self.allow_special or not is_jsonl(span.path)
+
     def specials_of(self, spans: Sequence[Span], special_tokens: list[bytes]) -> list[bytes]:
         """Return the special tokens that are recognized in a part."""
-        return special_tokens if self.allow_special or not is_jsonl(spans[0].path) else []
+        return special_tokens if self.allows_special(spans[0]) else []
 
-    def check_unchanged(self) -> None:
-        """Check that no file changed since this object was made; called after all of the text was read.
+    def check_unchanged(self, span: Span | None = None) -> None:
+        """Check that no file, or not that of a span, changed since this object was made; called after it was read.
 
         Raises:
             UserError: a file was changed, replaced or removed.
         """
-        check_unchanged(self._stamps)
+        check_unchanged(self._stamps if span is None else {span.path: self._stamps[span.path]})
 
     def between(self, start: int, stop: int) -> list[Span]:
         """Return the parts of files that hold the bytes `start` to `stop` of the whole text."""

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import codecs
-import gzip
 import json
 import lzma
 import os
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Literal, TypeAlias
+from typing import IO, Any, Literal, TypeAlias
 
 from tqdm import tqdm
 
 from tslm.errors import UserError
 from tslm.files import atomic_write, check_unchanged, file_stamp
-from tslm.tokenizer.sources import PACKINGS, PARQUET, PathLike, is_jsonl
+from tslm.tokenizer.sources import PACKINGS, PARQUET, PathLike, check_form, is_jsonl
 from tslm.tokenizer.surrogates import repair_surrogates
 
 Errors: TypeAlias = Literal["strict", "replace"]
 
 _CHUNK = 1 << 20
+_PACKED_CHUNK = 1 << 12  # a few bytes of a hostile file may expand to thousands of times as many
 _REPLACEMENT = "\ufffd"
 
 
@@ -54,6 +54,7 @@ def plain_copy(
                 copy(plain, target, str(path), text_field, progress)
                 check_unchanged({path: stamp})
             plain = target
+    check_form(plain, path)
     if errors == "strict":
         return plain, 0
     replaced = sum(number for _, number in _cleaned(plain, text_field))
@@ -71,32 +72,46 @@ def plain_copy(
 def _unpack(path: PathLike, target: Path, name: str, text_field: str, progress: bool) -> None:
     import zstandard  # late: most inputs are not compressed
 
+    decoders: dict[str, Callable[[], Any]] = {
+        ".gz": lambda: zlib.decompressobj(zlib.MAX_WBITS | 16), ".xz": lzma.LZMADecompressor,
+        ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
+    }  # fmt: skip
+    new_decoder = decoders[os.path.splitext(os.fspath(path))[1].lower()]
     try:
         with (
             open(path, "rb") as packed,
-            _open_packed(path, packed) as text,
             tqdm(total=os.path.getsize(path), desc=f"unpacking {os.path.basename(path)}", unit="B", unit_scale=True,
                  disable=not progress) as bar,
             atomic_write(target) as file,
         ):
-            while chunk := text.read(_CHUNK):
+            for chunk in _unpacked(packed, new_decoder):
                 file.write(chunk)
                 bar.update(packed.tell() - bar.n)
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # of the file system, such as a full disk
-            raise
+    except (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
         raise UserError(f"{name} cannot be unpacked ({error}); it is damaged, cut or has another form") from None
 
 
-def _open_packed(path: PathLike, packed: IO[bytes]) -> IO[bytes]:
-    ending = os.path.splitext(os.fspath(path))[1].lower()
-    if ending == ".gz":
-        return gzip.open(packed)  # type: ignore[return-value]
-    if ending == ".xz":
-        return lzma.open(packed)
-    import zstandard
+def _unpacked(packed: IO[bytes], new_decoder: Callable[[], Any]) -> Iterator[bytes]:
+    """Yield the text of a compressed file, which may hold several streams, with zeros after each.
 
-    return zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True)
+    The readers of gzip, lzma and zstandard are not used: that of zstandard takes a file that is cut for complete, and
+    that of lzma a damaged second stream for the end.
+
+    Raises:
+        EOFError: the file ends within a stream.
+    """
+    decoder, rest = new_decoder(), b""
+    while chunk := rest or packed.read(_PACKED_CHUNK):
+        rest = b""
+        if decoder.eof:
+            rest = chunk.lstrip(b"\0")
+            if rest:
+                decoder = new_decoder()
+            continue
+        yield decoder.decompress(chunk)
+        rest = decoder.unused_data if decoder.eof else b""
+    if not decoder.eof:
+        raise EOFError("it ends within a compressed stream")
 
 
 def _parquet_to_jsonl(path: PathLike, target: Path, name: str, text_field: str, progress: bool) -> None:
@@ -107,7 +122,7 @@ def _parquet_to_jsonl(path: PathLike, target: Path, name: str, text_field: str, 
         raise UserError(f"{name} needs pyarrow to be read; install it with `pip install 'tslm[parquet]'`") from None
     row = 0
     try:
-        with parquet.ParquetFile(path) as table, atomic_write(target) as file:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as table, atomic_write(target) as file:
             if text_field not in table.schema_arrow.names:
                 names = ", ".join(map(repr, table.schema_arrow.names[:5]))
                 raise UserError(f"{name} has no column {text_field!r} but {names}; name the column that holds the text")
@@ -122,7 +137,9 @@ def _parquet_to_jsonl(path: PathLike, target: Path, name: str, text_field: str, 
                                             "string; remove the row, or name another column")
                         file.write(json.dumps({text_field: text}, ensure_ascii=False).encode() + b"\n")
                     bar.update(len(batch))
-    except (pyarrow.ArrowException, UnicodeError) as error:
+    except (pyarrow.ArrowException, UnicodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the file system, such as a full disk
+            raise
         raise UserError(f"{name} cannot be read as Parquet ({' '.join(str(error).split())[:200]})") from None
 
 

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, NoReturn, TypeAlias
 
 from tslm.errors import MissingFileError, UserError
 
@@ -20,8 +20,22 @@ _KNOWN_ENDINGS = (".txt", *RECORDS, PARQUET)
 PACKINGS = (".gz", ".xz", ".zst")
 
 _BOM = codecs.BOM_UTF8
+_RECURSIVE = re.compile(r"(?:^|(?<=/))\*\*(?:/+|$)")  # in a glob pattern: any folders
 _CHUNK = 1 << 20
 _KNOWN = f"{', '.join(_KNOWN_ENDINGS)}, each also with {', '.join(PACKINGS)}"
+
+_FROM_UTF16 = "convert it, for example with `iconv -f utf-16 -t utf-8`"
+_FORMS = [  # of files that are not text: a position, the bytes there, what the file is, and what to do
+    (257, b"ustar", "an archive of tar", "unpack it, and name the folder"),
+    (0, b"PK\3\4", "an archive of zip", "unpack it, and name the folder"),
+    (0, b"\x1f\x8b", "compressed by gzip", "rename it to end in .gz"),
+    (0, b"\xfd7zXZ\0", "compressed by xz", "rename it to end in .xz"),
+    (0, b"\x28\xb5\x2f\xfd", "compressed by zstd", "rename it to end in .zst"),
+    (4, b"1AY&SY", "compressed by bzip2", "unpack it, for example with `bunzip2`"),
+    (0, b"PAR1", "Parquet", "rename it to end in .parquet"),
+    (0, codecs.BOM_UTF16_LE, "UTF-16", _FROM_UTF16),
+    (0, codecs.BOM_UTF16_BE, "UTF-16", _FROM_UTF16),
+]
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -60,7 +74,8 @@ def find_files(inputs: Iterable[PathLike]) -> Iterator[tuple[PathLike, bool]]:
     """Yield the files of each input, and whether the input names that file itself.
 
     An input is a file with any name; or a folder, of which all files with a known ending are taken, also in folders
-    within it, in the order of their names, but nothing hidden; or a glob pattern such as `texts/*.txt`.
+    within it, in the order of their names, but nothing hidden; or a glob pattern such as `texts/*.txt`. A file that a
+    folder or a pattern has under several names, by links, is taken once.
 
     Raises:
         MissingFileError: nothing has that name or matches that pattern.
@@ -69,7 +84,8 @@ def find_files(inputs: Iterable[PathLike]) -> Iterator[tuple[PathLike, bool]]:
     for given in inputs:
         path = os.fspath(given)
         if os.path.isdir(path):
-            found = [name for name in _walk(path) if _without_packing(name).endswith(_KNOWN_ENDINGS)]
+            names = (os.path.join(place, name) for place, names in _walk(path) for name in names)
+            found = _once(name for name in names if _without_packing(name).endswith(_KNOWN_ENDINGS))
             if not found:
                 raise UserError(f"the folder {path} holds no file with a known ending ({_KNOWN}); name the files")
             yield from ((name, False) for name in found)
@@ -78,7 +94,7 @@ def find_files(inputs: Iterable[PathLike]) -> Iterator[tuple[PathLike, bool]]:
                 raise MissingFileError(f"{path} does not exist; check the name (the current folder is {Path.cwd()})")
             yield given, True
         else:
-            found = sorted(name for name in glob.iglob(path, recursive=True) if os.path.isfile(name))
+            found = _once(sorted(name for name in _matches(path) if os.path.isfile(name)))
             if not found:
                 raise MissingFileError(
                     f"no file matches {path}; check the pattern (the current folder is {Path.cwd()})"
@@ -86,10 +102,45 @@ def find_files(inputs: Iterable[PathLike]) -> Iterator[tuple[PathLike, bool]]:
             yield from ((name, False) for name in found)
 
 
-def _walk(folder: str) -> Iterator[str]:
-    for place, folders, names in os.walk(folder):
+def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield a folder and the folders in it, each once, even if links lead to it, and the names of their files.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    known = set[str]()
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
+        if (real := os.path.realpath(place)) in known:
+            folders.clear()
+            continue
+        known.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(place, name) for name in sorted(names) if not name.startswith("."))
+        yield place, sorted(name for name in names if not name.startswith("."))
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise error  # os.walk would leave the folder out
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """Yield what matches a glob pattern. Links to folders are followed as in `_walk`; glob would follow loops."""
+    stars = _RECURSIVE.search(pattern)
+    if stars is None:
+        yield from glob.iglob(pattern)
+        return
+    base, rest = pattern[: stars.start()], pattern[stars.end() :] or "*"
+    for top in glob.iglob(base) if base else [os.curdir]:
+        for place, _ in _walk(top):
+            folder = place if base else place.removeprefix(os.curdir).removeprefix(os.sep)
+            yield from _matches(os.path.join(glob.escape(folder), rest))
+
+
+def _once(names: Iterable[str]) -> list[str]:
+    """Leave out the names of files that have an earlier name, by links."""
+    found = dict[str, str]()
+    for name in names:
+        found.setdefault(os.path.realpath(name), name)
+    return list(found.values())
 
 
 def _without_packing(path: PathLike) -> str:
@@ -110,7 +161,7 @@ def find_spans(
 
     Raises:
         MissingFileError: a file does not exist.
-        UserError: a file is empty, is a `.json` file, or cannot be unpacked.
+        UserError: a file is empty or no text, or cannot be unpacked.
     """
     spans, notices, empty = list[Span](), list[str](), 0
     for given in inputs:
@@ -118,12 +169,11 @@ def find_spans(
             spans.append(checked_span(given))
             continue
         for path, is_named in find_files([given]):
-            if not is_named and os.path.getsize(path) == 0:
+            if not is_named and os.path.isfile(path) and os.path.getsize(path) == 0:
                 empty += 1
                 continue
             check_kind(path)
             copy, replaced = plain(path)
-            check_no_json(copy, path)
             span = Span(copy, 0, os.path.getsize(copy), field=text_field, name=None if copy == path else str(path))
             if replaced:
                 notices.append(f"{path}: {replaced:,} bytes or characters that are not UTF-8 were replaced by U+FFFD.")
@@ -149,20 +199,27 @@ def check_kind(path: PathLike) -> None:
         raise UserError(f"{path} is empty; give a file that holds text")
 
 
-def check_no_json(copy: PathLike, path: PathLike) -> None:
-    """Check that a `.json` file does not begin as a JSON array or object does.
+def check_form(copy: PathLike, path: PathLike) -> None:
+    """Check that a file does not begin as an archive, a compressed file, Parquet, UTF-16 or a JSON array does.
+
+    Some of these are UTF-8 by chance: an archive of tar with text in it, and English in UTF-16.
 
     Args:
-        copy: the file in plain form.
+        copy: the file, unpacked if the ending of its name says that it is compressed.
         path: the file as the user names it.
 
     Raises:
         UserError: it does.
     """
-    if not os.fspath(copy).lower().endswith(".json"):
-        return
     with open(copy, "rb") as file:
-        first = file.read(1 << 10).removeprefix(_BOM).lstrip()[:1]
+        head = file.read(1 << 10)
+    for start, mark, form, advice in _FORMS:
+        if head.startswith(mark, start):
+            raise UserError(f"{path} is {form}; {advice}")
+    for each, other, order in ((head[1::2], head[::2], "16le"), (head[::2], head[1::2], "16be")):
+        if other.count(0) == 0 and 16 <= len(each) <= 1.1 * each.count(0):
+            raise UserError(f"{path} is UTF-16, as every second byte is zero; {_FROM_UTF16.replace('16', order)}")
+    first = head.removeprefix(_BOM).lstrip()[:1] if os.fspath(copy).lower().endswith(".json") else b""
     if first == b"[":
         raise UserError(f"{path} is a JSON array; write one object a line into a .jsonl file, for example with "
                         "`jq -c '.[]'`")

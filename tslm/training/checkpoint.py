@@ -146,7 +146,7 @@ def fit_part(state: Mapping[str, Any], path: object, *, resume: bool = False) ->
     """
     part = state.get(CHECKPOINT_KEY)
     if not isinstance(part, dict):
-        raise UserError(f"{path} was not written by `python -m tslm fit`: give another --ckpt_path")
+        raise UserError(f"{path} was not written by `python -m tslm fit`: give another checkpoint")
     check_parts(state, path, resume=resume)
     return part
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,9 @@ def load_run(path: str | Path, *, ffn: str | None = None) -> Run:
             run in the working folder.
         ffn: the class of the model's own feed-forward layer, as module.Class; it is imported.
 
+    Warns:
+        UserWarning: a damaged checkpoint is skipped, so an earlier one is loaded.
+
     Raises:
         MissingFileError: there is no such checkpoint.
         UserError: the checkpoint is damaged, or is not one of `fit`.
@@ -53,7 +57,9 @@ def load_run(path: str | Path, *, ffn: str | None = None) -> Run:
         >>> run = tslm.load_run("best")
         >>> tslm.complete(run.model, run.tokenizer, ["Once upon a time"], 50, prefix=run.prefix)
     """
-    checkpoint, _ = find_checkpoint(str(path), prefer="best")
+    checkpoint, notices = find_checkpoint(str(path), prefer="best")
+    for notice in notices[:-1]:  # about skipped files; the last names the checkpoint
+        warnings.warn(notice, stacklevel=2)
     model, tokenizer, _, step, prefix = load_model(checkpoint, ffn=ffn)
     settings = read_settings(fit_part(read_checkpoint(checkpoint, mmap=True), checkpoint)).allowed
     try:

@@ -159,9 +159,9 @@ def check_parts(state: Mapping[str, Any], path: object, *, resume: bool = False)
         for name in key.split("."):
             value = value.get(name, _ABSENT) if isinstance(value, dict) else _ABSENT
         if value is _ABSENT:
-            raise UserError(f"{path} lacks the part {key}: give another --ckpt_path")
+            raise UserError(f"{path} lacks the part {key}: give another checkpoint")
         if not check(value):
-            raise UserError(f"{path} holds the part {key} in another form than fit writes: give another --ckpt_path")
+            raise UserError(f"{path} holds the part {key} in another form than fit writes: give another checkpoint")
     _check_sizes(state, path)
     if resume and any(len(state["lr_schedulers"][0][name]) != len(state["optimizer_states"][0]["param_groups"])
                       for name in ("base_lrs", "_last_lr")):
@@ -180,7 +180,7 @@ def _check_sizes(state: Mapping[str, Any], path: object) -> None:
     table = 4 * config.context_length * config.head_dim
     if held < config.num_parameters or table > max(held, LARGEST_TABLE):
         raise UserError(f"{path} holds {held:,} bytes of weights, which do not suffice for the sizes of its "
-                        "architecture: give another --ckpt_path")
+                        "architecture: give another checkpoint")
 
 
 def check_loops(saved: object, expected: object, path: object, name: str = "loops.fit_loop") -> None:
@@ -190,13 +190,13 @@ def check_loops(saved: object, expected: object, path: object, name: str = "loop
         UserError: a part is missing or has another type.
     """
     if type(saved) is not type(expected):
-        raise UserError(f"{path} holds the part {name} in another form than fit writes: give another --ckpt_path")
+        raise UserError(f"{path} holds the part {name} in another form than fit writes: give another checkpoint")
     if isinstance(saved, dict) and isinstance(expected, dict):
         for key, value in expected.items():
             if key in saved:
                 check_loops(saved[key], value, path, f"{name}.{key}")
             elif key != "validation_due":  # early checkpoints lack it
-                raise UserError(f"{path} lacks the part {name}.{key}: give another --ckpt_path")
+                raise UserError(f"{path} lacks the part {name}.{key}: give another checkpoint")
 
 
 def check_optimizer(saved: Mapping[str, Any], name: str, model: TransformerLM, path: object) -> None:
@@ -219,13 +219,13 @@ def check_optimizer(saved: Mapping[str, Any], name: str, model: TransformerLM, p
                                                       for each in set(state) - {"step"})
                    for index, state in saved["state"].items())
     if not fits:
-        raise UserError(f"{path} holds the part optimizer_states of another model: give another --ckpt_path")
+        raise UserError(f"{path} holds the part optimizer_states of another model: give another checkpoint")
     for state in saved["state"].values():
         tensors = {name: each for name, each in state.items() if isinstance(each, torch.Tensor)}
         if not all(each.isfinite().all() and (name != "exp_avg_sq" or (each >= 0).all())
                    for name, each in tensors.items()):
             raise UserError(f"{path} holds averages of gradients in the part optimizer_states that are not finite, or "
-                            "squares that are negative: give another --ckpt_path")
+                            "squares that are negative: give another checkpoint")
 
 
 def _shape(value: object) -> object:

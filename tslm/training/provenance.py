@@ -91,6 +91,11 @@ def check_inputs(module: LanguageModule, own: Mapping[str, Any], path: object) -
         raise UserError(f"{'; '.join(changes)}: restore it, or allow the change with --data.allow_changed_text true")
     for change in changes:
         say(f"Changed: {change}.", flush=True)
+    now = module.fingerprints.get("validation text")
+    is_held_out = "training text" in module.fingerprints  # it is not read if there are files for validation
+    if is_held_out and not trainer.training and saved.get("validation text", now) != now:
+        say(f"Changed: the held-out text is not that of {path}, so the model may have been trained on a part of it.",
+            flush=True)
 
 
 def changed_versions(saved: Mapping[str, str], path: object) -> str | None:

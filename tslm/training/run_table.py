@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable
 from datetime import datetime
+from operator import attrgetter
 from pathlib import Path
+from types import UnionType
 from typing import Any, NamedTuple
 
 from tslm.errors import MissingFileError, UserError
@@ -82,13 +85,14 @@ def find_runs(folder: str | Path) -> list[Path]:
     inside = folder / RUNS if (folder / RUNS).is_dir() else folder
     runs = runs_newest_first(inside) if inside.is_dir() else []
     if inside.name != RUNS:
-        runs = [inside] if _is_run(inside) else [run for run in runs if _is_run(run)]
+        runs = [inside] if is_run(inside) else [run for run in runs if is_run(run)]
     if not runs:
         raise MissingFileError(f"there is no run in {inside}: train with `python -m tslm fit`, or give another --dir")
     return runs
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is a run directory."""
     return any((folder / name).exists() for name in (CHECKPOINTS, FOLDER_FILE, "config.yaml", "metrics.csv"))
 
 
@@ -109,8 +113,11 @@ def list_runs(folder: str | Path, sort: str | None = None, contains: str = "") -
     runs = [run_figures(run) for run in find_runs(folder)]
     runs = [run for run in runs if any(contains in (text or "") for text in (run.name, run.corpus, run.state))]
     if sort is not None:
-        runs.sort(key=lambda run: (getattr(run, sort) is None, getattr(run, sort) or 0 if sort not in _TEXTS else
-                                   getattr(run, sort)))
+        known, unknown = list[RunFigures](), list[RunFigures]()
+        for run in runs:  # a loss that is not a number equals nothing, itself neither
+            value = getattr(run, sort)
+            (unknown if value is None or value != value else known).append(run)
+        runs = sorted(known, key=attrgetter(sort)) + unknown
     return runs
 
 
@@ -130,7 +137,13 @@ def table(runs: list[RunFigures]) -> str:
 
 def json_lines(runs: list[RunFigures]) -> str:
     """Return one JSON object a line for each run."""
-    return "\n".join(json.dumps(run._asdict() | {"when": run.when and run.when.isoformat()}, ensure_ascii=False)
+    def plain(value: Any) -> Any:
+        """Return what JSON can express."""
+        if isinstance(value, datetime):
+            return value.isoformat()
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return "\n".join(json.dumps({name: plain(value) for name, value in run._asdict().items()}, ensure_ascii=False)
                      for run in runs)
 
 
@@ -164,7 +177,8 @@ def run_figures(run: Path) -> RunFigures:
         name=run.name, when=start, corpus=summary.get("corpus") or last.get("corpus"),
         parameters=last.get("parameters"), steps=max(last.get("steps", 0), summary.get("steps", 0)),
         tokens=summary.get("tokens_seen", last.get("tokens")), seconds=summary.get("seconds", seconds),
-        valid_loss=summary.get("valid_loss") or (losses[-1] if losses else None), floor_gap=summary.get("floor_gap"),
+        valid_loss=loss if (loss := summary.get("valid_loss")) is not None else losses[-1] if losses else None,
+        floor_gap=summary.get("floor_gap"),
         state=state, best_step=best.get("steps"), continues=summary.get("continues") or continued_name(run.name),
     )
 
@@ -191,6 +205,12 @@ def _read_progress(path: Path) -> dict[str, Any]:
     return figures
 
 
+_IN_SUMMARY: dict[str, type | UnionType] = {
+    "corpus": str, "tokens_seen": int, "seconds": int | float, "valid_loss": int | float, "floor_gap": int | float,
+    "finished": bool, "continues": str,
+}  # fmt: skip
+
+
 def read_summary(path: Path) -> dict[str, Any]:
     """Read `summary.json`.
 
@@ -200,6 +220,9 @@ def read_summary(path: Path) -> dict[str, Any]:
     summary = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(summary, dict) or not isinstance(summary.get("steps"), int):
         raise ValueError("it is no summary of a run")
+    for name, type_ in _IN_SUMMARY.items():
+        if not isinstance(value := summary.get(name), type_ | None):
+            raise ValueError(f"its {name} is {value!r:.40}")
     return summary
 
 

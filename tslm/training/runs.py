@@ -56,7 +56,7 @@ def load_model(path: str | Path, *, ffn: str | None = None) -> LoadedModel:
     state = read_checkpoint(path)
     own = fit_part(state, path)
     if own.get("tokenizer") is None:
-        raise UserError(f"{path} holds no tokenizer, because it was not trained on text: give another --ckpt_path")
+        raise UserError(f"{path} holds no tokenizer, because it was not trained on text: give another checkpoint")
     model = TransformerLM(TransformerConfig(**read_architecture(own, path, ffn=ffn)))
     weights = {k.removeprefix(MODEL_PREFIX): v for k, v in state["state_dict"].items() if k.startswith(MODEL_PREFIX)}
     check_shapes(weights, model.state_dict(), str(path))
@@ -124,9 +124,11 @@ def checked_name(name: str) -> str:
     Raises:
         UserError: it is no plain name.
     """
-    if not re.fullmatch(r"[^/\\\0.][^/\\\0]{0,99}", name) or not name.isprintable():
+    if name in ("last", "best"):
+        raise UserError(f"the name of the run is {name!r}, a checkpoint of the newest run: give another --name")
+    if not re.fullmatch(r"[^-/\\\0.][^/\\\0]{0,99}", name) or not name.isprintable() or name != name.strip():
         raise UserError(f"the name of the run is {name!r}: give --name up to 100 characters without / and \\, of which "
-                        "the first is no full stop")
+                        "the first is no full stop, hyphen or space, and the last no space")
     return name
 
 
@@ -171,11 +173,11 @@ def find_checkpoint(wanted: str | None, *, prefer: str = "last", root: Path = Pa
         folder = checkpoint_folder(path) if is_run else path
         found, bad = newest_intact(folder, prefer)
         if not found:
-            raise MissingFileError(f"the folder {folder} has no {_missing(bad)}; give another --ckpt_path")
+            raise MissingFileError(f"the folder {folder} has no {_missing(bad)}; give another checkpoint")
         return found, [*map(skip_notice, bad), f"Checkpoint: {found}"]
     if not path.is_file():
         raise MissingFileError(
-            f"there is no checkpoint at {path}: give --ckpt_path a .ckpt file, a run directory, or 'last' or 'best' "
+            f"there is no checkpoint at {path}: name a .ckpt file, a run directory, or 'last' or 'best' "
             "for the newest run's"
         )
     return path, []

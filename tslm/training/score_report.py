@@ -21,20 +21,21 @@ def score_rows(corpus: Corpus, per: Literal["token", "line", "file"], loaded: Lo
     A record of a JSONL file counts as a line. In a text file, a token belongs to the line in which it begins.
 
     Raises:
-        UserError: a file is not UTF-8, a line is no record, or the vocabulary lacks a byte.
+        UserError: a file is not UTF-8 or changes while it is read, a line is no record, or the vocabulary lacks a byte.
     """
-    for name, spans in groupby(corpus.spans, key=lambda span: span.label):
-        texts = [text for span in spans for text in documents_of(span, loaded)]
+    for span in corpus.spans:
+        texts = list(documents_of(span, loaded))
+        corpus.check_unchanged(span)
         scored = score_texts(loaded.model, loaded.tokenizer, texts, prefix=loaded.prefix,
-                             allow_special=corpus.allow_special, progress=True)
+                             allow_special=corpus.allows_special(span), progress=True)
         if per == "file":
-            yield {"file": name} | _figures(_sum(scored))
+            yield {"file": span.label} | _figures(_sum(scored))
             continue
         for number, (text, scores) in enumerate(zip(texts, scored, strict=True), 1):
-            place = {"file": name, "document": number}
+            place = {"file": span.label, "document": number}
             if per == "token":
                 yield from (place | row for row in _tokens(scores, loaded))
-            elif is_jsonl(next(span.path for span in corpus.spans if span.label == name)):
+            elif is_jsonl(span.path):
                 yield place | _figures(scores)
             else:
                 yield from (place | row for row in _lines(text, scores, loaded))

@@ -207,7 +207,8 @@ class StepTrainer(pl.Trainer):
         if ckpt_path is None:
             budget = self._budget(tokens_per_step=tokens)
         else:
-            ckpt_path, _ = find_checkpoint(str(ckpt_path), root=Path(self.default_root_dir))
+            ckpt_path, notices = find_checkpoint(str(ckpt_path), root=Path(self.default_root_dir))
+            print(*notices[:-1], sep="\n", end="\n" * bool(notices[:-1]))  # about skipped files
             state = read_checkpoint(ckpt_path, mmap=True)
             if isinstance(model, LanguageModule):
                 fit_part(state, ckpt_path, resume=True)
