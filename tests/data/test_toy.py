@@ -78,7 +78,7 @@ def test_the_probability_of_each_beginning_is_its_frequency(stories):
 
 
 def test_a_word_is_not_the_beginning_of_a_longer_one(stories):
-    """After "This is the story of" the grammar writes "a" or "an"; the probability of "a" has no part of that of "an"."""
+    """After "This is the story of" comes "a" or "an", and the probability of "a" has no part of that of "an"."""
     start, share = "This is the story of", {}
     for word in (" a", " an"):
         text = next(story.text for story in stories if story.text.startswith(f"{start}{word} "))
