@@ -140,6 +140,14 @@ def test_a_training_without_time_for_a_step_is_a_mistake(project, tiny, capsys):
     assert "the training ended before its first step" in complaint(capsys)
 
 
+def test_the_command_that_the_summary_proposes_works_in_every_folder(project, tiny, capsys):
+    assert not (project / "configs").exists()
+    assert main(["fit", "--config", "configs/text.yaml", *tiny, "--trainer.max_steps=1"]) == 0
+    out = capsys.readouterr().out
+    assert f"configs/text.yaml is not in this folder; the one that comes with tslm is used: {TEXT}" in out
+    assert "python -m tslm fit --config configs/text.yaml --data.train_files" in out
+
+
 def test_predict_reads_prompts_from_a_file(in_runs, tmp_path):
     (tmp_path / "prompts.txt").write_text("One day\n\nTwo days\n")
     assert main(["predict", "--data.prompts_file=prompts.txt", "--generation.max_new_tokens=2"]) == 0
