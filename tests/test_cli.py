@@ -1,9 +1,11 @@
 """The commands fit, validate, test, predict and generate: what they write, print and refuse."""
 
 import csv
+import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -12,7 +14,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, hear_ctrl_c
 from tslm.__main__ import main
 
 TEXT = str(ROOT / "configs" / "text.yaml")
@@ -138,6 +140,14 @@ def test_a_training_without_time_for_a_step_is_a_mistake(project, tiny, capsys):
     assert "the training ended before its first step" in complaint(capsys)
 
 
+def test_the_command_that_the_summary_proposes_works_in_every_folder(project, tiny, capsys):
+    assert not (project / "configs").exists()
+    assert main(["fit", "--config", "configs/text.yaml", *tiny, "--trainer.max_steps=1"]) == 0
+    out = capsys.readouterr().out
+    assert f"configs/text.yaml is not in this folder; the one that comes with tslm is used: {TEXT}" in out
+    assert "python -m tslm fit --config configs/text.yaml --data.train_files" in out
+
+
 def test_predict_reads_prompts_from_a_file(in_runs, tmp_path):
     (tmp_path / "prompts.txt").write_text("One day\n\nTwo days\n")
     assert main(["predict", "--data.prompts_file=prompts.txt", "--generation.max_new_tokens=2"]) == 0
@@ -152,6 +162,69 @@ def test_generate_prints_the_prompt_and_repeats_itself_with_one_seed(in_runs, ca
     assert "version_0's best" in first
     assert main(["generate", "--prompt", "Once upon", "--max_new_tokens", "5", "--seed", "1"]) == 0
     assert capsys.readouterr().out == first
+
+
+def story(capsys, *options, seed=0):
+    """What `generate` prints after its notice."""
+    assert main(["generate", "--max_new_tokens", "12", "--seed", str(seed), *options]) == 0
+    return capsys.readouterr().out.split("\n", 1)[1]
+
+
+def test_generate_tells_several_stories_each_of_which_can_be_told_alone(in_runs, capsys):
+    alone = [story(capsys, "--prompt", "Once", seed=seed) for seed in (5, 6, 7)]
+    several = story(capsys, "--prompt", "Once", "--num_samples", "3", seed=5)
+    assert several == "".join(f"--- seed {seed}\n{text}" for seed, text in zip((5, 6, 7), alone, strict=True))
+    for options in (["--temperature=0"], ["--top_k=1"], []):
+        assert main(["generate", "--num_samples", "2" if options else "0", *options]) == 2
+        assert ("all samples are the same" if options else "num_samples is 0: give 1 or more") in complaint(capsys)
+
+
+def test_generate_stops_at_a_text_of_which_nothing_is_printed(in_runs, capsys):
+    whole = story(capsys, "--prompt", "Once")
+    new = whole.removeprefix("Once").removesuffix("\n")
+    stop = new[3:6]
+    assert story(capsys, "--prompt", "Once", "--stop", "not in it", stop) == f"Once{new[:new.index(stop)]}\n"
+    assert main(["generate", "--stop", ""]) == 2
+    assert "stop is ['']; give a list of texts of at least one character each" in complaint(capsys)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_generate_reads_a_prompt_from_standard_input(in_runs, capsys, monkeypatch, end):
+    expected = story(capsys, "--prompt", "Zwei Igel\nsaßen")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"Zwei Igel\nsaßen{end}".encode())))
+    assert story(capsys, "--prompt", "-") == expected
+
+
+def test_a_prompt_on_standard_input_that_is_no_text_is_a_mistake(in_runs, capsys, monkeypatch):
+    for stdin, part in ((io.TextIOWrapper(io.BytesIO(b"ab\xff")), "is not UTF-8: byte 0xff at offset 2"),
+                        (None, "--prompt - reads the standard input, which is closed")):
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert main(["generate", "--prompt", "-"]) == 2
+        assert part in complaint(capsys)
+    assert main(["generate", "--prompt", "a", "--interactive"]) == 2
+    assert "leave one of them out" in complaint(capsys)
+
+
+@pytest.mark.parametrize("end", [EOFError, KeyboardInterrupt])
+def test_generate_reads_prompts_until_ctrl_d_or_ctrl_c(in_runs, capsys, monkeypatch, end):
+    expected = [story(capsys, "--prompt", prompt, seed=seed) for seed, prompt in enumerate(["Once", "", "Once"])]
+    bad = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+    lines = iter(["Once", "", "\udcff", bad, "Once", end()])
+
+    def answer(sign):
+        assert sign == "> "
+        line = next(lines)
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    monkeypatch.setattr("builtins.input", answer)
+    assert main(["generate", "--max_new_tokens", "12", "--interactive"]) == 0
+    out, err = capsys.readouterr()
+    assert out.split("\n", 2)[2] == "".join(expected) + "\n"
+    first, second = err.splitlines()
+    assert "U+DCFF" in first
+    assert second == "tslm: this line is not UTF-8: type another one"
 
 
 def test_generate_works_with_a_moved_run_directory_and_a_copied_checkpoint(in_runs, tmp_path, capsys):
@@ -410,3 +483,18 @@ def test_a_checkpoint_that_does_not_name_its_text_is_not_validated_on_another(in
         torch.save(state, path)
     assert main(["validate"]) == 2
     assert "does not say which text it was trained and validated on" in complaint(capsys)
+
+
+def test_ctrl_c_ends_a_conversation_without_an_error(in_runs):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tslm", "generate", "--max_new_tokens=3", "--interactive"], stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=0, preexec_fn=hear_ctrl_c,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    process.stdin.write("Once\n")
+    shown = ""
+    while shown.count("> ") < 2:  # the story is told, and it asks for the next prompt
+        shown += process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "\n", "")

@@ -21,7 +21,7 @@ from typing import NoReturn
 
 import tslm
 from tslm.commands.first_page import asks_for_first_page, first_page
-from tslm.errors import PEER_ENDED, UserError
+from tslm.errors import PEER_ENDED, UserError, as_called
 
 COMMANDS = {
     "fit": ("tslm.cli", "train a model; without options the quick start, from raw text to stories"),
@@ -61,10 +61,13 @@ def main(argv: list[str] | None = None) -> int:
     if words[0] in ("-V", "--version"):
         print(f"tslm {tslm.__version__}")
         return 0
+    if words[0] == "--completion":
+        print(importlib.import_module("tslm.commands.completion").script())
+        return 0
     if words[0] not in COMMANDS:
         return _report(_unknown(words[0]))
     if words[0] == "fit" and asks_for_first_page(words[1:]):
-        print(first_page())
+        print(as_called(first_page()))
         return 0
     try:
         warnings.formatwarning = _format_warning
@@ -104,7 +107,7 @@ def _format_warning(
 
 def _overview() -> str:
     lines = [f"  {name:<16} {description}" for name, (_, description) in COMMANDS.items()]
-    return "\n".join([
+    return as_called("\n".join([
         "tslm trains a Transformer language model from raw text.",
         "",
         "usage: python -m tslm COMMAND [OPTIONS]     (python -m tslm COMMAND --help lists the options)",
@@ -112,7 +115,8 @@ def _overview() -> str:
         *lines,
         "",
         "A mistake is reported in one sentence. TSLM_TRACEBACK=1 in the environment shows the traceback too.",
-    ])
+        "`python -m tslm --completion` prints a script for bash and zsh that completes `tslm` on Tab; it says how.",
+    ]))
 
 
 def _unknown(word: str) -> str:
@@ -125,7 +129,7 @@ def _unknown(word: str) -> str:
 
 def _report(sentence: str, code: int = 2) -> int:
     with contextlib.suppress(BrokenPipeError):  # in `python -m tslm … 2>&1 | head`
-        text = sentence.encode(errors="backslashreplace").decode()  # a path may hold bytes that are not text
+        text = as_called(sentence).encode(errors="backslashreplace").decode()  # a path may hold bytes that are not text
         print(f"tslm: {text}", file=sys.stderr)
     return code
 

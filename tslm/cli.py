@@ -25,7 +25,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from tslm.commands.arguments import OneSentenceErrors, refused_class
 from tslm.commands.checkpoint_options import LINKED, Start, load_start, take_architecture, take_settings
-from tslm.commands.options import asks_for_help, config_folder, flag_keys, is_stated, leaves, read_yaml
+from tslm.commands.options import asks_for_help, config_folder, find_shipped, flag_keys, is_stated, leaves, read_yaml
 from tslm.data.datamodule import EVALUATING, TextDataModule
 from tslm.errors import UserError
 from tslm.loops.lightning import report_ended_processes
@@ -170,7 +170,9 @@ class CommandLine(LightningCLI):
         argv = sys.argv[1:] if args is None else list(args)
         command, flags = argv[0] if argv else "", flag_keys(argv[1:])
         if command == "fit" and not flags & {"config", "ckpt_path", "init_from"} and not asks_for_help(argv):
-            args = argv = [command, "--config", str(config_folder() / QUICK_START), *argv[1:]]
+            argv = [command, "--config", str(config_folder() / QUICK_START), *argv[1:]]
+        args, notices = find_shipped(argv)
+        print(*notices, sep="\n", end="\n" * bool(notices), flush=True)
         super().parse_arguments(parser, args)
         command = self.config.subcommand
         config = self.config[command]

@@ -5,6 +5,9 @@ Every room may import this file. `__main__` prints the message of a `UserError` 
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 
 class UserError(ValueError):
     """Something that the user can mend: a value, with what is allowed and what to do, in one sentence."""
@@ -12,6 +15,12 @@ class UserError(ValueError):
 
 class MissingFileError(UserError, FileNotFoundError):
     """A file or folder that the user named does not exist; the sentence names it and says what to give instead."""
+
+
+def as_called(text: str) -> str:
+    """Return a text in which `python -m tslm` is `tslm`, if this process was started by the console command."""
+    started = Path(sys.argv[0]).stem if sys.argv else ""
+    return text.replace("python -m tslm", "tslm") if started == "tslm" else text
 
 
 # The message for an error of the exchange between processes.

@@ -2,6 +2,8 @@ import pytest
 
 from tslm.commands.options import (
     asks_for_help,
+    config_folder,
+    find_shipped,
     flag_keys,
     get_key,
     is_stated,
@@ -64,3 +66,23 @@ def test_a_configuration_that_grows_by_its_aliases_or_nests_deeply_is_refused(tm
 def test_aliases_and_merged_keys_are_still_read(tmp_path):
     (tmp_path / "a.yaml").write_text("a: &a {b: 1, c: 2}\nd: {<<: *a, c: 3}\ne: [*a, *a]\n")
     assert read_yaml(tmp_path / "a.yaml")["d"] == {"b": 1, "c": 3}
+
+
+def test_a_shipped_configuration_is_found_from_every_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = str(config_folder() / "text.yaml")
+    for words, expected in [
+        (["fit", "--config", "configs/text.yaml", "--a=1"], ["fit", "--config", shipped, "--a=1"]),
+        (["fit", "-c", "configs/text.yaml"], ["fit", "-c", shipped]),
+        (["fit", "--config=configs/text.yaml"], ["fit", f"--config={shipped}"]),
+    ]:
+        found, (notice,) = find_shipped(words)
+        assert found == expected
+        assert notice == f"configs/text.yaml is not in this folder; the one that comes with tslm is used: {shipped}"
+    for words in (["--config", "text.yaml"], ["--config", "configs/other.yaml"], ["--config", "a/configs/text.yaml"],
+                  ["--name", "configs/text.yaml"], ["--name=configs/text.yaml"], ["configs/text.yaml"], ["--config"],
+                  ["--config", shipped]):  # fmt: skip
+        assert find_shipped(words) == (words, [])
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "text.yaml").write_text("name: mine\n")
+    assert find_shipped(["--config", "configs/text.yaml"]) == (["--config", "configs/text.yaml"], [])

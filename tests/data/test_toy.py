@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from tslm.data import toy
 from tslm.data.ngram import KneserNey
 from tslm.data.toy_grammar import Backreference, Draw, _Compiler, load_grammar
-from tslm.data.toy_parser import story_log_prob
+from tslm.data.toy_parser import boundary_log_probs, story_log_prob
 from tslm.tokenizer import END_OF_TEXT
 
 PIECES = re.compile(r"\w+|[^\w\s]+")  # approximately the tokens of a story
@@ -50,6 +51,51 @@ def test_a_story_with_another_name_in_place_of_the_repeated_one_has_probability_
             assert story_log_prob(head + re.sub(rf"\b{hero[1]}\b", "Ebenezer", tail, count=1)) == -math.inf
             changed += 1
     assert changed > 20
+
+
+UNITS = re.compile(r"\w+|[^\w\s]+|\s+")
+
+
+def test_the_probability_of_each_beginning_is_its_frequency(stories):
+    beginnings = Counter()
+    for story in stories:
+        ends = [match.end() for match in UNITS.finditer(story.text)]
+        beginnings.update(story.text[:end] for end in ends[:-1])
+    compared = 0
+    for story in stories[:30]:
+        found = boundary_log_probs(story.text)
+        assert found[0] == 0
+        assert found[-1] == pytest.approx(story.log_prob, abs=1e-9)
+        ends = [match.end() for match in UNITS.finditer(story.text)]
+        steps = np.diff([found[end] for end in [0, *ends]])
+        assert max(steps) < 1e-9  # each unit has a probability of at most 1
+        for end in ends[:-1]:
+            prob, count = math.exp(found[end]), beginnings[story.text[:end]]
+            if prob > 0.004:
+                assert abs(count - 5000 * prob) < 5 * math.sqrt(5000 * prob), story.text[:end]
+                compared += 1
+    assert compared > 200
+
+
+def test_a_word_is_not_the_beginning_of_a_longer_one(stories):
+    """After "This is the story of" comes "a" or "an", and the probability of "a" has no part of that of "an"."""
+    start, share = "This is the story of", {}
+    for word in (" a", " an"):
+        text = next(story.text for story in stories if story.text.startswith(f"{start}{word} "))
+        found = boundary_log_probs(text)
+        share[word] = math.exp(found[len(start + word)] - found[len(start)])
+    assert 0.01 < share[" an"] < 0.1
+    assert share[" a"] + share[" an"] == pytest.approx(1)
+
+
+def test_a_beginning_that_the_grammar_cannot_write_has_probability_zero(stories):
+    text = stories[0].text
+    place = text.index(" ", 20)
+    found = boundary_log_probs(text[:place] + "zz" + text[place:])
+    assert found[place - 1 : place + 3].count(-math.inf) >= 2
+    assert set(found[place + 1 :]) == {-math.inf}
+    assert boundary_log_probs("") == [-math.inf]
+    assert boundary_log_probs("xyz") == [0.0, -math.inf, -math.inf, -math.inf]
 
 
 def test_a_seed_determines_the_stories(stories):

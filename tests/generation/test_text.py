@@ -1,11 +1,14 @@
 """Texts in, texts out: prompts and their start token, characters that tokens share, ends, seeds and batches."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tslm.generation import Completion, complete, decode_stream, encode_prompt, stream_text
+from tslm.errors import UserError
+from tslm.generation import Completion, complete, decode_stream, encode_prompt, generate, stream_text
+from tslm.generation.text import cut_at
 from tslm.model import TransformerConfig, TransformerLM
 from tslm.tokenizer import Tokenizer
 
@@ -110,3 +113,60 @@ def test_a_character_in_several_tokens_appears_when_it_is_complete():
 
 def test_a_character_that_is_cut_off_at_the_end_is_shown_as_such():
     assert list(decode_stream(TOKENIZER, [97, 0xE2, 0x82])) == ["a", "�"]
+
+
+@given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.data())
+def test_a_text_ends_before_the_first_complete_stop_text_however_it_is_divided(text, stop, data):
+    ends = [(end, end - len(each)) for each in stop for end in range(len(text) + 1) if text[:end].endswith(each)]
+    expected = text[: min(ends)[1]] if ends else text
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)))))
+    pieces = [text[one:other] for one, other in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    read, shown = [], ""
+    for piece in cut_at((read.append(each) or each for each in pieces), stop):
+        assert piece
+        shown += piece
+        # What is held back may begin a stop text: it is shorter than the longest of them.
+        assert expected.startswith(shown)
+        assert len("".join(read)) - len(shown) < max([1, *map(len, stop)]) or ends
+    assert shown == expected
+    if ends:
+        assert len("".join(read[:-1])) < min(ends)[0]  # nothing is read after the end
+
+
+def test_stop_texts_that_are_no_texts_are_refused():
+    for stop in ("end", ["a", ""]):
+        with pytest.raises(UserError, match="give a list of texts of at least one character each"):
+            cut_at(["some"], stop)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"seed": 3, "top_p": 0.9}])
+def test_a_stop_text_ends_a_completion_where_it_begins_also_inside_tokens(model, options):
+    for prompt in PROMPTS:
+        (whole,) = complete(model, TOKENIZER, [prompt], 20, **options)
+        for start in range(len(whole.text) - 2):
+            stop = whole.text[start : start + 3]
+            expected = whole.text[: whole.text.index(stop)]
+            (cut,) = complete(model, TOKENIZER, [prompt], 20, stop=[stop, "not in it"], **options)
+            assert (cut.text, cut.stop_reason) == (expected, "stop")
+            ids = generate(model, encode_prompt(TOKENIZER, prompt), cut.tokens, stop_token=258, vocab_size=259,
+                           **_with_generator(options))[0]  # fmt: skip
+            assert len(ids) == cut.tokens
+            assert stop in TOKENIZER.decode(ids)
+            assert "".join(stream_text(model, TOKENIZER, prompt, 20, stop=[stop], **options)) == expected
+
+
+def _with_generator(options):
+    seed = options.get("seed")
+    rest = {name: value for name, value in options.items() if name != "seed"}
+    return rest | {"generator": None if seed is None else torch.Generator().manual_seed(seed)}
+
+
+def test_a_text_where_something_else_is_meant_is_a_sentence(model):
+    with pytest.raises(UserError, match=r"prompts is the text 'Once'; give a list of texts, such as \['Once'\]"):
+        complete(model, TOKENIZER, "Once")
+    for wrong in ("Once upon a time", ["Once"], [1.5], [[1], ["a"]], 3, None, torch.tensor(3)):
+        with pytest.raises(UserError, match=r"^prompt_ids is .*, but it must be token ids: give tokenizer.encode"):
+            generate(model, wrong)
+    expected = generate(model, [97, 98], 4, temperature=0)
+    for ids in (torch.tensor([97, 98]), torch.tensor([[97, 98]]), np.array([97, 98]), (97, 98), [np.int64(97), 98]):
+        assert generate(model, ids, 4, temperature=0) == expected

@@ -21,7 +21,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from tslm.commands.hints import ELSEWHERE
 from tslm.commands.options import DuplicateKeyError, get_key, leaves, load_yaml, read_yaml, stated_options
-from tslm.errors import UserError
+from tslm.errors import UserError, as_called
 from tslm.loops.step import TokenCount
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ class OneSentenceErrors(_Base):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - passed on as they are
         kwargs.setdefault("allow_abbrev", False)
+        if kwargs.get("prog"):
+            kwargs["prog"] = as_called(kwargs["prog"])
         super().__init__(*args, **kwargs)
 
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]  # noqa: ANN401

@@ -152,6 +152,24 @@ def put_key(values: dict[str, Any], key: str, value: Any) -> None:
     (get_key(values, group) if group else values)[name] = value
 
 
+def find_shipped(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Return a command line in which `--config configs/NAME` names the shipped file, where there is none of this name.
+
+    Returns:
+        The words, and a notice for each file that was found in this way. So the commands of the README work in every
+        folder, also with an installed wheel.
+    """
+    words, notices = list(argv), []
+    for place, word in enumerate(words):
+        option, equals, value = word.rpartition("=")
+        is_value = option == "--config" if equals else place > 0 and words[place - 1] in ("-c", "--config")
+        shipped = config_folder() / Path(value).name
+        if is_value and Path(value).parent == Path("configs") and not Path(value).exists() and shipped.is_file():
+            words[place] = f"{option}{equals}{shipped}"
+            notices.append(f"{value} is not in this folder; the one that comes with tslm is used: {shipped}")
+    return words, notices
+
+
 def config_folder() -> Path:
     """Return the folder of the shipped configurations, in the project or in the installed package."""
     package = Path(__file__).parents[1]

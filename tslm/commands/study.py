@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 
-from tslm.errors import UserError
+from tslm.errors import UserError, as_called
 
 
 def main(argv: list[str]) -> None:
@@ -28,13 +28,13 @@ def main(argv: list[str]) -> None:
 
 
 def _overview() -> str:
-    return "\n".join([
+    return as_called("\n".join([
         "The course's questions, each answered by an experiment.",
         "",
         "usage: python -m tslm study NAME [OPTIONS]     (python -m tslm study NAME --help lists the options)",
         "",
         *(f"  {name:<16} {description}" for name, (_, description) in STUDIES.items()),
-    ])
+    ]))
 
 
 def _unknown(argv: list[str]) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from tslm.generation.decoding import generate
-from tslm.generation.text import default_prefix
+from tslm.generation.text import complete, default_prefix
 from tslm.training.load_run import load_run
 from tslm.training.scoring import score_texts, token_log_probs
 
@@ -90,16 +90,13 @@ class HarnessModel(_Base):
         texts = []
         for context, settings in (request.args for request in requests):
             until = settings.get("until", [])
+            ends = [until] if isinstance(until, str) else until
             length = settings.get("max_gen_toks", self._max_new_tokens)
             sample = settings.get("do_sample", settings.get("temperature", 0.0) > 0)
-            ids = [*self._prefix, *self._tokenizer.encode(context, allow_special=False)]
-            (new,) = generate(
-                self._model, [ids], length, temperature=float(settings.get("temperature", 1.0)) if sample else 0.0,
-                top_p=float(settings.get("top_p", 1.0)), stop_token=self._tokenizer.separator,
-                vocab_size=self._tokenizer.vocab_size,
+            (completion,) = complete(
+                self._model, self._tokenizer, [context], length, prefix=self._prefix,
+                temperature=float(settings.get("temperature", 1.0)) if sample else 0.0,
+                top_p=float(settings.get("top_p", 1.0)), stop=[end for end in ends if end],
             )
-            text = self._tokenizer.decode(new)
-            for end in [until] if isinstance(until, str) else until:
-                text = text.split(end)[0] if end else text
-            texts.append(text)
+            texts.append(completion.text)
         return texts

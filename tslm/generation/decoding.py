@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
+from operator import index
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -27,7 +30,7 @@ NextLogits = Callable[[dict[int, list[int]]], Tensor]
 
 
 def generate(
-    model: TransformerLM, prompt_ids: Sequence[int] | Sequence[Sequence[int]], max_new_tokens: int, *,
+    model: TransformerLM, prompt_ids: Sequence[int] | Sequence[Sequence[int]], max_new_tokens: int = 256, *,
     temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None, stop_token: int | None = None,
     generator: torch.Generator | None = None, vocab_size: int | None = None, use_cache: bool = True,
 ) -> list[list[int]]:
@@ -66,7 +69,7 @@ def generate(
 
 
 def stream(
-    model: TransformerLM, prompt_ids: Sequence[int] | Sequence[Sequence[int]], max_new_tokens: int, *,
+    model: TransformerLM, prompt_ids: Sequence[int] | Sequence[Sequence[int]], max_new_tokens: int = 256, *,
     temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None, stop_token: int | None = None,
     generator: torch.Generator | None = None, vocab_size: int | None = None, use_cache: bool = True,
 ) -> Iterator[list[int | None]]:
@@ -235,6 +238,12 @@ def _last_logits(model: TransformerLM, sequences: list[list[int]], cache: KeyVal
 
 
 def _as_prompts(prompt_ids: Sequence[int] | Sequence[Sequence[int]]) -> list[list[int]]:
-    if prompt_ids and isinstance(prompt_ids[0], int):
-        return [list(prompt_ids)]  # type: ignore[arg-type]
-    return [list(prompt) for prompt in prompt_ids]  # type: ignore[arg-type]
+    """Return prompts as lists of ids; a tensor or an array of ids is taken, too."""
+    values: Any = prompt_ids.tolist() if hasattr(prompt_ids, "tolist") else prompt_ids
+    if isinstance(values, Sequence) and not isinstance(values, str | bytes):
+        prompts = [values] if values and isinstance(values[0], SupportsIndex) else values
+        with suppress(TypeError):  # of what is no list, and of what is no id
+            return [list(map(index, prompt)) for prompt in prompts]
+    found = str(prompt_ids)
+    raise UserError(f"prompt_ids is {found if len(found) <= 60 else found[:60] + ' …'}, but it must be token ids: give "
+                    "tokenizer.encode(text), or use tslm.complete(model, tokenizer, [text]) for texts")

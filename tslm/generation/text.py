@@ -20,21 +20,22 @@ class Completion(NamedTuple):
     Attributes:
         prompt: the prompt as it was given.
         text: what the model added.
-        tokens: number of tokens added.
-        stop_reason: "stop_token" if the model ended the text itself, "length" if max_new_tokens cut it.
+        tokens: number of tokens that were generated up to the end, including those of a text in `stop`.
+        stop_reason: "stop_token" if the model ended the text itself, "length" if max_new_tokens cut it, "stop" if a
+            text in `stop` ended it.
     """
 
     prompt: str
     text: str
     tokens: int
-    stop_reason: Literal["stop_token", "length"]
+    stop_reason: Literal["stop_token", "length", "stop"]
 
 
-def complete(model: TransformerLM, tokenizer: Tokenizer, prompts: Iterable[str], max_new_tokens: int, *,
+def complete(model: TransformerLM, tokenizer: Tokenizer, prompts: Iterable[str], max_new_tokens: int = 256, *,
              temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None, seed: int | None = None,
-             batch_size: int = 32, prefix: Sequence[int] | None = None, allow_special: bool = False
-             ) -> list[Completion]:
-    """Continue every prompt up to the tokenizer's first special token or `max_new_tokens`.
+             batch_size: int = 32, prefix: Sequence[int] | None = None, allow_special: bool = False,
+             stop: Sequence[str] = ()) -> list[Completion]:
+    """Continue every prompt up to the tokenizer's first special token, a text in `stop` or `max_new_tokens`.
 
     Args:
         model: the language model.
@@ -48,13 +49,16 @@ def complete(model: TransformerLM, tokenizer: Tokenizer, prompts: Iterable[str],
         batch_size: prompts that run together.
         prefix: the ids that preceded documents in training; None for `default_prefix`.
         allow_special: whether special tokens are recognized in prompts; else their spelling is text.
+        stop: texts that end a continuation, which does not include them; see `cut_at`.
 
     Returns:
         One `Completion` per prompt, in order.
 
     Raises:
-        UserError: as `stream` and `encode_prompt` do.
+        UserError: `prompts` is one text, a text in `stop` is empty, or as `stream` and `encode_prompt` do.
     """
+    if isinstance(prompts, str):
+        raise UserError(f"prompts is the text {prompts[:40]!r}; give a list of texts, such as [{prompts[:40]!r}]")
     prompts = list(prompts)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     completions = []
@@ -65,15 +69,19 @@ def complete(model: TransformerLM, tokenizer: Tokenizer, prompts: Iterable[str],
                        stop_token=tokenizer.separator,
                        generator=generator, vocab_size=tokenizer.vocab_size)
         for prompt, ids in zip(batch, new, strict=True):
-            reason: Literal["stop_token", "length"] = "stop_token" if len(ids) < max_new_tokens else "length"
-            completions.append(Completion(prompt, tokenizer.decode(ids), len(ids), reason))
+            rest = iter(ids)
+            text = "".join(cut_at(decode_stream(tokenizer, rest), stop))
+            reason: Literal["stop_token", "length", "stop"] = "stop_token" if len(ids) < max_new_tokens else "length"
+            if len(text) < len(tokenizer.decode(ids)):
+                reason = "stop"
+            completions.append(Completion(prompt, text, len(ids) - len(list(rest)), reason))
     return completions
 
 
-def stream_text(model: TransformerLM, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, *,
+def stream_text(model: TransformerLM, tokenizer: Tokenizer, prompt: str, max_new_tokens: int = 256, *,
                 temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None,
-                seed: int | None = None, prefix: Sequence[int] | None = None, allow_special: bool = False
-                ) -> Iterator[str]:
+                seed: int | None = None, prefix: Sequence[int] | None = None, allow_special: bool = False,
+                stop: Sequence[str] = ()) -> Iterator[str]:
     """Yield the continuation of one prompt as soon as it is readable; the pieces join to the text of `complete`.
 
     The arguments and errors are those of `complete`.
@@ -82,7 +90,40 @@ def stream_text(model: TransformerLM, tokenizer: Tokenizer, prompt: str, max_new
     ids = encode_prompt(tokenizer, prompt, prefix, allow_special)
     steps = stream(model, ids, max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
                    stop_token=tokenizer.separator, generator=generator, vocab_size=tokenizer.vocab_size)
-    return decode_stream(tokenizer, (token for (token,) in steps if token is not None))
+    return cut_at(decode_stream(tokenizer, (token for (token,) in steps if token is not None)), stop)
+
+
+def cut_at(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
+    """Yield pieces of a text up to the first text in `stop`, which may span pieces; no part of it is yielded.
+
+    Of several texts, the one that is complete first ends the text; of those that end at one place, the longest. So the
+    result depends on the text alone, not on how it is divided. Characters that may begin a text in `stop` are held
+    back until it is known that they do not. Nothing is read after a text in `stop`.
+
+    Raises:
+        UserError: a text in `stop` is empty.
+
+    Example: the pieces "a st", "op b" with "stop" give "a ".
+    """
+    if isinstance(stop, str) or "" in stop:
+        raise UserError(f"stop is {stop!r}; give a list of texts of at least one character each")
+    return _cut_at(iter(pieces), stop)
+
+
+def _cut_at(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
+    held = ""
+    for piece in pieces:
+        held += piece
+        places = [(start + len(text), start) for text in stop if (start := held.find(text)) >= 0]
+        if places:
+            held = held[: min(places)[1]]
+            break
+        kept = max((size for text in stop for size in range(1, len(text)) if held.endswith(text[:size])), default=0)
+        if shown := held[: len(held) - kept]:
+            yield shown
+        held = held[len(shown) :]
+    if held:
+        yield held
 
 
 def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:

@@ -11,23 +11,32 @@ from tslm.tokenizer.jsonl import read_documents
 from tslm.tokenizer.sources import Span, find_documents, is_jsonl
 from tslm.training.runs import LoadedModel
 from tslm.training.scoring import Scores, score_texts
+from tslm.training.surprise_page import ALTERNATIVES, SurprisePage
 
 Row = dict[str, Any]
 
 
-def score_rows(corpus: Corpus, per: Literal["token", "line", "file"], loaded: LoadedModel) -> Iterator[Row]:
+def score_rows(corpus: Corpus, per: Literal["token", "line", "file"], loaded: LoadedModel,
+               page: SurprisePage | None = None) -> Iterator[Row]:
     """Score each document of a corpus from its beginning, and yield an object for each token, line or file.
 
-    A record of a JSONL file counts as a line. In a text file, a token belongs to the line in which it begins.
+    A record of a JSONL file counts as a line. In a text file, a token belongs to the line in which it begins. The
+    documents are also added to the page, if one is given.
 
     Raises:
-        UserError: a file is not UTF-8 or changes while it is read, a line is no record, or the vocabulary lacks a byte.
+        UserError: a file is not UTF-8 or changes while it is read, a line is no record, the vocabulary lacks a byte, or
+            the page is too large.
     """
+    if page is not None:
+        page.check(sum(span.stop - span.start for span in corpus.spans))
     for span in corpus.spans:
         texts = list(documents_of(span, loaded))
         corpus.check_unchanged(span)
         scored = score_texts(loaded.model, loaded.tokenizer, texts, prefix=loaded.prefix,
-                             allow_special=corpus.allows_special(span), progress=True)
+                             allow_special=corpus.allows_special(span), progress=True,
+                             num_alternatives=ALTERNATIVES if page is not None else 0)
+        if page is not None:
+            page.add(span.label, texts, scored)
         if per == "file":
             yield {"file": span.label} | _figures(_sum(scored))
             continue

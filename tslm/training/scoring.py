@@ -29,11 +29,13 @@ class Scores(NamedTuple):
         ids: the ids of the tokens. If nothing precedes the text, its first token is left out.
         log_probs: log p(token | all that precedes it), one for each id.
         num_bytes: the bytes of these tokens.
+        alternatives: for each token the likeliest ones at its place, as (id, log-probability), if they were asked for.
     """
 
     ids: list[int]
     log_probs: list[float]
     num_bytes: int
+    alternatives: list[list[tuple[int, float]]] = []  # noqa: RUF012 - never changed
 
     @property
     def total(self) -> float:
@@ -57,7 +59,7 @@ class Scores(NamedTuple):
 
 def score(
     model: TransformerLM, tokenizer: Tokenizer, text: str, *, prefix: Sequence[int] | None = None,
-    allow_special: bool = False,
+    allow_special: bool = False, num_alternatives: int = 0,
 ) -> Scores:
     """Return the log-probability of every token of a text, which the model reads as a document from its beginning.
 
@@ -70,35 +72,43 @@ def score(
         text: the text.
         prefix: the ids that preceded documents in training; None for `generation.text.default_prefix`.
         allow_special: whether special tokens are recognized in the text; else their spelling is text.
+        num_alternatives: how many of the likeliest tokens at each place are returned too.
 
     Raises:
-        UserError: the text cannot be encoded.
+        UserError: the text is no text, or cannot be encoded.
 
     Example:
         >>> run = tslm.load_run("best")
         >>> tslm.score(run.model, run.tokenizer, "Once upon a time", prefix=run.prefix).bits_per_byte
     """
-    (scores,) = score_texts(model, tokenizer, [text], prefix=prefix, allow_special=allow_special)
+    if not isinstance(text, str):
+        raise UserError(f"text is a {type(text).__name__}, but it must be a text: call tslm.score for each text alone")
+    (scores,) = score_texts(model, tokenizer, [text], prefix=prefix, allow_special=allow_special,
+                            num_alternatives=num_alternatives)
     return scores
 
 
 def score_texts(
     model: TransformerLM, tokenizer: Tokenizer, texts: Sequence[str], *, prefix: Sequence[int] | None = None,
-    allow_special: bool = False, progress: bool = False,
+    allow_special: bool = False, progress: bool = False, num_alternatives: int = 0,
 ) -> list[Scores]:
     """Score several texts, each as `score` does; windows of similar length share a batch."""
     front = list(default_prefix(tokenizer) if prefix is None else prefix)
     encoded = [tokenizer.encode(text, allow_special=allow_special) for text in texts]
     sequences = [np.array([*front, *ids], np.int64) for ids in encoded]
+    size = min(num_alternatives, tokenizer.vocab_size)
+    best = [np.zeros((max(len(ids) - 1, 0), size, 2)) for ids in sequences] if size else None
+    predicted = _predict(model, sequences, progress, best, tokenizer.vocab_size)
     found = []
-    for ids, log_probs in zip(encoded, token_log_probs(model, sequences, progress=progress), strict=True):
+    for number, (ids, log_probs) in enumerate(zip(encoded, predicted, strict=True)):
         scored = ids if front else ids[1:]
         values = log_probs[len(log_probs) - len(scored) :].tolist()
-        found.append(Scores(scored, values, sum(len(tokenizer.vocab[id_]) for id_ in scored)))
+        others = [] if best is None else best[number][len(log_probs) - len(scored) :].tolist()
+        found.append(Scores(scored, values, sum(len(tokenizer.vocab[id_]) for id_ in scored),
+                            [[(int(id_), value) for id_, value in each] for each in others]))
     return found
 
 
-@torch.no_grad()
 def token_log_probs(
     model: TransformerLM, sequences: Sequence[npt.NDArray[np.int64]], *, progress: bool = False
 ) -> list[LogProbs]:
@@ -108,6 +118,18 @@ def token_log_probs(
 
     Raises:
         UserError: an id is not in the vocabulary of the model.
+    """
+    return _predict(model, sequences, progress)
+
+
+@torch.no_grad()
+def _predict(
+    model: TransformerLM, sequences: Sequence[npt.NDArray[np.int64]], progress: bool,
+    best: list[npt.NDArray[np.float64]] | None = None, vocab_size: int = 0,
+) -> list[LogProbs]:
+    """Do as `token_log_probs`, and fill `best` (T, k, 2) of each sequence with the likeliest ids and their log-probs.
+
+    Only ids below `vocab_size` are among the likeliest.
     """
     highest = max((int(sequence.max(initial=0)) for sequence in sequences), default=0)
     if highest >= model.config.vocab_size:
@@ -129,10 +151,17 @@ def token_log_probs(
                 ids = sequences[window.sequence][window.start : window.stop + 1]
                 row[: len(ids)] = ids
             tokens = torch.from_numpy(rows).to(device)
-            losses = token_losses(model(tokens[:, :-1]), tokens[:, 1:]).float().cpu().numpy()
-            for row, window in zip(losses, batch, strict=True):
-                values = row[window.first - window.start : window.stop - window.start]
-                found[window.sequence][window.first : window.stop] = -values
+            logits = model(tokens[:, :-1])
+            losses = token_losses(logits, tokens[:, 1:]).float().cpu().numpy()
+            for index, window in enumerate(batch):
+                used = slice(window.first - window.start, window.stop - window.start)
+                found[window.sequence][window.first : window.stop] = -losses[index, used]
+                if best is not None:
+                    here = best[window.sequence][window.first : window.stop]
+                    values = logits[index, used].float()
+                    top = values[:, :vocab_size].topk(here.shape[1])
+                    here[..., 0] = top.indices.cpu()
+                    here[..., 1] = (top.values - torch.logsumexp(values, -1, keepdim=True)).cpu()
             bar.update(sum(window.stop - window.first for window in batch))
     return found
 

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from tslm.data.datamodule import TextDataModule
-from tslm.errors import UserError
+from tslm.errors import UserError, as_called
 from tslm.generation import Completion
 from tslm.loops.lightning import StepCallback
 from tslm.training.checkpoint import replace_atomically
@@ -173,7 +173,7 @@ def summary_text(summary: dict[str, Any], floor: FloorReport | None, stories: li
         title = f"a story beginning with {story.prompt!r}" if story.prompt else "a story"
         lines += [f"--- {title}", story.prompt + story.text]
     lines += ["", *(f"{name:<24}{value}" for name, value in rows), "", "Next:"]
-    lines += [f"  {command}" for command in NEXT_COMMANDS]
+    lines += [f"  {as_called(command)}" for command in NEXT_COMMANDS]
     return "\n".join(lines)
 
 
@@ -192,7 +192,7 @@ def stopped_text(summary: dict[str, Any], max_steps: int, reason: str = "") -> s
     stopped += f" {', '.join(losses).capitalize()}." * bool(losses)
     if summary["checkpoint"] is None:
         return f"{stopped} No checkpoint was saved."
-    return f"{stopped} Resume with:\n  python -m tslm fit --ckpt_path {summary['checkpoint']}"
+    return as_called(f"{stopped} Resume with:\n  python -m tslm fit --ckpt_path {summary['checkpoint']}")
 
 
 def best_figure(summary: dict[str, Any]) -> str:
