@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from tslm.tokenizer.serialization import (
     TOKENIZER_JSON,
     bytes_to_text,
     check_merges,
-    parse_merges,
     parse_vocab,
     read_text,
     text_to_bytes,
@@ -129,8 +129,7 @@ def read_tokenizer_json(path: Path) -> Tokenizer:
             special_ids[str(token["content"])] = int(token["id"])
         entries = {name: id_ for name, id_ in model["vocab"].items() if special_ids.get(name) != id_}
         vocab = parse_vocab(entries, str(path)) | {id_: token.encode() for token, id_ in special_ids.items()}
-        pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-        merges = parse_merges("\n".join(pairs), str(path))
+        merges = [_merge(pair, special_ids, path) for pair in model["merges"]]
         pattern = _pattern_of(spec.get("pre_tokenizer"), path)
     except UserError:
         raise
@@ -141,6 +140,15 @@ def read_tokenizer_json(path: Path) -> Tokenizer:
         vocab.setdefault(id_, text_to_bytes(name))
     specials = sorted(special_ids, key=lambda token: token != config["eos_token"])
     return checked(Tokenizer(vocab, merges, specials, pattern=pattern), special_ids, path)
+
+
+def _merge(pair: str | list[str], special_tokens: Collection[str], path: Path) -> tuple[bytes, bytes]:
+    """Return a merge of two tokens; `tokenizers` names one that is also special by the spelling."""
+    names = pair.split(" ") if isinstance(pair, str) else pair
+    if len(names) != 2 or not all(names):
+        raise UserError(f"{path} has the merge {pair!r}; it should be two tokens")
+    left, right = (name.encode() if len(name) > 1 and name in special_tokens else text_to_bytes(name) for name in names)
+    return left, right
 
 
 def checked(tokenizer: Tokenizer, special_ids: dict[str, int], path: Path) -> Tokenizer:
