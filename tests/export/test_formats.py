@@ -18,7 +18,7 @@ import tslm
 from tests.tokenizer.test_exchange import make
 from tslm import TransformerConfig, TransformerLM
 from tslm.__main__ import main
-from tslm.errors import UserError
+from tslm.errors import MissingFileError, UserError
 from tslm.export.formats import check_is_llama
 from tslm.tokenizer import Tokenizer, tokenizer_texts
 
@@ -299,7 +299,11 @@ def test_a_llama_that_our_model_cannot_express_is_refused_by_its_field(exported,
 def test_weights_that_our_model_has_no_place_for_are_named(exported, tmp_path):
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).write_bytes((exported / "hf" / name).read_bytes())
-    with pytest.raises(UserError, match=r"has no \.safetensors file, and other files of weights may hold code"):
+    (tmp_path / "tokenizer.json").rename(tmp_path / "aside")
+    with pytest.raises(MissingFileError, match=r"has no tokenizer\.json, without which its model reads no text"):
+        tslm.load_run(tmp_path)
+    (tmp_path / "aside").rename(tmp_path / "tokenizer.json")
+    with pytest.raises(MissingFileError, match=r"has no \.safetensors file, and other files of weights may hold code"):
         tslm.load_run(tmp_path)
     weights = safetensors.torch.load_file(exported / "hf" / "model.safetensors")
     bias = {"model.layers.0.self_attn.q_proj.bias": torch.zeros(32)}
@@ -341,3 +345,9 @@ def test_commands_take_a_llama_of_hugging_face(exported, project, story_file, ca
     assert trained.model.config == first.model.config
     assert trained.tokenizer.hash == first.tokenizer.hash
     assert torch.equal(trained.model.layers[0].attn.k_proj.weight, first.model.layers[0].attn.k_proj.weight)
+    options = [f"--data.tokenizer={folder / 'tokenizer.json'}", f"--data.vocab_size={first.tokenizer.vocab_size}",
+               "--data.context_length=32", "--model.d_model=16", "--model.num_layers=1", "--model.num_heads=2",
+               "--model.d_ff=32", '--data.special_tokens=["<|end of text|>"]']
+    assert main([*fit, *options, "--name=second"]) == 0  # a new model with the tokenizer alone
+    assert tslm.load_run("last").tokenizer.hash == first.tokenizer.hash
+    assert [path.name for path in project.glob("lightning_logs/second")] == ["second"]

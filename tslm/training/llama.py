@@ -66,7 +66,7 @@ def read_llama(folder: Path) -> dict[str, Any]:
     """Return the content of a checkpoint, as far as `load_model` needs it.
 
     Raises:
-        MissingFileError: the folder has no safetensors file.
+        MissingFileError: the folder has no safetensors file or no tokenizer.
         UserError: `safetensors` is not installed, a file is damaged, or the model differs from ours; the message names
             the field or the weight.
     """
@@ -80,9 +80,10 @@ def read_llama(folder: Path) -> dict[str, Any]:
     architecture = _architecture(config, place)
     try:
         tokenizer = Tokenizer.from_dir(folder)
-    except MissingFileError:
-        tokenizer = None
-    if tokenizer is not None and tokenizer.vocab_size > architecture["vocab_size"]:
+    except MissingFileError as error:
+        raise MissingFileError(f"{folder} has no tokenizer.json, without which its model reads no text: save its "
+                               "tokenizer there") from error
+    if tokenizer.vocab_size > architecture["vocab_size"]:
         raise UserError(f"{place}: vocab_size is {architecture['vocab_size']}, but the tokenizer beside it has ids up "
                         f"to {tokenizer.vocab_size - 1}: give a folder whose files belong together")
     begin = config.get("bos_token_id")
@@ -91,7 +92,7 @@ def read_llama(folder: Path) -> dict[str, Any]:
         "global_step": 0,
         "state_dict": {f"model.{name}": weight for name, weight in _weights(folder, architecture).items()},
         "tslm": {"architecture": architecture, "document_prefix": prefix, "is_llama_folder": True,
-                 "tokenizer": tokenizer and tokenizer_texts(tokenizer)},
+                 "tokenizer": tokenizer_texts(tokenizer)},
     }
 
 
