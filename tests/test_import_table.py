@@ -25,7 +25,7 @@ TABLE = {
     "data": ({"tokenizer"}, {"torch", "numpy", "lightning", "huggingface_hub", "filelock", "tqdm"}),
     "loops": (set(), {"torch"}),
     "training": ({"fast", "tokenizer", "model", "generation", "objective", "optim", "data", "loops", ""},
-                 {"torch", "numpy", "lightning", "tensorboard", "tqdm"}),
+                 {"torch", "numpy", "lightning", "tensorboard", "tqdm", "safetensors"}),
     "export": (ANYTHING, {"torch", "numpy", "safetensors", "gguf", "jsonargparse", "lm_eval"}),
     "studies": (ANYTHING, {"torch", "numpy", "lightning", "jsonargparse", "tqdm", "yaml", "matplotlib"}),
     "commands": (ANYTHING, {"torch", "numpy", "jsonargparse", "tqdm", "yaml"}),

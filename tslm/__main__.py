@@ -30,6 +30,7 @@ COMMANDS = {
     "predict": ("tslm.cli", "write a story for each of many prompts"),
     "generate": ("tslm.commands.generate", "continue one prompt, and print the text while it is generated"),
     "score": ("tslm.commands.score", "how probable a model finds a text: per token, line or file"),
+    "export": ("tslm.commands.export", "write a model for transformers or llama.cpp, or its tokenizer for others"),
     "train-tokenizer": ("tslm.commands.train_tokenizer", "learn a byte-pair vocabulary from text files"),
     "tokenize": ("tslm.commands.tokenize", "turn text files into one file of token ids"),
     "runs": ("tslm.commands.runs", "list the runs, newest first; --verify checks every file of every run"),

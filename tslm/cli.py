@@ -155,7 +155,8 @@ class CommandLine(LightningCLI):
         parser.link_arguments("name", "trainer.name")
         parser.add_argument("--init_from", type=str | None, default=None,
                             help="a checkpoint from whose weights and tokenizer `fit` starts a new run on other text, "
-                            "with a fresh optimizer and schedule: a file, a run directory, `last` or `best`")
+                            "with a fresh optimizer and schedule: a file, a run directory, `last`, `best`, or a folder "
+                            "with a Llama of Hugging Face")
         # As an object: the parser would take `class_path` in plain values for the name of the settings' class.
         parser.link_arguments("optimizer", "model.optimizer", lambda values: OptimizerSettings(**values))
         parser.link_arguments("generation", "model.generation")

@@ -9,6 +9,7 @@ import importlib
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -95,6 +96,47 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_output(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; the file or folder made there gets this name when the `with` block ends.
+
+    After an error nothing is left.
+
+    Raises:
+        UserError: `path` exists, or the disk is full and the system's reason is lost.
+        OSError: something cannot be written; the error names `path`, also where the disk is full.
+    """
+    path = Path(path)
+    check_absent(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(".tmp", f".{path.name}.", path.parent, ignore_cleanup_errors=True) as folder:
+            unfinished = Path(folder) / path.name
+            yield unfinished
+            if unfinished.is_file():
+                with unfinished.open("rb") as file:
+                    os.fsync(file.fileno())
+            check_absent(path)
+            unfinished.rename(path)
+            sync_folder(path.parent)
+    except OSError as error:
+        if isinstance(error, UserError):
+            raise
+        if error.errno is None:  # numpy says how many numbers it has written, and not why
+            raise UserError(f"{path} could not be written ({error}): make room on its disk, or give another") from error
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
+def check_absent(path: Path) -> None:
+    """Check that an output that is never replaced does not exist.
+
+    Raises:
+        UserError: it does.
+    """
+    if os.path.lexists(path):
+        raise UserError(f"the output {path} exists, and it is not replaced: give another --output, or remove it")
 
 
 def temporary_name(path: Path) -> Path:

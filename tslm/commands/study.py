@@ -56,7 +56,8 @@ def _tokenizer(argv: list[str]) -> None:
                         help="text files, UTF-8 or .jsonl; if left out, stories of the embedded corpus")
     parser.add_argument("--num_stories", type=int, default=20_000, help="how many stories of the embedded corpus")
     parser.add_argument("--tokenizer", type=str | None, default=None,
-                        help="a folder written by `train-tokenizer`; if left out, a tokenizer is trained on the text")
+                        help="a folder written by `train-tokenizer`, a tokenizer.json or a .tiktoken file; if left "
+                        "out, a tokenizer is trained on the text")
     parser.add_argument("--vocab_size", type=int | None, default=None,
                         help="vocabulary size of the trained tokenizer; if left out, 10,000 or the size of --tokenizer")
     parser.add_argument("--special_tokens", type=list[str] | None, default=None,

@@ -8,7 +8,7 @@ from tslm.commands.arguments import Parser
 from tslm.commands.input import add_input_options, open_input
 from tslm.files import check_outputs
 from tslm.tokenizer import Tokenizer, encode_files
-from tslm.tokenizer.serialization import output_paths
+from tslm.tokenizer.serialization import input_paths
 
 
 def main(argv: list[str]) -> None:
@@ -18,14 +18,15 @@ def main(argv: list[str]) -> None:
         argv: the words after `python -m tslm tokenize`.
     """
     parser = Parser(prog="python -m tslm tokenize", description="Turn text files into one file of token ids.")
-    parser.add_argument("--tokenizer", type=str, required=True, help="a folder written by `train-tokenizer`")
+    parser.add_argument("--tokenizer", type=str, required=True, help="a folder written by `train-tokenizer`, a "
+                        "tokenizer.json or a .tiktoken file")
     add_input_options(parser)
     parser.add_argument("--output", type=str, required=True,
                         help="the token file; its description is written to the same name with .json appended")
     parser.add_argument("--num_workers", type=int | None, default=None, help="processes; one per core if left out")
     options = parser.parse_args(argv)
 
-    check_outputs([options.output, f"{options.output}.json"], output_paths(options.tokenizer))
+    check_outputs([options.output, f"{options.output}.json"], input_paths(options.tokenizer))
     start = time.perf_counter()
     tokens = encode_files(Tokenizer.from_dir(options.tokenizer), open_input(options), options.output,
                           num_workers=options.num_workers, progress=True)

@@ -66,7 +66,8 @@ class TextDataModule(pl.LightningDataModule):
         special_tokens: Strings that are one token each; the first one separates documents.
         pattern: How text is split before merging: `gpt2`, `cl100k` (GPT-4's), `none`, or a regular expression of the
             package `regex`. Unless given: that of the tokenizer, or `gpt2` for a new one.
-        tokenizer: Folder of an existing tokenizer; unless given, one is trained on the training text.
+        tokenizer: Folder of an existing tokenizer, a tokenizer.json or a .tiktoken file; unless given, one is trained
+            on the training text.
         cache_dir: Where prepared data is kept.
         num_workers: Processes for tokenizing; all cores unless given.
         toy_stories: Stories that the embedded corpus has for training.

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from tslm.tokenizer.pretokenize import GPT2, find_pretokens
 from tslm.tokenizer.tokenizer import Tokenizer
 
 VOCAB, MERGES, CONFIG = "vocab.json", "merges.txt", "tokenizer_config.json"
-_MALFORMED = (ValueError, TypeError, AttributeError, OverflowError, RecursionError)  # JSON of another form
+TOKENIZER_JSON, TIKTOKEN = "tokenizer.json", ".tiktoken"  # of other programs
+MALFORMED = (ValueError, TypeError, AttributeError, OverflowError, RecursionError)  # JSON of another form
 
 
 def tokenizer_texts(tokenizer: Tokenizer) -> dict[str, str]:
@@ -35,14 +36,14 @@ def tokenizer_texts(tokenizer: Tokenizer) -> dict[str, str]:
     vocab: dict[str, int] = {}
     shadowed: dict[str, int] = {}
     for id_, token in sorted(tokenizer.vocab.items()):
-        name = _bytes_to_text(token)
+        name = bytes_to_text(token)
         group = vocab if specials.get(token, id_) == id_ else shadowed
         if name in group:
             raise UserError(
                 f"the vocabulary has the token {token!r} under the ids {group[name]} and {id_}; keep one of them"
             )
         group[name] = id_
-    merges = [f"{_bytes_to_text(left)} {_bytes_to_text(right)}" for left, right in tokenizer.merges]
+    merges = [f"{bytes_to_text(left)} {bytes_to_text(right)}" for left, right in tokenizer.merges]
     config = {
         # Without a tokenizer.json the second class is an error in transformers, not a tokenizer of another pattern.
         "tokenizer_class": "GPT2Tokenizer" if tokenizer.pattern == GPT2 else "PreTrainedTokenizerFast",
@@ -73,8 +74,8 @@ def tokenizer_from_texts(texts: Mapping[str, str], place: str = "the tokenizer")
         UserError: one of the texts is not in the form that `tokenizer_texts` returns, vocabulary and merges contradict
             each other, or the hash in tokenizer_config.json is that of another tokenizer.
     """
-    vocab = _parse_vocab(texts[VOCAB], f"{VOCAB} of {place}")
-    merges = _parse_merges(texts[MERGES], f"{MERGES} of {place}")
+    vocab = parse_vocab(_load(texts[VOCAB], f"{VOCAB} of {place}"), f"{VOCAB} of {place}")
+    merges = parse_merges(texts[MERGES], f"{MERGES} of {place}")
     special_tokens, stated_hash, pattern = [], None, GPT2
     if CONFIG in texts:
         try:
@@ -82,14 +83,14 @@ def tokenizer_from_texts(texts: Mapping[str, str], place: str = "the tokenizer")
             for id_, token in config.get("added_tokens_decoder", {}).items():
                 vocab[int(id_)] = token["content"].encode()
                 special_tokens.append(token["content"])
-            vocab |= {int(id_): _text_to_bytes(name) for name, id_ in config.get("shadowed_tokens", {}).items()}
+            vocab |= {int(id_): text_to_bytes(name) for name, id_ in config.get("shadowed_tokens", {}).items()}
             stated_hash, pattern = config.get("tokenizer_hash"), config.get("pattern", GPT2)
-        except (*_MALFORMED, KeyError) as error:
+        except (*MALFORMED, KeyError) as error:
             raise UserError(
                 f"{CONFIG} of {place} is not in the expected form ({error!r}); save the tokenizer again"
             ) from None
     tokenizer = Tokenizer(vocab, merges, special_tokens, pattern=pattern)
-    _check_merges(tokenizer, place)
+    check_merges(tokenizer, place)
     if stated_hash not in (None, tokenizer.hash):
         raise UserError(
             f"the files of {place} do not belong together: their hash is {tokenizer.hash[:12]}, but {CONFIG} states "
@@ -99,7 +100,7 @@ def tokenizer_from_texts(texts: Mapping[str, str], place: str = "the tokenizer")
     return tokenizer
 
 
-def _check_merges(tokenizer: Tokenizer, place: str) -> None:
+def check_merges(tokenizer: Tokenizer, place: str) -> None:
     """Check that each merge makes an entry of the vocabulary from two others, and that a merge makes each entry.
 
     Single bytes and special tokens need no merge. Neither does an entry of several pre-tokens, such as `<|endoftext|>`
@@ -141,21 +142,46 @@ def read_files(
     pattern: str = GPT2,
 ) -> Tokenizer:
     """Read a vocabulary and merges from two files; `Tokenizer.from_files` documents it."""
-    vocab = _parse_vocab(_read(vocab_path), str(vocab_path))
-    tokenizer = Tokenizer(vocab, _parse_merges(_read(merges_path), str(merges_path)), special_tokens, pattern=pattern)
-    _check_merges(tokenizer, f"{vocab_path} and {merges_path}")
+    vocab = parse_vocab(_load(read_text(vocab_path), str(vocab_path)), str(vocab_path), special_tokens or ())
+    merges = parse_merges(read_text(merges_path), str(merges_path))
+    tokenizer = Tokenizer(vocab, merges, special_tokens, pattern=pattern)
+    check_merges(tokenizer, f"{vocab_path} and {merges_path}")
     return tokenizer
 
 
 def read_dir(path: str | os.PathLike[str]) -> Tokenizer:
-    """Read a tokenizer from a folder; `Tokenizer.from_dir` documents it."""
+    """Read a tokenizer from a folder or a file; `Tokenizer.from_dir` documents it."""
+    from tslm.tokenizer.tiktoken_file import read_tiktoken  # imported late: they import this file
+    from tslm.tokenizer.tokenizer_json import read_tokenizer_json
+
+    paths = input_paths(path)
+    for each in paths:
+        if each.exists() and not each.is_file():  # to open a named pipe would wait for its writer
+            raise UserError(f"{each} is not a regular file; save the tokenizer again")
+    if paths[0].name == VOCAB:
+        return tokenizer_from_texts({each.name: read_text(each) for each in paths}, str(path))
+    return (read_tiktoken if paths[0].suffix == TIKTOKEN else read_tokenizer_json)(paths[0])
+
+
+def input_paths(path: str | os.PathLike[str]) -> list[Path]:
+    """Return the files that `read_dir` reads of a tokenizer.
+
+    They are a .tiktoken file, a tokenizer.json, or those of `write_dir`. Of a folder with vocab.json and tokenizer.json
+    the second is taken, because only it names the special tokens; unless `write_dir` has written the folder.
+    """
     folder = Path(path)
-    names = [VOCAB, MERGES, *([CONFIG] if os.path.lexists(folder / CONFIG) else [])]
-    for path in (folder / name for name in names):
-        if path.exists() and not path.is_file():  # to open a named pipe would wait for its writer
-            raise UserError(f"{path} is not a regular file; save the tokenizer again")
-    texts = {name: _read(folder / name) for name in names}
-    return tokenizer_from_texts(texts, str(folder))
+    if folder.is_file():
+        if folder.name == VOCAB or folder.suffix not in (".json", TIKTOKEN):
+            raise UserError(f"the tokenizer {folder} is a file of another kind: give a folder with {VOCAB} and "
+                            f"{MERGES}, a {TOKENIZER_JSON} of byte-level BPE, or a {TIKTOKEN} file")
+        return [folder]
+    vocab, config, ranks = folder / VOCAB, folder / CONFIG, sorted(folder.glob(f"*{TIKTOKEN}"))
+    is_ours = vocab.exists() and config.is_file() and '"tokenizer_hash"' in read_text(config)
+    if (folder / TOKENIZER_JSON).is_file() and not is_ours:
+        return [folder / TOKENIZER_JSON]
+    if len(ranks) == 1 and not vocab.exists():
+        return ranks
+    return [vocab, folder / MERGES, *([config] if os.path.lexists(config) else [])]
 
 
 def write_dir(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
@@ -204,7 +230,8 @@ def byte_to_unicode() -> dict[int, str]:
     return {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + n) for n, byte in enumerate(others)}
 
 
-def _bytes_to_text(token: bytes) -> str:
+def bytes_to_text(token: bytes) -> str:
+    """Return the name of a token in GPT-2's characters."""
     return "".join(map(byte_to_unicode().__getitem__, token))
 
 
@@ -213,25 +240,41 @@ def _unicode_to_byte() -> dict[str, int]:
     return {character: byte for byte, character in byte_to_unicode().items()}
 
 
-def _text_to_bytes(text: str) -> bytes:
+def text_to_bytes(text: str) -> bytes:
+    """Return the bytes of a token's name."""
     try:
         return bytes(map(_unicode_to_byte().__getitem__, text))
     except KeyError:  # other programs write special tokens as they are, spaces included
         return text.encode()
 
 
-def _parse_vocab(text: str, place: str) -> dict[int, bytes]:
+def _load(text: str, place: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place} is not a JSON object of tokens and their ids: {error}") from None
+
+
+def parse_vocab(entries: object, place: str, special_tokens: Collection[str] = ()) -> dict[int, bytes]:
+    """Return the tokens by their ids.
+
+    A special token may be named by its spelling, as `tokenizers` does, or by GPT-2's characters for its bytes. The name
+    of one character of GPT-2's stands for a byte.
+    """
     vocab: dict[int, bytes] = {}
     try:
-        for token, id_ in json.loads(text).items():
-            if vocab.setdefault(int(id_), _text_to_bytes(token)) != _text_to_bytes(token):
-                raise ValueError(f"the tokens {vocab[int(id_)]!r} and {_text_to_bytes(token)!r} have the same id {id_}")
-    except _MALFORMED as error:
+        for name, id_ in entries.items():  # type: ignore[attr-defined]
+            spelled = len(name) > 1 and name in special_tokens and bytes_to_text(name.encode()) not in entries  # type: ignore[operator]
+            token = name.encode() if spelled else text_to_bytes(name)
+            if vocab.setdefault(int(id_), token) != token:
+                raise ValueError(f"the tokens {vocab[int(id_)]!r} and {token!r} have the same id {id_}")
+    except MALFORMED as error:
         raise UserError(f"{place} is not a JSON object of tokens and their ids: {error}") from None
     return vocab
 
 
-def _parse_merges(text: str, place: str) -> list[tuple[bytes, bytes]]:
+def parse_merges(text: str, place: str) -> list[tuple[bytes, bytes]]:
+    """Return the merges of a merges.txt."""
     merges = []
     for number, line in enumerate(text.split("\n"), start=1):
         line = line.removesuffix("\r")
@@ -242,13 +285,14 @@ def _parse_merges(text: str, place: str) -> list[tuple[bytes, bytes]]:
             raise UserError(
                 f"line {number} of {place} is {line!r}; it should hold two tokens with one space between them"
             )
-        merges.append((_text_to_bytes(left), _text_to_bytes(right)))
+        merges.append((text_to_bytes(left), text_to_bytes(right)))
     return merges
 
 
-def _read(path: str | os.PathLike[str]) -> str:
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Read a file of a tokenizer."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")  # some editors begin a file with U+FEFF
     except FileNotFoundError:
         raise MissingFileError(
             f"{path} does not exist; a tokenizer's folder holds {VOCAB} and {MERGES}, as `train-tokenizer` writes them"

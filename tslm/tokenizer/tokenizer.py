@@ -108,6 +108,8 @@ class Tokenizer:
     ) -> Tokenizer:
         """Read `vocab.json` and `merges.txt` in GPT-2's byte-to-unicode form.
 
+        A special token that the vocabulary names, by its bytes in this form or by its spelling, keeps its id.
+
         Raises:
             MissingFileError: one of them does not exist.
             UserError: one of them is not in that form, or vocabulary and merges contradict each other.
@@ -120,9 +122,14 @@ class Tokenizer:
     def from_dir(cls, path: str | os.PathLike[str]) -> Tokenizer:
         """Read what `save` wrote; without a `tokenizer_config.json` there are no special tokens.
 
+        Args:
+            path: the folder; or, of other programs, a `tokenizer.json` of byte-level BPE, a `.tiktoken` file with its
+                `.tiktoken.json` (see `tiktoken_file`), or a folder that holds one of them.
+
         Raises:
             MissingFileError: the folder, `vocab.json` or `merges.txt` does not exist.
-            UserError: one of the files is not in the form that `save` writes, or they do not belong together.
+            UserError: one of the files is not in the form that `save` writes, or they do not belong together; or a
+                part of a `tokenizer.json` cannot be expressed.
         """
         from tslm.tokenizer import serialization
 

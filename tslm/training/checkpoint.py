@@ -16,6 +16,7 @@ import torch
 
 from tslm.errors import MissingFileError, UserError
 from tslm.files import atomic_write, lock, sync_folder, temporary_name
+from tslm.training.llama import is_llama_folder, read_llama
 from tslm.training.parts import check_parts
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # the errors of a disk or file without room
@@ -100,7 +101,7 @@ def read_checkpoint(src: PathOrFile, *, mmap: bool = False) -> dict[str, Any]:
     """Load a checkpoint's dictionary on the CPU. Loading never runs code (`weights_only`).
 
     Args:
-        src: path or binary file.
+        src: path or binary file; or a folder of Hugging Face, which `read_llama` turns into a checkpoint's dictionary.
         mmap: map the tensors into memory instead of reading them, to read only the small values of a large file. The
             checksums are not verified then.
 
@@ -111,6 +112,8 @@ def read_checkpoint(src: PathOrFile, *, mmap: bool = False) -> dict[str, Any]:
     name = _name(src)
     if isinstance(src, str | os.PathLike):
         path = Path(src)
+        if is_llama_folder(path):
+            return read_llama(path)
         if not path.is_file():
             raise MissingFileError(
                 f"there is no checkpoint at {name}; the checkpoints of runs are in lightning_logs/*/checkpoints/"
@@ -147,6 +150,9 @@ def fit_part(state: Mapping[str, Any], path: object, *, resume: bool = False) ->
     part = state.get(CHECKPOINT_KEY)
     if not isinstance(part, dict):
         raise UserError(f"{path} was not written by `python -m tslm fit`: give another checkpoint")
+    if resume and part.get("is_llama_folder"):
+        raise UserError(f"{path} is a model of Hugging Face, without the state of a training: start a new run from its "
+                        "weights with --init_from")
     check_parts(state, path, resume=resume)
     return part
 

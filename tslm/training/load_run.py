@@ -43,7 +43,7 @@ def load_run(path: str | Path, *, ffn: str | None = None) -> Run:
 
     Args:
         path: a checkpoint; a run directory, of which the best checkpoint is taken; or "last" or "best" of the newest
-            run in the working folder.
+            run in the working folder; or a folder with a Llama of Hugging Face (see `llama`).
         ffn: the class of the model's own feed-forward layer, as module.Class; it is imported.
 
     Warns:
@@ -51,7 +51,7 @@ def load_run(path: str | Path, *, ffn: str | None = None) -> Run:
 
     Raises:
         MissingFileError: there is no such checkpoint.
-        UserError: the checkpoint is damaged, or is not one of `fit`.
+        UserError: the checkpoint is damaged, or is not one of `fit`; or a Llama has a part that our model has not.
 
     Example:
         >>> run = tslm.load_run("best")

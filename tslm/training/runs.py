@@ -18,6 +18,7 @@ from tslm.model import TransformerConfig, TransformerLM
 from tslm.tokenizer import Tokenizer
 from tslm.tokenizer.serialization import tokenizer_from_texts
 from tslm.training.checkpoint import check_shapes, fit_part, is_intact, read_checkpoint
+from tslm.training.llama import is_llama_folder
 from tslm.training.saved_settings import read_architecture
 
 RUNS = "lightning_logs"
@@ -154,13 +155,13 @@ def find_checkpoint(wanted: str | None, *, prefer: str = "last", root: Path = Pa
     """Resolve `--ckpt_path`; also return notices for the user.
 
     Args:
-        wanted: a file; a run directory or a folder of checkpoints; `last` or `best` of the newest run; or None,
-            which means `prefer` of the newest run.
+        wanted: a file; a run directory or a folder of checkpoints; a folder with a Llama of Hugging Face; `last` or
+            `best` of the newest run; or None, which means `prefer` of the newest run.
         prefer: `last` or `best`, for folders and None.
         root: folder that holds `lightning_logs`.
 
     Returns:
-        The checkpoint file, and notices about skipped files and about which file was chosen.
+        The checkpoint file or Hugging Face's folder, and notices about skipped files and about which file was chosen.
 
     Raises:
         MissingFileError: nothing of that name exists, or no run has an intact checkpoint.
@@ -168,6 +169,8 @@ def find_checkpoint(wanted: str | None, *, prefer: str = "last", root: Path = Pa
     if wanted in (None, "last", "best"):
         return _find_in_runs(root / RUNS, wanted or prefer)
     path = Path(str(wanted))
+    if is_llama_folder(path):
+        return path, []
     if path.is_dir():
         is_run = (path / CHECKPOINTS).is_dir() or (path / FOLDER_FILE).is_file()
         folder = checkpoint_folder(path) if is_run else path
@@ -275,6 +278,8 @@ def runs_newest_first(folder: Path) -> list[Path]:
 
 def run_of(checkpoint: Path, root: Path = Path()) -> Path:
     """Return the run directory of a checkpoint: a run in `root`, else the folder above `checkpoints`, else its own."""
+    if checkpoint.is_dir():  # of Hugging Face
+        return checkpoint
     folder = checkpoint.resolve().parent
     for run in runs_newest_first(root / RUNS):
         if checkpoint_folder(run).resolve() == folder:
