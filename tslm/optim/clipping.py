@@ -6,7 +6,9 @@ import functools
 from collections.abc import Iterable
 
 import torch
+import torch.distributed
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from tslm.errors import UserError
 
@@ -48,8 +50,13 @@ def clip_gradients(parameters: Iterable[Tensor] | Tensor, max_norm: float, eps: 
         return torch.zeros(())
     # A sum of squares in bfloat16 would be right to two digits only.
     dtype = functools.reduce(torch.promote_types, {gradient.dtype for gradient in gradients}, torch.float32)
+    sharded = next((each for each in gradients if isinstance(each, DTensor)), None)
+    gradients = [each.to_local() if isinstance(each, DTensor) else each for each in gradients]
     norms = torch._foreach_norm(gradients, 2, dtype=dtype)
-    norm = torch.stack([each.to(norms[0].device) for each in norms]).square().sum().sqrt()
+    square = torch.stack([each.to(norms[0].device) for each in norms]).square().sum()
+    if sharded is not None:  # each process has a part of every gradient
+        torch.distributed.all_reduce(square, group=sharded.device_mesh.get_group())
+    norm = square.sqrt()
     # Multiplying by exactly 1 changes no bit, and costs less than waiting for the device to compare the norms.
     scale = (max_norm / (norm + eps)).masked_fill_(norm < max_norm, 1.0)
     for device in {gradient.device for gradient in gradients}:

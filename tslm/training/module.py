@@ -15,6 +15,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from tqdm import tqdm
 
 from tslm.data.batches import default_micro_batch
@@ -154,6 +155,21 @@ class LanguageModule(pl.LightningModule):
         module.model.load_state_dict(model.state_dict())
         return module if map_location is None else module.to(map_location)
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process has only a part of the weights, so that all processes must compute together."""
+        return isinstance(self.model, FSDPModule)
+
+    def configure_model(self) -> None:
+        """Divide the weights among the processes, if the strategy is `fsdp2`: each keeps a part of every weight."""
+        mesh = self._device_mesh
+        if mesh is None or self.is_sharded:
+            return
+        for layer in self.model.layers:
+            fully_shard(layer, mesh=mesh["data_parallel"])
+        fully_shard(self.model, mesh=mesh["data_parallel"])
+        register_fsdp_forward_method(self.model, "hidden")
+
     def mean_loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy in nats of windows (..., T) against their next tokens (..., T)."""
         starts = None if self.separator is None else document_starts_of(inputs, self.separator)
@@ -233,6 +249,17 @@ class LanguageModule(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Reset the totals."""
         self.reset_validation()
+        self._gather_weights(True)
+
+    def _gather_weights(self, on: bool) -> None:
+        """Let each process keep all weights, if they are divided: processes may have different numbers of batches."""
+        for module in (self.model, *self.model.layers):
+            if isinstance(module, FSDPModule):
+                module.set_reshard_after_forward(not on, recurse=False)
+                if on:
+                    module.unshard()
+                else:
+                    module.reshard()
 
     def on_validation_epoch_end(self, prefix: str = "valid") -> None:
         """Publish the figures over all tokens of all processes as `callback_metrics`, and in a stock Trainer log them.
@@ -240,6 +267,7 @@ class LanguageModule(pl.LightningModule):
         Raises:
             UserError: the loss is not finite.
         """
+        self._gather_weights(False)
         self.figures = validation_figures(self.trainer, self)
         check_loss(self.figures.get("loss", 0.0), self, str(self.trainer.precision))
         logger = False if self.is_reported else None  # None, unlike True, does not warn where there is no logger

@@ -18,7 +18,7 @@ from tslm.training.checkpoint import replace_atomically
 from tslm.training.checkpoint_callback import Checkpoints, run_dir
 from tslm.training.entropy_floor import FloorReport, measure_floor
 from tslm.training.lightning_features import reason_of_stop
-from tslm.training.metrics import StepMetrics
+from tslm.training.metrics import StepMetrics, newest_checkpoint
 from tslm.training.module import LanguageModule
 from tslm.training.runs import run_of
 
@@ -43,7 +43,8 @@ class StorySamples(pl.Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit" or not boards or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, LanguageModule)
-        for story in pl_module.complete_prompts([self.prompt]) if pl_module.tokenizer is not None else []:
+        module = whole_module(trainer, pl_module)
+        for story in module.complete_prompts([self.prompt]) if module.tokenizer is not None else []:
             for logger in boards:
                 logger.experiment.add_text("story", f"**{story.prompt}**{story.text}", trainer.global_step)
 
@@ -72,16 +73,17 @@ class RunSummary(StepCallback):
             return
         step_loop: Any = getattr(trainer, "step_loop", None)
         stopped = trainer.global_step < trainer.max_steps or (step_loop and step_loop.loop.validation_due)
-        floor = None if stopped else floor_of(trainer, pl_module)
+        module = pl_module if stopped else whole_module(trainer, pl_module)
+        floor = None if stopped else floor_of(trainer, module)
         summary = self.summarize(trainer, floor) | {"finished": not stopped}
         text = json.dumps(summary, indent=2) + "\n"
         replace_atomically(run_dir(trainer) / SUMMARY, lambda file: file.write(text.encode()))
         if stopped:
             print(stopped_text(summary, trainer.max_steps, reason_of_stop(trainer)), flush=True)
             return
-        stories = [] if pl_module.tokenizer is None else pl_module.complete_prompts(
+        stories = [] if module.tokenizer is None else module.complete_prompts(
             # From nothing, no story can begin.
-            [prompt for prompt in self.prompts if prompt or pl_module.document_prefix])
+            [prompt for prompt in self.prompts if prompt or module.document_prefix])
         print(summary_text(summary, floor, stories), flush=True)
 
     def summarize(self, trainer: pl.Trainer, floor: FloorReport | None) -> dict[str, Any]:
@@ -119,6 +121,14 @@ class RunSummary(StepCallback):
             "started_from": getattr(trainer.lightning_module, "run_config", {}).get("init_from"),
             "seconds": round(time.perf_counter() - self.started, 1),
         }
+
+
+def whole_module(trainer: pl.Trainer, module: LanguageModule) -> LanguageModule:
+    """Return a module that one process can run alone: with weights that are divided, a copy of the last checkpoint."""
+    newest = newest_checkpoint(trainer)
+    if not module.is_sharded or newest is None:
+        return module
+    return LanguageModule.load_from_checkpoint(newest, generation=module.generation_settings)
 
 
 def is_finished(checkpoint: Path) -> bool:

@@ -12,6 +12,7 @@ import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.pytorch.plugins import CheckpointIO, LayerSync
 from lightning.pytorch.plugins import Precision as PrecisionPlugin
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from tslm.data.datamodule import TextDataModule
 from tslm.errors import UserError
@@ -141,6 +142,8 @@ class StepTrainer(pl.Trainer):
             raise UserError(
                 f"trainer.gradient_clip_val is {gradient_clip_val}: give a norm above 0, or null for no clipping"
             )
+        if kwargs.get("strategy") == "fsdp2":
+            kwargs["strategy"] = ModelParallelStrategy(save_distributed_checkpoint=False)
         given = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks is not None else []
         if enable_checkpointing is False:
             given = [each for each in given if not isinstance(each, Checkpoints)]
@@ -172,6 +175,9 @@ class StepTrainer(pl.Trainer):
             use_distributed_sampler=False,
             **kwargs,
         )
+        if isinstance(self.strategy, ModelParallelStrategy):  # each process computes whole layers
+            self.strategy._data_parallel_size = self.num_devices * self.num_nodes
+            self.strategy._tensor_parallel_size = 1
         self._stated_accumulation = self.accumulate_grad_batches  # `fit` replaces it
         self.reserved: list[Path] = []  # run directories that `fit` has created
         self.unlogged_dir = Path(default_root_dir)  # of a run without loggers; `fit` reserves it
