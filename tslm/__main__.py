@@ -144,7 +144,7 @@ def _follows_interrupt(error: BaseException | None) -> bool:
 
 def _sentence(error: BaseException) -> str | None:
     """Say in one sentence what the user can change; None for a bug, which only its traceback explains."""
-    text = " ".join(str(error).split())
+    text = re.sub(r"(\S{300})\S+", r"\1 …", " ".join(str(error).split()))  # a name that the user gave may be very long
     if isinstance(error, UserError):
         return text
     if isinstance(error, OSError) and error.strerror:

@@ -100,3 +100,14 @@ def test_commands_answer_mistakes_in_one_sentence(words, parts, text, tmp_path, 
     for part in parts:
         assert part in sentence
     assert sorted(os.listdir()) == before
+
+
+@pytest.mark.parametrize("letter", ["a", "[", "x/"])
+def test_a_very_long_name_is_cut_in_the_sentence(text, capsys, letter):
+    assert train("--output", "t") == 0
+    capsys.readouterr()
+    assert main(["tokenize", "--tokenizer", "t", "--input", letter * 2000, "--output", "ids"]) == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert sentence.startswith("tslm: ")
+    assert f"{letter * 100}" in sentence
+    assert len(sentence) < 700
