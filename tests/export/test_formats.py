@@ -1,8 +1,11 @@
 """`export` against the real readers: transformers, safetensors, gguf and, where it is installed, llama.cpp."""
 
+import contextlib
 import errno
+import itertools
 import json
 import os
+import random
 import re
 import resource
 import signal
@@ -294,6 +297,48 @@ def test_a_llama_that_our_model_cannot_express_is_refused_by_its_field(exported,
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=sentence):
         tslm.load_run(folder)
+
+
+ODD = [None, True, -1, 0, 2.5, 10**30, 1e400, "", "x", "\ud800", [], [1], ["a b"], {}, {"type": "Split"}]
+
+
+def leaves(value, path=()):
+    """Yield the paths of a JSON value's parts; of long lists and of vocabularies the first ones."""
+    if path:
+        yield path
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in [*parts][:24]:
+        yield from leaves(each, (*path, key))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.tiktoken.json"])
+def test_odd_values_in_a_folder_of_others_are_refused_in_a_sentence(exported, tmp_path, name):
+    assert main(["export", "--format=tokenizer", f"--ckpt_path={exported / 'hf'}", f"--output={tmp_path / 'tok'}"]) == 0
+    folder = tmp_path / "tok"
+    (folder / "config.json").write_bytes((exported / "hf" / "config.json").read_bytes())
+    (folder / "model.safetensors").write_bytes((exported / "hf" / "model.safetensors").read_bytes())
+    text, refused = (folder / name).read_text(encoding="utf-8"), 0
+    cases = [*itertools.product(leaves(json.loads(text)), ODD)]
+    for path, odd in random.Random(name).sample(cases, 60):
+        content = json.loads(text)
+        part = content
+        for key in path[:-1]:
+            part = part[key]
+        part[path[-1]] = odd
+        (folder / name).write_text(json.dumps(content))
+        with contextlib.suppress(UserError):
+            run = tslm.load_run(folder)
+            Tokenizer.from_dir(folder / "tokenizer.tiktoken")
+            tslm.complete(run.model, run.tokenizer, ["the"], 1, prefix=run.prefix)
+            refused -= 1
+        refused += 1
+    assert refused > 10
+
+
+def test_a_folder_needs_the_package_of_its_weights(exported, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(UserError, match=r"hf needs the package safetensors: install it with pip install 'tslm\[export\]'"):
+        tslm.load_run(exported / "hf")
 
 
 def test_weights_that_our_model_has_no_place_for_are_named(exported, tmp_path):
