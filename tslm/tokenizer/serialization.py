@@ -74,7 +74,7 @@ def tokenizer_from_texts(texts: Mapping[str, str], place: str = "the tokenizer")
         UserError: one of the texts is not in the form that `tokenizer_texts` returns, vocabulary and merges contradict
             each other, or the hash in tokenizer_config.json is that of another tokenizer.
     """
-    vocab = parse_vocab(_load(texts[VOCAB], f"{VOCAB} of {place}"), f"{VOCAB} of {place}")
+    vocab = parse_vocab(texts[VOCAB], f"{VOCAB} of {place}")
     merges = parse_merges(texts[MERGES], f"{MERGES} of {place}")
     special_tokens, stated_hash, pattern = [], None, GPT2
     if CONFIG in texts:
@@ -142,7 +142,7 @@ def read_files(
     pattern: str = GPT2,
 ) -> Tokenizer:
     """Read a vocabulary and merges from two files; `Tokenizer.from_files` documents it."""
-    vocab = parse_vocab(_load(read_text(vocab_path), str(vocab_path)), str(vocab_path), special_tokens or ())
+    vocab = parse_vocab(read_text(vocab_path), str(vocab_path), special_tokens or ())
     merges = parse_merges(read_text(merges_path), str(merges_path))
     tokenizer = Tokenizer(vocab, merges, special_tokens, pattern=pattern)
     check_merges(tokenizer, f"{vocab_path} and {merges_path}")
@@ -248,23 +248,19 @@ def text_to_bytes(text: str) -> bytes:
         return text.encode()
 
 
-def _load(text: str, place: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{place} is not a JSON object of tokens and their ids: {error}") from None
-
-
-def parse_vocab(entries: object, place: str, special_tokens: Collection[str] = ()) -> dict[int, bytes]:
-    """Return the tokens by their ids.
+def parse_vocab(
+    names: str | Mapping[str, int], place: str, special_tokens: Collection[str] = ()
+) -> dict[int, bytes]:
+    """Return the tokens by their ids, from a JSON object or its text.
 
     A special token may be named by its spelling, as `tokenizers` does, or by GPT-2's characters for its bytes. The name
     of one character of GPT-2's stands for a byte.
     """
     vocab: dict[int, bytes] = {}
     try:
-        for name, id_ in entries.items():  # type: ignore[attr-defined]
-            spelled = len(name) > 1 and name in special_tokens and bytes_to_text(name.encode()) not in entries  # type: ignore[operator]
+        entries = json.loads(names) if isinstance(names, str) else names
+        for name, id_ in entries.items():
+            spelled = len(name) > 1 and name in special_tokens and bytes_to_text(name.encode()) not in entries
             token = name.encode() if spelled else text_to_bytes(name)
             if vocab.setdefault(int(id_), token) != token:
                 raise ValueError(f"the tokens {vocab[int(id_)]!r} and {token!r} have the same id {id_}")

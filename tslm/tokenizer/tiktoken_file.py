@@ -107,10 +107,10 @@ def read_tiktoken(path: Path) -> Tokenizer:
         given = json.loads(read_text(beside))
         special_ids = {str(token): int(id_) for token, id_ in given.get("special_tokens", {}).items()}
         pattern = named_pattern(given["pat_str"], beside)
+        vocab |= {id_: token.encode() for token, id_ in special_ids.items()}
     except UserError:
         raise
     except (*MALFORMED, KeyError) as error:
         raise UserError(f'{beside} should hold {{"pat_str": "…", "special_tokens": {{…}}}} ({error!r})') from None
-    vocab |= {id_: token.encode() for token, id_ in special_ids.items()}
     tokenizer = Tokenizer(vocab, merges_of_ranks(ranks, str(path)), list(special_ids), pattern=pattern)
     return checked(tokenizer, special_ids, path)

@@ -87,7 +87,10 @@ def read_llama(folder: Path) -> dict[str, Any]:
         raise UserError(f"{place}: vocab_size is {architecture['vocab_size']}, but the tokenizer beside it has ids up "
                         f"to {tokenizer.vocab_size - 1}: give a folder whose files belong together")
     begin = config.get("bos_token_id")
-    prefix = config.get("document_prefix", [begin] if type(begin) is int and begin >= 0 else [])
+    prefix = config.get("document_prefix", [begin] if type(begin) is int and begin in tokenizer.vocab else [])
+    if isinstance(prefix, list) and not all(type(id_) is int and id_ in tokenizer.vocab for id_ in prefix):
+        raise UserError(f"{place}: document_prefix is {json.dumps(prefix)[:60]}, but it must be a list of ids of the "
+                        "tokenizer")
     return {
         "global_step": 0,
         "state_dict": {f"model.{name}": weight for name, weight in _weights(folder, architecture).items()},
