@@ -255,7 +255,9 @@ class LanguageModule(pl.LightningModule):
         """Let each process keep all weights, if they are divided: processes may have different numbers of batches."""
         for module in (self.model, *self.model.layers):
             if isinstance(module, FSDPModule):
-                module.set_reshard_after_forward(not on, recurse=False)
+                # The outermost keeps embedding and head after its forward pass anyway: the loss reads the head.
+                is_layer = not isinstance(module, TransformerLM)
+                module.set_reshard_after_forward(is_layer and not on, recurse=False)
                 if on:
                     module.unshard()
                 else:
@@ -402,9 +404,12 @@ class LanguageModule(pl.LightningModule):
         """
         trainer = self._trainer
         path, resume = (trainer.ckpt_path, trainer.training) if trainer is not None else ("the checkpoint", False)
-        own = fit_part(checkpoint, path, resume=resume)
-        weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items()}
-        check_shapes(weights, self.model.state_dict(), str(path))
+        if self.is_sharded:  # the trainer has checked the file, and its strategy has loaded weights and optimizer
+            own = checkpoint[CHECKPOINT_KEY]
+        else:
+            own = fit_part(checkpoint, path, resume=resume)
+            weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items()}
+            check_shapes(weights, self.model.state_dict(), str(path))
         with_data = trainer is not None and trainer.state.fn != "predict"
         if with_data:
             check_inputs(self, own, path)
@@ -425,7 +430,10 @@ class LanguageModule(pl.LightningModule):
         self.tokens_seen = checkpoint["callbacks"].get("StepMetrics", {}).get("tokens_seen")
         rate = settings.rate(self._total_steps() or 1)(step)
         stated = settings.arguments()
-        for state in checkpoint["optimizer_states"]:
+        states = checkpoint["optimizer_states"]
+        if self.is_sharded:
+            states = [{"param_groups": optimizer.param_groups} for optimizer in trainer.optimizers]
+        for state in states:
             for group in state["param_groups"]:
                 group.update({name: value for name, value in stated.items() if name in group})
                 group.update(lr=rate, initial_lr=settings.lr)

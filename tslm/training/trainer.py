@@ -231,7 +231,7 @@ class StepTrainer(pl.Trainer):
         with (named_full_disk(lambda: run_dir(self)),
               reserved_run_dir(self, ckpt_path and Path(ckpt_path), lambda: self.step_loop.loop.step > 0)
               if self.is_global_zero and not self.trial else nullcontext()):
-            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
+            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only=True)
 
     def _resumed_budget(self, state: dict[str, Any], path: Path, tokens: int, *, counted: bool) -> Budget:
         """Return the budget of a resumed run, or raise a UserError if its checkpoint has spent it already."""
