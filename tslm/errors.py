@@ -26,3 +26,7 @@ def as_called(text: str) -> str:
 # The message for an error of the exchange between processes.
 PEER_ENDED = ("another process of this training has ended or cannot be reached: see what it printed, and resume with "
               "--ckpt_path last")
+
+
+class DivergedError(UserError):
+    """The loss or the gradients of a training are not finite any more."""

@@ -6,7 +6,7 @@ import pytest
 
 from tests.benchmarks import generation
 from tests.benchmarks.generation_forms import COURSE, FORMS, weight_bytes
-from tests.benchmarks.test_tokenizer import KEYS
+from tests.benchmarks.test_benchmark_tokenizer import KEYS
 from tslm.model import TransformerConfig
 
 SMALL = TransformerConfig(vocab_size=300, context_length=32, d_model=32, num_layers=1, num_heads=2, d_ff=48)

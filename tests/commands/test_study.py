@@ -8,6 +8,7 @@ from tslm import Tokenizer
 from tslm.__main__ import main
 from tslm.commands.study import STUDIES
 
+NAMES = ", ".join(STUDIES)
 SMALL = ["--num_stories", "30", "--vocab_size", "400", "--num_workers", "1"]
 
 
@@ -26,11 +27,11 @@ def test_each_study_explains_its_options(name, capsys):
 
 
 @pytest.mark.parametrize(("words", "sentence"), [
-    ([], "the name of a study is missing: choose one of tokenizer, unicode, fast"),
+    ([], f"the name of a study is missing: choose one of {NAMES}"),
     (["unicoed"], "unknown study 'unicoed': did you mean 'unicode'?"),
     (["tokeniser", "--seed", "1"], "unknown study 'tokeniser': did you mean 'tokenizer'?"),
-    (["xyz"], "unknown study 'xyz': choose one of tokenizer, unicode, fast"),
-    (["--text", "a"], "expected the name of a study before --text, one of tokenizer, unicode, fast"),
+    (["xyz"], f"unknown study 'xyz': choose one of {NAMES}"),
+    (["--text", "a"], f"expected the name of a study before --text, one of {NAMES}"),
     (["unicode", "--txt", "a"], "unknown option --txt: did you mean --text?"),
     (["tokenizer", "--vocab_size", "many"], "--vocab_size is 'many', but it must be a whole number"),
 ])

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Union
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
 from tslm.commands.hints import ELSEWHERE
 from tslm.commands.options import DuplicateKeyError, get_key, leaves, load_yaml, read_yaml, stated_options
@@ -248,7 +248,8 @@ def _is_part(parser: ArgumentParser, name: str) -> bool:
 def _config_files(parser: ArgumentParser, words: list[str]) -> list[str]:
     """Return the paths of the configuration files that a command line states, if the parser takes any."""
     return [value for name, value in stated_options(words)
-            if name in ("-c", "--config") and name in parser._option_string_actions and value]
+            if name in ("-c", "--config") and value
+            and isinstance(parser._option_string_actions.get(name), ActionConfigFile)]
 
 
 def _words(parser: ArgumentParser) -> list[str]:

@@ -32,6 +32,22 @@ def stated_options(argv: list[str]) -> list[tuple[str, str]]:
     return options
 
 
+def split_words(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Divide a command line into the study's own words and those of `fit`: options with a dot, and --config.
+
+    Example: `--steps 9 --data.corpus toy` gives (["--steps", "9"], ["--data.corpus", "toy"]).
+    """
+    own: list[str] = []
+    fit: list[str] = []
+    here = own
+    for word in argv:
+        name = word.partition("=")[0]
+        if name.startswith("--") or name == "-c":
+            here = fit if "." in name or name in ("-c", "--config") else own
+        here.append(word)
+    return own, fit
+
+
 def flag_keys(argv: list[str]) -> set[str]:
     """Return the keys of the options that a command line states."""
     return {"config" if name == "-c" else name.lstrip("-") for name, _ in stated_options(argv)}

@@ -87,7 +87,86 @@ def _fast(argv: list[str]) -> None:
     print_study(**parser.parse_args(argv).as_dict())
 
 
+def _accounting(argv: list[str]) -> None:
+    from tslm.commands.arguments import Parser
+    from tslm.studies.accounting_page import print_study
+
+    parser = Parser(prog="python -m tslm study accounting", description="Count parameters, memory and operations.")
+    parser.add_function_arguments(print_study)
+    print_study(**parser.parse_args(argv).as_dict())
+
+
+def _sgd(argv: list[str]) -> None:
+    from tslm.commands.arguments import Parser
+    from tslm.studies.sgd import print_study
+
+    parser = Parser(prog="python -m tslm study sgd", description="Minimise mean(w²) at several learning rates.")
+    parser.add_function_arguments(print_study)
+    print_study(**parser.parse_args(argv).as_dict())
+
+
+FIT = " Further options with a dot, such as --data.corpus, and --config are those of `fit`."
+
+
+def _lr_range(argv: list[str]) -> None:
+    from tslm.commands.arguments import Parser
+    from tslm.commands.options import split_words
+
+    own, fit = split_words(argv)
+    parser = Parser(prog="python -m tslm study lr-range", description="Train once for each learning rate." + FIT)
+    parser.add_argument("--lr", type=list[float] | None, default=None,
+                        help="learning rates; from 0.0001 to 10, where training diverges, if left out")
+    parser.add_argument("--steps", type=int, default=200, help="optimizer steps of each run")
+    parser.add_argument("--seeds", type=int, default=1, help="runs for each learning rate")
+    parser.add_argument("--plot", type=str | None, default="lr-range.png", help="PNG file of the plot; null for none")
+    options = parser.parse_args(own)
+
+    from tslm.studies.sweep import RATES, print_lr_range
+
+    print_lr_range(fit, RATES if options.lr is None else options.lr, options.steps, options.seeds, options.plot)
+
+
+def _batch_size(argv: list[str]) -> None:
+    from tslm.commands.arguments import Parser
+    from tslm.commands.options import split_words
+
+    own, fit = split_words(argv)
+    parser = Parser(prog="python -m tslm study batch-size", description="Train with batches of 1, 2, 4 … windows on "
+                    "the same tokens." + FIT)
+    parser.add_argument("--steps", type=int, default=200, help="steps at the configuration's batch size; they decide "
+                        "the tokens of every run")
+    parser.add_argument("--max_batch_size", type=int | None, default=None, help="what memory allows if left out")
+    parser.add_argument("--plot", type=str | None, default=None, help="PNG file of a plot")
+    options = parser.parse_args(own)
+
+    from tslm.studies.sweep import print_batch_size
+
+    print_batch_size(fit, options.steps, options.max_batch_size, options.plot)
+
+
+def _ablation(argv: list[str]) -> None:
+    from tslm.commands.arguments import Parser
+    from tslm.commands.options import split_words
+
+    own, fit = split_words(argv)
+    parser = Parser(prog="python -m tslm study ablation", description="Train without a part of the model, or with "
+                    "another one." + FIT)
+    parser.add_argument("--steps", type=int, default=500, help="optimizer steps of each run")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each variant")
+    parser.add_argument("--only", type=list[str] | None, default=None, help="variants to train; all if left out")
+    options = parser.parse_args(own)
+
+    from tslm.studies.sweep import print_ablation
+
+    print_ablation(fit, options.steps, options.seeds, options.only)
+
+
 STUDIES = {
+    "accounting": (_accounting, "parameters, memory, FLOPs and days of GPT-2's sizes or of any configuration"),
+    "sgd": (_sgd, "ten steps of gradient descent at the learning rates 1, 10, 100 and 1000, with a verdict for each"),
+    "lr-range": (_lr_range, "a sweep of learning rates, with the one that diverges, as a table and a plot"),
+    "batch-size": (_batch_size, "batches from 1 to what memory allows, on the same tokens"),
+    "ablation": (_ablation, "what norm, RoPE, SwiGLU, AdamW and untied embeddings contribute, with intervals"),
     "tokenizer": (_tokenizer, "training, the longest tokens, compression, speed, and one word merge by merge"),
     "unicode": (_unicode, "chr(0), three encodings, and bytes that are not text"),
     "fast": (_fast, "what runs here for each replaceable function, how it was checked, and how much faster it is"),

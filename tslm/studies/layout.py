@@ -26,11 +26,15 @@ def print_table(rows: Sequence[Sequence[str]], alignment: str) -> None:
         alignment: `<` or `>` for each column. If the last one is `<`, its long cells wrap onto further lines.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    if alignment[-1] == "<":
+    wraps = alignment[-1] == "<"
+    if wraps:
         widths[-1] = 0
     for row in rows:
         *first, last = [f"{cell:{align}{width}}" for cell, align, width in zip(row, alignment, widths, strict=True)]
         before = "".join(f"{cell}  " for cell in first)
+        if not wraps:
+            print((before + last).rstrip())
+            continue
         wrapped = textwrap.fill(last, WIDTH, initial_indent=before, subsequent_indent=" " * len(before),
                                 break_on_hyphens=False)
         print(wrapped or before.rstrip())

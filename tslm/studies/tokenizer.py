@@ -15,15 +15,18 @@ from typing import NamedTuple
 
 from tslm.data.toy import write_corpus
 from tslm.errors import UserError
-from tslm.tokenizer import END_OF_TEXT, Tokenizer, encode_files
+from tslm.tokenizer import END_OF_TEXT, TokenFile, Tokenizer, encode_files
 from tslm.tokenizer.bpe import MergeStep, rank_merges, replay
 from tslm.tokenizer.corpus import Corpus
 from tslm.tokenizer.jsonl import read_documents
 from tslm.tokenizer.pretokenize import GPT2, find_pretokens
 from tslm.tokenizer.report import TrainingReport, train_with_report
 from tslm.tokenizer.sources import Span, find_documents, is_jsonl
+from tslm.tokenizer.workers import POOL_BYTES
 
 MAX_DOCUMENT_BYTES = 1 << 20  # a text without END_OF_TEXT is a single document, perhaps of gigabytes
+LARGE_BYTES = 1 << 28  # of a text beside which the start of the workers is short
+MAX_COPIES = 32
 MAX_STRING_BYTES = 1 << 22  # what `measure_strings` encodes: about a second of work
 
 
@@ -216,11 +219,25 @@ def count_common_merges(one: Tokenizer, other: Tokenizer) -> int:
 def measure_files(
     tokenizer: Tokenizer, source: Corpus, output: Path, num_workers: int | None
 ) -> tuple[Speed, int]:
-    """Encode whole files with `encode_files`; return the speed and the number of tokens."""
-    fresh = _without_caches(tokenizer)
-    start = time.perf_counter()
-    tokens = encode_files(fresh, source, output, num_workers=num_workers, progress=True)
-    return Speed("encode_files", tokens.source_bytes, time.perf_counter() - start), len(tokens)
+    """Encode whole files with `encode_files`; return the speed and the number of tokens.
+
+    The start of the workers and the words that are new to them take the same time for a megabyte as for a terabyte. A
+    small text is therefore encoded in several copies, and in twice as many: the difference has the time of the copies
+    alone.
+    """
+    def encode(copies: int) -> tuple[TokenFile, float]:
+        fresh, corpus = _without_caches(tokenizer), Corpus([span for _ in range(copies) for span in source.spans])
+        start = time.perf_counter()
+        return encode_files(fresh, corpus, output, num_workers=num_workers, progress=True), time.perf_counter() - start
+
+    tokens, whole = encode(1)
+    num_bytes, num_tokens = tokens.source_bytes, len(tokens)
+    if source.size >= LARGE_BYTES:
+        return Speed("encode_files", num_bytes, whole), num_tokens
+    copies = min(MAX_COPIES, -(-POOL_BYTES // source.size))  # so many that the workers start, if the text is no toy
+    once, twice = (min(encode(number)[1] for _ in range(2)) for number in (copies, 2 * copies))
+    seconds = twice - once if twice > once else twice / 2
+    return Speed("encode_files", num_bytes, seconds / copies), num_tokens
 
 
 def measure_strings(tokenizer: Tokenizer, documents: Iterable[Span]) -> Speed:

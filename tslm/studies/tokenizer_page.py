@@ -95,9 +95,10 @@ def _print_speeds(speeds: Sequence[Speed]) -> None:
     rows = []
     for speed in speeds:
         hours = PILE_BYTES / speed.bytes_per_second / 3600
-        rows.append([speed.name, f"{speed.num_bytes:,}", f"{speed.seconds:.2f}", f"{speed.bytes_per_second / 1e6:.1f}",
+        rows.append([speed.name, f"{speed.num_bytes:,}", f"{speed.seconds:.3g}", f"{speed.bytes_per_second / 1e6:.1f}",
                      f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"])
     print_table([["", "bytes", "seconds", "MB/s", "the Pile"], *rows], "<>>>>")
+    print_note("The time of encode_files does not contain the start of its workers.")
 
 
 def _print_sizes(study: TokenizerStudy) -> None:

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 
 from tslm.data.datamodule import TextDataModule
-from tslm.errors import UserError
+from tslm.errors import DivergedError
 from tslm.objective import bits_per_byte, perplexity
 
 if TYPE_CHECKING:
@@ -32,12 +32,12 @@ def validation_figures(trainer: pl.Trainer, module: LanguageModule) -> dict[str,
 
 
 def check_loss(loss: float, module: torch.nn.Module, precision: str) -> None:
-    """Raise a UserError that says why the loss of an evaluation is not finite, if it is not."""
+    """Raise a DivergedError that says why the loss of an evaluation is not finite, if it is not."""
     if math.isfinite(loss):
         return
     bad = [name for name, weight in module.named_parameters() if not weight.isfinite().all()]
     if bad:
-        raise UserError(f"the loss is {loss}, because the weights in {bad[0]} are not finite: give an "
+        raise DivergedError(f"the loss is {loss}, because the weights in {bad[0]} are not finite: give an "
                         "earlier checkpoint with --ckpt_path")
-    raise UserError(f"the loss is {loss}, although all weights are finite: they are too large for the precision "
+    raise DivergedError(f"the loss is {loss}, although all weights are finite: they are too large for the precision "
                     f"{precision}; give --trainer.precision 32-true, or an earlier checkpoint with --ckpt_path")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tslm.errors import UserError
+from tslm.errors import DivergedError
 from tslm.training.settings import OptimizerSettings
 
 
@@ -83,12 +83,12 @@ def check_diverged(
         windows: names the windows of the last skipped step, for the message.
 
     Raises:
-        UserError: `max_skipped` steps in a row were skipped.
+        DivergedError: `max_skipped` steps in a row were skipped.
     """
     if skipped.longest < settings.max_skipped:
         return
     saved = "no checkpoint has been saved yet" if checkpoint is None else f"the last checkpoint is {checkpoint}"
-    raise UserError(
+    raise DivergedError(
         f"the gradient norm is {skipped.norm} at optimizer step {skipped.step}, and {skipped.longest} steps in a row "
         f"had to be skipped, so the training has diverged: try a lower --optimizer.lr than {settings.lr:g}; "
         f"{f'that step has the {windows}; ' * bool(windows)}{saved}"
