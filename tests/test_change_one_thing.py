@@ -96,6 +96,10 @@ def test_a_layer_of_ones_own_trains_is_kept_in_the_configuration_and_resumes_onl
     found = load_run(run, ffn="mine_of_a_test.ReLUSquared")
     assert type(found.model.layers[0].ffn).__name__ == "ReLUSquared"
     assert main(["runs"]) == 0  # needs no class
+    capsys.readouterr()
+    assert main(["generate", "--max_new_tokens=2", "--ffn=mine_of_a_test.ReLUSquared"]) == 0
+    assert main(["generate", "--max_new_tokens=2"]) == 2
+    assert "state --model.ffn mine_of_a_test.ReLUSquared, or --ffn for generate and score" in complaint(capsys)
 
 
 def test_an_optimizer_and_a_schedule_of_ones_own(mine, tiny, capsys):

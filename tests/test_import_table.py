@@ -25,14 +25,14 @@ TABLE = {
     "data": ({"tokenizer"}, {"torch", "numpy", "lightning", "huggingface_hub", "filelock", "tqdm"}),
     "loops": (set(), {"torch"}),
     "training": ({"fast", "tokenizer", "model", "generation", "objective", "optim", "data", "loops", ""},
-                 {"torch", "numpy", "lightning", "tensorboard", "tqdm", "safetensors"}),
+                 {"torch", "numpy", "lightning", "tensorboard", "tqdm", "safetensors", "matplotlib"}),
     "export": (ANYTHING, {"torch", "numpy", "safetensors", "gguf", "jsonargparse", "lm_eval"}),
     "studies": (ANYTHING, {"torch", "numpy", "lightning", "jsonargparse", "tqdm", "yaml", "matplotlib"}),
     "commands": (ANYTHING, {"torch", "numpy", "jsonargparse", "tqdm", "yaml"}),
     "cli": (ANYTHING, {"torch", "lightning", "jsonargparse", "yaml"}),
     "errors": (set(), set()),  # every room but fast may import it
     "files": (set(), set()),  # every room may import it
-    "__main__": ({"", "fast"}, set()),
+    "__main__": ({"", "fast", "commands"}, set()),  # the first page of help, which imports nothing heavy
     "__init__": (ANYTHING, set()),
 }
 # Rooms of the core, which may import nothing of fast/ but the decorator.

@@ -30,12 +30,14 @@ def main(argv: list[str]) -> None:
         "--ckpt_path", type=str | None, default=None,
         help="a checkpoint, a run directory, or 'last' or 'best' of the newest run; 'best' if left out",
     )
+    parser.add_argument("--ffn", type=str | None, default=None,
+                        help="the class of the model's own feed-forward layer, as module.Class")
     parser.add_argument("--allow_special", type=bool, default=False,
                         help="whether a special token that is spelled in the prompt is recognized; else it is text")
     parser.add_class_arguments(GenerationSettings)
     options = parser.parse_args(argv).as_dict()
     prompt, interactive = options.pop("prompt"), options.pop("interactive")
-    of_teller = {name: options.pop(name) for name in ("ckpt_path", "num_samples", "stop", "allow_special")}
+    of_teller = {name: options.pop(name) for name in ("ckpt_path", "num_samples", "stop", "allow_special", "ffn")}
     if interactive and prompt:
         raise UserError("--interactive reads the prompts, so --prompt has no place: leave one of them out")
     prompt = _read_prompt() if prompt == "-" else prompt

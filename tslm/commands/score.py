@@ -27,6 +27,8 @@ def main(argv: list[str]) -> None:
                         help="an object for each token, line or file; a record of a JSONL file is a line")
     parser.add_argument("--ckpt_path", type=str | None, default=None,
                         help="a checkpoint, a run directory, or 'last' or 'best' of the newest run; 'best' if left out")
+    parser.add_argument("--ffn", type=str | None, default=None,
+                        help="the class of the model's own feed-forward layer, as module.Class")
     parser.add_argument("--output", type=str | None, default=None, help="a file to write to; else it is printed")
     parser.add_argument("--html", type=str | None, default=None,
                         help="also write a page to this file: each token in the colour of its surprise, the likeliest "
@@ -44,7 +46,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--output and --html are both {options.html}: give two files")
     path, notices = find_checkpoint(options.ckpt_path, prefer="best")
     print(*notices, sep="\n", end="\n" * bool(notices), file=sys.stderr, flush=True)
-    loaded = load_model(path)
+    loaded = load_model(path, ffn=options.ffn)
     page = None if options.html is None else SurprisePage(loaded)
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in score_rows(corpus, options.per, loaded, page))
     with ExitStack() as files:

@@ -179,7 +179,7 @@ def feed_forward(kind: str, d_model: int, d_ff: int) -> Module:
     except TypeError as error:
         raise UserError(f"model.ffn is {kind}, which cannot be made from d_model and d_ff: {error}") from error
     if not isinstance(layer, Module):
-        raise UserError(f"model.ffn is {kind}, which makes no torch.nn.Module: name a class of such layers")
+        raise UserError(f"model.ffn is {kind}, which makes no layer: name a subclass of Module")
     return layer
 
 

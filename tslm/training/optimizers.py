@@ -61,7 +61,7 @@ def make_optimizer(name: str, model: TransformerLM, arguments: dict[str, Any]) -
         raise UserError(f"optimizer.class_path is {name}, which cannot be made with {arguments}: "
                         f"{type(error).__name__}: {error}") from error
     if not isinstance(optimizer, Optimizer):
-        raise UserError(f"optimizer.class_path is {name}, which makes no torch.optim.Optimizer: name a subclass of it")
+        raise UserError(f"optimizer.class_path is {name}, which makes no optimizer: name a subclass of Optimizer")
     return optimizer
 
 

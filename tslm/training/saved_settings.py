@@ -299,7 +299,7 @@ def read_architecture(
         if name == "ffn" and own_class(value):
             if not (for_sizes or value == ffn):
                 raise UserError(f"{path} was trained with a layer of its own, {value}, and a checkpoint may not "
-                                f"name code: if it is yours, state --model.ffn {value}")
+                                f"name code: if it is yours, state --model.ffn {value}, or --ffn for generate and score")
         elif not check(value):
             raise UserError(f"{path} holds an architecture with an impossible {name}: give another checkpoint")
     return asdict(TransformerConfig(**found))

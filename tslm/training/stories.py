@@ -30,6 +30,7 @@ class StoryTeller:
         num_samples: how many stories each prompt gets.
         stop: texts that end a story; see `generation.text.cut_at`.
         allow_special: whether special tokens are recognized in prompts.
+        ffn: the class of the model's own feed-forward layer.
 
     Raises:
         MissingFileError: there is no such checkpoint.
@@ -37,7 +38,7 @@ class StoryTeller:
     """
 
     def __init__(self, settings: GenerationSettings, ckpt_path: str | None = None, *, num_samples: int = 1,
-                 stop: Sequence[str] = (), allow_special: bool = False) -> None:
+                 stop: Sequence[str] = (), allow_special: bool = False, ffn: str | None = None) -> None:
         settings.check()
         if num_samples < 1:
             raise UserError(f"num_samples is {num_samples}: give 1 or more")
@@ -49,7 +50,7 @@ class StoryTeller:
         for notice in notices:
             print(notice, flush=True)
         self._settings, self._num_samples, self._stop = settings, num_samples, stop
-        self._model, self._tokenizer, _, _, self._prefix = load_model(path)
+        self._model, self._tokenizer, _, _, self._prefix = load_model(path, ffn=ffn)
         self._allow_special, self._told = allow_special, 0
 
     def tell(self, prompt: str) -> None:
