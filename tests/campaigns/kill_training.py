@@ -204,6 +204,7 @@ class Training:
                 for row in csv.DictReader(file):
                     step = int(row.pop("step"))
                     row.pop("train/tokens_per_second", None)
+                    row.pop("train/flops_utilisation", None)
                     figures = {name: value for name, value in row.items() if value}
                     if step <= end:
                         key = step, min(figures)

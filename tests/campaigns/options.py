@@ -108,7 +108,8 @@ def family(command: str) -> Family:
 @functools.cache
 def options_of(command: str) -> dict[str, str]:
     """Read all options of a command, with their types, from its help."""
-    outcome = run_command([*START[command][: 2 if command.startswith("study") else 1], "--help"], Path.cwd())
+    words = START[command][: 2 if command.startswith("study") else 1]
+    outcome = run_command([*words, "--help", *(["all"] if command == "fit" else [])], Path.cwd())
     found: dict[str, str] = {}
     for part in re.split(r"\n +(?=-)", outcome.text)[1:]:
         name = re.match(r"(?:-\w \S+, )?(--[\w.-]+)", part)

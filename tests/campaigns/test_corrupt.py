@@ -48,7 +48,7 @@ def test_a_short_campaign_finds_that_damage_is_detected_or_harmless(world, capsy
 
 
 def test_a_tokenizer_that_is_not_checked_is_found(world, monkeypatch):
-    monkeypatch.setattr(serialization, "_check_merges", lambda tokenizer, place: None)
+    monkeypatch.setattr(serialization, "check_merges", lambda tokenizer, place: None)
     world.fresh()
     config = json.loads((world.path / "tokenizer" / "tokenizer_config.json").read_text())
     monkeypatch.setattr(serialization.Tokenizer, "hash", config["tokenizer_hash"])

@@ -186,7 +186,9 @@ class TextDataModule(pl.LightningDataModule):
         if self.tokenizer is None or self.tokenizer.special_tokens == self.special_tokens:
             return
         found = self.tokenizer.special_tokens
-        if self.special_tokens != [END_OF_TEXT]:  # the default means those of the tokenizer
+        # The default means those of the tokenizer, and some of them with the same separator contradict nothing.
+        if self.special_tokens != [END_OF_TEXT] and not (
+                self.special_tokens[:1] == found[:1] and set(self.special_tokens) <= set(found)):
             raise UserError(f"data.special_tokens is {self.special_tokens}, but the tokenizer has {found}: leave "
                             "--data.special_tokens out, or train another tokenizer")
         self._check_separator(found)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from tslm.errors import UserError
 
@@ -50,8 +50,8 @@ def clip_gradients(parameters: Iterable[Tensor] | Tensor, max_norm: float, eps: 
         return torch.zeros(())
     # A sum of squares in bfloat16 would be right to two digits only.
     dtype = functools.reduce(torch.promote_types, {gradient.dtype for gradient in gradients}, torch.float32)
-    sharded = next((each for each in gradients if isinstance(each, DTensor)), None)
-    gradients = [each.to_local() if isinstance(each, DTensor) else each for each in gradients]
+    sharded: Any = next((each for each in gradients if hasattr(each, "to_local")), None)  # DTensors, of fsdp2
+    gradients = [each.to_local() if hasattr(each, "to_local") else each for each in gradients]
     norms = torch._foreach_norm(gradients, 2, dtype=dtype)
     square = torch.stack([each.to(norms[0].device) for each in norms]).square().sum()
     if sharded is not None:  # each process has a part of every gradient

@@ -15,7 +15,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from tqdm import tqdm
 
 from tslm.data.batches import default_micro_batch
@@ -119,6 +118,7 @@ class LanguageModule(pl.LightningModule):
         self.valid_nats = torch.zeros((), dtype=torch.float64)  # sum over the validation targets so far
         self.valid_tokens = 0
         self.figures: dict[str, float] = {}  # of the last evaluation
+        self.is_sharded = False  # whether each process has only a part of the weights, so that all compute together
         self.is_reported = False  # whether a callback reports the figures
         self.total_steps: int | None = None  # the budget that the schedule spans
         self._drops_gradients = False  # of steps to be skipped, because the optimizer cannot skip steps by itself
@@ -155,20 +155,21 @@ class LanguageModule(pl.LightningModule):
         module.model.load_state_dict(model.state_dict())
         return module if map_location is None else module.to(map_location)
 
-    @property
-    def is_sharded(self) -> bool:
-        """Whether each process has only a part of the weights, so that all processes must compute together."""
-        return isinstance(self.model, FSDPModule)
-
     def configure_model(self) -> None:
         """Divide the weights among the processes, if the strategy is `fsdp2`: each keeps a part of every weight."""
         mesh = self._device_mesh
         if mesh is None or self.is_sharded:
             return
+        from torch.distributed.fsdp import (  # slow to import, and rarely needed
+            fully_shard,
+            register_fsdp_forward_method,
+        )
+
         for layer in self.model.layers:
             fully_shard(layer, mesh=mesh["data_parallel"])
         fully_shard(self.model, mesh=mesh["data_parallel"])
         register_fsdp_forward_method(self.model, "hidden")
+        self.is_sharded = True
 
     def mean_loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy in nats of windows (..., T) against their next tokens (..., T)."""
@@ -253,15 +254,14 @@ class LanguageModule(pl.LightningModule):
 
     def _gather_weights(self, on: bool) -> None:
         """Let each process keep all weights, if they are divided: processes may have different numbers of batches."""
-        for module in (self.model, *self.model.layers):
-            if isinstance(module, FSDPModule):
-                # The outermost keeps embedding and head after its forward pass anyway: the loss reads the head.
-                is_layer = not isinstance(module, TransformerLM)
-                module.set_reshard_after_forward(is_layer and not on, recurse=False)
-                if on:
-                    module.unshard()
-                else:
-                    module.reshard()
+        sharded: list[Any] = [self.model, *self.model.layers] if self.is_sharded else []
+        for module in sharded:
+            # The outermost keeps embedding and head after its forward pass anyway: the loss reads the head.
+            module.set_reshard_after_forward(not on and module is not self.model, recurse=False)
+            if on:
+                module.unshard()
+            else:
+                module.reshard()
 
     def on_validation_epoch_end(self, prefix: str = "valid") -> None:
         """Publish the figures over all tokens of all processes as `callback_metrics`, and in a stock Trainer log them.

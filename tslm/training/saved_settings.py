@@ -298,8 +298,8 @@ def read_architecture(
         check = ALLOWED.get(f"model.{name}") or ALLOWED[f"data.{name}"]
         if name == "ffn" and own_class(value):
             if not (for_sizes or value == ffn):
-                raise UserError(f"{path} was trained with a layer of its own, {value}, and a checkpoint may not "
-                                f"name code: if it is yours, state --model.ffn {value}, or --ffn for generate and score")
+                raise UserError(f"{path} was trained with a layer of its own, {value}, and a checkpoint may not name "
+                                f"code: if it is yours, state --model.ffn {value}, or --ffn for generate and score")
         elif not check(value):
             raise UserError(f"{path} holds an architecture with an impossible {name}: give another checkpoint")
     return asdict(TransformerConfig(**found))
