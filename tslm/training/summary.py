@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import textwrap
 import time
 from pathlib import Path
 from typing import Any, TypeVar
@@ -181,10 +183,16 @@ def summary_text(summary: dict[str, Any], floor: FloorReport | None, stories: li
     lines = [""]
     for story in stories:
         title = f"a story beginning with {story.prompt!r}" if story.prompt else "a story"
-        lines += [f"--- {title}", story.prompt + story.text]
+        lines += [f"--- {title}", wrapped(story.prompt + story.text)]
     lines += ["", *(f"{name:<24}{value}" for name, value in rows), "", "Next:"]
     lines += [f"  {as_called(command)}" for command in NEXT_COMMANDS]
     return "\n".join(lines)
+
+
+def wrapped(text: str) -> str:
+    """Break the lines of a text at words, for the width of the terminal."""
+    width = min(shutil.get_terminal_size().columns, 100)
+    return "\n".join(textwrap.fill(line, width, replace_whitespace=False) for line in text.splitlines())
 
 
 NEXT_COMMANDS = (
