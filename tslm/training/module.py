@@ -20,24 +20,19 @@ from tqdm import tqdm
 from tslm.data.batches import default_micro_batch
 from tslm.errors import UserError
 from tslm.generation import Completion, complete
-from tslm.loops.lightning import fit_loop_state
 from tslm.model import TransformerConfig, TransformerLM
 from tslm.model.config import Norm, Position
 from tslm.model.ops import document_starts_of
 from tslm.objective import linear_cross_entropy
 from tslm.optim import AdamW, clip_gradients
 from tslm.tokenizer import Tokenizer
-from tslm.tokenizer.serialization import tokenizer_from_texts, tokenizer_texts
-from tslm.training.checkpoint import CHECKPOINT_KEY, check_shapes, fit_part, read_checkpoint
+from tslm.training.checkpoint import CHECKPOINT_KEY
 from tslm.training.compiling import try_compiled
 from tslm.training.cuda_graph import GraphStep, Run, graph_supported, record_cuda_graph
 from tslm.training.evaluation import check_loss, validation_figures
+from tslm.training.module_state import own_part, restore, saved_arguments
 from tslm.training.nonfinite import SkippedSteps, check_diverged, propagate_nonfinite
 from tslm.training.optimizers import make_optimizer
-from tslm.training.parts import check_loops, check_optimizer
-from tslm.training.provenance import check_inputs, provenance
-from tslm.training.runs import load_model
-from tslm.training.saved_settings import read_architecture, read_settings, saved_form
 from tslm.training.settings import GenerationSettings, OptimizerSettings
 
 
@@ -143,16 +138,10 @@ class LanguageModule(pl.LightningModule):
             MissingFileError: there is no such file.
             UserError: the file is damaged, or is not a checkpoint of this module.
         """
-        own = fit_part(read_checkpoint(checkpoint_path, mmap=True), checkpoint_path)
-        saved = read_settings(own).allowed
-        for group, kind in (("optimizer", OptimizerSettings), ("generation", GenerationSettings)):
-            values = {name.removeprefix(f"{group}."): tuple(value) if isinstance(value, list) else value
-                      for name, value in saved.items()
-                      if name.startswith(f"{group}.")}
-            arguments.setdefault(group, kind(**values))  # type: ignore[arg-type]
-        module = cls(**read_architecture(own, checkpoint_path, ffn=ffn), **arguments)
-        model, module.tokenizer, _, _, module.document_prefix = load_model(checkpoint_path, ffn=ffn)
-        module.model.load_state_dict(model.state_dict())
+        saved, loaded = saved_arguments(checkpoint_path, ffn)
+        module = cls(**saved | arguments)
+        module.model.load_state_dict(loaded.model.state_dict())
+        module.tokenizer, module.document_prefix = loaded.tokenizer, loaded.prefix
         return module if map_location is None else module.to(map_location)
 
     def configure_model(self) -> None:
@@ -381,20 +370,7 @@ class LanguageModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the file self-contained: add architecture, tokenizer, configuration and random number generators."""
-        checkpoint[CHECKPOINT_KEY] = {
-            "architecture": asdict(self.model.config),
-            "optimizer": self.optimizer_settings.class_path,
-            **saved_form(self.run_config or {"optimizer": asdict(self.optimizer_settings),
-                                             "generation": asdict(self.generation_settings)}),
-            "tokenizer": tokenizer_texts(self.tokenizer) if self.tokenizer is not None else None,
-            "document_prefix": self.document_prefix,
-            "fingerprints": self.fingerprints,
-            "provenance": provenance(self, checkpoint),
-            "rng": {
-                "cpu": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            },
-        }
+        checkpoint[CHECKPOINT_KEY] = own_part(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the tokenizer and the generators; the current optimizer settings win over the saved ones.
@@ -402,43 +378,7 @@ class LanguageModule(pl.LightningModule):
         Raises:
             UserError: a part of the checkpoint is missing or has another form, or a run is resumed on another text.
         """
-        trainer = self._trainer
-        path, resume = (trainer.ckpt_path, trainer.training) if trainer is not None else ("the checkpoint", False)
-        if self.is_sharded:  # the trainer has checked the file, and its strategy has loaded weights and optimizer
-            own = checkpoint[CHECKPOINT_KEY]
-        else:
-            own = fit_part(checkpoint, path, resume=resume)
-            weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items()}
-            check_shapes(weights, self.model.state_dict(), str(path))
-        with_data = trainer is not None and trainer.state.fn != "predict"
-        if with_data:
-            check_inputs(self, own, path)
-        if own["tokenizer"] is not None and not (with_data and "tokenizer" in self.fingerprints):
-            self.tokenizer = tokenizer_from_texts(own["tokenizer"], str(path))
-        if self.document_prefix is None:
-            self.document_prefix = own.get("document_prefix")
-        self._rng = own["rng"] if resume else None
-        if trainer is None or not resume:
-            return
-        check_loops(checkpoint["loops"]["fit_loop"], fit_loop_state(trainer), path)
-        settings, step = self.optimizer_settings, checkpoint["global_step"]
-        if (before := own.get("optimizer", "AdamW")) != settings.class_path:
-            raise UserError(f"{path} holds the state of the optimizer {before}, but optimizer.class_path is "
-                            f"{settings.class_path}: give --optimizer.class_path {before}, or start a new run from its "
-                            "weights with --init_from")
-        check_optimizer(checkpoint["optimizer_states"][0], before, self.model, path)
-        self.tokens_seen = checkpoint["callbacks"].get("StepMetrics", {}).get("tokens_seen")
-        rate = settings.rate(self._total_steps() or 1)(step)
-        stated = settings.arguments()
-        states = checkpoint["optimizer_states"]
-        if self.is_sharded:
-            states = [{"param_groups": optimizer.param_groups} for optimizer in trainer.optimizers]
-        for state in states:
-            for group in state["param_groups"]:
-                group.update({name: value for name, value in stated.items() if name in group})
-                group.update(lr=rate, initial_lr=settings.lr)
-        for state in checkpoint["lr_schedulers"]:
-            state.update(base_lrs=[settings.lr] * len(state["base_lrs"]), _last_lr=[rate] * len(state["_last_lr"]))
+        restore(self, checkpoint)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Restore the generators at the first batch, because setting up loaders and loggers draws numbers too."""
