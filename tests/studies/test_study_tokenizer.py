@@ -110,6 +110,17 @@ def test_a_given_tokenizer_is_compared_with_a_new_training(path, study, tmp_path
     assert measured.common_merges == 20
 
 
+def test_a_profile_names_the_functions_that_take_the_time(study, path, monkeypatch, capsys):
+    assert 5 <= len(study.profile) <= 10
+    assert [each.seconds for each in study.profile] == sorted((each.seconds for each in study.profile), reverse=True)
+    merges = len(study.training.tokenizer.merges)
+    assert any(each.calls == merges and "merge" in each.name for each in study.profile)
+    print_page(study, ["a.txt"])
+    assert "functions with most time of their own" in capsys.readouterr().out
+    monkeypatch.setattr("tslm.studies.tokenizer.PROFILED_BYTES", 1)
+    assert study_tokenizer([path], vocab_size=300, num_workers=1).profile == []
+
+
 def test_common_merges_are_a_common_prefix():
     pairs = [(b"a", b"b"), (b"ab", b"c"), (b"d", b"e")]
     vocab = dict(enumerate([b"a", b"b", b"c", b"d", b"e", b"ab", b"abc", b"de"]))

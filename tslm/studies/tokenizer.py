@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import cProfile
 import heapq
 import os
+import pstats
 import random
 import tempfile
 import time
@@ -27,6 +29,7 @@ from tslm.tokenizer.workers import POOL_BYTES
 MAX_DOCUMENT_BYTES = 1 << 20  # a text without END_OF_TEXT is a single document, perhaps of gigabytes
 LARGE_BYTES = 1 << 28  # of a text beside which the start of the workers is short
 MAX_COPIES = 32
+PROFILED_BYTES = 1 << 26
 MAX_STRING_BYTES = 1 << 22  # what `measure_strings` encodes: about a second of work
 
 
@@ -36,6 +39,14 @@ class Sample(NamedTuple):
     text: str
     num_bytes: int
     num_tokens: int
+
+
+class Profiled(NamedTuple):
+    """A function, how often it was called, and the seconds in it without the functions that it called."""
+
+    name: str
+    calls: int
+    seconds: float
 
 
 class Speed(NamedTuple):
@@ -59,6 +70,7 @@ class TokenizerStudy:
         tokenizer: the tokenizer under study.
         training: a training on the text, of `tokenizer` itself or of a tokenizer with the same size.
         vocab_size: the requested vocabulary size of that training.
+        profile: the functions in which a training in one process spends most time; empty for a large text.
         common_merges: length of the common prefix of both merge lists; None if `tokenizer` was trained here.
         num_bytes: size of the text.
         num_tokens: number of tokens of the text, special tokens included.
@@ -71,6 +83,7 @@ class TokenizerStudy:
     tokenizer: Tokenizer
     training: TrainingReport
     vocab_size: int
+    profile: list[Profiled]
     common_merges: int | None
     num_bytes: int
     num_tokens: int
@@ -134,6 +147,7 @@ def study_tokenizer(
         training = train_with_report(
             source, size, specials, num_workers=num_workers, progress=True, pattern=pattern
         )
+        profile = profile_training(source, size, specials, pattern)
         sample = sample_documents(documents, 10, seed)
         texts = list(filter(None, map(read_document, sample)))  # JSONL can have empty ones
         if not (training.counts and texts):
@@ -146,6 +160,7 @@ def study_tokenizer(
         tokenizer=subject,
         training=training,
         vocab_size=size,
+        profile=profile,
         common_merges=count_common_merges(given, training.tokenizer) if given else None,
         num_bytes=in_files.num_bytes,
         num_tokens=num_tokens,
@@ -154,6 +169,22 @@ def study_tokenizer(
         word=word,
         steps=list(replay(word.encode(), rank_merges(subject.merges))),
     )
+
+
+def profile_training(source: Corpus, vocab_size: int, specials: Sequence[str], pattern: str) -> list[Profiled]:
+    """Train once more in one process under Python's profiler; return the ten functions with most time of their own.
+
+    The profiler itself slows small functions down. A text above `PROFILED_BYTES` is not profiled.
+    """
+    if sum(span.stop - span.start for span in source.spans) > PROFILED_BYTES:
+        return []
+    profiler = cProfile.Profile()
+    profiler.runcall(train_with_report, source, vocab_size, specials, num_workers=1, progress=False, pattern=pattern)
+    found = []
+    for (path, _, name), (_, calls, own, *_) in pstats.Stats(profiler).stats.items():  # type: ignore[attr-defined]
+        place = Path(path).stem
+        found.append(Profiled(f"{place}.{name}" if path != "~" else name.strip("<>"), calls, own))
+    return sorted(found, key=lambda each: -each.seconds)[:10]
 
 
 def iter_documents(source: Corpus, separator: bytes) -> Iterator[Span]:

@@ -41,7 +41,7 @@ def _print_training(study: TokenizerStudy) -> None:
     merges = len(training.tokenizer.merges)
     print_title("How much time and memory does training take?")
     print_table([
-        ["phase", "seconds", "share", ""],
+        ["part", "seconds", "share", ""],
         ["counting", f"{training.counting_seconds:.2f}", f"{training.counting_seconds / training.seconds:.0%}",
          f"{study.num_bytes:,} bytes of text, {len(training.counts):,} distinct pre-tokens"],
         ["merging", f"{training.merging_seconds:.2f}", f"{training.merging_seconds / training.seconds:.0%}",
@@ -49,6 +49,12 @@ def _print_training(study: TokenizerStudy) -> None:
         ["both", f"{training.seconds:.2f}", "100%", ""],
     ], "<>><")
     print_note(f"Peak memory: {training.memory}.")
+    if study.profile:
+        total = sum(each.seconds for each in study.profile)
+        print_note("The functions with most time of their own, in one process under Python's profiler:")
+        print_table([["function", "calls", "seconds", "share of these"],
+                     *([each.name, f"{each.calls:,}", f"{each.seconds:.3f}", f"{each.seconds / max(total, 1e-9):.0%}"]
+                       for each in study.profile)], "<>>>")
     if len(training.tokenizer.vocab) < study.vocab_size:
         print_note(f"Training ended at {len(training.tokenizer.vocab):,} of {study.vocab_size:,} tokens, because no "
                    "pair was left: every pre-token of the text is one token.")
