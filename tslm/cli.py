@@ -97,6 +97,10 @@ def part_of_lightning(error: Exception) -> str | None:
     return None
 
 
+def _optimizer_settings(values: Any) -> OptimizerSettings:  # with types, or the parser looks for them elsewhere
+    return OptimizerSettings(**values)
+
+
 class CommandParser(OneSentenceErrors, LightningArgumentParser):
     """Lightning's parser, with a UserError for every mistake."""
 
@@ -158,7 +162,7 @@ class CommandLine(LightningCLI):
                             "with a fresh optimizer and schedule: a file, a run directory, `last`, `best`, or a folder "
                             "with a Llama of Hugging Face")
         # As an object: the parser would take `class_path` in plain values for the name of the settings' class.
-        parser.link_arguments("optimizer", "model.optimizer", lambda values: OptimizerSettings(**values))
+        parser.link_arguments("optimizer", "model.optimizer", _optimizer_settings)
         parser.link_arguments("generation", "model.generation")
         for flag in REFUSED_FLAGS:
             parser._option_string_actions[f"--trainer.{flag}"].help = argparse.SUPPRESS

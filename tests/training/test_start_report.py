@@ -42,9 +42,10 @@ main(sys.argv[1:])
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
 @pytest.mark.parametrize(("config", "options"), [
-    ("quickstart", []), ("tinystories-cpu", []),
+    ("quickstart", []),
     *(pytest.param(*each, marks=pytest.mark.slow) for each in (
-        ("text", []), ("tinystories-cpu", ["--trainer.precision=32-true", "--data.batch_size=8"]),
+        ("text", []), ("tinystories-cpu", []),
+        ("tinystories-cpu", ["--trainer.precision=32-true", "--data.batch_size=8"]),
         ("tinystories-cpu", ["--model.recompute=true"]),
     )),
 ])
