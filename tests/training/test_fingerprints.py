@@ -9,7 +9,6 @@ from tslm.errors import UserError
 from tslm.tokenizer import Tokenizer, train_bpe
 from tslm.training.checkpoint import read_checkpoint
 from tslm.training.checkpoint_callback import Checkpoints
-from tslm.training.summary import find
 
 CHANGES = {
     "training text": lambda folder: (folder / "train.txt").write_text((folder / "train.txt").read_text() + "One day."),
@@ -72,7 +71,8 @@ def test_another_tokenizer_is_refused_with_both_fingerprints_and_a_flag_allows_i
     assert trainer.global_step == 4
     assert module.tokenizer.hash == other.hash
     assert f"Changed: the tokenizer has the fingerprint {other.hash[:12]}" in capsys.readouterr().out
-    assert read_checkpoint(find(trainer, Checkpoints).last_path)["tslm"]["fingerprints"]["tokenizer"] == other.hash
+    (checkpoints,) = [each for each in trainer.callbacks if isinstance(each, Checkpoints)]
+    assert read_checkpoint(checkpoints.last_path)["tslm"]["fingerprints"]["tokenizer"] == other.hash
 
 
 def test_a_model_is_not_evaluated_with_another_tokenizer(folder):

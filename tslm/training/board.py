@@ -13,7 +13,7 @@ from tslm.loops.lightning import StepCallback
 from tslm.tokenizer import END_OF_TEXT
 from tslm.training.checkpoint import replace_atomically
 from tslm.training.checkpoint_callback import run_dir
-from tslm.training.metrics import StepMetrics, flat
+from tslm.training.metrics import flat, metrics_of
 from tslm.training.module import LanguageModule
 
 CURVES = "curves.png"
@@ -70,7 +70,7 @@ class Board(StepCallback):
         assert isinstance(pl_module, LanguageModule)
         if not trainer.is_global_zero:
             return
-        latest = _metrics(trainer).latest
+        latest = metrics_of(trainer).latest
         # Under names of their own, because Lightning writes them as points at step 0.
         results = {f"result/{name}": latest[name] for name in ("train_loss", "valid_loss") if name in latest}
         settings = {name: value if isinstance(value, bool | int | float | str) else str(value)
@@ -82,7 +82,7 @@ class Board(StepCallback):
             draw(self._points, self._floor, run_dir(trainer) / CURVES)
 
     def _add(self, trainer: pl.Trainer, kind: str, step: int) -> None:
-        metrics = _metrics(trainer)
+        metrics = metrics_of(trainer)
         loss = metrics.latest.get(f"{kind}_loss")
         if loss is None:
             return
@@ -137,7 +137,3 @@ def _boards(trainer: pl.Trainer) -> list[TensorBoardLogger]:
 
 def _writers(trainer: pl.Trainer) -> list[Any]:
     return [logger.experiment for logger in _boards(trainer)]
-
-
-def _metrics(trainer: pl.Trainer) -> StepMetrics:
-    return next(each for each in trainer.callbacks if isinstance(each, StepMetrics))  # type: ignore[attr-defined]

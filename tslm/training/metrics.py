@@ -218,6 +218,12 @@ def windows_of(trainer: pl.Trainer, step: int) -> str:
     return data.windows_of(step) if isinstance(data, TextDataModule) else ""
 
 
+def metrics_of(trainer: pl.Trainer) -> StepMetrics:
+    """Return the trainer's callback that measures."""
+    callbacks: list[pl.Callback] = getattr(trainer, "callbacks")  # noqa: B009 (set at run time, unknown to type checkers)
+    return next(each for each in callbacks if isinstance(each, StepMetrics))
+
+
 def newest_checkpoint(trainer: pl.Trainer) -> Path | None:
     """Return the checkpoint that the run has saved last, or from which it was resumed."""
     callbacks: list[pl.Callback] = getattr(trainer, "callbacks")  # noqa: B009 (set at run time, unknown to type checkers)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from tslm.loops.lightning import StepCallback
 from tslm.training.forecast import duration
-from tslm.training.metrics import StepMetrics
+from tslm.training.metrics import metrics_of
 
 FIGURES = {"train_loss": "loss {:.3f}", "valid_loss": "valid {:.3f}", "tokens_per_second": "{:,.0f} tokens/s"}
 _WIDE, _NARROW = 100, 60  # columns
@@ -100,7 +100,7 @@ class StepProgress(StepCallback, pl.callbacks.ProgressBar):
         if self._train is not None:
             self._train.set_postfix_str(latest_figures(trainer), refresh=False)
         elif trainer.state.fn == "fit" and trainer.is_global_zero and not trainer.sanity_checking:
-            loss = _metrics(trainer).latest.get("valid_loss")
+            loss = metrics_of(trainer).latest.get("valid_loss")
             if loss is not None:
                 print(f"step {trainer.global_step:,}: validation loss {loss:.4f}", file=sys.stderr, flush=True)
 
@@ -136,20 +136,16 @@ def bar_format(columns: int | None = None) -> str:
 
 def latest_figures(trainer: pl.Trainer) -> str:
     """Format the last report's loss and speed, and the last validation's loss, in one short line."""
-    latest = _metrics(trainer).latest
+    latest = metrics_of(trainer).latest
     return ", ".join(text.format(latest[name]) for name, text in FIGURES.items() if name in latest)
 
 
 def report_line(trainer: pl.Trainer, step: int, first_step: int) -> str:
     """Format a report as a line for a log: the step, loss, speed and time left."""
-    metrics = _metrics(trainer)
+    metrics = metrics_of(trainer)
     parts = [f"step {step:,} of {trainer.max_steps:,}"]
     parts += [text.format(metrics.latest[name]) for name, text in FIGURES.items()
               if name in metrics.latest and name != "valid_loss"]
     if step > first_step and step < trainer.max_steps:
         parts.append(f"{duration((trainer.max_steps - step) * metrics.seconds / (step - first_step))} left")
     return ", ".join(parts)
-
-
-def _metrics(trainer: pl.Trainer) -> StepMetrics:
-    return next(each for each in trainer.callbacks if isinstance(each, StepMetrics))  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ from tslm.data.datamodule import TextDataModule
 from tslm.loops.lightning import StepCallback
 from tslm.training.checkpoint_callback import run_dir
 from tslm.training.forecast import Step, amount, duration, free_bytes, step_bytes, used_bytes
-from tslm.training.metrics import StepMetrics
+from tslm.training.metrics import metrics_of
 from tslm.training.module import LanguageModule
 
 _MEASURED = 5  # seconds of training from which the speed is known well enough
@@ -32,7 +32,7 @@ class StartReport(StepCallback):
 
     def on_step_log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Print the duration with the first report after a few seconds of training."""
-        metrics = next(each for each in trainer.callbacks if isinstance(each, StepMetrics))  # type: ignore[attr-defined]
+        metrics = metrics_of(trainer)
         if self._said or metrics.seconds < _MEASURED or not trainer.is_global_zero:
             return
         self._said = True

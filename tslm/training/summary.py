@@ -7,7 +7,7 @@ import shutil
 import textwrap
 import time
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -20,13 +20,12 @@ from tslm.training.checkpoint import replace_atomically
 from tslm.training.checkpoint_callback import Checkpoints, run_dir
 from tslm.training.entropy_floor import FloorReport, measure_floor
 from tslm.training.lightning_features import reason_of_stop
-from tslm.training.metrics import StepMetrics, newest_checkpoint
+from tslm.training.metrics import metrics_of, newest_checkpoint
 from tslm.training.module import LanguageModule
 from tslm.training.runs import run_of
 
 SUMMARY = "summary.json"
 
-Found = TypeVar("Found", bound=pl.Callback)
 
 
 class StorySamples(pl.Callback):
@@ -94,7 +93,7 @@ class RunSummary(StepCallback):
         Losses are in nats per token. `story_loss`, `story_floor` and `story_ngram` are the losses of the model, the
         grammar and the 5-gram model on whole held-out stories. `floor_gap` and `ngram_gap` are relative to the floor.
         """
-        metrics = find(trainer, StepMetrics)
+        metrics = metrics_of(trainer)
         checkpoints = next((each for each in trainer.callbacks if isinstance(each, Checkpoints)), Checkpoints())  # type: ignore[attr-defined]
         saved = checkpoints.last_path or checkpoints.newest  # a resumed run may only have validated
         latest = metrics.latest
@@ -140,12 +139,6 @@ def is_finished(checkpoint: Path) -> bool:
         return summary.is_file() and json.loads(summary.read_text(encoding="utf-8"))["finished"] is True
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
-
-
-def find(trainer: pl.Trainer, kind: type[Found]) -> Found:
-    """Return the trainer's callback of a kind."""
-    callbacks: list[pl.Callback] = getattr(trainer, "callbacks")  # noqa: B009 (set at run time, unknown to type checkers)
-    return next(callback for callback in callbacks if isinstance(callback, kind))
 
 
 def floor_of(trainer: pl.Trainer, module: LanguageModule) -> FloorReport | None:
