@@ -493,7 +493,7 @@ def test_ctrl_c_ends_a_conversation_without_an_error(in_runs):
     )  # fmt: skip
     process.stdin.write("Once\n")
     shown = ""
-    while shown.count("> ") < 2:  # the story is told, and it asks for the next prompt
+    while shown.count("> ") < 2:  # the story is printed, and the next prompt is asked for
         shown += process.stdout.read(1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)

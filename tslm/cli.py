@@ -63,8 +63,6 @@ def main(argv: list[str] | None = None) -> None:
     """
     quieten_lightning()
     report_ended_processes()
-    if argv is not None:
-        argv = [word for word, before in zip(argv, ["", *argv], strict=False) if before != "--help" or word != "all"]
     for message in HARMLESS:
         warnings.filterwarnings("ignore", message=message)
     try:
@@ -86,13 +84,13 @@ def main(argv: list[str] | None = None) -> None:
 def part_of_lightning(error: Exception) -> str | None:
     """Name the callback, logger or profiler of Lightning that has failed; None if something else has.
 
-    These are files of the user's choice. What they raise tells of a wrong option, not of a fault here.
+    An option has chosen it. What it raises tells of a wrong option, not of a fault here.
     """
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = Path(frame.filename).as_posix()
-        if "/tslm/" in path:
+        path = Path(frame.filename)
+        if path.is_relative_to(Path(__file__).parent):
             return None
-        if found := re.search(r"lightning/pytorch/(callback|logger|profiler|tuner)s?/(\w+)\.py$", path):
+        if found := re.search(r"lightning/pytorch/(callback|logger|profiler|tuner)s?/(\w+)\.py$", path.as_posix()):
             return f"the {found[1]} {found[2]}"
     return None
 

@@ -15,6 +15,7 @@ from lightning.pytorch import callbacks, loggers, profilers
 from tests.conftest import ROOT
 from tests.test_cli import complaint
 from tslm.__main__ import main
+from tslm.cli import part_of_lightning
 from tslm.training.lightning_features import REFUSED_CALLBACKS, REFUSED_FLAGS
 
 TEXT = str(ROOT / "configs" / "text.yaml")
@@ -180,6 +181,15 @@ def test_what_a_callback_raises_is_a_sentence_that_names_it(project, tiny, capsy
     assert "the callback finetuning cannot be used: NotImplementedError" in complaint(capsys)
     assert fit(tiny, "--trainer.callbacks=ThroughputMonitor") == 2
     assert "give --trainer.callbacks.batch_size_fn" in complaint(capsys)
+
+
+@pytest.mark.parametrize(("place", "part"), [
+    ("lib/lightning/pytorch/callbacks/timer.py", "the callback timer"), ("lib/torch/nn/modules/module.py", None),
+])
+def test_a_project_in_a_folder_of_the_package_s_name_hides_no_part_of_lightning(place, part):
+    with pytest.raises(ValueError, match="x") as caught:
+        exec(compile("raise ValueError('x')", f"/home/me/tslm/venv/{place}", "exec"))
+    assert part_of_lightning(caught.value) == part
 
 
 @pytest.mark.parametrize("steps", [True, 2])

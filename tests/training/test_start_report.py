@@ -27,7 +27,7 @@ def proc(name):
 
 class Peak(pl.Callback):
     def on_train_start(self, trainer, module):
-        open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+        open("/proc/self/clear_refs", "w").write("5")  # resets the peak
     def on_train_batch_end(self, *arguments):
         self.peak = proc("VmHWM")
     def on_train_end(self, *arguments):

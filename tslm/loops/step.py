@@ -21,7 +21,7 @@ class TokenCount(int):
         (2000000, 1500, 7)
 
     Raises:
-        ValueError: it is no whole number.
+        UserError: it is no whole number.
     """
 
     def __new__(cls, value: object) -> TokenCount:
@@ -33,9 +33,9 @@ class TokenCount(int):
         try:
             number = Decimal(text[:-1] if factor > 1 else text) * factor
         except InvalidOperation:
-            raise ValueError(f"{value!r} is no number of tokens") from None
+            raise UserError(f"{value!r} is no number of tokens: give one such as 2000000, 2e6 or 2M") from None
         if not number.is_finite() or number != number.to_integral_value() or abs(number) >= 2**63:
-            raise ValueError(f"{value!r} is no whole number of tokens")
+            raise UserError(f"{value!r} is no whole number of tokens: give one such as 2000000, 2e6 or 2M")
         return super().__new__(cls, int(number))
 
 

@@ -92,18 +92,21 @@ class AdamW(Optimizer):
                 loss = closure()
         skip = self.skip if self.skip is not None else self._any_not_finite()
         for group in self.param_groups:
-            alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._prepare(parameter)
-                    alike.setdefault((parameter.device, parameter.dtype), []).append(parameter)
-            for parameters in alike.values():
-                gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-                states = [self.state[parameter] for parameter in parameters]
-                beta1, beta2 = group["betas"]
-                adamw_step(parameters, gradients, states, skip, group["lr"], beta1, beta2, group["eps"],
-                           group["weight_decay"])
+            self._step_group(group, skip)
         return loss
+
+    def _step_group(self, group: dict[str, Any], skip: Tensor | None) -> None:
+        alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                self._prepare(parameter)
+                alike.setdefault((parameter.device, parameter.dtype), []).append(parameter)
+        for parameters in alike.values():
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            states = [self.state[parameter] for parameter in parameters]
+            beta1, beta2 = group["betas"]
+            adamw_step(parameters, gradients, states, skip, group["lr"], beta1, beta2, group["eps"],
+                       group["weight_decay"])
 
     def _any_not_finite(self) -> Tensor | None:
         """Return whether an entry of a gradient is not finite, on the device of the first; a GPU is not waited for.
@@ -118,7 +121,7 @@ class AdamW(Optimizer):
             return None
         skip = ~torch.stack([each.to(sums[0]) for each in sums]).isfinite().all()
         if skip.device.type == "cpu" and skip:
-            warnings.warn("a gradient is not finite, so AdamW skips the step", stacklevel=4)
+            warnings.warn(f"a gradient is not finite, so {type(self).__name__} skips the step", stacklevel=4)
         return skip
 
     def _prepare(self, parameter: Tensor) -> None:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, overload
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.optim import Optimizer
 
 from tslm.errors import UserError
-from tslm.optim.adamw import AdamW, adamw_step
+from tslm.optim.adamw import AdamW
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _MATCH_ADAMW = 0.2  # the root mean square of AdamW's updates (Liu et al. 2025, section 2.2)
 
 
-class Muon(Optimizer):
+class Muon(AdamW):
     r"""Momentum, orthogonalised by Newton-Schulz iterations, for matrices; AdamW for the rest.
 
         b ← μ b + g;   o ← orthogonal(g + μ b);   θ ← θ - 0.2 √max(d_out, d_in) · α · o;   θ ← θ - α λ θ
@@ -57,10 +56,11 @@ class Muon(Optimizer):
             raise UserError(f"momentum is {momentum}, but it must be at least 0 and below 1")
         if iterations < 1:
             raise UserError(f"iterations is {iterations}, but it must be at least 1")
-        params = [*params]
-        AdamW(params, lr, betas, eps, weight_decay)  # checks them
-        super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
-                                  "momentum": momentum, "iterations": iterations, "orthogonalize": True})
+        super().__init__(params, lr, betas, eps, weight_decay)
+        own = {"momentum": momentum, "iterations": iterations, "orthogonalize": True}
+        self.defaults |= own
+        for group in self.param_groups:
+            group.update(own | group)
 
     @staticmethod
     def groups(model: Module) -> list[dict[str, Any]]:
@@ -76,32 +76,15 @@ class Muon(Optimizer):
         rest = [each for each in model.parameters() if id(each) not in chosen]
         return [{"params": matrices}, {"params": rest, "orthogonalize": False}]
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Take one step; `closure`, if given, recomputes the loss and the gradients first, and its loss is returned."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if group["orthogonalize"] and parameter.ndim == 2:
-                    muon_step(parameter, parameter.grad, state, group["lr"], group["momentum"], group["iterations"],
-                              group["weight_decay"])
-                    continue
-                if not state:
-                    state.update(step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
-                beta1, beta2 = group["betas"]
-                adamw_step([parameter], [parameter.grad], [state], None, group["lr"], beta1, beta2, group["eps"],
-                           group["weight_decay"])
-        return loss
+    def _step_group(self, group: dict[str, Any], skip: Tensor | None) -> None:
+        matrices = [each for each in group["params"] if group["orthogonalize"] and each.ndim == 2]
+        if skip is None or not skip:
+            for parameter in matrices:
+                if parameter.grad is not None:
+                    muon_step(parameter, parameter.grad, self.state[parameter], group["lr"], group["momentum"],
+                              group["iterations"], group["weight_decay"])
+        chosen = {id(each) for each in matrices}
+        super()._step_group(group | {"params": [each for each in group["params"] if id(each) not in chosen]}, skip)
 
 
 def muon_step(
@@ -124,7 +107,7 @@ def orthogonalized(matrix: Tensor, iterations: int = 5) -> Tensor:
         X ← G / ‖G‖;   repeat:  X ← a X + (b A + c A²) X  with A = X Xᵀ and (a, b, c) = (3.4445, -4.7750, 2.0315)
 
     Each iteration maps a singular value s to a s + b s³ + c s⁵. The coefficients let small values grow fast; after five
-    iterations the values are between about 0.7 and 1.2, which is close enough (Jordan et al. 2024).
+    iterations all but the smallest values are between about 0.7 and 1.2, which is close enough (Jordan et al. 2024).
 
     Shapes: (d_out, d_in), in the dtype of `matrix`, but float32 for half precision.
     """

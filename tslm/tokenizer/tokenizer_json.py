@@ -102,8 +102,8 @@ def portable_pattern(pattern: str) -> str:
     end = part.end() if part else 0
     if end < len(pattern):
         raise UserError(f"the pattern {pattern[:200]!r} contains {pattern[end : end + 20]!r}, which may have another "
-                        r"meaning in other programs: only \p{…}, \s, \S, \r, \n, \t, sets, groups, looking ahead and "
-                        "behind, and repetitions have one meaning")
+                        r"meaning in other programs: only \p{…}, \s, \S, \r, \n, \t, sets, groups, lookaround and "
+                        "repetitions mean the same in all of them")
     return pattern
 
 

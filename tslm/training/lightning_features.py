@@ -147,7 +147,6 @@ def reason_of_stop(trainer: pl.Trainer) -> str:
             return "by Ctrl-C"
         if isinstance(callback, stock.Timer) and (left := callback.time_remaining()) is not None and left <= 0:
             return f"because its time is over ({callback._duration:.0f} s)"
-        if isinstance(callback, stock.EarlyStopping) and callback.stopped_epoch + callback.wait_count > 0 and (
-                message := callback.stopping_reason_message):
-            return f"by EarlyStopping: {message.rstrip('.')}"
+        if isinstance(callback, stock.EarlyStopping) and callback.stopping_reason_message:
+            return f"by EarlyStopping: {callback.stopping_reason_message.rstrip('.')}"
     return "by SIGTERM" if trainer.received_sigterm else ""

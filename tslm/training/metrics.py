@@ -200,10 +200,6 @@ class StepMetrics(StepCallback):
         return skipped
 
 
-# Curves that are a straight line, and one that is flat while it is 0.
-FLAT = ("train/tokens_seen", "train/skipped_steps")
-
-
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested settings by dotted names."""
     found: dict[str, Any] = {}
@@ -234,11 +230,11 @@ def report(trainer: pl.Trainer, figures: dict[str, float], step: int) -> None:
     """Send figures to every logger, under the number of optimizer steps taken, and to callbacks that monitor one."""
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in figures.items()})
     for logger in trainer.loggers:
+        sent = figures
         if isinstance(logger, TensorBoardLogger):  # leave out cards that say nothing
-            kept = {name: value for name, value in figures.items() if name not in FLAT or (value and name != FLAT[0])}
-            logger.log_metrics(kept, step=step)
-        else:
-            logger.log_metrics(figures, step=step)
+            sent = {name: value for name, value in figures.items()
+                    if name != "train/tokens_seen" and (value or name != "train/skipped_steps")}
+        logger.log_metrics(sent, step=step)
 
 
 def run_loggers(root: str) -> list[pl.loggers.Logger]:

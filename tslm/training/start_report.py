@@ -13,7 +13,7 @@ from tslm.training.metrics import metrics_of
 from tslm.training.module import LanguageModule
 
 _MEASURED = 5  # seconds of training from which the speed is known well enough
-_DEFAULT_CHUNK = {"cpu": 512}  # tokens; as in `objective.linear_cross_entropy`
+_DEFAULT_CHUNK = {"cpu": 512}  # tokens; as in fast/cpu/kernels.py, and elsewhere as in fast/gpu/cross_entropy.py
 
 
 class StartReport(StepCallback):

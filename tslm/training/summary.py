@@ -45,7 +45,7 @@ class StorySamples(pl.Callback):
             return
         assert isinstance(pl_module, LanguageModule)
         module = whole_module(trainer, pl_module)
-        for story in module.complete_prompts([self.prompt]) if module.tokenizer is not None else []:
+        for story in module.complete_prompts([self.prompt]) if module is not None and module.tokenizer else []:
             for logger in boards:
                 logger.experiment.add_text("story", f"**{story.prompt}**{story.text}", trainer.global_step)
 
@@ -74,15 +74,15 @@ class RunSummary(StepCallback):
             return
         step_loop: Any = getattr(trainer, "step_loop", None)
         stopped = trainer.global_step < trainer.max_steps or (step_loop and step_loop.loop.validation_due)
-        module = pl_module if stopped else whole_module(trainer, pl_module)
-        floor = None if stopped else floor_of(trainer, module)
+        module = None if stopped else whole_module(trainer, pl_module)
+        floor = None if module is None else floor_of(trainer, module)
         summary = self.summarize(trainer, floor) | {"finished": not stopped}
         text = json.dumps(summary, indent=2) + "\n"
         replace_atomically(run_dir(trainer) / SUMMARY, lambda file: file.write(text.encode()))
         if stopped:
             print(stopped_text(summary, trainer.max_steps, reason_of_stop(trainer)), flush=True)
             return
-        stories = [] if module.tokenizer is None else module.complete_prompts(
+        stories = [] if module is None or module.tokenizer is None else module.complete_prompts(
             # From nothing, no story can begin.
             [prompt for prompt in self.prompts if prompt or module.document_prefix])
         print(summary_text(summary, floor, stories), flush=True)
@@ -124,12 +124,19 @@ class RunSummary(StepCallback):
         }
 
 
-def whole_module(trainer: pl.Trainer, module: LanguageModule) -> LanguageModule:
-    """Return a module that one process can run alone: with weights that are divided, a copy of the last checkpoint."""
-    newest = newest_checkpoint(trainer)
-    if not module.is_sharded or newest is None:
+def whole_module(trainer: pl.Trainer, module: LanguageModule) -> LanguageModule | None:
+    """Return a module that one process can run alone.
+
+    If each process has only a part of the weights, this is a copy of the last checkpoint; None if there is none.
+    """
+    if not module.is_sharded:
         return module
-    return LanguageModule.load_from_checkpoint(newest, generation=module.generation_settings)
+    newest = newest_checkpoint(trainer)
+    if newest is None:
+        return None
+    return LanguageModule.load_from_checkpoint(
+        newest, ffn=module.model.config.ffn, generation=module.generation_settings
+    )
 
 
 def is_finished(checkpoint: Path) -> bool:

@@ -130,6 +130,7 @@ class StepTrainer(pl.Trainer):
             max_steps, max_tokens, logger, enable_checkpointing = self.trial, None, False, False
             kwargs |= {"limit_test_batches": self.trial, "limit_predict_batches": self.trial}
         limit_val_batches = self.trial or self.overfit_steps or limit_val_batches
+        max_tokens = max_tokens if max_tokens is None else TokenCount(max_tokens)
         self._budget = partial(Budget.of, max_steps=max_steps, max_tokens=max_tokens)
         self._compile = compile
         self.run_name = name if name is None else checked_name(name)
@@ -281,7 +282,7 @@ def with_defaults(
         callbacks: the given ones.
         progress: whether to show a bar, unless one is given; else a line for each report.
         checkpoints: whether to save checkpoints.
-        trial: whether the run leaves nothing behind.
+        trial: whether the run saves nothing.
     """
     kinds: list[type[pl.Callback]] = [
         StepMetrics, *([] if has_bar(callbacks) else [StepProgress]), *([Checkpoints] if checkpoints else []),

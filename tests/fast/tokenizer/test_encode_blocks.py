@@ -29,6 +29,16 @@ def test_blocks_are_encoded_by_the_definition_also_when_the_tables_are_full(capa
             assert encoder.encode(block).tolist() == bpe.encode_block.plain(block, VOCABULARY).tolist()
 
 
+def test_a_special_token_needs_none_of_its_bytes():
+    """The error names the first byte that the text needs, and not one of a special token before it."""
+    special = next(token for token in SPECIALS if b">" in token)
+    ids = {token: id_ for token, id_ in VOCABULARY.ids.items() if token not in (b">", b"q")}
+    vocabulary = bpe.Vocabulary(ids, VOCABULARY.ranks, VOCABULARY.special_ids)
+    with pytest.raises(KeyError) as caught:
+        BlockEncoder(WordEncoder(vocabulary), SPECIALS, 1 << 10).encode(special + b" the quick")
+    assert caught.value.args == (b"q",)
+
+
 def test_a_missing_token_leaves_the_tables_intact():
     ids = {token: id_ for token, id_ in VOCABULARY.ids.items() if token != b"q"}
     vocabulary = bpe.Vocabulary(ids, VOCABULARY.ranks, VOCABULARY.special_ids)

@@ -46,7 +46,7 @@ class BlockEncoder:
 
     def __init__(self, words: WordEncoder, special_tokens: list[bytes], capacity: int, frugal: bool = False) -> None:
         self._words = words
-        self._specials = special_pattern(special_tokens)
+        self._specials, self._special_tokens = special_pattern(special_tokens), {*special_tokens}
         self._within_segments, self._across_segments = divide_specials(special_tokens)
         encode_pretokens = partial(words.encode_all, frugal=frugal)
         self._pretokens = _Cache(encode_pretokens, capacity, reserve=frugal)
@@ -70,7 +70,8 @@ class BlockEncoder:
             except KeyError:
                 bounds = pretoken_bounds(block, self._specials)
                 words = [block[start:stop] for start, stop in pairwise(bounds.tolist())]
-                self._words.encode(words)  # raises an error for the first missing token of the block
+                # Raises an error for the first missing token of the block; a special token needs none of its bytes.
+                self._words.encode([word for word in words if word not in self._special_tokens])
                 raise
 
     def _encode_segments(self, text: bytes, bounds: Positions) -> tuple[Ids, Positions]:
