@@ -43,11 +43,12 @@ def step_bytes(config: TransformerConfig, step: Step) -> int:
         attention   the input, its norm, q, k, v, the heads, the sum: 8 D + 6 b D
         SwiGLU      gate and up: 2 b F
         logits      (4 + b) V for each token of a chunk
-        weights     gradients and the optimizer's state; copies in 16 bits, 2 P; with several micro-batches one more
-                    gradient, 4 P
+        weights     gradients and the optimizer's state; copies in 16 bits, 2 P; with several micro-batches 4 P for the
+                    gradients that are added, 12 P in float32
 
-    Measured on two cores against the peak of the process, with the shipped configurations and with variations of batch,
-    precision and recomputation: within 6% (tests/training/test_forecast.py holds 15%).
+    The last number, and a quarter more of activations in float32, are measured, not derived. On a CPU the forecast of
+    the process's peak was within 5% for the shipped configurations and for variations of batch, precision and
+    recomputation; tests/training/test_start_report.py holds 15%. It has not been compared on a GPU.
     """
     b, parameters = 2 if step.half else 4, config.num_parameters
     layer = (8 + 6 * b) * config.d_model + (2 if config.ffn == "swiglu" else 1) * b * config.d_ff
@@ -56,8 +57,10 @@ def step_bytes(config: TransformerConfig, step: Step) -> int:
     if step.half:
         activations += 2 * (parameters - config.vocab_size * config.d_model)
     else:
-        activations = activations * 9 // 5  # measured: in float32 the backward pass keeps more intermediate results
-    gradients = STATE_BYTES.get(step.optimizer, 12) * parameters + (4 * parameters if step.accumulate > 1 else 0)
+        activations = activations * 5 // 4
+    gradients = STATE_BYTES.get(step.optimizer, 12) * parameters
+    if step.accumulate > 1:
+        gradients += (4 if step.half else 12) * parameters
     return activations + gradients
 
 
