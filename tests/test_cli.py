@@ -183,7 +183,10 @@ def test_generate_stops_at_a_text_of_which_nothing_is_printed(in_runs, capsys):
     whole = story(capsys, "--prompt", "Once")
     new = whole.removeprefix("Once").removesuffix("\n")
     stop = new[3:6]
-    assert story(capsys, "--prompt", "Once", "--stop", "not in it", stop) == f"Once{new[:new.index(stop)]}\n"
+    for more in (["--stop", "not in it", stop], ["--stop", stop, "--stop", "not in it"]):
+        assert story(capsys, "--prompt", "Once", *more) == f"Once{new[:new.index(stop)]}\n"
+    assert main(["generate", "--ffn", "mine.Layer"]) == 2
+    assert "the feed-forward layer is given as 'mine.Layer', but" in complaint(capsys)
     assert main(["generate", "--stop", ""]) == 2
     assert "stop is ['']; give a list of texts of at least one character each" in complaint(capsys)
 

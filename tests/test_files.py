@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tslm import files
-from tslm.files import atomic_write, remove_leftovers, temporary_name
+from tslm.errors import UserError
+from tslm.files import atomic_write, check_outputs, remove_leftovers, temporary_name
 
 
 def test_threads_that_write_one_file_at_once_leave_one_whole_content(tmp_path):
@@ -59,3 +60,11 @@ def test_a_link_in_place_of_the_temporary_file_is_not_followed(tmp_path, monkeyp
         file.write(b"new")
     assert precious.read_text() == "precious"
     assert not (tmp_path / "a.json").exists()
+
+
+def test_a_device_that_leads_to_a_regular_file_is_no_output(tmp_path):
+    with (tmp_path / "out.txt").open("w") as file:
+        for name in (f"/dev/fd/{file.fileno()}", f"/proc/self/fd/{file.fileno()}"):
+            with pytest.raises(UserError, match=f"the output {name} is no regular file; give the path of a file"):
+                check_outputs([name])
+    check_outputs([tmp_path / "out.txt"])

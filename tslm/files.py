@@ -36,7 +36,9 @@ def check_outputs(
     for output in map(Path, outputs):
         if not output.exists():
             continue
-        if not output.is_file():
+        parent = output.parent.resolve()
+        # /dev/stdout leads to a regular file if the output is sent to one, but the link itself would be replaced.
+        if not output.is_file() or parent == Path("/dev") or Path("/proc") in parent.parents:
             kind = "a folder" if output.is_dir() else "no regular file"
             raise UserError(f"the output {output} is {kind}; give the path of a file")
         if any(output.samefile(path) for path in inputs):

@@ -26,6 +26,7 @@ class Data:
         precision: Literal[16, 32] | Literal["16", "bf16"] | None = None,
         shuffle: bool = True,
         rule: Rule | str = "none",
+        weights: list[float] = [],  # noqa: B006
     ) -> None: ...
 
 
@@ -68,6 +69,11 @@ COMMAND_LINE = [
     (["--xyzzy", "3"], "unknown option --xyzzy: `python -m tslm fit --help` lists the options"),
     (["--data.sourc", "a", "--lrr=3"],
      "unknown option --data.sourc: did you mean --data.source?; unknown option --lrr: "),
+    (["--optimizr", "3"], "unknown option --optimizr: did you mean --optimizer.lr?"),  # not the group
+    (["--optimizer.lr", "-x"], "--optimizer.lr needs a value; one that begins with a hyphen follows an equals sign: "
+                               "--optimizer.lr=-x"),
+    (["--optimizer.lr", "--seed", "1"], "--optimizer.lr needs a value"),
+    (["--data.weights", "[nan]"], "--data.weights is '[nan]', but it must be a list of numbers, written as '[1, 2.5]'"),
     (["stray"], "unrecognized arguments: stray"),
     (["--optimizer.lr"], "--optimizer.lr needs a value"),
     (["--optimizer.lr", "abc"], "--optimizer.lr is 'abc', but it must be a number"),

@@ -170,3 +170,25 @@ def test_a_text_where_something_else_is_meant_is_a_sentence(model):
     expected = generate(model, [97, 98], 4, temperature=0)
     for ids in (torch.tensor([97, 98]), torch.tensor([[97, 98]]), np.array([97, 98]), (97, 98), [np.int64(97), 98]):
         assert generate(model, ids, 4, temperature=0) == expected
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    ({"model": "best"}, r"model is a str, but it must be a TransformerLM, such as tslm\.load_run\('best'\)\.model"),
+    ({"tokenizer": None}, "tokenizer is a NoneType, but it must be a Tokenizer"),
+    ({"prompts": [[1, 2]]}, r"prompts holds \[1, 2\], which is no text; give a list of texts"),
+    ({"prompts": b"ab"}, "prompts holds 97, which is no text"),
+    ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5; it must be a whole number of at least 0"),
+    ({"max_new_tokens": "3"}, "max_new_tokens is 3; it must be a whole number"),
+    ({"batch_size": -1}, "batch_size is -1; it must be a whole number of at least 1"),
+    ({"batch_size": 0}, "batch_size is 0"),
+    ({"temperature": None}, "temperature is None; it must be a number"),
+    ({"top_p": "0.5"}, "top_p is 0.5; it must be a number"),
+    ({"top_k": 1.5}, "top_k is 1.5; it must be a whole number"),
+    ({"seed": 2**70}, f"seed is {2**70}; it must be a whole number from -"),
+    ({"seed": "a"}, "seed is a; it must be a whole number"),
+    ({"stop": [3]}, r"stop is \[3\]; give a list of texts"),
+])
+def test_wrong_arguments_of_complete_are_sentences(model, arguments, sentence):
+    given = {"model": model, "tokenizer": TOKENIZER, "prompts": ["a"], "max_new_tokens": 2} | arguments
+    with pytest.raises(UserError, match=f"^{sentence}"):
+        complete(**given)

@@ -130,6 +130,7 @@ def test_study_accounting_answers_for_a_configuration_as_json(capsys):
     (["--utilisation", "2"], "utilisation is 2"),
     (["--tflops", "[]"], "tflops is []"),
     (["--d_ff", "0"], "d_ff is 0"),
+    (["--config", "a.yaml", "--size", "small"], "size is 'small' and config is 'a.yaml', but one model is counted"),
     (["--config", "nowhere.yaml"], "configuration file nowhere.yaml does not exist"),
 ])
 def test_study_accounting_answers_a_mistake_in_one_sentence(words, sentence, capsys):

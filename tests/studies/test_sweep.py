@@ -45,6 +45,7 @@ def test_batches_of_all_sizes_train_on_the_same_tokens(project, fit, capsys):
         found = summary(project, f"batch-size-{size}")
         assert (found["steps"], found["tokens_seen"]) == (8 // size, 8 * 32)
         assert f"{found['valid_loss']:.4f}" in out
+        assert f" {found['tokens_per_second']:,.0f} " in out
     assert [line.split()[0] for line in out.splitlines() if line.endswith(("-1", "-2", "-4"))] == ["1", "2", "4"]
 
 
@@ -83,7 +84,15 @@ def test_ctrl_c_ends_a_study_after_its_run(project, fit, monkeypatch, capsys):
 @pytest.mark.parametrize(("words", "sentence"), [
     (["lr-range", "--steps", "0"], "steps is 0, but it must be 1 or more"),
     (["lr-range", "--lr", "[0]"], "lr is [0"),
+    (["lr-range", "--lr", "[0.01, 0.1, 0.01]"], "lr is [0.01, 0.1, 0.01], but a sweep needs different learning rates"),
+    (["lr-range", "--lr", "[0.01, 1e+30]"], "optimizer.lr is 1e+30, but it must be between 0 and 1e+18"),
+    (["lr-range", "--optimizer.lr", "1"], "--optimizer.lr is decided by the study"),
+    (["batch-size", "--data.micro_batch_size", "1"], "--data.micro_batch_size is decided by the study"),
+    (["ablation", "--trainer.max_tokens", "1k"], "--trainer.max_tokens is decided by the study"),
     (["lr-range", "--plot", "."], "the output . is a folder"),
+    (["lr-range", "--plot", "a.xyz"], "the plot a.xyz does not end in .png"),
+    (["batch-size", "--plot", "nowhere/a.png"], "the folder of the plot nowhere/a.png does not exist"),
+    (["ablation", "--only", "[]"], "only is []"),
     (["batch-size", "--max_batch_size", "0"], "max_batch_size is 0"),
     (["ablation", "--seeds", "0"], "seeds is 0"),
     (["ablation", "--only", "[rope]"], "only names 'rope', but the variants are no normalisation, "),
@@ -94,6 +103,19 @@ def test_mistakes_in_a_sweep_are_sentences_before_the_first_run(words, sentence,
     assert main(["study", *words]) == 2
     assert capsys.readouterr().err.startswith(f"tslm: {sentence}")
     assert not (project / "lightning_logs").exists()
+
+
+@pytest.mark.parametrize("option", ["--trainer.fast_dev_run=true", "--trainer.limit_val_batches=0"])
+def test_a_run_without_a_validation_loss_has_not_diverged(option, project, fit, capsys):
+    assert main(["study", "ablation", *fit, "--steps", "1", "--seeds", "1", "--only", "[post-norm]", option]) == 2
+    assert "the run ablation-base-seed0 has no validation loss" in capsys.readouterr().err
+
+
+def test_one_seed_has_a_difference_without_an_interval(project, fit, capsys):
+    assert main(["study", "ablation", *fit, "--steps", "1", "--seeds", "1", "--only", "[no RoPE]"]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("no RoPE")]
+    base, other = (summary(project, f"ablation-{name}-seed0")["valid_loss"] for name in ("base", "no-RoPE"))
+    assert row.split("  ")[-2:] == [f"{other - base:.4f}", "one seed shows no interval"]
 
 
 def test_words_are_divided_by_their_dots():

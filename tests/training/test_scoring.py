@@ -208,3 +208,16 @@ def test_the_three_calls_of_the_harness(runs, monkeypatch):  # noqa: F811
     if letter is not None:
         (cut,) = model.generate_until([Instance(text, {"until": [letter], "max_gen_toks": 6, "do_sample": False})])
         assert cut == expected.split(letter)[0]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    ({"model": "best"}, "model is a str, but it must be a TransformerLM"),
+    ({"tokenizer": "best"}, "tokenizer is a str, but it must be a Tokenizer"),
+    ({"text": ["a"]}, "text is a list, but it must be a text"),
+    ({"num_alternatives": -1}, "num_alternatives is -1; it must be a whole number of at least 0"),
+    ({"prefix": [-1]}, r"prefix is \[-1\], but it must be a list of token ids"),
+    ({"prefix": "ab"}, "prefix is ab, but it must be a list of token ids"),
+])
+def test_wrong_arguments_of_score_are_sentences(model, tokenizer, arguments, sentence):
+    with pytest.raises(UserError, match=f"^{sentence}"):
+        tslm.score(**({"model": model, "tokenizer": tokenizer, "text": "a"} | arguments))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import unicodedata
 from html.parser import HTMLParser
 
 import numpy as np
@@ -17,8 +18,8 @@ from tslm.training import surprise_page
 from tslm.training.surprise_page import LIMITS, grammar_words
 
 END = "<|endoftext|>"
-HOSTILE = ("a <script>alert(1)</script> & \"q\" '{{data}}' é 🦔 \x00\x1b[2J \\u003c </div>\u2028\ttab \x7f\r\n"
-           "end --> <!-- ]]>")
+HOSTILE = ("a <script>alert(1)</script> & \"q\" '{{data}}' é 🦔 \x00\x1b[2J \\u003c </div>\u2028\u202e\u2067\x85\ttab "
+           "\x7f\r\nend --> <!-- ]]>")
 
 
 class Page(HTMLParser):
@@ -190,3 +191,11 @@ def test_a_page_that_cannot_be_made_is_a_sentence_and_leaves_no_file(runs, tmp_p
         assert "Traceback" not in err
         assert sentence in err
         assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "bad.txt", "big.txt"}
+
+
+def test_no_character_is_invisible_or_turns_the_direction_of_the_page():
+    assert surprise_page.printable("a\u202eb\u2066\u200f\ufeff\x85".encode()) == (
+        "a[U+202E]b[U+2066][U+200F][U+FEFF][U+0085]")
+    assert not [char for char in HOSTILE.translate(surprise_page.PICTURES)
+                if unicodedata.category(char) in ("Cc", "Cf") and char not in "\t\n"]
+    assert "👩‍🚀".translate(surprise_page.PICTURES) == "👩‍🚀"  # a joiner is part of what is seen

@@ -111,7 +111,10 @@ def explain(parser: ArgumentParser, message: str, cause: BaseException | None = 
         cause: the exception that jsonargparse caught.
     """
     if isinstance(cause, argparse.ArgumentError) and cause.argument_name and cause.message.startswith("expected"):
-        return f"{cause.argument_name.split('/')[-1]} needs a value"
+        name = cause.argument_name.split("/")[-1]
+        given = next((value for option, value in stated_options(_words(parser)) if option == name), "")
+        hint = f"; one that begins with a hyphen follows an equals sign: {name}={given}"
+        return f"{name} needs a value{hint * (given.startswith('-') and given not in parser._option_string_actions)}"
     if match := re.match(r'Parser key "([^"]*)"', message):
         return _wrong_value(parser, match[1], message, cause)
     if parser._subparsers is not None:  # what is wrong with one command is explained by the parser of that command
@@ -119,7 +122,7 @@ def explain(parser: ArgumentParser, message: str, cause: BaseException | None = 
     known, stated = parser._option_string_actions, [name for name, _ in stated_options(_words(parser))]
     unknown = [name for name in stated if name not in known and not _is_part(parser, name)]
     if unknown:
-        names = [name for name in known if name.startswith("--")]
+        names = [name for name in known if name.startswith("--") and not _is_group(parser, name)]
         return "; ".join(f"unknown option {name}: {_nearest(name, names, parser)}" for name in unknown)
     missing = [action.option_strings[-1] if action.option_strings else action.dest.upper() for action in parser._actions
                if action.required and not set(action.option_strings) & set(stated)]
@@ -136,9 +139,10 @@ def _check_keys(parser: ArgumentParser, path: str) -> None:
         if (source := getattr(action, "source", None)) is not None:  # a link; jsonargparse would ignore the value
             raise UserError(f"{key} in {path} follows from {source[0][0]}: set that one instead")
         if action is None and not _is_part(parser, f"--{key}"):
-            raise UserError(f"unknown key {key!r} in {path}: {_nearest(key, list(known), parser)}")
-        is_group = any(name.startswith(f"{key}.") for name in known) and not hasattr(action, "_typehint")
-        if is_group and value and not isinstance(value, str):  # a string names a YAML file; jsonargparse reads it
+            names = [name for name in known if not _is_group(parser, f"--{name}")]
+            raise UserError(f"unknown key {key!r} in {path}: {_nearest(key, names, parser)}")
+        # A string names a YAML file; jsonargparse reads it.
+        if _is_group(parser, f"--{key}") and value and not isinstance(value, str):
             raise UserError(_group_as_value(f"{key} in {path}", value))
 
 
@@ -166,8 +170,9 @@ def _wrong_value(parser: ArgumentParser, key: str, message: str, cause: BaseExce
             return f"{key} cannot be {problem[1]} without more options: give {needs}"
         return f"{key} cannot be used: {_shorten(problem[0])}"
     if type_hint is None:
-        is_group = any(option.startswith(f"--{key}.") for option in parser._option_string_actions)
-        return _group_as_value(name, value) if is_group else f"{name} cannot be used: {_shorten(message)}"
+        if _is_group(parser, f"--{key}"):
+            return _group_as_value(name, value)
+        return f"{name} cannot be used: {_shorten(message)}"
     allowed = describe(type_hint)
     if allowed is None:  # a class; jsonargparse's message about the first alternative of the type names the mistake
         while cause is not None and isinstance(cause.__cause__, TypeError | ValueError):
@@ -210,7 +215,8 @@ def describe(type_hint: object) -> str | None:
         elif isinstance(kind, type) and issubclass(kind, Mapping):
             others.append("a mapping, written as '{name: value}'")
         elif isinstance(kind, type) and issubclass(kind, Iterable):
-            others.append("a list, written as '[one, two]'")
+            others.append("a list of numbers, written as '[1, 2.5]'" if arguments == (float,) else
+                          "a list, written as '[one, two]'")
         else:
             return None
     if choices:
@@ -236,6 +242,12 @@ def _nearest(wrong: str, names: list[str], parser: ArgumentParser) -> str:
     nearest = (difflib.get_close_matches(spelling, same_leaf, n=1, cutoff=0)
                or difflib.get_close_matches(spelling, spellings, n=1))
     return f"did you mean {spellings[nearest[0]]}?" if nearest else f"`{_command(parser)} --help` lists the options"
+
+
+def _is_group(parser: ArgumentParser, name: str) -> bool:
+    """Whether a name is that of a group of options, which takes no value of its own."""
+    known = parser._option_string_actions
+    return any(each.startswith(f"{name}.") for each in known) and not hasattr(known.get(name), "_typehint")
 
 
 def _is_part(parser: ArgumentParser, name: str) -> bool:

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
                         help="read prompts line by line and continue each, until Ctrl-D or Ctrl-C")
     parser.add_argument("--num_samples", type=int, default=1,
                         help="how many texts each prompt gets; the first has the seed --seed, the next one more")
-    parser.add_argument("--stop", type=str, nargs="+", default=[],
+    parser.add_argument("--stop", type=str, nargs="+", action="extend", default=[],
                         help="texts that end the generated text, which does not include them")
     parser.add_argument(
         "--ckpt_path", type=str | None, default=None,

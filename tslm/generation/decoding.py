@@ -21,8 +21,8 @@ from torch import Tensor
 from tslm.errors import UserError
 from tslm.fast import replaceable
 from tslm.generation.cache import KeyValueCache
-from tslm.generation.sampling import SamplingRule, choose_tokens
-from tslm.model import TransformerLM
+from tslm.generation.sampling import SamplingRule, choose_tokens, is_whole
+from tslm.model import TransformerConfig, TransformerLM
 from tslm.model.dtypes import matmul_dtype
 
 # Logits (B, V) of the next token of each unfinished sequence, given {row: all its tokens so far}.
@@ -102,13 +102,14 @@ def stream(
             gives logits that are not finite.
     """
     rule = SamplingRule(temperature, top_p, top_k)
+    check_model(model)
     rows, context = model.config.vocab_size, model.config.context_length
     vocab_size = rows if vocab_size is None else vocab_size
     if not 1 <= vocab_size <= rows:
         raise UserError(f"vocab_size is {vocab_size}; the model has {rows} rows, so it must be 1 to {rows}")
-    if max_new_tokens < 0:
-        raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 0")
-    if stop_token is not None and not 0 <= stop_token < vocab_size:
+    if not is_whole(max_new_tokens):
+        raise UserError(f"max_new_tokens is {max_new_tokens}; it must be a whole number of at least 0")
+    if stop_token is not None and not is_whole(stop_token, 0, vocab_size - 1):
         raise UserError(f"stop_token is {stop_token}; the token ids go from 0 to {vocab_size - 1}")
     prompts = _as_prompts(prompt_ids)
     for prompt in prompts:
@@ -235,6 +236,17 @@ def _last_logits(model: TransformerLM, sequences: list[list[int]], cache: KeyVal
     last = torch.tensor([len(tokens) - 1 for tokens in sequences], device=device)
     hidden = model.hidden(padded, cache=cache)[torch.arange(len(sequences), device=device), last]  # (B, D)
     return model.lm_head(hidden)  # type: ignore[no-any-return]
+
+
+def check_model(model: object) -> None:
+    """Check that a model is one, and not a run or a path.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not isinstance(getattr(model, "config", None), TransformerConfig):
+        raise UserError(f"model is a {type(model).__name__}, but it must be a TransformerLM, such as "
+                        "tslm.load_run('best').model")
 
 
 def _as_prompts(prompt_ids: Sequence[int] | Sequence[Sequence[int]]) -> list[list[int]]:

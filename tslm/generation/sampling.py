@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from operator import index
+from typing import SupportsFloat, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -47,6 +49,11 @@ def choose_tokens(
     return chosen.masked_fill(~finite, -1).tolist()
 
 
+def is_whole(value: object, lowest: int = 0, highest: float = math.inf) -> bool:
+    """Whether a value is a whole number in a range."""
+    return isinstance(value, SupportsIndex) and lowest <= index(value) <= highest
+
+
 @dataclass(frozen=True)
 class SamplingRule:
     """How a token is chosen from the logits.
@@ -65,13 +72,15 @@ class SamplingRule:
     top_k: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
+        if not (isinstance(self.temperature, SupportsFloat) and 0 <= self.temperature < math.inf):
             raise UserError(f"temperature is {self.temperature}; it must be a number of at least 0, where 0 always "
                             "takes the most probable token")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1, where 1 keeps every token")
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k is {self.top_k}; it must be at least 1, or None to keep every token")
+        if not (isinstance(self.top_p, SupportsFloat) and 0 < self.top_p <= 1):
+            raise UserError(f"top_p is {self.top_p}; it must be a number above 0 and at most 1, where 1 keeps "
+                            "every token")
+        if self.top_k is not None and not is_whole(self.top_k, 1):
+            raise UserError(f"top_k is {self.top_k}; it must be a whole number of at least 1, or None to keep every "
+                            "token")
 
     @property
     def greedy(self) -> bool:

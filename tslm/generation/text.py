@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple
 import torch
 
 from tslm.errors import UserError
-from tslm.generation.decoding import generate, stream
+from tslm.generation.decoding import check_model, generate, stream
+from tslm.generation.sampling import is_whole
 from tslm.model import TransformerLM
 from tslm.tokenizer import Tokenizer
 
@@ -55,12 +56,18 @@ def complete(model: TransformerLM, tokenizer: Tokenizer, prompts: Iterable[str],
         One `Completion` per prompt, in order.
 
     Raises:
-        UserError: `prompts` is one text, a text in `stop` is empty, or as `stream` and `encode_prompt` do.
+        UserError: `prompts` is one text or holds something else, a text in `stop` is empty, `batch_size` is no whole
+            number of at least 1, or as `stream` and `encode_prompt` do.
     """
     if isinstance(prompts, str):
         raise UserError(f"prompts is the text {prompts[:40]!r}; give a list of texts, such as [{prompts[:40]!r}]")
     prompts = list(prompts)
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    if wrong := [str(prompt)[:40] for prompt in prompts if not is_text(prompt)]:
+        raise UserError(f"prompts holds {wrong[0]}, which is no text; give a list of texts")
+    if not is_whole(batch_size, 1):
+        raise UserError(f"batch_size is {batch_size}; it must be a whole number of at least 1")
+    check_model(model)
+    generator = _generator(seed)
     completions = []
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
@@ -86,7 +93,7 @@ def stream_text(model: TransformerLM, tokenizer: Tokenizer, prompt: str, max_new
 
     The arguments and errors are those of `complete`.
     """
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    generator = _generator(seed)
     ids = encode_prompt(tokenizer, prompt, prefix, allow_special)
     steps = stream(model, ids, max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
                    stop_token=tokenizer.separator, generator=generator, vocab_size=tokenizer.vocab_size)
@@ -105,7 +112,7 @@ def cut_at(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
 
     Example: the pieces "a st", "op b" with "stop" give "a ".
     """
-    if isinstance(stop, str) or "" in stop:
+    if isinstance(stop, str) or not all(is_text(text) and text for text in stop):
         raise UserError(f"stop is {stop!r}; give a list of texts of at least one character each")
     return _cut_at(iter(pieces), stop)
 
@@ -155,6 +162,7 @@ def encode_prompt(
     Raises:
         UserError: there are no ids, because the prompt is empty and nothing preceded documents.
     """
+    check_tokenizer(tokenizer)
     ids = tokenizer.encode(prompt, allow_special=allow_special)
     if not (allow_special and ids and ids[0] == tokenizer.separator):
         ids = [*(default_prefix(tokenizer) if prefix is None else prefix), *ids]
@@ -162,6 +170,28 @@ def encode_prompt(
         raise UserError("the prompt is empty, and nothing preceded the texts that the model was trained on, "
                         "so it cannot begin a text: give at least one character")
     return ids
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is a text."""
+    return isinstance(value, str)
+
+
+def check_tokenizer(tokenizer: object) -> None:
+    """Check that a tokenizer is one.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not isinstance(tokenizer, Tokenizer):
+        raise UserError(f"tokenizer is a {type(tokenizer).__name__}, but it must be a Tokenizer, such as "
+                        "tslm.load_run('best').tokenizer")
+
+
+def _generator(seed: int | None) -> torch.Generator | None:
+    if seed is not None and not is_whole(seed, -(2**63), 2**64 - 1):
+        raise UserError(f"seed is {seed}; it must be a whole number from {-(2**63)} to {2**64 - 1}")
+    return None if seed is None else torch.Generator().manual_seed(seed)
 
 
 def default_prefix(tokenizer: Tokenizer) -> list[int]:

@@ -52,7 +52,7 @@ class Training:
 
 
 def print_study(
-    size: str = "xl",
+    size: str | None = None,
     config: str | None = None,
     d_ff: int | None = None,
     context_length: int | None = None,
@@ -67,7 +67,7 @@ def print_study(
     """Print the account of a GPT-2 size, or of the model of a configuration file.
 
     Args:
-        size: GPT-2's size: small, medium, large or xl.
+        size: GPT-2's size: small, medium, large or xl; unless given, xl.
         config: A configuration of `fit` whose model is counted and measured instead.
         d_ff: Width of the feed-forward layer; unless given, four times d_model, or the configuration's.
         context_length: Tokens of a sequence; unless given, 1,024, or the configuration's.
@@ -82,8 +82,10 @@ def print_study(
     Raises:
         UserError: a number is out of range, or the configuration is wrong.
     """
-    model, default_batch, default_steps = (gpt2(_checked_size(size)), 1024, 400_000) if config is None else (
-        _of_config(config))
+    if size is not None and config is not None:
+        raise UserError(f"size is {size!r} and config is {config!r}, but one model is counted: give --size or --config")
+    model, default_batch, default_steps = _of_config(config) if config is not None else (
+        gpt2(_checked_size("xl" if size is None else size)), 1024, 400_000)
     model = replace(model, d_ff=model.d_ff if d_ff is None else d_ff,
                     context_length=model.context_length if context_length is None else context_length)
     training = Training(default_steps if steps is None else steps,
@@ -181,7 +183,7 @@ def print_page(
     _print_parts([each.flops for each in long], "FLOPs", shares=True)
     factors = [more.forward_flops / each.forward_flops for more, each in zip(long, accounts, strict=True)]
     print_note(f"The context is {long_context / model.context_length:.4g} times as long, and the operations are "
-               f"{' and '.join(f'{factor:.1f}' for factor in factors)} times as many, because Q Kᵀ and the weighted "
+               f"{' and '.join(f'{factor:.3g}' for factor in factors)} times as many, because Q Kᵀ and the weighted "
                "sum grow with T².")
     _print_adamw(accounts)
     _print_durations(accounts, training, measured is None)

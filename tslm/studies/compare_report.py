@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from tslm.errors import UserError
-from tslm.files import check_outputs
 from tslm.studies.comparison import (
     curve_table,
     differing_settings,
@@ -18,6 +17,7 @@ from tslm.studies.comparison import (
     trained_alike,
     verdict,
 )
+from tslm.studies.layout import check_plot
 from tslm.tokenizer.corpus import Corpus
 
 
@@ -40,10 +40,7 @@ def print_comparison(
         raise UserError("one run alone is named: give a second one to compare it with, as in `compare A B`")
     if max_documents < 1:
         raise UserError(f"max_documents is {max_documents}: give at least 1")
-    if plot is not None:
-        if not plot.lower().endswith(".png"):
-            raise UserError(f"the plot {plot} does not end in .png: give --plot a name that does")
-        check_outputs([plot])
+    check_plot(plot)
     sides = [open_side(path) for path in [*runs, *to]]
     names = [f"A{n}" for n in range(1, len(runs) + 1)] + [f"B{n}" for n in range(1, len(to) + 1)]
     if not to:

@@ -15,8 +15,8 @@ from tslm.data.datamodule import TextDataModule
 from tslm.data.prepare import prepare
 from tslm.data.texts import Texts
 from tslm.errors import MissingFileError, UserError
-from tslm.files import atomic_write
 from tslm.generation.text import default_prefix
+from tslm.studies.layout import new_figure, save_plot
 from tslm.studies.statistics import Interval, group_interval, in_blocks, ratio_interval
 from tslm.tokenizer import TokenFile
 from tslm.tokenizer.corpus import Corpus
@@ -172,12 +172,7 @@ def plot_curves(sides: Sequence[Side], names: Sequence[str], path: Path) -> None
     Raises:
         UserError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure  # not pyplot, which would look for a screen
-    except ImportError:
-        raise UserError("the curves are not drawn, because matplotlib is not installed: "
-                        "`pip install 'tslm[plot]'`, or leave --plot out") from None
-    figure = Figure(figsize=(15, 5), layout="constrained")
+    figure = new_figure(figsize=(15, 5))
     for axes, unit in zip(figure.subplots(1, 3, sharey=True), ("steps", "tokens", "seconds"), strict=True):
         for side, name in zip(sides, names, strict=True):
             color = f"C{(ord(name[0]) - ord('A')) % 10}"  # the runs of a group share a color
@@ -187,8 +182,7 @@ def plot_curves(sides: Sequence[Side], names: Sequence[str], path: Path) -> None
         axes.set(xlabel=unit, ylabel="loss in nats per token" if unit == "steps" else None, yscale="log")
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
-    with atomic_write(path) as file:
-        figure.savefig(file, dpi=120, format="png")
+    save_plot(figure, path)
 
 
 def measure(sides: Sequence[Side], corpus: Corpus | None, most: int) -> Losses:

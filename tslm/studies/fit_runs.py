@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import math
 import sys
 import warnings
@@ -14,9 +13,11 @@ from typing import Any, NamedTuple, NoReturn
 
 from tslm.cli import HARMLESS, CommandLine
 from tslm.cli import main as cli
+from tslm.commands.options import flag_keys
 from tslm.errors import DivergedError, UserError
+from tslm.studies.layout import new_figure, save_plot
 from tslm.training.lightning_features import quieten_lightning
-from tslm.training.run_table import read_metrics
+from tslm.training.run_table import read_metrics, read_summary
 from tslm.training.runs import RUNS
 
 
@@ -26,8 +27,8 @@ class FitRun(NamedTuple):
     Attributes:
         path: the run directory.
         loss: the validation loss at the end in nats per token; infinite if the training diverged.
-        tokens: tokens seen.
-        seconds: duration.
+        tokens_per_second: mean speed of the training, without validations and the start.
+        seconds: duration of the whole run.
         steps: the steps of the reports.
         losses: the training loss of each report.
         note: why there is no loss; "" if there is one.
@@ -35,7 +36,7 @@ class FitRun(NamedTuple):
 
     path: Path
     loss: float
-    tokens: int
+    tokens_per_second: float
     seconds: float
     steps: list[float]
     losses: list[float]
@@ -88,7 +89,7 @@ def run_fit(name: str, words: Sequence[str], root: str, title: str) -> FitRun:
         title: what is announced before the run.
 
     Raises:
-        UserError: `fit` refuses an option. A training that diverges is no error here.
+        UserError: `fit` refuses an option, or has no validation loss. A training that diverges is no error here.
         SystemExit: Ctrl-C ended the training.
     """
     print(f"{title} ({name})", file=sys.stderr, flush=True)
@@ -103,18 +104,22 @@ def run_fit(name: str, words: Sequence[str], root: str, title: str) -> FitRun:
     points = [(float(row["step"]), float(row["train/loss"])) for row in rows if row.get("train/loss")]
     steps, losses = [step for step, _ in points], [loss for _, loss in points]
     if note:
-        return FitRun(path, math.inf, 0, 0.0, steps, losses, note)
-    summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-    loss = summary["valid_loss"]
-    return FitRun(path, math.inf if loss is None else loss, summary["tokens_seen"], summary["seconds"], steps, losses)
+        return FitRun(path, math.inf, 0.0, 0.0, steps, losses, note)
+    summary = read_summary(path / "summary.json") if (path / "summary.json").is_file() else {}
+    if summary.get("valid_loss") is None:
+        raise UserError(f"the run {name} has no validation loss, which the study compares: leave out options such as "
+                        "--trainer.fast_dev_run and --trainer.limit_val_batches 0")
+    return FitRun(path, summary["valid_loss"], summary["tokens_per_second"], summary["seconds"], steps, losses)
 
 
-def check_counts(**counts: int) -> None:
-    """Check that each option is 1 or more.
+def check_counts(fit: Sequence[str], decided: Sequence[str], **counts: int) -> None:
+    """Check that each option is 1 or more, and that the words of `fit` state nothing that the study decides.
 
     Raises:
-        UserError: one is not.
+        UserError: an option is less than 1, or a word states one of `decided`.
     """
+    if stated := flag_keys([*fit]) & {"trainer.max_steps", "trainer.max_tokens", *decided}:
+        raise UserError(f"--{min(stated)} is decided by the study: give the study's own options, such as --steps")
     for name, value in counts.items():
         if value < 1:
             raise UserError(f"{name} is {value}, but it must be 1 or more: change --{name}")
@@ -128,7 +133,7 @@ def plot_losses(
     Raises:
         UserError: matplotlib is not installed.
     """
-    figure = drawing().Figure(figsize=(12, 5), layout="constrained")
+    figure = new_figure(figsize=(12, 5))
     left, right = figure.subplots(1, 2)
     finite = [(value, loss) for value, loss in zip(values, losses, strict=True) if math.isfinite(loss)]
     left.plot(*zip(*finite, strict=True) if finite else ([], []), "o-", color="C0")
@@ -145,18 +150,4 @@ def plot_losses(
     right.legend(title=unit)
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-
-
-def drawing() -> Any:  # noqa: ANN401 - a module without types
-    """Return matplotlib's module of figures; pyplot would look for a screen.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib import figure
-    except ImportError:
-        raise UserError("no plot can be drawn, because matplotlib is not installed: `pip install 'tslm[plot]'`, or "
-                        "give --plot null") from None
-    return figure
+    save_plot(figure, path)

@@ -61,8 +61,12 @@ def losses(lr: float, iterations: int = 10, seed: int = 0) -> list[float]:
 def verdict(values: Sequence[float]) -> str:
     """Say what the losses of a run do."""
     first, last = values[0], values[-1]
-    if not math.isfinite(last) or last > first:
+    if not math.isfinite(last):
+        return f"diverges: the loss grows from {first:.3g} beyond the largest float32"
+    if last > first:
         return f"diverges: the loss grows from {first:.3g} to {last:.3g}"
+    if last == first:
+        return f"stays at {first:.3g}"
     fall = f"from {first:.3g} to {last:.3g}"
     if last > first / 2:
         return f"falls slowly, {fall}: the steps are too small"

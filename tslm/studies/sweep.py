@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from tslm.errors import UserError
-from tslm.files import check_outputs
 from tslm.model import TransformerConfig
 from tslm.studies.accounting import GIGA, Form, account
 from tslm.studies.accounting_measured import available_memory
 from tslm.studies.comparison import verdict
-from tslm.studies.fit_runs import FitRun, check_counts, drawing, free_prefix, parse_fit, plot_losses, run_fit
-from tslm.studies.layout import print_note, print_table, print_title
+from tslm.studies.fit_runs import FitRun, check_counts, free_prefix, parse_fit, plot_losses, run_fit
+from tslm.studies.layout import check_plot, print_note, print_table, print_title
 from tslm.studies.statistics import ratio_interval
+from tslm.training.settings import OptimizerSettings
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0, 10.0)
 VARIANTS = {
@@ -46,11 +46,14 @@ def print_lr_range(
         UserError: an option is wrong, or matplotlib is not installed.
         SystemExit: Ctrl-C ended a training.
     """
-    check_counts(steps=steps, seeds=seeds)
-    if not lr or min(lr) <= 0:
-        raise UserError(f"lr is {list(lr)}, but a sweep needs learning rates above 0: give --lr '[0.001, 0.01]'")
-    _check_plot(plot)
+    check_counts(fit, ["optimizer.lr"], steps=steps, seeds=seeds)
+    if not lr or min(lr) <= 0 or len({f"{rate:g}" for rate in lr}) < len(lr):  # the names of runs have six digits
+        raise UserError(f"lr is {list(lr)}, but a sweep needs different learning rates above 0: give --lr "
+                        "'[0.001, 0.01]'")
+    check_plot(plot)
     options = parse_fit(fit)
+    for rate in lr:
+        OptimizerSettings(**{**vars(options.optimizer), "lr": rate}).check()
     root = str(options.trainer.default_root_dir)
     prefix, start = free_prefix("lr-range", root), math.log(options.data.vocab_size)
     groups: list[list[FitRun]] = []
@@ -93,8 +96,8 @@ def print_batch_size(fit: Sequence[str], steps: int, largest: int | None, plot: 
         UserError: an option is wrong.
         SystemExit: Ctrl-C ended a training.
     """
-    check_counts(steps=steps, max_batch_size=1 if largest is None else largest)
-    _check_plot(plot)
+    check_counts(fit, ["data.micro_batch_size"], steps=steps, max_batch_size=1 if largest is None else largest)
+    check_plot(plot)
     options = parse_fit(fit)
     root, data = str(options.trainer.default_root_dir), options.data
     windows = steps * data.batch_size
@@ -115,11 +118,11 @@ def print_batch_size(fit: Sequence[str], steps: int, largest: int | None, plot: 
         runs.append(run)
         loss = f"{run.loss:.4f}" if math.isfinite(run.loss) else "diverged"
         rows.append([f"{size:,}", f"{windows // size:,}", f"{rate:.3g}", loss,
-                     f"{run.tokens / run.seconds:,.0f}" if run.seconds else "", f"{run.seconds:,.1f}", run.path.name])
+                     f"{run.tokens_per_second:,.0f}", f"{run.seconds:,.1f}", run.path.name])
     print_title(f"What does the batch size change for {windows * data.context_length:,} tokens?")
     print_table(rows, ">>>>>><")
     print_note("The learning rate is the configuration's times √(batch / its batch). The seconds are those of the "
-               "whole run, with validation.")
+               "whole run, with its start and validation.")
     if plot is not None:
         plot_losses(Path(plot), "windows in a batch", sizes[: len(runs)], [run.loss for run in runs], runs)
         print(f"The plot is in {plot}.")
@@ -141,7 +144,9 @@ def print_ablation(fit: Sequence[str], steps: int, seeds: int, only: Sequence[st
         UserError: an option is wrong.
         SystemExit: Ctrl-C ended a training.
     """
-    check_counts(steps=steps, seeds=seeds)
+    check_counts(fit, [], steps=steps, seeds=seeds)
+    if only is not None and not only:
+        raise UserError(f"only is [], but an ablation needs a variant: give --only some of {', '.join(VARIANTS)}")
     if wrong := set(only or ()) - set(VARIANTS):
         raise UserError(f"only names {min(wrong)!r}, but the variants are {', '.join(VARIANTS)}: change --only")
     options = parse_fit(fit)
@@ -174,20 +179,16 @@ def print_ablation(fit: Sequence[str], steps: int, seeds: int, only: Sequence[st
             continue
         difference = ratio_interval([value - base for value, base in zip(values, losses["base"], strict=True)],
                                     [1.0] * seeds)
-        said = verdict(difference, name, "the base", "nats per token") if seeds > 1 else "one seed shows no interval"
-        rows.append([name, mean, str(difference), said])
+        if seeds == 1:
+            rows.append([name, mean, f"{difference.mean:.4f}", "one seed shows no interval"])
+            continue
+        rows.append([name, mean, str(difference), verdict(difference, name, "the base", "nats per token")])
     print_table(rows, "<>><")
     print_note("95% intervals of the paired differences; runs of one seed see the same windows in the same order.")
 
 
 def _mean_loss(runs: Sequence[FitRun]) -> float:
     return sum(run.loss for run in runs) / len(runs)
-
-
-def _check_plot(plot: str | None) -> None:
-    if plot is not None:
-        check_outputs([plot])
-        drawing()  # before the first run, not after the last
 
 
 def _largest_batch(options: Any) -> int:  # noqa: ANN401 - jsonargparse's Namespace

@@ -52,13 +52,17 @@ def load_model(path: str | Path, *, ffn: str | None = None) -> LoadedModel:
 
     Raises:
         MissingFileError: there is no such file.
-        UserError: the file is damaged, or is not a checkpoint of `fit`.
+        UserError: the file is damaged, is not a checkpoint of `fit`, or was trained with another layer than `ffn`.
     """
     state = read_checkpoint(path)
     own = fit_part(state, path)
     if own.get("tokenizer") is None:
         raise UserError(f"{path} holds no tokenizer, because it was not trained on text: give another checkpoint")
-    model = TransformerLM(TransformerConfig(**read_architecture(own, path, ffn=ffn)))
+    architecture = read_architecture(own, path, ffn=ffn)
+    if ffn is not None and architecture["ffn"] != ffn:
+        raise UserError(f"the feed-forward layer is given as {ffn!r}, but {path} was trained with "
+                        f"{architecture['ffn']}: leave it out")
+    model = TransformerLM(TransformerConfig(**architecture))
     weights = {k.removeprefix(MODEL_PREFIX): v for k, v in state["state_dict"].items() if k.startswith(MODEL_PREFIX)}
     check_shapes(weights, model.state_dict(), str(path))
     model.load_state_dict(weights)

@@ -12,7 +12,9 @@ import torch
 from tqdm import tqdm
 
 from tslm.errors import UserError
-from tslm.generation.text import default_prefix
+from tslm.generation.decoding import check_model
+from tslm.generation.sampling import is_whole
+from tslm.generation.text import check_tokenizer, default_prefix
 from tslm.model import TransformerLM
 from tslm.objective import bits_per_byte, perplexity, token_losses
 from tslm.tokenizer import Tokenizer
@@ -75,14 +77,20 @@ def score(
         num_alternatives: how many of the likeliest tokens at each place are returned too.
 
     Raises:
-        UserError: the text is no text, or cannot be encoded.
+        UserError: an argument has another type, or the text cannot be encoded.
 
     Example:
         >>> run = tslm.load_run("best")
         >>> tslm.score(run.model, run.tokenizer, "Once upon a time", prefix=run.prefix).bits_per_byte
     """
+    check_model(model)
+    check_tokenizer(tokenizer)
     if not isinstance(text, str):
         raise UserError(f"text is a {type(text).__name__}, but it must be a text: call tslm.score for each text alone")
+    if not is_whole(num_alternatives):
+        raise UserError(f"num_alternatives is {num_alternatives}; it must be a whole number of at least 0")
+    if prefix is not None and not all(map(is_whole, prefix)):
+        raise UserError(f"prefix is {str(prefix)[:60]}, but it must be a list of token ids")
     (scores,) = score_texts(model, tokenizer, [text], prefix=prefix, allow_special=allow_special,
                             num_alternatives=num_alternatives)
     return scores
