@@ -1,5 +1,6 @@
 """What many tests share: a small text, a small model, and a cache of prepared data for the whole session."""
 
+import gc
 import os
 import shutil
 import signal
@@ -8,12 +9,19 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+gc.disable()  # until the tests are collected: it would walk through all that torch and Lightning load, again and again
 hypothesis.settings.register_profile("tests", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("tests")
 
 ROOT = Path(__file__).parent.parent
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="the C kernels need a C compiler")
 needs_open_door = pytest.mark.skipif(os.environ.get("TSLM_FAST") == "0", reason="TSLM_FAST=0 shuts the door")
+
+
+def pytest_collection_finish():
+    """Leave what is loaded out of all garbage collections, also out of the long ones at the end of the process."""
+    gc.freeze()
+    gc.enable()
 
 
 def hear_ctrl_c():
