@@ -204,6 +204,8 @@ def test_a_prompt_on_standard_input_that_is_no_text_is_a_mistake(in_runs, capsys
         monkeypatch.setattr(sys, "stdin", stdin)
         assert main(["generate", "--prompt", "-"]) == 2
         assert part in complaint(capsys)
+    assert main(["generate", "--interactive"]) == 2
+    assert "--interactive reads the standard input, which is closed: give --prompt" in complaint(capsys)
     assert main(["generate", "--prompt", "a", "--interactive"]) == 2
     assert "leave one of them out" in complaint(capsys)
 

@@ -15,6 +15,7 @@ import os
 import re
 import signal
 import sys
+import time
 import types
 import warnings
 from typing import NoReturn
@@ -90,9 +91,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(command: str, options: list[str], argv: list[str] | None) -> None:
+    began = time.perf_counter()  # importing Lightning takes seconds
     module = importlib.import_module(COMMANDS[command][0])
-    # LightningCLI gets the whole command line, and sys.argv unchanged, because DDP starts its processes with it.
-    module.main(argv if COMMANDS[command][0] == "tslm.cli" else options)
+    if COMMANDS[command][0] == "tslm.cli":
+        # LightningCLI gets the whole command line, and sys.argv unchanged, because DDP starts its processes with it.
+        module.main(argv, began)
+    else:
+        module.main(options)
 
 
 def _format_warning(

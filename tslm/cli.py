@@ -11,6 +11,7 @@ import argparse
 import re
 import secrets
 import sys
+import time
 import traceback
 import warnings
 from enum import Enum
@@ -51,11 +52,15 @@ HARMLESS = (  # regular expressions of Lightning's warnings that a user can do n
 )
 # Lightning's Timer has an Enum as the default of an argument.
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
-BUDGETS = ("trainer.max_steps", "trainer.max_tokens")
+BUDGETS = ("trainer.max_steps", "trainer.max_tokens", "trainer.max_minutes")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run one of the four commands; None takes the process's own arguments.
+def main(argv: list[str] | None = None, began: float | None = None) -> None:
+    """Run one of the four commands.
+
+    Args:
+        argv: arguments from the command on; None takes the process's own.
+        began: when the command began, by time.perf_counter, for a budget in minutes; now, unless given.
 
     Raises:
         UserError: an option is wrong, or Lightning or one of its callbacks refuses a combination of options.
@@ -66,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     for message in HARMLESS:
         warnings.filterwarnings("ignore", message=message)
     try:
-        command_line = CommandLine(argv)
+        command_line = CommandLine(argv, began)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except UserError:
@@ -119,9 +124,11 @@ class CommandLine(LightningCLI):
 
     Args:
         argv: arguments from the command on; None takes the process's own.
+        began: when the command began, by time.perf_counter; now, unless given.
     """
 
-    def __init__(self, argv: list[str] | None) -> None:
+    def __init__(self, argv: list[str] | None, began: float | None = None) -> None:
+        self.began = time.perf_counter() if began is None else began
         self.checkpoint: Path | None = None
         self.saved: dict[str, Any] = {}  # the part of the checkpoint that tslm adds to Lightning's
         self.stated: set[str] = set()  # keys of the options on the command line and in configuration files
@@ -262,13 +269,15 @@ class CommandLine(LightningCLI):
             options.data.seed = options.seed_everything
 
     def _settle_budget(self, *sources: set[str]) -> None:
-        """Keep the kind of budget that the first source of stated keys has, and clear the other kind."""
+        """Keep the budget that the first source of stated keys has, and clear the other kinds.
+
+        Of several kinds in one source, the trainer refuses all but minutes with the steps that fit into them.
+        """
+        options = self.config[self.config.subcommand].trainer
         for stated in sources:
-            here = [key for key in BUDGETS if key in stated]
-            if len(here) == 1:
-                (other,) = set(BUDGETS) - set(here)
-                self.config[self.config.subcommand].trainer[other.removeprefix("trainer.")] = None
-            if here:
+            if here := stated.intersection(BUDGETS):
+                for key in set(BUDGETS) - here:
+                    options[key.removeprefix("trainer.")] = None
                 return
 
     def _parse_ckpt_path(self) -> None:
@@ -318,6 +327,11 @@ class CommandLine(LightningCLI):
         if self.start is not None:
             self.model.model.load_state_dict(self.start.weights)
             self.datamodule.use_tokenizer(self.start.tokenizer)
+
+    def before_fit(self) -> None:
+        """Let a budget in minutes begin with the command."""
+        assert isinstance(self.trainer, StepTrainer)
+        self.trainer.began = self.began
 
     def after_fit(self) -> None:
         """Set the exit code of an interrupted training.

@@ -2,13 +2,15 @@
 
 Each figure is one JSON line on stdout, printed as soon as it is measured, with the keys `name`, `ours`, `peer`,
 `peer_name`, `ratio` (`ours` / `peer`), `target`, `holds` and `runs`, and sometimes more, such as `form` (eager or
-compiled). A table follows on stderr. Both sides run in turn, each run in a new process, in bf16, with torch's number of
-threads, and the medians count. lightning_cost and loss_parity_fp32 use float32.
+compiled). A table follows on stderr. Both sides run in turn, each run in a new process, in the precision that `fit`
+chooses, with torch's number of threads, and the medians count. lightning_cost and loss_parity_fp32 use float32.
+--mode takes away from all processes what other machines lack.
 `pip install -e '.[bench]'` installs transformers, and `pip install psutil && pip install --no-deps litgpt` installs
 litgpt. Figures whose peer is not installed are skipped, with a notice.
 """
 
 import argparse
+import os
 import shlex
 import signal
 import sys
@@ -20,6 +22,7 @@ from tests.benchmarks import training_peers
 from tests.benchmarks.measure import Figure, Plan, choose, exit_code, is_installed, machine, markdown, run_alone, table
 from tests.benchmarks.training_figures import Runner, Training, plans
 from tests.benchmarks.training_jobs import SHAPES
+from tests.modes import MODES
 from tslm.errors import MissingFileError, UserError
 
 
@@ -53,12 +56,14 @@ def _measure(options: argparse.Namespace, installed: Callable[[str], bool], run:
             raise UserError("--device is cuda, but torch finds no CUDA GPU: leave the option out to measure on the CPU")
     chosen = _with_peer(choose(plans(), options.only), installed)
     options.workdir.mkdir(parents=True, exist_ok=True)
+    os.environ.update(MODES[options.mode])  # for the processes that measure
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="scratch-", dir=options.workdir) as scratch:
         training = Training(
             shape=options.shape, small=options.small, quick=options.quick, batch_size=options.batch_size,
             memory_batch_size=options.memory_batch_size, steps=options.steps, runs=options.runs, seed=options.seed,
-            device=options.device, peer_forms=tuple(options.peer_forms), run=run,
+            device=options.device, precision="fp32" if options.mode == "avx2" else options.precision,
+            peer_forms=tuple(options.peer_forms), run=run,
             parity_text=options.parity_text, parity_tokens=options.parity_tokens, parity_seeds=options.parity_seeds,
             fit_options=shlex.split(options.fit_options), workdir=options.workdir, scratch=Path(scratch),
             notify=_notify,
@@ -104,6 +109,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="seed of weights and windows (default: 0)")
     add("--device", choices=["cpu", "cuda"], default="cpu",
         help="device of tokens_vs_…, matmul_share, memory… and compile_time (default: cpu)")
+    add("--precision", choices=["auto", "bf16", "fp32"], default="auto",
+        help="of the figures of --device (default: what `fit` chooses; fp32 with --mode avx2)")
+    add("--mode", choices=MODES, default="native",
+        help="avx2 and sse2 limit the vectors, no_compiler hides the C compiler, one_thread is one (default: native)")
     add("--peer-forms", nargs="+", choices=training_peers.FORMS, default=training_peers.FORMS, metavar="FORM",
         help=f"how the peers run, some of {', '.join(training_peers.FORMS)} (default: all)")
     add("--shape", choices=SHAPES, default="course", help="model of most figures (default: course)")

@@ -34,6 +34,7 @@ class Training:
         runs: Runs on each side.
         seed: Seed of weights and windows.
         device: Device of throughput, memory and compile time, "cpu" or "cuda".
+        precision: Precision of throughput, memory and compile time: "bf16", "fp32" or "auto", which `fit` chooses.
         parity_text: A UTF-8 text; None uses the embedded corpus.
         parity_tokens: Training tokens of each side in the comparison of losses.
         parity_seeds: Number of seeds in the comparison of losses; the first is `seed`.
@@ -63,6 +64,7 @@ class Training:
     workdir: Path
     scratch: Path
     notify: Callable[[str], None]
+    precision: str = "auto"
     peer_forms: tuple[str, ...] = training_peers.FORMS
     run: Runner = run_alone
     peer_memory: dict[str, float] = field(default_factory=dict)
@@ -71,7 +73,7 @@ class Training:
     def train(self, side: str, form: str, **changes: object) -> dict[str, Any]:
         """Run `training_jobs.train` with the inputs, except for `changes`."""
         options = {"shape": self.shape, "batch_size": self.batch_size, "steps": self.steps, "seed": self.seed,
-                   "device": self.device, "compiled": self.workdir / "compiled"} | changes
+                   "device": self.device, "precision": self.precision, "compiled": self.workdir / "compiled"} | changes
         result: dict[str, Any] = self.run(training_jobs.train, side=side, form=form, **options).result
         return result
 
@@ -161,9 +163,10 @@ def _tokens(training: Training, name: str, *, peer: str) -> Figure:
 def _matmul_share(training: Training, name: str) -> Figure:
     def ceiling() -> float:
         job = partial(training.run, training_jobs.matmul_seconds, shape=training.shape, batch_size=training.batch_size)
-        return training.tokens(training.batch_size) / job(passes=training.steps, device=training.device).result
+        seconds = job(passes=training.steps, device=training.device, precision=training.precision).result
+        return float(training.tokens(training.batch_size) / seconds)
 
-    sides = [_throughput(training, OURS, (DEFAULT_FORM[training.device],)), {"bf16": ceiling}]
+    sides = [_throughput(training, OURS, (DEFAULT_FORM[training.device],)), {"matmuls": ceiling}]
     (form, ours, _), (_, theirs, _) = fastest_in_turn(sides, training.runs, training.notify)
     return Figure(name, "tokens/s", ours, theirs, "matmuls alone", Target("ratio", ">=", 0.75), training.runs, form)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,9 @@ SHAPES: dict[str, Shape] = {
     # The course's model, 22.7M parameters.
     "course": {"vocab_size": 10_000, "context_length": 256, "d_model": 512, "num_layers": 4, "num_heads": 16,
                "d_ff": 1344},
+    # The model of configs/quickstart.yaml, 1.1M parameters; a step there has 6 windows.
+    "quickstart": {"vocab_size": 2048, "context_length": 256, "d_model": 128, "num_layers": 3, "num_heads": 4,
+                   "d_ff": 352},
     # The model of loss_parity, 3.3M parameters.
     "small": {"vocab_size": 4096, "context_length": 256, "d_model": 192, "num_layers": 4, "num_heads": 6, "d_ff": 512},
     # The model of configs/text.yaml, 5.3M parameters.
@@ -46,9 +50,10 @@ _FIRST_STEPS = 10  # steps of a Trainer that do not count, because files are ope
 
 
 def train(
-    side: str, form: str, shape: str, batch_size: int, steps: int, seed: int, compiled: str, device: str
+    side: str, form: str, shape: str, batch_size: int, steps: int, seed: int, compiled: str, device: str,
+    precision: str = "auto",
 ) -> dict[str, Any]:
-    """Take `WARM_UP` + `steps` optimizer steps in bf16 and time each; on a GPU, time each `GROUP` of steps.
+    """Take `WARM_UP` + `steps` optimizer steps and time each; on a GPU, time each `GROUP` of steps.
 
     Args:
         side: `OURS` or one of `training_peers.PACKAGES`.
@@ -59,6 +64,7 @@ def train(
         seed: Seed of windows and weights.
         compiled: Folder that keeps compiled code between processes.
         device: "cpu" or "cuda".
+        precision: "bf16", "fp32", or "auto", which is what `fit` chooses on this machine.
 
     Returns:
         `seconds` of each step, and `peak_bytes`: the largest resident set of the process, with its libraries; on a GPU
@@ -66,7 +72,8 @@ def train(
     """
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled  # must be set before torch is imported
     make_step = _our_step if side == OURS else _peer_step(side)
-    step = make_step(form, SHAPES[shape], _batches(SHAPES[shape], batch_size, seed, device), seed, device)
+    batches = _batches(SHAPES[shape], batch_size, seed, device)
+    step = make_step(form, SHAPES[shape], batches, seed, device, _in_bfloat16(precision, device))
     if device == "cpu":
         return {"seconds": [_seconds(step) for _ in range(WARM_UP + steps)], "peak_bytes": _peak_bytes()}
     import torch
@@ -80,11 +87,19 @@ def train(
     return {"seconds": seconds, "peak_bytes": torch.cuda.max_memory_reserved()}
 
 
-def _peer_step(peer: str) -> Callable[[str, Shape, Iterator[Any], int, str], Callable[[], None]]:
-    return lambda form, shape, batches, seed, device: training_peers.step_of(peer, form, shape, batches, seed, device)
+def _in_bfloat16(precision: str, device: str) -> bool:
+    from tslm.fast.forms import cpu_multiplies_bfloat16
+
+    return precision == "bf16" or (precision == "auto" and (device == "cuda" or cpu_multiplies_bfloat16()))
 
 
-def _our_step(form: str, shape: Shape, batches: Iterator[Any], seed: int, device: str) -> Callable[[], None]:
+def _peer_step(peer: str) -> Callable[..., Callable[[], None]]:
+    return partial(training_peers.step_of, peer)
+
+
+def _our_step(
+    form: str, shape: Shape, batches: Iterator[Any], seed: int, device: str, bfloat16: bool
+) -> Callable[[], None]:
     """Return the step of the bare loop on the module that `fit` trains; on a GPU, as a CUDA graph."""
     import torch
 
@@ -108,7 +123,7 @@ def _our_step(form: str, shape: Shape, batches: Iterator[Any], seed: int, device
     made = module.make_optimizer(max_steps=1000)
     driver = BareDriver(
         module, made["optimizer"], made["lr_scheduler"]["scheduler"], parts, accumulate=accumulate,
-        max_norm=training_peers.MAX_NORM, autocast=lambda: torch.autocast(device, torch.bfloat16),
+        max_norm=training_peers.MAX_NORM, autocast=lambda: torch.autocast(device, torch.bfloat16, enabled=bfloat16),
     )
 
     def step() -> None:
@@ -134,8 +149,8 @@ def _batches(shape: Shape, batch_size: int, seed: int, device: str = "cpu") -> I
     return iter(TrainBatches(windows, batch_size, lambda: 0, 0, 1))
 
 
-def matmul_seconds(shape: str, batch_size: int, passes: int, device: str) -> float:
-    """Return the seconds that all matmuls of one step take in bf16. No step can be faster.
+def matmul_seconds(shape: str, batch_size: int, passes: int, device: str, precision: str = "auto") -> float:
+    """Return the seconds that all matmuls of one step take. No step can be faster.
 
     Each matmul has the shape that it has in the model. A weight (out, in) needs one product in the forward pass and two
     in the backward pass; W_q, W_k and W_v are one weight, and so are W_1 and W_3. Attention needs two products in the
@@ -148,14 +163,14 @@ def matmul_seconds(shape: str, batch_size: int, passes: int, device: str) -> flo
 
     if device == "cpu":
         keep_freed_memory()  # otherwise page faults of the results would count
-    sizes = SHAPES[shape]
+    sizes, dtype = SHAPES[shape], torch.bfloat16 if _in_bfloat16(precision, device) else torch.float32
     context, width, inner, layers = (sizes[name] for name in ("context_length", "d_model", "d_ff", "num_layers"))
     rows, heads = batch_size * context, sizes["num_heads"]
     weights = [(3 * width, width, layers), (width, width, layers), (2 * inner, width, layers), (width, inner, layers),
                (sizes["vocab_size"], width, 1)]
 
     def filled(*size: int) -> Tensor:
-        return torch.randn(size, dtype=torch.bfloat16, device=device)
+        return torch.randn(size, dtype=dtype, device=device)
 
     def seconds(left: Tensor, right: Tensor) -> float:
         if device == "cpu":

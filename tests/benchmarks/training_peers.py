@@ -28,9 +28,10 @@ MAX_NORM = 1.0
 
 
 def step_of(
-    peer: str, form: str, shape: Shape, batches: Iterator[tuple[Tensor, Tensor]], seed: int, device: str
+    peer: str, form: str, shape: Shape, batches: Iterator[tuple[Tensor, Tensor]], seed: int, device: str,
+    bfloat16: bool = True,
 ) -> Callable[[], None]:
-    """Return a function that takes one optimizer step under bf16 autocast: draw, forward, backward, clip, update.
+    """Return a function that takes one optimizer step: draw, forward, backward, clip, update.
 
     Args:
         peer: One of `PACKAGES`.
@@ -39,6 +40,7 @@ def step_of(
         batches: Endless pairs of inputs and targets, both (batch, context).
         seed: Seed of the initial weights.
         device: "cpu" or "cuda".
+        bfloat16: whether matmuls run in bfloat16, under autocast, or in float32.
     """
     import torch
 
@@ -56,7 +58,7 @@ def step_of(
 
     def step() -> None:
         inputs, targets = next(batches)
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
             loss = loss_of(inputs, targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, MAX_NORM)

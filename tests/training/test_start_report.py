@@ -1,6 +1,8 @@
 """What `fit` says at its start, and what it says while it trains."""
 
+import io
 import json
+import re
 import subprocess
 import sys
 
@@ -73,6 +75,18 @@ def test_fit_begins_with_the_facts(project, tiny, capsys):
     assert lines["memory"].endswith(" in a step")
     assert "tokens" in lines["data"]
     assert lines["budget"].startswith("4 steps of 128 tokens, 0.0")
+
+
+def test_the_facts_stand_above_the_bar_in_a_terminal(project, tiny, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert main(["fit", "--config", TEXT, *tiny]) == 0
+    lines = re.split(r"[\r\n]", terminal.getvalue())
+    for name in ("run", "device", "budget"):
+        (line,) = [line for line in lines if f"{name}    " in line]
+        assert line.startswith(name)
 
 
 def test_a_step_that_does_not_fit_is_announced(project, tiny, capsys, monkeypatch):

@@ -22,7 +22,8 @@ OPTIONS: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "Training": [
         ("--trainer.max_tokens", "N", "", "the budget in tokens, such as 2e6 or 2M; or"),
-        ("--trainer.max_steps", "N", "", "the budget in optimizer steps"),
+        ("--trainer.max_steps", "N", "", "the budget in optimizer steps; or"),
+        ("--trainer.max_minutes", "X", "", "the budget in minutes, from the command to its end"),
         ("--data.batch_size", "N", "6", "windows of one optimizer step"),
         ("--data.micro_batch_size", "N", "", "windows computed at a time; fewer need less memory"),
         ("--optimizer.lr", "X", "0.006", "peak learning rate"),

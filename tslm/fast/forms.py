@@ -52,7 +52,10 @@ def precise(form: Form) -> Form | None:
 
 def cpu_multiplies_bfloat16() -> bool:
     """Whether the processor has instructions that multiply bfloat16, which makes it faster than float32."""
-    # The public torch.backends.cpu.get_cpu_capability knows the vector width but not bfloat16.
+    # The public torch.backends.cpu.get_cpu_capability knows the vector width, which ATEN_CPU_CAPABILITY may limit, but
+    # not bfloat16.
+    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "DEFAULT"):
+        return False
     probes = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
     return any(probe() for probe in probes if probe is not None)
 

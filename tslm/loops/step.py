@@ -5,6 +5,7 @@ Everything is counted in optimizer steps. The loop decides *when* something happ
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, Protocol
@@ -39,6 +40,9 @@ class TokenCount(int):
         return super().__new__(cls, int(number))
 
 
+OPEN = 1 << 60  # optimizer steps; more than any training takes
+
+
 @dataclass(frozen=True)
 class Budget:
     """The length of a training in optimizer steps.
@@ -50,26 +54,36 @@ class Budget:
 
     max_steps: int
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the number of steps is still to be fixed."""
+        return self.max_steps >= OPEN
+
     @classmethod
-    def of(cls, *, max_steps: int | None = None, max_tokens: int | None = None, tokens_per_step: int = 1,
-           steps_done: int = 0, tokens_seen: int = 0) -> Budget:
-        """Make a budget from steps or from tokens; tokens are rounded up to whole steps.
+    def of(cls, *, max_steps: int | None = None, max_tokens: int | None = None, max_minutes: float | None = None,
+           tokens_per_step: int = 1, steps_done: int = 0, tokens_seen: int = 0) -> Budget:
+        """Make a budget from steps, from tokens, which are rounded up to whole steps, or an open one from minutes.
 
         Args:
             max_steps: number of optimizer steps.
             max_tokens: number of training tokens.
+            max_minutes: minutes; with max_steps, these are the steps that were found to fit into them.
             tokens_per_step: tokens of one optimizer step, in all micro-batches and processes together.
             steps_done: steps of a run that is resumed.
             tokens_seen: tokens of these steps, which may have had another size.
 
         Raises:
-            UserError: both or neither of max_steps and max_tokens are given, or the given one is below 1.
+            UserError: none or several of them are given, or the given one is too small.
         """
-        if (max_steps is None) == (max_tokens is None):
+        if (max_tokens is None) == (max_steps is None and max_minutes is None):
             raise UserError(
-                f"max_steps is {max_steps} and max_tokens is {max_tokens}, but the budget is exactly one of them: give "
-                "--trainer.max_steps or --trainer.max_tokens"
+                f"max_steps is {max_steps}, max_tokens is {max_tokens} and max_minutes is {max_minutes}, but the "
+                "budget is exactly one of them: give --trainer.max_steps, --trainer.max_tokens or --trainer.max_minutes"
             )
+        if max_minutes is not None and not 0 < max_minutes < math.inf:
+            raise UserError(f"max_minutes is {max_minutes:g}: give a --trainer.max_minutes above 0")
+        if max_minutes is not None and max_steps is None:
+            return cls(OPEN)
         name, amount = ("max_steps", max_steps) if max_steps is not None else ("max_tokens", max_tokens)
         assert amount is not None
         if amount < 1:

@@ -24,6 +24,7 @@ from tslm.studies.accounting import (
 )
 from tslm.studies.accounting_measured import Measured, measure
 from tslm.studies.layout import print_note, print_table, print_title
+from tslm.training.settings import PROVISIONAL_STEPS
 
 NEWER_D_FF = 4_288  # of XL in the newer edition of the assignment: 8/3 of d_model in a multiple of 64
 GROUPS = {  # of the matmuls, for the table of shares
@@ -125,7 +126,7 @@ def _of_config(path: str) -> tuple[TransformerConfig, int, int]:
     names = set(TransformerConfig.__dataclass_fields__) - {"vocab_size", "context_length"}
     model = TransformerConfig(data.vocab_size, data.context_length, **{name: options.model[name] for name in names})
     steps = trainer.max_steps or -(-(trainer.max_tokens or 0) // (data.batch_size * data.context_length))
-    return model, data.batch_size, max(1, steps)
+    return model, data.batch_size, steps or PROVISIONAL_STEPS  # of a budget in minutes
 
 
 def as_json(

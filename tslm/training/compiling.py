@@ -27,10 +27,16 @@ Choice = bool | Literal["auto"]
 # Floating-point operations of a whole run above which compiling saves more time than it takes. On an H200 they take 40
 # seconds, and compiling saves a third of them.
 WORTH_FLOPS = {"cuda": 8e15}
+WORTH_MINUTES = 2 / 3  # the 40 seconds
 
 
-def pays(choice: Choice, flops: float, device: str) -> bool:
-    """Whether to compile for a run of `flops` floating-point operations; `auto` compares them with `WORTH_FLOPS`."""
+def pays(choice: Choice, flops: float, device: str, minutes: float | None = None) -> bool:
+    """Whether to compile for a run of `flops` floating-point operations; `auto` compares them with `WORTH_FLOPS`.
+
+    If the run's length is given in `minutes`, `auto` compiles where it takes longer than `WORTH_FLOPS` do.
+    """
+    if minutes is not None:
+        flops = WORTH_FLOPS.get(device, 0) * minutes / WORTH_MINUTES
     return flops >= WORTH_FLOPS.get(device, math.inf) if choice == "auto" else choice
 
 

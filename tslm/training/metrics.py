@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from tqdm import tqdm
 
 from tslm.data.datamodule import TextDataModule
 from tslm.loops.lightning import StepCallback
@@ -180,14 +182,14 @@ class StepMetrics(StepCallback):
             distance = self._spikes.add(loss)
             if distance is not None and trainer.is_global_zero:
                 windows = windows_of(trainer, self._steps_read)
-                print(f"\nLoss spike at step {self._steps_read:,}: {loss:.4f} is {distance:.1f} standard deviations "
-                      f"above the mean of the steps before it{f' ({windows})' * bool(windows)}.", flush=True)
+                say(f"Loss spike at step {self._steps_read:,}: {loss:.4f} is {distance:.1f} standard deviations "
+                    f"above the mean of the steps before it{f' ({windows})' * bool(windows)}.")
 
     def _count_skipped(self, trainer: pl.Trainer, total: int, step: int) -> None:
         new = self._skipped_before + total - self.skipped_steps
         self.skipped_steps += new
         if new and trainer.is_global_zero:
-            print(f"\nSkipped {new} of the steps up to {step:,}: their gradient was not finite.", flush=True)
+            say(f"Skipped {new} of the steps up to {step:,}: their gradient was not finite.")
 
     def _stop_clock(self, module: LanguageModule) -> SkipReport:
         """Stop the clock when the device has completed all steps; reading the skipped steps waits for it."""
@@ -212,6 +214,12 @@ def windows_of(trainer: pl.Trainer, step: int) -> str:
     """Name the windows of an optimizer step, or return "" if they are not those of a TextDataModule."""
     data = getattr(trainer, "datamodule", None)
     return data.windows_of(step) if isinstance(data, TextDataModule) else ""
+
+
+def say(text: str) -> None:
+    """Print lines, above the bar if there is one."""
+    tqdm.write(text)
+    sys.stdout.flush()
 
 
 def metrics_of(trainer: pl.Trainer) -> StepMetrics:

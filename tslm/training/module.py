@@ -118,6 +118,7 @@ class LanguageModule(pl.LightningModule):
         self.total_steps: int | None = None  # the budget that the schedule spans
         self._drops_gradients = False  # of steps to be skipped, because the optimizer cannot skip steps by itself
         self._rng: dict[str, Any] | None = None
+        self._rate: Callable[[int], float] = lambda step: 0.0
         self._compile_now = False
         self._compiled_loss: Callable[..., torch.Tensor] | None = None
         self._graph_step: GraphStep | None = None
@@ -327,17 +328,30 @@ class LanguageModule(pl.LightningModule):
             self.optimizer_settings = settings = replace(
                 settings, schedule="constant", warmup_steps=100, cosine_steps=100
             )
-        self.total_steps = max_steps = max_steps or settings.cosine_steps or 1
+        self._rate = self._schedule(max_steps or settings.cosine_steps or 1)
         optimizer = make_optimizer(settings.class_path, self.model, settings.arguments())
         self.skipped = SkippedSteps(next(self.parameters()).device)
         self._drops_gradients = not isinstance(optimizer, AdamW)
         if isinstance(optimizer, AdamW):
             optimizer.skip = self.skipped.skip
-        rate = settings.rate(max_steps)
         # A function, not an object: LambdaLR saves an object's state, and on resuming it would overwrite new settings.
-        factor = (lambda step: rate(step) / settings.lr) if settings.lr else (lambda step: 1.0)
+        factor = (lambda step: self._rate(step) / settings.lr) if settings.lr else (lambda step: 1.0)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _schedule(self, max_steps: int) -> Callable[[int], float]:
+        """Return the learning rate as a function of the step, and remember the budget that it spans."""
+        self.total_steps = max_steps
+        in_minutes = getattr(self._trainer, "max_minutes", None) is not None
+        return self.optimizer_settings.rate(max_steps, in_minutes=in_minutes)
+
+    def set_total_steps(self, max_steps: int) -> None:
+        """Let the schedule span another budget from the next step on."""
+        self._rate = self._schedule(max_steps)
+        for each in self.trainer.lr_scheduler_configs:
+            schedule: Any = each.scheduler
+            schedule.last_epoch -= 1  # the coming step's rate once more, by the new schedule
+            schedule.step()
 
     def clip(self, max_norm: float | None) -> None:
         """Clip the gradients in place and remember their norm; if it is not finite, the optimizer skips the step.

@@ -77,7 +77,7 @@ def restore(module: LanguageModule, checkpoint: dict[str, Any]) -> None:
                         "weights with --init_from")
     check_optimizer(checkpoint["optimizer_states"][0], before, module.model, path)
     module.tokens_seen = checkpoint["callbacks"].get("StepMetrics", {}).get("tokens_seen")
-    rate = settings.rate(module._total_steps() or 1)(step)
+    rate = module._schedule(module._total_steps() or 1)(step)
     stated = settings.arguments()
     states = checkpoint["optimizer_states"]
     if module.is_sharded:

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from tqdm import tqdm
 
 from tslm.loops.lightning import StepCallback
+from tslm.loops.step import OPEN
 from tslm.training.forecast import duration
 from tslm.training.metrics import metrics_of
 
@@ -45,7 +46,7 @@ class StepProgress(StepCallback, pl.callbacks.ProgressBar):
         self._first_step = trainer.global_step
         if self._has_terminal:
             self._train = tqdm(
-                total=trainer.max_steps, initial=trainer.global_step, desc="training", unit=" steps", smoothing=0.1,
+                total=_total(trainer), initial=trainer.global_step, desc="training", unit=" steps", smoothing=0.1,
                 dynamic_ncols=True, disable=not trainer.is_global_zero, bar_format=bar_format(),
             )
 
@@ -54,6 +55,7 @@ class StepProgress(StepCallback, pl.callbacks.ProgressBar):
     ) -> None:
         """Advance the bar at the end of an optimizer step."""
         if self._train is not None and trainer.global_step > self._train.n:
+            self._train.total = _total(trainer)
             self._train.update(trainer.global_step - self._train.n)
 
     def on_step_log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
@@ -124,6 +126,11 @@ class StepProgress(StepCallback, pl.callbacks.ProgressBar):
             self._evaluation = None
 
 
+def _total(trainer: pl.Trainer) -> int | None:
+    """Return the number of steps; None as long as a budget in minutes does not have one."""
+    return trainer.max_steps if trainer.max_steps < OPEN else None
+
+
 def bar_format(columns: int | None = None) -> str:
     """Return the layout of the bar for a width: loss and speed in 80 columns, the loss in 40."""
     columns = shutil.get_terminal_size().columns if columns is None else columns
@@ -143,9 +150,10 @@ def latest_figures(trainer: pl.Trainer) -> str:
 def report_line(trainer: pl.Trainer, step: int, first_step: int) -> str:
     """Format a report as a line for a log: the step, loss, speed and time left."""
     metrics = metrics_of(trainer)
-    parts = [f"step {step:,} of {trainer.max_steps:,}"]
+    total = _total(trainer)
+    parts = [f"step {step:,}" if total is None else f"step {step:,} of {total:,}"]
     parts += [text.format(metrics.latest[name]) for name, text in FIGURES.items()
               if name in metrics.latest and name != "valid_loss"]
-    if step > first_step and step < trainer.max_steps:
-        parts.append(f"{duration((trainer.max_steps - step) * metrics.seconds / (step - first_step))} left")
+    if total is not None and first_step < step < total:
+        parts.append(f"{duration((total - step) * metrics.seconds / (step - first_step))} left")
     return ", ".join(parts)

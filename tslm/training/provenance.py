@@ -14,7 +14,9 @@ import torch
 import tslm
 from tslm.data.datamodule import TextDataModule
 from tslm.errors import UserError
+from tslm.loops.step import OPEN
 from tslm.tokenizer.pretokenize import unicode_hash
+from tslm.training.settings import PROVISIONAL_STEPS
 
 if TYPE_CHECKING:
     from tslm.training.module import LanguageModule
@@ -44,12 +46,14 @@ def provenance(module: LanguageModule, state: Mapping[str, Any]) -> dict[str, An
     """
     trainer, resolved = module._trainer, {}
     if trainer is not None:
-        warmup_steps, cosine_steps = module.optimizer_settings.lengths(module.total_steps or 1)
+        is_open = trainer.max_steps >= OPEN
+        warmup_steps, cosine_steps = module.optimizer_settings.lengths(
+            PROVISIONAL_STEPS if is_open else module.total_steps or 1)
         resolved = {
             "precision": str(trainer.precision), "device": trainer.strategy.root_device.type,
             "processes": trainer.world_size, "accumulate_grad_batches": trainer.accumulate_grad_batches,
-            "max_steps": trainer.max_steps, "warmup_steps": warmup_steps, "cosine_steps": cosine_steps,
-            "compiled": module.compiled,
+            "max_steps": None if is_open else trainer.max_steps,
+            "warmup_steps": warmup_steps, "cosine_steps": cosine_steps, "compiled": module.compiled,
         }
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, TextDataModule):

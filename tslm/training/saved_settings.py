@@ -109,6 +109,7 @@ ALLOWED: dict[str, Check] = {
     "seed_everything": either(switch, whole(0, 2**32 - 1)),
     "trainer.max_steps": optional(whole(1)),
     "trainer.max_tokens": optional(whole(1)),
+    "trainer.max_minutes": optional(number()),
     "trainer.val_every_n_steps": whole(),
     "trainer.log_every_n_steps": whole(),
     "trainer.save_every_n_steps": whole(),

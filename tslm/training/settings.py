@@ -9,10 +9,13 @@ from typing import Any
 
 from tslm.errors import UserError
 from tslm.generation import SamplingRule
+from tslm.loops.step import OPEN
 from tslm.model.own_classes import import_named
 from tslm.optim import SCHEDULES, Schedule, check_schedule
 from tslm.training.optimizers import COMMON, accepted, optimizer_class
 
+MEASURED_STEPS = 33  # of a training whose budget is in minutes, until the number of its steps is fixed
+PROVISIONAL_STEPS = 3000
 SMALLEST = 1e-37  # above 0 in a float32
 LARGEST = 1e18  # of a setting of the optimizer; the product of any two fits in a float32
 
@@ -88,12 +91,21 @@ class OptimizerSettings:
         cosine_steps = self.cosine_steps if self.cosine_steps is not None else max_steps
         return self.warmup_steps if self.warmup_steps is not None else cosine_steps // 20, cosine_steps
 
-    def rate(self, max_steps: int) -> Callable[[int], float]:
+    def rate(self, max_steps: int, *, in_minutes: bool = False) -> Callable[[int], float]:
         """Return the learning rate as a function of the step, for a budget of `max_steps`.
+
+        Args:
+            max_steps: number of optimizer steps; `OPEN` if it is not fixed yet.
+            in_minutes: whether the budget is in minutes, so that `max_steps` was not known in the first
+                `MEASURED_STEPS` steps. These follow the schedule of `PROVISIONAL_STEPS`.
 
         Raises:
             UserError: the warm-up is longer than the schedule, or a schedule of the user's own returns no rate.
         """
+        if in_minutes:
+            early = self.rate(max(PROVISIONAL_STEPS, self.warmup_steps or 0))
+            later = early if max_steps >= OPEN else self.rate(max_steps)
+            return lambda step: (early if step < MEASURED_STEPS else later)(step)
         warmup_steps, total_steps = self.lengths(max_steps)
         check_schedule(self.lr, self.lr_min, warmup_steps, total_steps)
         schedule = self._schedule()

@@ -7,10 +7,12 @@ import torch
 
 from tslm.data.datamodule import TextDataModule
 from tslm.loops.lightning import StepCallback
+from tslm.loops.step import OPEN
 from tslm.training.checkpoint_callback import run_dir
 from tslm.training.forecast import Step, amount, duration, free_bytes, step_bytes, used_bytes
-from tslm.training.metrics import metrics_of
+from tslm.training.metrics import metrics_of, say
 from tslm.training.module import LanguageModule
+from tslm.training.settings import MEASURED_STEPS
 
 _MEASURED = 5  # seconds of training from which the speed is known well enough
 _DEFAULT_CHUNK = {"cpu": 512}  # tokens; as in fast/cpu/kernels.py, and elsewhere as in fast/gpu/cross_entropy.py
@@ -28,18 +30,18 @@ class StartReport(StepCallback):
         assert isinstance(pl_module, LanguageModule)
         self._first_step, self._said = trainer.global_step, False
         if trainer.is_global_zero:
-            print(start_text(trainer, pl_module), flush=True)
+            say(start_text(trainer, pl_module))
 
     def on_step_log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Print the duration with the first report after a few seconds of training."""
         metrics = metrics_of(trainer)
-        if self._said or metrics.seconds < _MEASURED or not trainer.is_global_zero:
+        if self._said or trainer.max_steps >= OPEN or metrics.seconds < _MEASURED or not trainer.is_global_zero:
             return
         self._said = True
         left = (trainer.max_steps - step) * metrics.seconds / max(1, step - self._first_step)
         if left > _MEASURED:
-            print(f"\n{'time':<11}{duration(left)} more for {trainer.max_steps - step:,} steps, at "
-                  f"{metrics.tokens_per_second:,.0f} tokens/s; validations come on top", flush=True)
+            say(f"{'time':<11}{duration(left)} more for {trainer.max_steps - step:,} steps, at "
+                f"{metrics.tokens_per_second:,.0f} tokens/s; validations come on top")
 
 
 def start_text(trainer: pl.Trainer, module: LanguageModule) -> str:
@@ -53,7 +55,7 @@ def start_text(trainer: pl.Trainer, module: LanguageModule) -> str:
     data = getattr(trainer, "datamodule", None)
     parameters = f"{amount(module.model.num_parameters())} parameters"
     if not isinstance(data, TextDataModule) or data.train_tokens is None:
-        return _table([*rows, ("model", parameters), ("steps", f"{trainer.max_steps:,}")])
+        return _table([*rows, ("model", parameters), ("steps", f"{_budget_text(trainer)}")])
     tokens = data.tokens_per_step
     rows.append(("model", f"{parameters}; {amount(module.model.flops_per_token() * tokens, 'FLOP')} a step"))
     step = Step(
@@ -66,11 +68,19 @@ def start_text(trainer: pl.Trainer, module: LanguageModule) -> str:
         rows.append(("memory", f"about {amount(used + needed, 'B')} in a step"))
     text, left = len(data.train_tokens), trainer.max_steps - trainer.global_step
     rows.append(("data", f"{data.train_name}: {amount(text)} tokens"))
-    rows.append(("budget", f"{left:,} steps of {tokens:,} tokens, {left * tokens / text:.3g} passes over the text"))
+    passes = f", {left * tokens / text:.3g} passes over the text" * (trainer.max_steps < OPEN)
+    rows.append(("budget", f"{_budget_text(trainer)} of {tokens:,} tokens{passes}"))
     if free is not None and needed > free:
         rows.append(("warning", f"a step needs about {amount(needed, 'B')} more memory, but {amount(free, 'B')} are "
                                 "free: give a smaller --data.micro_batch_size, or --model.recompute true"))
     return _table(rows)
+
+
+def _budget_text(trainer: pl.Trainer) -> str:
+    if trainer.max_steps < OPEN:
+        return f"{trainer.max_steps - trainer.global_step:,} steps"
+    minutes: float = trainer.max_minutes  # type: ignore[attr-defined]
+    return f"{duration(60 * minutes)}; the first {MEASURED_STEPS} steps tell how many steps"
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

@@ -75,7 +75,13 @@ class StoryTeller:
             self._told += 1
 
     def converse(self) -> None:
-        """Read prompts line by line and continue each, until Ctrl-D or Ctrl-C; no prompt knows the ones before it."""
+        """Read prompts line by line and continue each, until Ctrl-D or Ctrl-C; no prompt knows the ones before it.
+
+        Raises:
+            UserError: the standard input is closed.
+        """
+        if sys.stdin is None:
+            raise UserError("--interactive reads the standard input, which is closed: give --prompt")
         with suppress(ImportError):
             importlib.import_module("readline")  # gives `input` its line editing and its history
         print("Type how a text begins, and the model continues it. Ctrl-D ends.")

@@ -16,6 +16,7 @@ from tslm.data.datamodule import TextDataModule
 from tslm.errors import UserError, as_called
 from tslm.generation import Completion
 from tslm.loops.lightning import StepCallback
+from tslm.loops.step import OPEN
 from tslm.training.checkpoint import replace_atomically
 from tslm.training.checkpoint_callback import Checkpoints, run_dir
 from tslm.training.entropy_floor import FloorReport, measure_floor
@@ -204,7 +205,8 @@ NEXT_COMMANDS = (
 
 def stopped_text(summary: dict[str, Any], max_steps: int, reason: str = "") -> str:
     """Say at which step a run stopped, why, with which loss, and how to resume it."""
-    stopped = f"\nStopped at step {summary['steps']:,} of {max_steps:,}{f' {reason}' * bool(reason)}."
+    total = f" of {max_steps:,}" * (max_steps < OPEN)
+    stopped = f"\nStopped at step {summary['steps']:,}{total}{f' {reason}' * bool(reason)}."
     names = {"training": "train_loss", "validation": "valid_loss"}
     losses = [f"{name} loss {summary[key]:.4f}" for name, key in names.items() if summary[key] is not None]
     stopped += f" {', '.join(losses).capitalize()}." * bool(losses)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from tslm.training.lightning_features import (
 )
 from tslm.training.malloc import keep_freed_memory
 from tslm.training.metrics import StepMetrics, run_loggers
+from tslm.training.minutes import MinutesBudget
 from tslm.training.module import LanguageModule
 from tslm.training.progress import StepProgress
 from tslm.training.runs import checked_name, find_checkpoint
@@ -48,8 +50,10 @@ class StepTrainer(pl.Trainer):
     """A Trainer whose budget, validation, logging and saving are counted in optimizer steps.
 
     Args:
-        max_steps: Budget in optimizer steps. Give this or max_tokens.
+        max_steps: Budget in optimizer steps. Give this, max_tokens or max_minutes.
         max_tokens: Budget in tokens, such as 2000000, 2e6 or 2M, rounded up to whole steps.
+        max_minutes: Budget in minutes, from the start of the command, or of `fit` in a script, to its end. The first
+            steps are measured; then the number of steps is fixed. A resumed run keeps that number.
         val_every_n_steps: Validate every this many optimizer steps, and at the end; 0 means at the end only.
         log_every_n_steps: Report loss, learning rate, gradient norm and speed every this many optimizer steps.
         save_every_n_steps: Save a checkpoint every this many optimizer steps, after each validation, and at the end.
@@ -91,6 +95,7 @@ class StepTrainer(pl.Trainer):
         *,
         max_steps: int | None = None,
         max_tokens: TokenCount | None = None,
+        max_minutes: float | None = None,
         val_every_n_steps: int = 0,
         log_every_n_steps: int = 10,
         save_every_n_steps: int = 0,
@@ -127,11 +132,14 @@ class StepTrainer(pl.Trainer):
         self.trial = int(fast_dev_run)  # steps of a trial that saves nothing, or 0
         self.overfit_steps = int(overfit_batches)
         if self.trial:
-            max_steps, max_tokens, logger, enable_checkpointing = self.trial, None, False, False
+            max_steps, max_tokens, max_minutes = self.trial, None, None
+            logger, enable_checkpointing = False, False
             kwargs |= {"limit_test_batches": self.trial, "limit_predict_batches": self.trial}
         limit_val_batches = self.trial or self.overfit_steps or limit_val_batches
         max_tokens = max_tokens if max_tokens is None else TokenCount(max_tokens)
-        self._budget = partial(Budget.of, max_steps=max_steps, max_tokens=max_tokens)
+        self._budget = partial(Budget.of, max_steps=max_steps, max_tokens=max_tokens, max_minutes=max_minutes)
+        self.max_minutes = max_minutes
+        self.began: float | None = None  # when the command began, by time.perf_counter; unless set, when `fit` begins
         self._compile = compile
         self.run_name = name if name is None else checked_name(name)
         accelerator = _accelerator(accelerator)
@@ -221,10 +229,14 @@ class StepTrainer(pl.Trainer):
                 fit_part(state, ckpt_path, resume=True)
             budget = self._resumed_budget(state, ckpt_path, tokens, counted=data is not None)
         self.step_loop.set_budget(budget)
+        began, self.began = time.perf_counter() if self.began is None else self.began, None
+        if budget.is_open:
+            assert self.max_minutes is not None
+            self.callbacks.insert(0, MinutesBudget(self.max_minutes, began))  # type: ignore[attr-defined]
         if isinstance(model, LanguageModule):
             model.optimizer_settings.rate(budget.max_steps)  # checks the warm-up before there is a run directory
             flops = budget.max_steps * tokens * model.model.flops_per_token()
-            if pays(self._compile, flops, self.strategy.root_device.type):
+            if pays(self._compile, flops, self.strategy.root_device.type, self.max_minutes if budget.is_open else None):
                 model.compile_step()
         if self.strategy.root_device.type == "cpu":
             keep_freed_memory()
@@ -245,7 +257,7 @@ class StepTrainer(pl.Trainer):
         if done >= budget.max_steps and not only_validation_left:
             raise UserError(
                 f"{path} is at step {done} and the budget is {budget.max_steps} steps, so nothing is left to train: "
-                "give a larger --trainer.max_steps or --trainer.max_tokens"
+                "give a larger --trainer.max_steps or --trainer.max_tokens, or --trainer.max_minutes"
             )
         return budget
 

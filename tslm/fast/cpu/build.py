@@ -28,7 +28,8 @@ if TYPE_CHECKING:  # the tokenizer loads its library without torch
     import torch
 
 HEADER = Path(__file__).with_name("simd.h")  # included by the sources
-FLAGS = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
+# GCC vectorises a loop over the exponential for AVX2 only if comparisons need not raise floating-point exceptions.
+FLAGS = ["-O3", "-march=native", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
 _TIMEOUT = 120  # seconds, for a compiler that hangs; compiling takes about one
 
 
@@ -48,8 +49,8 @@ def load(sources: tuple[Path, ...], dtype: torch.dtype | None = None) -> ctypes.
 def build(sources: tuple[Path, ...], dtype: torch.dtype | None = None) -> Path:
     """Compile the sources unless an intact library exists, and return its path.
 
-    The environment variable `CC` names the compiler (default `cc`), and `XDG_CACHE_HOME` the cache folder (default
-    `~/.cache`).
+    The environment variable `CC` names the compiler (default `cc`), `XDG_CACHE_HOME` the cache folder (default
+    `~/.cache`), and `TSLM_CFLAGS` further flags, such as -mno-avx512f to compile for a processor without AVX-512.
 
     Raises:
         UnavailableError: there is no compiler, or it fails; always on Windows.
@@ -57,13 +58,10 @@ def build(sources: tuple[Path, ...], dtype: torch.dtype | None = None) -> Path:
     """
     if platform.system() == "Windows":
         raise UnavailableError("they are not compiled on Windows")
-    try:
-        compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
-    except ValueError as error:
-        raise UnavailableError(f"CC is {os.environ['CC']!r}, which is no command line ({error})") from error
+    compiler = _words_of("CC") or ["cc"]
     if shutil.which(compiler[0]) is None:
         raise UnavailableError(f"no C compiler: {compiler[0]} is not found; install one, or name one in CC")
-    flags = [*FLAGS, *(["-DBFLOAT16"] if str(dtype) == "torch.bfloat16" else [])]
+    flags = [*FLAGS, *(["-DBFLOAT16"] if str(dtype) == "torch.bfloat16" else []), *_words_of("TSLM_CFLAGS")]
     path = _private(_folder()) / f"kernel-{_key(sources, compiler, flags)}.so"
     digest_path = path.with_suffix(".sha256")
     if not _is_intact(path, digest_path):
@@ -77,6 +75,14 @@ def build(sources: tuple[Path, ...], dtype: torch.dtype | None = None) -> Path:
                 os.fchmod(file.fileno(), 0o700)  # whatever the umask is
                 file.write(content)
     return path
+
+
+def _words_of(variable: str) -> list[str]:
+    text = os.environ.get(variable, "")
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UnavailableError(f"{variable} is {text!r}, which is no command line ({error})") from error
 
 
 def _private(folder: Path) -> Path:
