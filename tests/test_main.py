@@ -254,6 +254,20 @@ def test_a_closed_pipe_ends_a_command_silently(body):
         assert process.stderr.read() == ""
 
 
+@pytest.mark.parametrize("words", [[], ["--version"], ["--completion"], ["fit", "--help"], ["study", "sgd"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(("output", "code", "said"), [("pipe", 141, ""), ("full", 2, "tslm: No space left on device\n")])
+def test_an_output_that_takes_nothing_is_the_same_for_every_command(words, unbuffered, output, code, said):
+    read, write = os.pipe()
+    os.close(read)
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([sys.executable, "-m", "tslm", *words], stdout=write if output == "pipe" else full,
+                              cwd=ROOT, env=os.environ | {"PYTHONUNBUFFERED": unbuffered}, stderr=subprocess.PIPE,
+                              text=True, check=False, timeout=60)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (code, said)
+
+
 @pytest.mark.parametrize(("encoding", "printed"), [("ascii", b"na?ve ? ?"), ("latin-1", b"na\xefve ? ?"),
                                                    ("utf-8", "naïve 字 ?".encode())])
 def test_characters_that_the_output_lacks_are_replaced(encoding, printed):

@@ -57,37 +57,41 @@ def main(argv: list[str] | None = None) -> int:
         argv: the words after `python -m tslm`; None takes those of the process.
     """
     words = sys.argv[1:] if argv is None else argv
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(_overview())
-        return 0
-    if words[0] in ("-V", "--version"):
-        print(f"tslm {tslm.__version__}")
-        return 0
-    if words[0] == "--completion":
-        print(importlib.import_module("tslm.commands.completion").script())
-        return 0
-    if words[0] not in COMMANDS:
-        return _report(_unknown(words[0]))
-    if words[0] == "fit" and asks_for_first_page(words[1:]):
-        print(as_called(first_page()))
-        return 0
     try:
         warnings.formatwarning = _format_warning
-        _run(words[0], words[1:], argv)
+        _answer(words, argv)
         sys.stdout.flush()  # here, because a pipe closed by its reader is reported at exit otherwise
         return 0
     except BaseException as error:
+        try:
+            sys.stdout.flush()
+        except OSError:  # a closed pipe or a full disk; the flush at exit must not fail again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if _follows_interrupt(error):
             return _report("interrupted", code=INTERRUPTED)
         if isinstance(error, SystemExit):
             return _report(error.code, code=1) if isinstance(error.code, str) else error.code or 0
         if isinstance(error, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the flush at exit does not fail again
             return CLOSED_OUTPUT
         sentence = _sentence(error)
         if sentence is None or os.environ.get("TSLM_TRACEBACK") == "1":
             raise
         return _report(sentence)
+
+
+def _answer(words: list[str], argv: list[str] | None) -> None:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+    elif words[0] in ("-V", "--version"):
+        print(f"tslm {tslm.__version__}")
+    elif words[0] == "--completion":
+        print(importlib.import_module("tslm.commands.completion").script())
+    elif words[0] not in COMMANDS:
+        raise UserError(_unknown(words[0]))
+    elif words[0] == "fit" and asks_for_first_page(words[1:]):
+        print(as_called(first_page()))
+    else:
+        _run(words[0], words[1:], argv)
 
 
 def _run(command: str, options: list[str], argv: list[str] | None) -> None:

@@ -39,6 +39,7 @@ def make_parser():
         parser.add_class_arguments(Data, "data")
         parser.add_argument("--seed", type=int, default=0)
         parser.add_argument("--size", type=int)
+        parser.add_argument("--flag", action="store_true")
         parser.link_arguments("data.vocab_size", "size")
         return parser
 
@@ -74,6 +75,7 @@ COMMAND_LINE = [
                                "--optimizer.lr=-x"),
     (["--optimizer.lr", "--seed", "1"], "--optimizer.lr needs a value"),
     (["--data.weights", "[nan]"], "--data.weights is '[nan]', but it must be a list of numbers, written as '[1, 2.5]'"),
+    (["--flag=true"], "--flag takes no value: leave '=true' out"),
     (["stray"], "unrecognized arguments: stray"),
     (["--optimizer.lr"], "--optimizer.lr needs a value"),
     (["--optimizer.lr", "abc"], "--optimizer.lr is 'abc', but it must be a number"),

@@ -44,6 +44,12 @@ def test_the_page_is_short_and_needs_nothing_heavy(capsys):
     assert done.stdout.splitlines()[-1] == "False"
 
 
+def test_help_for_a_word_is_no_page(capsys):
+    assert main(["fit", "--help", "lr"]) == 2
+    assert "--help lr is no page of help: give --help, or --help all" in complaint(capsys)
+    assert main(["fit", "--help", "--optimizer.lr=1"]) == 0
+
+
 def test_the_rest_has_no_dead_options(capsys):
     with pytest.raises(SystemExit):
         raise SystemExit(main(["fit", "--help", "all"]))

@@ -7,6 +7,7 @@ of them, and a test finds one that a new version of Lightning adds.
 import csv
 import inspect
 import json
+import re
 
 import lightning.pytorch as pl
 import pytest
@@ -130,7 +131,7 @@ def test_the_refusal_of_accumulation_by_epochs():
         check_callbacks([callbacks.GradientAccumulationScheduler({0: 2})], True)
 
 
-@pytest.mark.parametrize("monitor", ["valid/loss", "valid_loss", "train/loss"])
+@pytest.mark.parametrize("monitor", ["valid/loss", "valid_loss", "train/loss", "train_loss"])
 def test_early_stopping_acts_after_a_validation_and_says_why(monitor, project, tiny, capsys):
     assert fit(tiny, "--trainer.callbacks=EarlyStopping", f"--trainer.callbacks.monitor={monitor}",
                "--trainer.callbacks.patience=1", "--trainer.callbacks.min_delta=100", "--trainer.max_steps=9") == 0
@@ -162,6 +163,11 @@ def test_model_checkpoint_saves_by_its_monitor_and_by_steps(project, tiny):
                "--trainer.callbacks.dirpath=best", "--trainer.callbacks.filename={step}",
                "--trainer.callbacks.save_top_k=1") == 0
     assert [path.name for path in (project / "best").iterdir()] == ["step=4.ckpt"]
+    assert fit(tiny, "--trainer.callbacks=ModelCheckpoint", "--trainer.callbacks.monitor=valid/loss",
+               "--trainer.callbacks.dirpath=named",
+               "--trainer.callbacks.filename=x-{valid/loss:.2f}-{train_loss:.1f}") == 0
+    (named,) = (project / "named").iterdir()
+    assert re.fullmatch(r"x-valid_loss=5\.\d\d-train_loss=5\.\d\.ckpt", named.name)
     assert fit(tiny, "--trainer.callbacks=ModelCheckpoint", "--trainer.callbacks.every_n_train_steps=2",
                "--trainer.callbacks.dirpath=often", "--trainer.callbacks.save_top_k=-1") == 0
     assert len(list((project / "often").iterdir())) == 2

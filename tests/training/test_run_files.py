@@ -92,7 +92,8 @@ def test_the_list_is_sorted_filtered_and_json_on_request(runs, capsys):
     summary = json.loads((runs / "version_0" / "summary.json").read_text())
     (runs / "version_0" / "summary.json").write_text(json.dumps(summary | {"valid_loss": 9.0, "floor_gap": 0.0224}))
     (runs / "version_1").rename(runs / "version_0-continued")
-    assert list(table(capsys, "--sort=valid_loss")) == ["version_0-continued", "version_0"]
+    for name in ("valid_loss", "valid/loss"):
+        assert list(table(capsys, f"--sort={name}")) == ["version_0-continued", "version_0"]
     assert list(table(capsys, "--sort=name")) == ["version_0", "version_0-continued"]
     assert list(table(capsys, "--sort=floor_gap")) == ["version_0", "version_0-continued"]  # unknown values come last
     assert table(capsys)["version_0"]["floor_gap"] == "2.24%"

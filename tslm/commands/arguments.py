@@ -115,6 +115,8 @@ def explain(parser: ArgumentParser, message: str, cause: BaseException | None = 
         given = next((value for option, value in stated_options(_words(parser)) if option == name), "")
         hint = f"; one that begins with a hyphen follows an equals sign: {name}={given}"
         return f"{name} needs a value{hint * (given.startswith('-') and given not in parser._option_string_actions)}"
+    if found := re.search(r"argument (\S+): ignored explicit argument '(.*)'", message):
+        return f"{found[1].split('/')[-1]} takes no value: leave {'=' + found[2]!r} out"
     if match := re.match(r'Parser key "([^"]*)"', message):
         return _wrong_value(parser, match[1], message, cause)
     if parser._subparsers is not None:  # what is wrong with one command is explained by the parser of that command

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import textwrap
+from itertools import pairwise
+
+from tslm.errors import UserError
 
 # Option, its value, that of the quick start ("" where there is none worth showing), what it does.
 OPTIONS: dict[str, list[tuple[str, str, str, str]]] = {
@@ -43,7 +46,15 @@ OPTIONS: dict[str, list[tuple[str, str, str, str]]] = {
 
 
 def asks_for_first_page(words: list[str]) -> bool:
-    """Whether the words after `fit` ask for help, but not for all of it."""
+    """Whether the words after `fit` ask for help, but not for all of it.
+
+    Raises:
+        UserError: they ask for the help of a word that is not `all`.
+    """
+    for word, following in pairwise([*words, "-"]):
+        if word in ("-h", "--help") and following != "all" and not following.startswith("-"):
+            raise UserError(f"{word} {following} is no page of help: give --help, or --help all, which lists every "
+                            "option")
     return any(word in ("-h", "--help") for word in words) and "all" not in words
 
 

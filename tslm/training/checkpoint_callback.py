@@ -181,7 +181,7 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Point `best` to the checkpoint of this step if its loss is the lowest so far."""
-        loss = float(trainer.callback_metrics.get("valid_loss", math.nan))
+        loss = getattr(pl_module, "figures", {}).get("loss", math.nan)  # `callback_metrics` has float32 only
         if self._newest is None or self._newest[0] != trainer.global_step or not loss < self.best_loss:
             return
         self.best_loss, (self.best_step, self._best_file) = loss, self._newest

@@ -7,6 +7,7 @@ epoch would never act. So it is refused in a sentence.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -74,6 +75,8 @@ def check_flags(flags: Mapping[str, Any]) -> None:
 def check_callbacks(callbacks: Iterable[pl.Callback], enable_checkpointing: bool) -> None:
     """Refuse callbacks of Lightning that would never act, or would act against the step loop.
 
+    `{valid/loss:.2f}` in the file name of a ModelCheckpoint becomes `{valid_loss:.2f}`; the slash would make a folder.
+
     Raises:
         UserError: there is such a callback, or one that saves checkpoints although that is switched off.
     """
@@ -84,6 +87,8 @@ def check_callbacks(callbacks: Iterable[pl.Callback], enable_checkpointing: bool
         if isinstance(callback, stock.Checkpoint) and not enable_checkpointing:
             raise UserError(f"trainer.enable_checkpointing is false, but the callback {type(callback).__name__} saves "
                             "checkpoints: leave one of them out")
+        if isinstance(callback, stock.ModelCheckpoint) and callback.filename and callback.auto_insert_metric_name:
+            callback.filename = re.sub(r"\{[^{}]*\}", lambda part: part[0].replace("/", "_"), callback.filename)
 
 
 def check_plugins(plugins: Iterable[Any]) -> None:

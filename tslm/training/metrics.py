@@ -235,8 +235,12 @@ def newest_checkpoint(trainer: pl.Trainer) -> Path | None:
 
 
 def report(trainer: pl.Trainer, figures: dict[str, float], step: int) -> None:
-    """Send figures to every logger, under the number of optimizer steps taken, and to callbacks that monitor one."""
-    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in figures.items()})
+    """Send figures to every logger, under the number of optimizer steps taken, and to callbacks that monitor one.
+
+    A callback may name `train/loss` as `train_loss`, too, for example in a file name.
+    """
+    trainer.callback_metrics.update({each: torch.tensor(value) for name, value in figures.items()
+                                     for each in (name, name.replace("/", "_"))})
     for logger in trainer.loggers:
         sent = figures
         if isinstance(logger, TensorBoardLogger):  # leave out cards that say nothing

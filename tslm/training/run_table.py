@@ -108,6 +108,7 @@ def list_runs(folder: str | Path, sort: str | None = None, contains: str = "") -
         MissingFileError: there is no run.
         UserError: there is no such column.
     """
+    sort = sort and sort.replace("/", "_")  # valid/loss, as it is called in metrics.csv
     if sort is not None and sort not in COLUMNS:
         raise UserError(f"there is no column {sort!r} to sort by: give --sort one of {', '.join(COLUMNS)}")
     runs = [run_figures(run) for run in find_runs(folder)]
