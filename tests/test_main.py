@@ -84,14 +84,14 @@ def test_a_command_gets_its_options_and_lightning_the_whole_line(command):
     received = []
     command(received.append)
     assert main(["try", "--a", "1"]) == 0
-    command(received.append, name="tslm.cli")
+    command(lambda argv, began: received.append(argv), name="tslm.cli")
     assert main(["try", "--a", "1"]) == 0
     assert received == [["--a", "1"], ["try", "--a", "1"]]
 
 
 def test_lightning_reads_the_arguments_of_the_process_itself(command, monkeypatch):
     received = []
-    command(received.append, name="tslm.cli")
+    command(lambda argv, began: received.append(argv), name="tslm.cli")
     monkeypatch.setattr(sys, "argv", ["__main__.py", "try", "--a", "1"])
     assert main() == 0
     assert received == [None]
