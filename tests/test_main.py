@@ -84,14 +84,14 @@ def test_a_command_gets_its_options_and_lightning_the_whole_line(command):
     received = []
     command(received.append)
     assert main(["try", "--a", "1"]) == 0
-    command(received.append, name="tslm.cli")
+    command(lambda argv, began: received.append(argv), name="tslm.cli")
     assert main(["try", "--a", "1"]) == 0
     assert received == [["--a", "1"], ["try", "--a", "1"]]
 
 
 def test_lightning_reads_the_arguments_of_the_process_itself(command, monkeypatch):
     received = []
-    command(received.append, name="tslm.cli")
+    command(lambda argv, began: received.append(argv), name="tslm.cli")
     monkeypatch.setattr(sys, "argv", ["__main__.py", "try", "--a", "1"])
     assert main() == 0
     assert received == [None]
@@ -256,7 +256,9 @@ def test_a_closed_pipe_ends_a_command_silently(body):
 
 @pytest.mark.parametrize("words", [[], ["--version"], ["--completion"], ["fit", "--help"], ["study", "sgd"]])
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize(("output", "code", "said"), [("pipe", 141, ""), ("full", 2, "tslm: No space left on device\n")])
+@pytest.mark.parametrize(("output", "code", "said"), [
+    ("pipe", 141, ""), ("full", 2, "tslm: No space left on device\n"),
+])
 def test_an_output_that_takes_nothing_is_the_same_for_every_command(words, unbuffered, output, code, said):
     read, write = os.pipe()
     os.close(read)

@@ -85,6 +85,6 @@ def test_the_checks_before_a_commit_are_those_of_the_ci():
     (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
     hooks = {hook["entry"] for hook in repo["hooks"]}
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    commands = set(re.findall(r"^(ruff check|mypy|pytest)$", ci, re.MULTILINE))
-    assert hooks == commands == {"ruff check", "mypy", "pytest"}
+    commands = set(re.findall(r"^(ruff check|mypy|pytest -n 2)$", ci, re.MULTILINE))
+    assert hooks == commands == {"ruff check", "mypy", "pytest -n 2"}
     assert all(hook["language"] == "system" and not hook["pass_filenames"] for hook in repo["hooks"])

@@ -35,7 +35,7 @@ SPANS += re.findall(r"`(python -m tests\.[^`]+)`", README)
 NOT_RUN = {
     "pip install -e .": "it changes the environment of the tests",
     "pip install -e '.[test]'": "it changes the environment of the tests",
-    "pytest": "it is this test run",
+    "pytest -n 2": "it is this test run",
     "tensorboard --logdir lightning_logs": "it serves pages until it is stopped",
 }
 PARSED_ONLY = "tests.benchmarks."  # benchmarks measure for minutes; their own tests run them with tiny settings

@@ -29,7 +29,7 @@ from tslm.commands.checkpoint_options import LINKED, Start, load_start, take_arc
 from tslm.commands.options import asks_for_help, config_folder, find_shipped, flag_keys, is_stated, leaves, read_yaml
 from tslm.data.datamodule import EVALUATING, TextDataModule
 from tslm.errors import UserError
-from tslm.loops.lightning import report_ended_processes
+from tslm.loops.lightning import StepCallback, report_ended_processes
 from tslm.loops.step import TokenCount
 from tslm.tokenizer.serialization import tokenizer_from_texts
 from tslm.training.checkpoint import fit_part, read_checkpoint, replace_atomically
@@ -108,7 +108,7 @@ class CommandParser(OneSentenceErrors, LightningArgumentParser):
     """Lightning's parser, with a UserError for every mistake."""
 
 
-class SaveRunConfig(SaveConfigCallback):
+class SaveRunConfig(StepCallback, SaveConfigCallback):
     """Saves config.yaml in the run directory of a training; the other commands save nothing."""
 
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -117,6 +117,12 @@ class SaveRunConfig(SaveConfigCallback):
             run_dir(trainer).mkdir(parents=True, exist_ok=True)
             text = self.parser.dump(self.config, skip_none=False)
             replace_atomically(run_dir(trainer) / "config.yaml", lambda file: file.write(text.encode()))
+
+    def on_budget_fixed(self, trainer: Any, pl_module: Any, steps: int) -> None:
+        """Write the number of steps, too."""
+        self.config.trainer.max_steps = steps
+        if trainer.is_global_zero:
+            self.save_config(trainer, pl_module, "fit")
 
 
 class CommandLine(LightningCLI):

@@ -230,7 +230,7 @@ def read_only(cache):
         for path in (cache.folder, *cache.folder.rglob("*")):
             path.chmod(0o555 if path.is_dir() else 0o444)
         if is_root:
-            for parent in cache.folder.parents[:3]:  # the folders of this test, which only root may enter
+            for parent in cache.folder.parents[:4]:  # the folders of this test, which only root may enter
                 parent.chmod(0o755)
             os.seteuid(65_534)
 

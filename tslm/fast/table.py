@@ -39,7 +39,10 @@ SUBSTITUTES: dict[str, tuple[Place, ...]] = {
         Place("cpu", "tslm.fast.operators", "LINEAR_AND_LOSS"),
         Place("cuda", "tslm.fast.operators", "LINEAR_AND_LOSS"),
     ),
-    "tslm.optim.adamw.adamw_step": (Place("cuda", "tslm.fast.gpu.adamw", "ADAMW_STEP"),),
+    "tslm.optim.adamw.adamw_step": (
+        Place("cpu", "tslm.fast.cpu.adamw", "ADAMW_STEP"),
+        Place("cuda", "tslm.fast.gpu.adamw", "ADAMW_STEP"),
+    ),
     "tslm.generation.sampling.choose_tokens": (Place("cpu", "tslm.fast.cpu.sampling", "CHOOSE_TOKENS"),),
     "tslm.generation.decoding.next_logits": (Place("", "tslm.fast.cpu.decoder", "NEXT_LOGITS"),),
 }

@@ -41,6 +41,9 @@ class StepCallback(pl.Callback):
     def on_step_save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Called when a checkpoint is due, after the report of this step and before its validation."""
 
+    def on_budget_fixed(self, trainer: pl.Trainer, pl_module: pl.LightningModule, steps: int) -> None:
+        """Called when the number of steps of a training whose budget is in minutes becomes known."""
+
 
 class StepEpochLoop(_TrainingEpochLoop):
     """Drives a `StepLoop` inside Lightning's fit loop; the whole training is one endless epoch."""

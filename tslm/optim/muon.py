@@ -78,27 +78,36 @@ class Muon(AdamW):
 
     def _step_group(self, group: dict[str, Any], skip: Tensor | None) -> None:
         matrices = [each for each in group["params"] if group["orthogonalize"] and each.ndim == 2]
-        if skip is None or not skip:
-            for parameter in matrices:
-                if parameter.grad is not None:
-                    muon_step(parameter, parameter.grad, self.state[parameter], group["lr"], group["momentum"],
-                              group["iterations"], group["weight_decay"])
+        alike: dict[tuple[torch.Size, torch.device, torch.dtype], list[Tensor]] = {}
+        for each in matrices:
+            if each.grad is not None:
+                alike.setdefault((each.shape, each.device, each.dtype), []).append(each)
+        for parameters in alike.values() if skip is None or not skip else ():
+            muon_step(parameters, [each.grad for each in parameters], [self.state[each] for each in parameters],
+                      group["lr"], group["momentum"], group["iterations"], group["weight_decay"])
         chosen = {id(each) for each in matrices}
         super()._step_group(group | {"params": [each for each in group["params"] if id(each) not in chosen]}, skip)
 
 
 def muon_step(
-    parameter: Tensor, gradient: Tensor, state: dict[str, Any], lr: float, momentum: float, iterations: int,
-    weight_decay: float,
+    parameters: list[Tensor], gradients: list[Any], states: list[dict[str, Any]], lr: float, momentum: float,
+    iterations: int, weight_decay: float,
 ) -> None:
-    """Apply the equations of `Muon` to one matrix, in place; `state` holds b as `momentum_buffer`."""
-    if "momentum_buffer" not in state:
-        state["momentum_buffer"] = torch.zeros_like(parameter)
-    buffer = state["momentum_buffer"]
-    buffer.mul_(momentum).add_(gradient)
-    update = orthogonalized(gradient + momentum * buffer, iterations)
-    parameter.add_(update, alpha=-lr * _MATCH_ADAMW * math.sqrt(max(parameter.shape)))
-    parameter.mul_(1 - lr * weight_decay)
+    """Apply the equations of `Muon` to matrices of one shape, in place; a state holds b as `momentum_buffer`.
+
+    All are orthogonalised together, because small products waste a processor.
+    """
+    directions = []
+    for parameter, gradient, state in zip(parameters, gradients, states, strict=True):
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer = state["momentum_buffer"]
+        buffer.mul_(momentum).add_(gradient)
+        directions.append(gradient + momentum * buffer)
+    rate = lr * _MATCH_ADAMW * math.sqrt(max(parameters[0].shape))
+    for parameter, update in zip(parameters, orthogonalized(torch.stack(directions), iterations), strict=True):
+        parameter.add_(update, alpha=-rate)
+        parameter.mul_(1 - lr * weight_decay)
 
 
 def orthogonalized(matrix: Tensor, iterations: int = 5) -> Tensor:
@@ -109,15 +118,15 @@ def orthogonalized(matrix: Tensor, iterations: int = 5) -> Tensor:
     Each iteration maps a singular value s to a s + b s³ + c s⁵. The coefficients let small values grow fast; after five
     iterations all but the smallest values are between about 0.7 and 1.2, which is close enough (Jordan et al. 2024).
 
-    Shapes: (d_out, d_in), in the dtype of `matrix`, but float32 for half precision.
+    Shapes: (..., d_out, d_in), in the dtype of `matrix`, but float32 for half precision.
     """
     x = matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix
-    x = x / (x.norm() + 1e-7)
-    is_tall = x.shape[0] > x.shape[1]
-    x = x.T if is_tall else x  # A is the smaller of the two products
+    x = x / (x.square().sum((-2, -1), keepdim=True).sqrt() + 1e-7)
+    is_tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if is_tall else x  # A is the smaller of the two products
     a, b, c = COEFFICIENTS
     for _ in range(iterations):
-        square = x @ x.T
+        square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
-    orthogonal: Tensor = x.T if is_tall else x
+    orthogonal: Tensor = x.mT if is_tall else x
     return orthogonal.to(matrix.dtype)

@@ -8,14 +8,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import yaml
 
 from tslm.data.datamodule import TextDataModule
 from tslm.errors import UserError
 from tslm.loops.lightning import StepCallback
 from tslm.loops.step import Budget
-from tslm.training.checkpoint import replace_atomically
-from tslm.training.checkpoint_callback import run_dir
 from tslm.training.forecast import amount, duration
 from tslm.training.metrics import say
 from tslm.training.module import LanguageModule
@@ -79,8 +76,10 @@ class MinutesBudget(StepCallback):
             return
         step_loop.set_budget(Budget(steps))
         pl_module.set_total_steps(steps)
-        if trainer.is_global_zero:
-            self._write_down(trainer, pl_module, steps)
+        pl_module.run_config.setdefault("trainer", {})["max_steps"] = steps
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, StepCallback):
+                callback.on_budget_fixed(trainer, pl_module, steps)
 
     def _steps_in_time(self, trainer: pl.Trainer) -> int | None:
         """Return the number of steps of the whole run; None if the speed is not known yet."""
@@ -98,21 +97,16 @@ class MinutesBudget(StepCallback):
     def _seconds_per_step(self) -> float:
         return max(self._ends[-1] - self._ends[FIRST - 1], 1e-9) / (len(self._ends) - FIRST)
 
-    def _write_down(self, trainer: pl.Trainer, module: LanguageModule, steps: int) -> None:
-        """Print the number of steps, and add it to the settings in checkpoints and config.yaml."""
+    def on_budget_fixed(self, trainer: pl.Trainer, pl_module: pl.LightningModule, steps: int) -> None:
+        """Print the number of steps."""
+        if not trainer.is_global_zero:
+            return
         here, tokens = steps - self._first_step, _tokens_per_step(trainer)
         if len(self._ends) < MEASURED_STEPS:
             say(f"The {duration(60 * self.minutes)} are over after {here} steps.")
         else:
             say(f"{'budget':<11}{tokens / self._seconds_per_step():,.0f} tokens/s here: "
                 f"{amount(here * tokens)} tokens, {here:,} steps, in {duration(60 * self.minutes)}")
-        module.run_config.setdefault("trainer", {})["max_steps"] = steps
-        path = run_dir(trainer) / "config.yaml"
-        if path.is_file():
-            settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-            settings["trainer"]["max_steps"] = steps
-            text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-            replace_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _tokens_per_step(trainer: pl.Trainer) -> int:

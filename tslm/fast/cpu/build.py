@@ -28,8 +28,9 @@ if TYPE_CHECKING:  # the tokenizer loads its library without torch
     import torch
 
 HEADER = Path(__file__).with_name("simd.h")  # included by the sources
-# GCC vectorises a loop over the exponential for AVX2 only if comparisons need not raise floating-point exceptions.
-FLAGS = ["-O3", "-march=native", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
+# For AVX2, GCC vectorises comparisons only if they need not raise floating-point exceptions, and square roots only if
+# they need not set errno.
+FLAGS = ["-O3", "-march=native", "-fno-trapping-math", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC"]
 _TIMEOUT = 120  # seconds, for a compiler that hangs; compiling takes about one
 
 
