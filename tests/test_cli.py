@@ -143,9 +143,13 @@ def test_a_training_without_time_for_a_step_is_a_mistake(project, tiny, capsys):
 def test_the_command_that_the_summary_proposes_works_in_every_folder(project, tiny, capsys):
     assert not (project / "configs").exists()
     assert main(["fit", "--config", "configs/text.yaml", *tiny, "--trainer.max_steps=1"]) == 0
-    out = capsys.readouterr().out
-    assert f"configs/text.yaml is not in this folder; the one that comes with tslm is used: {TEXT}" in out
+    out, err = capsys.readouterr()
+    assert f"configs/text.yaml is not in this folder; the one that comes with tslm is used: {TEXT}" in err
     assert "python -m tslm fit --config configs/text.yaml --data.train_files" in out
+    assert main(["fit", "--config", "configs/text.yaml", "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["context_length"] == 256
+    assert main(["study", "accounting", "--config", "configs/text.yaml", "--json=true"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"]["context_length"] == 256
 
 
 def test_predict_reads_prompts_from_a_file(in_runs, tmp_path):

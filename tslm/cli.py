@@ -188,7 +188,8 @@ class CommandLine(LightningCLI):
         if command == "fit" and not flags & {"config", "ckpt_path", "init_from"} and not asks_for_help(argv):
             argv = [command, "--config", str(config_folder() / QUICK_START), *argv[1:]]
         args, notices = find_shipped(argv)
-        print(*notices, sep="\n", end="\n" * bool(notices), flush=True)
+        # Not on the standard output, which may be the YAML of --print_config or the JSON of a study.
+        print(*notices, sep="\n", end="\n" * bool(notices), file=sys.stderr, flush=True)
         super().parse_arguments(parser, args)
         command = self.config.subcommand
         config = self.config[command]
