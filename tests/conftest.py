@@ -12,7 +12,7 @@ import pytest
 gc.disable()  # until the tests are collected: it would walk through all that torch and Lightning load, again and again
 # Before torch is imported, and for the processes that tests start. Threads that spin while they wait would take the
 # core from another test.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

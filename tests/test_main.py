@@ -89,6 +89,20 @@ def test_a_command_gets_its_options_and_lightning_the_whole_line(command):
     assert received == [["--a", "1"], ["try", "--a", "1"]]
 
 
+@pytest.mark.parametrize(("name", "value", "expected"), [
+    ("GOMP_SPINCOUNT", None, "1000"), ("GOMP_SPINCOUNT", "7", "7"), ("OMP_WAIT_POLICY", "active", None)])
+def test_waiting_threads_leave_the_core_to_others_unless_the_user_decides(command, monkeypatch, name, value, expected):
+    for variable in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(variable, "")  # so that it is restored
+        monkeypatch.delenv(variable)
+    if value is not None:
+        monkeypatch.setenv(name, value)
+    seen = []
+    command(lambda words: seen.append(os.environ.get("GOMP_SPINCOUNT")))
+    assert main(["try"]) == 0
+    assert seen == [expected]
+
+
 def test_lightning_reads_the_arguments_of_the_process_itself(command, monkeypatch):
     received = []
     command(lambda argv, began: received.append(argv), name="tslm.cli")

@@ -54,6 +54,15 @@ def test_each_figure_without_a_peer_is_one_json_line(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_two_trainings_at_once(tmp_path, capsys):
+    arguments = [*TINY, "--fit-options", FIT, "--workdir", str(tmp_path), "--only", "two_at_once"]
+    assert training.main(arguments) == 0
+    figure = figures_of(capsys.readouterr().out)["two_at_once"]
+    assert figure["ratio"] == pytest.approx(figure["ours"] / figure["peer"])
+    assert figure["target"] == "ratio >= 0.45"
+
+
+@pytest.mark.slow
 def test_throughput_and_losses_beside_transformers(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # restored at the end
     names = ["tokens_vs_transformers", "matmul_share", "loss_parity_fp32", "loss_parity_bf16"]

@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--parity-tokens", type=int, default=1_000_000, help="training tokens of loss_parity (default: 1,000,000)")
     add("--parity-seeds", type=int, default=3, help="number of seeds of loss_parity, from --seed on (default: 3)")
     add("--fit-options", default="--config configs/quickstart.yaml",
-        help="options of `fit` for first_step (default: %(default)s)")
+        help="options of `fit` for first_step and two_at_once (default: %(default)s)")
     add("--workdir", type=Path, default=Path(".cache/benchmarks"),
         help="folder of compiled code and prepared data (default: .cache/benchmarks)")
     add("--markdown", action="store_true", help="also print a Markdown table at the end")

@@ -14,7 +14,7 @@ from typing import Any
 from tests.benchmarks import training_jobs, training_parity, training_peers
 from tests.benchmarks.measure import Figure, Plan, Run, Target, in_turn, run_alone
 from tests.benchmarks.training_jobs import DEFAULT_FORM, GROUP, OURS, RECOMPUTED, SHAPES, WARM_UP, WHOLE
-from tests.benchmarks.training_start import FirstStep
+from tests.benchmarks.training_start import FirstStep, speeds_at_once
 
 Side = dict[str, Callable[[], float]]  # for each form of a side, a function that measures it
 Runner = Callable[..., Run]  # runs a job; see `measure.run_alone`
@@ -38,7 +38,7 @@ class Training:
         parity_text: A UTF-8 text; None uses the embedded corpus.
         parity_tokens: Training tokens of each side in the comparison of losses.
         parity_seeds: Number of seeds in the comparison of losses; the first is `seed`.
-        fit_options: Options of the `fit` command whose first step is timed.
+        fit_options: Options of the `fit` command of first_step and two_at_once.
         workdir: Folder that keeps compiled code and prepared data.
         scratch: Folder that is removed at the end.
         notify: Prints a sentence about progress.
@@ -95,6 +95,7 @@ def plans() -> list[Plan]:
         Plan("lightning_cost", None, partial(_lightning_cost, progress=False)),
         Plan("lightning_cost_with_bar", None, partial(_lightning_cost, progress=True)),
         Plan("first_step", None, _first_step),
+        Plan("two_at_once", None, _two_at_once),
         Plan("loss_parity_fp32", "transformers", partial(_loss_parity, precision="fp32")),
         Plan("loss_parity_bf16", "transformers", partial(_loss_parity, precision="bf16")),
     ]
@@ -224,6 +225,15 @@ def _first_step(training: Training, name: str) -> Figure:
     command, imported = in_turn(start.seconds, start.seconds_of_import, training.runs)
     return Figure(name, "s", command - imported, None, None, Target("ours", "<=", 2), training.runs, "eager",
                   {"command_s": command, "import_s": imported})
+
+
+def _two_at_once(training: Training, name: str) -> Figure:
+    """Compare the slower of two trainings that run at once with one that runs alone."""
+    measure = partial(speeds_at_once, options=training.fit_options, prepared=training.workdir / "prepared",
+                      scratch=training.scratch, steps=20 * training.steps)
+    measure(1)  # prepares the data
+    slower, alone = in_turn(lambda: min(measure(2)), lambda: measure(1)[0], training.runs)
+    return Figure(name, "tokens/s", slower, alone, "alone", Target("ratio", ">=", 0.45), training.runs, "eager")
 
 
 def _loss_parity(training: Training, name: str, *, precision: str) -> Figure:

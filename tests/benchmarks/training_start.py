@@ -1,7 +1,9 @@
-"""Measure how long a user waits for the first training step of `fit`."""
+"""Measure `fit` from outside: how long a user waits for the first step, and what another `fit` beside it costs."""
 
+import json
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -71,6 +73,37 @@ class FirstStep:
         if process.returncode != 0:
             raise ChildProcessError("lightning cannot be imported")
         return seconds
+
+
+def speeds_at_once(count: int, options: list[str], prepared: Path, scratch: Path, steps: int) -> list[float]:
+    """Start `count` trainings at once and return the tokens per second of each.
+
+    Args:
+        count: Number of trainings.
+        options: Options of `fit`; output folders and the budget are added.
+        prepared: Folder that keeps prepared data.
+        scratch: Folder of the run directories.
+        steps: Optimizer steps of each.
+
+    Raises:
+        ChildProcessError: A training failed.
+    """
+    roots = [Path(tempfile.mkdtemp(dir=scratch)).absolute() for _ in range(count)]
+    commands = [[sys.executable, "-m", "tslm", "fit", *options, f"--data.cache_dir={prepared.absolute()}",
+                 f"--trainer.max_steps={steps}", f"--trainer.default_root_dir={root}"] for root in roots]
+    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+                 for command in commands]
+    try:
+        errors = [process.communicate()[1].decode(errors="replace") for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    for process, error in zip(processes, errors, strict=True):
+        if process.returncode:
+            raise ChildProcessError(f"a training failed: {error.strip().splitlines()[-1:]}")
+    summaries = [json.loads((root / "lightning_logs/version_0/summary.json").read_text()) for root in roots]
+    return [summary["tokens_per_second"] for summary in summaries]
 
 
 def _has_row(root: Path) -> bool:

@@ -56,10 +56,10 @@ def train(trial: dict[str, Any], folder: Path) -> dict[str, Any]:
         ChildProcessError: The training fails.
     """
     name = f"{trial['tokens']}-{trial['seed']}"
-    words = ["fit", "--config", "configs/quickstart.yaml", "--trainer.max_tokens", f"{trial['tokens']}",
-             "--seed_everything", str(trial["seed"]), "--name", name, *trial["options"]]
-    run = subprocess.run([sys.executable, "-m", "tslm", *words], cwd=folder, capture_output=True, text=True, check=False,
-                         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+    words = ["fit", "--config", "configs/quickstart.yaml", f"--trainer.max_tokens={trial['tokens']}",
+             f"--seed_everything={trial['seed']}", "--name", name, *trial["options"]]
+    run = subprocess.run([sys.executable, "-m", "tslm", *words], cwd=folder, capture_output=True, text=True,
+                         check=False, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
     if run.returncode:
         raise ChildProcessError(f"{' '.join(words)} failed: {run.stderr[-1000:]}")
     summary = json.loads((folder / "lightning_logs" / name / "summary.json").read_text())
