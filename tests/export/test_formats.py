@@ -9,6 +9,7 @@ import sys
 
 import gguf
 import pytest
+import tokenizers
 import torch
 import transformers
 
@@ -113,6 +114,16 @@ def test_the_tokenizer_alone(exported, tmp_path, capsys):
     assert main(["export", "--format=tokenizer", f"--ckpt_path={path}", f"--output={tmp_path / 'small'}"]) == 0
     assert "tokenizer.tiktoken is left out: the vocabulary lacks the byte 0x00" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "small").iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+
+
+def test_special_tokens_that_begin_others_are_not_written_for_tiktoken(tmp_path, capsys):
+    """tiktoken takes either of two such tokens, from one process to the next."""
+    path = checkpoint(tmp_path / "model.ckpt", make("gpt2", ("<a>", "<b>", "<a>x")))
+    assert main(["export", "--format=tokenizer", f"--ckpt_path={path}", f"--output={tmp_path / 'x'}"]) == 0
+    assert "tokenizer.tiktoken is left out: the special token '<a>' begins another one, '<a>x'" in capsys.readouterr().out
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "x" / "tokenizer.json"))
+    for text in ("a<a>x", "<a><a>xx<b>"):
+        assert theirs.encode(text, add_special_tokens=False).ids == tslm.load_run(path).tokenizer.encode(text)
 
 
 def test_what_cannot_be_written_is_one_sentence_and_leaves_nothing(tmp_path, capsys, monkeypatch):

@@ -51,6 +51,18 @@ REFUSED_CALLBACKS: dict[type[pl.Callback], str] = {
 }
 
 
+# Arguments of callbacks that are refused with these values: the attribute, the value from which on, what to do instead.
+EPOCH_ARGUMENTS: list[tuple[type[pl.Callback], str, str, Any, str]] = [
+    (stock.EarlyStopping, "check_on_train_epoch_end", "_check_on_train_epoch_end", True, "leave it out"),
+    (stock.ModelCheckpoint, "save_on_train_epoch_end", "_save_on_train_epoch_end", True, "leave it out"),
+    (stock.ModelCheckpoint, "every_n_epochs", "_every_n_epochs", 2, "give every_n_train_steps"),
+    (stock.LearningRateMonitor, "logging_interval", "logging_interval", "epoch", "give step, or leave it out"),
+    (stock.Timer, "interval", "_interval", "epoch", "leave it out"),
+    (stock.EMAWeightAveraging, "update_starting_at_epoch", "update_starting_at_epoch", 1,
+     "give update_starting_at_step"),
+]
+
+
 def check_flags(flags: Mapping[str, Any]) -> None:
     """Refuse flags of Lightning's Trainer that have no meaning here.
 
@@ -81,6 +93,11 @@ def check_callbacks(callbacks: Iterable[pl.Callback], enable_checkpointing: bool
         for kind, reason in REFUSED_CALLBACKS.items():
             if isinstance(callback, kind):
                 raise UserError(f"the callback {type(callback).__name__} cannot be used, because {reason}")
+        for kind, argument, attribute, least, cure in EPOCH_ARGUMENTS:
+            value = getattr(callback, attribute, None) if isinstance(callback, kind) else None
+            if value is not None and (value == least if isinstance(least, str) else value >= least):
+                raise UserError(f"the callback {type(callback).__name__} has {argument} {value}, which counts epochs, "
+                                f"and a training has none: {cure}")
         if isinstance(callback, stock.Checkpoint) and not enable_checkpointing:
             raise UserError(f"trainer.enable_checkpointing is false, but the callback {type(callback).__name__} saves "
                             "checkpoints: leave one of them out")
