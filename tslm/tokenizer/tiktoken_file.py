@@ -25,13 +25,8 @@ def tiktoken_texts(tokenizer: Tokenizer) -> dict[str, str]:
     the pattern have no place in the first.
 
     Raises:
-        UserError: tiktoken would not make the same merges, because it derives them from the ids; a byte is missing; or
-            a special token begins another one.
+        UserError: tiktoken would not make the same merges, because it derives them from the ids; or a byte is missing.
     """
-    for shorter, longer in pairwise(sorted(tokenizer.special_ids)):  # neighbours, if one begins another
-        if longer.startswith(shorter):
-            raise UserError(f"the special token {shorter!r} begins another one, {longer!r}, and tiktoken would take "
-                            "either of them, by chance")
     specials = {token.encode(): id_ for token, id_ in tokenizer.special_ids.items()}
     needed = {left + right for left, right in tokenizer.merges} | {bytes([byte]) for byte in range(256)}
     ranks: dict[bytes, int] = {}
