@@ -253,6 +253,22 @@ def test_a_trial_takes_its_steps_and_leaves_nothing(steps, project, tiny, capsys
     assert not list(project.iterdir())
 
 
+def test_a_trial_leaves_out_callbacks_that_save_or_log(project, tiny):
+    names = ["ModelCheckpoint", "LearningRateMonitor", "DeviceStatsMonitor",
+             {"class_path": "EarlyStopping", "init_args": {"monitor": "valid/loss"}}]
+    given = [each if isinstance(each, dict) else {"class_path": each} for each in names]
+    assert fit(tiny, "--trainer.fast_dev_run=true", f"--trainer.callbacks={json.dumps(given)}") == 0
+    assert not list(project.iterdir())
+
+
+@pytest.mark.parametrize("flag", ["limit_val_batches", "val_every_n_steps"])
+def test_early_stopping_without_a_validation_is_refused(flag, project, tiny, capsys):
+    assert fit(tiny, "--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=train/loss",
+               f"--trainer.{flag}=0") == 2
+    sentence = complaint(capsys)
+    assert f"EarlyStopping acts after each validation before the end, but trainer.{flag} is 0" in sentence
+
+
 def test_overfitting_repeats_the_first_windows(tmp_path, data):
     from tests.loops.test_lightning import fit as fit_module
     from tests.training.test_stock_trainer import Seen
@@ -267,6 +283,8 @@ def test_overfitting_repeats_the_first_windows(tmp_path, data):
 
 @pytest.mark.parametrize(("option", "sentence"), [
     ("--trainer.overfit_batches=0.5", "give --trainer.overfit_batches a number of batches"),
+    ("--trainer.fast_dev_run=-1", "trainer.fast_dev_run is -1: give a number of optimizer steps"),
+    ("--trainer.profiler={class_path: SimpleProfiler, init_args: {nope: 1}}", "with its right init_args"),
     ("--trainer.gradient_clip_algorithm=value", "only 'norm' is implemented"),
     ("--trainer.accumulate_grad_batches=2", "give --data.batch_size 8 and --data.micro_batch_size 4 instead"),
     ("--trainer.plugins=lightning.pytorch.plugins.io.TorchCheckpointIO", "tslm's own plugin: leave it out"),
