@@ -14,6 +14,7 @@ from tslm.errors import UserError
 
 TEXT = str(ROOT / "configs" / "text.yaml")
 MINE = '''
+import numpy
 import torch
 from torch import nn
 
@@ -46,6 +47,91 @@ class Lion(torch.optim.Optimizer):
         return loss
 
 
+class Wide(ReLUSquared):
+    def forward(self, x):
+        return self.up(x)
+
+
+class One(ReLUSquared):
+    def forward(self, x):
+        return x[..., :1]
+
+
+class Pair(ReLUSquared):
+    def forward(self, x):
+        return x, x
+
+
+class Fails(ReLUSquared):
+    def forward(self, x):
+        raise KeyError("no such key")
+
+
+class Refuses(nn.Module):
+    def __init__(self, d_model, d_ff):
+        raise KeyError("no such key")
+
+
+class Exits(ReLUSquared):
+    def __init__(self, *arguments):
+        raise SystemExit(0)
+
+
+class Counts(ReLUSquared):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+class Plain(torch.optim.SGD):
+    def keep(self, p):
+        pass
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = super().step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.keep(p)
+        return loss
+
+
+class Nested(Plain):
+    def keep(self, p):
+        self.state[p].update(history=[torch.zeros(2), {"n": 1}], kinds={1, 2}, counts=torch.ones(2, dtype=torch.int64))
+        self.state["calls"] = self.state.get("calls", 0) + 1
+
+
+class Numpy(Plain):
+    def keep(self, p):
+        self.state[p]["scale"] = numpy.float64(2)
+
+
+class Stops(Plain):
+    def keep(self, p):
+        raise ValueError("cannot step")
+
+
+class NoClosure(Plain):
+    def step(self):
+        pass
+
+
+class Shares(Plain):
+    """The second group learns half as fast, and some weights do not learn."""
+
+    @staticmethod
+    def groups(model):
+        return [{"params": [model.lm_head.weight]}, {"params": [model.token_embeddings.weight], "share": 0.5}]
+
+    def __init__(self, params, lr):
+        super().__init__([{"params": each["params"], "lr": lr * each.get("share", 1.0)} for each in params], lr=lr)
+
+
 def halving(t, lr_max, lr_min, warmup_steps, total_steps):
     return max(lr_min, lr_max / 2**t)
 
@@ -63,6 +149,8 @@ def fails():
 def mine(project, monkeypatch):
     """A folder with the file of a user, as the working folder."""
     (project / "mine_of_a_test.py").write_text(MINE)
+    (project / "broken_of_a_test.py").write_text("import math\nmath.nothing\n")
+    (project / "exits_of_a_test.py").write_text("raise SystemExit\n")
     monkeypatch.syspath_prepend(str(project))
     yield project
     sys.modules.pop("mine_of_a_test", None)
@@ -99,7 +187,65 @@ def test_a_layer_of_ones_own_trains_is_kept_in_the_configuration_and_resumes_onl
     capsys.readouterr()
     assert main(["generate", "--max_new_tokens=2", "--ffn=mine_of_a_test.ReLUSquared"]) == 0
     assert main(["generate", "--max_new_tokens=2"]) == 2
-    assert "state --model.ffn mine_of_a_test.ReLUSquared, or --ffn for generate and score" in complaint(capsys)
+    assert "state --model.ffn mine_of_a_test.ReLUSquared, or --ffn for generate, score and compare" in complaint(capsys)
+
+
+def test_runs_with_a_layer_of_ones_own_are_verified_without_it_and_compared_with_it(mine, tiny, capsys):
+    assert fit(tiny, "--model.ffn=mine_of_a_test.ReLUSquared") == 0
+    assert fit(tiny, "--model.ffn=mine_of_a_test.Counts") == 0
+    sys.modules.pop("mine_of_a_test")
+    assert main(["runs", "--verify"]) == 0
+    assert "mine_of_a_test" not in sys.modules
+    assert torch.load(run_of(mine, 1) / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"][
+        "model.layers.0.ffn.calls"] == 4  # the check of the shape is no call
+    capsys.readouterr()
+    options = ["compare", "version_0", "version_1", "--ffn", "mine_of_a_test.ReLUSquared"]
+    assert main(options) == 2
+    assert "--ffn for generate, score and compare" in complaint(capsys)
+    assert main([*options, "mine_of_a_test.Counts"]) == 0
+    assert "model.ffn" in capsys.readouterr().out
+    path = run_of(mine) / "checkpoints" / "best.ckpt"
+    state = torch.load(path, weights_only=True)
+    state["state_dict"]["model.layers.0.attn.q_proj.weight"] = torch.zeros(3)
+    torch.save(state, path)
+    assert main(["runs", "--verify"]) == 2
+    assert "layers.0.attn.q_proj.weight is (3,)" in complaint(capsys)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")
+@pytest.mark.parametrize("name", ["Nested", "Shares"])
+def test_whatever_an_optimizer_of_ones_own_keeps_is_restored(name, mine, tiny):
+    option = f"--optimizer.class_path=mine_of_a_test.{name}"
+    assert fit(tiny, option, "--trainer.save_every_n_steps=2", "--checkpoint.keep=9", "--optimizer.lr=0.5") == 0
+    half = run_of(mine) / "checkpoints" / "step-00000002.ckpt"
+    assert main(["fit", "--ckpt_path", str(half), "--trainer.max_steps=4", option]) == 0
+    whole, resumed = (torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+                      for folder in (run_of(mine), run_of(mine).with_name("version_0-continued")))
+    for key in whole["state_dict"]:
+        assert torch.equal(whole["state_dict"][key], resumed["state_dict"][key])
+    groups = [[each["lr"] for each in state["optimizer_states"][0]["param_groups"]] for state in (whole, resumed)]
+    assert groups[0] == groups[1]
+    assert groups[0][-1] == groups[0][0] / len(groups[0])
+    assert main(["runs", "--verify"]) == 0
+
+
+@pytest.mark.parametrize(("name", "part"), [
+    ("Numpy", "the state of the optimizer.state.0.scale is a numpy.float64, which no checkpoint can hold"),
+    ("Stops", "in keep: ValueError: cannot step; TSLM_TRACEBACK=1 shows all"),
+    ("NoClosure", "NoClosure.step() got an unexpected keyword argument 'closure'"),
+])
+def test_an_optimizer_of_ones_own_that_fails_is_one_sentence_at_the_first_report(name, part, mine, tiny, capsys):
+    assert fit(tiny, f"--optimizer.class_path=mine_of_a_test.{name}") == 2
+    assert part in complaint(capsys)
+    assert not (mine / "lightning_logs" / "version_0" / "checkpoints").exists()
+
+
+def test_flags_win_over_configuration_files_that_follow_them(project, tiny):
+    assert fit(tiny) == 0
+    config = str(run_of(project) / "config.yaml")  # which states ckpt_path and max_steps
+    assert main(["fit", "--ckpt_path", str(run_of(project)), "--trainer.max_steps=6", "--config", config]) == 0
+    resumed = run_of(project).with_name("version_0-continued")
+    assert torch.load(resumed / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
 
 
 def test_an_optimizer_and_a_schedule_of_ones_own(mine, tiny, capsys):
@@ -170,6 +316,15 @@ def test_a_built_in_part_trains_validates_and_generates(options, project, tiny, 
     ("--optimizer.schedule=step", "optimizer.schedule is 'step': give one of cosine, linear, wsd, constant, or a"),
     ("--optimizer.schedule=mine_of_a_test.negative", "which returns -1.0 for step 0"),
     ("--optimizer.schedule=mine_of_a_test.fails", "optimizer.schedule is mine_of_a_test.fails, which fails"),
+    ("--model.ffn=mine_of_a_test.Wide", "makes the shape (1, 2, 32) of an input of the shape (1, 2, 16)"),
+    ("--model.ffn=mine_of_a_test.One", "makes the shape (1, 2, 1) of an input"),
+    ("--model.ffn=mine_of_a_test.Pair", "makes a tuple of an input"),
+    ("--model.ffn=mine_of_a_test.Fails", "fails for an input of the shape (1, 2, 16): KeyError: 'no such key'"),
+    ("--model.ffn=mine_of_a_test.Refuses", "cannot be made from d_model and d_ff: KeyError: 'no such key'"),
+    ("--model.ffn=mine_of_a_test.Exits", "cannot be made from d_model and d_ff: SystemExit: 0"),
+    ("--model.ffn=broken_of_a_test.Layer", "importing broken_of_a_test fails: AttributeError"),
+    ("--model.ffn=exits_of_a_test.Layer", "importing exits_of_a_test fails: SystemExit"),
+    ("--model.ffn=math.Layer", "has no 'Layer': correct --model.ffn, or give a file of your own another name"),
     ("--model.ffn=gelu", "ffn is 'gelu'; it must be swiglu or silu, or the class of a layer of your own as"),
     ("--model.norm=layer", "norm"),
 ])

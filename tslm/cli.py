@@ -26,11 +26,21 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from tslm.commands.arguments import OneSentenceErrors, refused_class
 from tslm.commands.checkpoint_options import LINKED, Start, load_start, take_architecture, take_settings
-from tslm.commands.options import asks_for_help, config_folder, find_shipped, flag_keys, is_stated, leaves, read_yaml
+from tslm.commands.options import (
+    asks_for_help,
+    config_folder,
+    configs_first,
+    find_shipped,
+    flag_keys,
+    is_stated,
+    leaves,
+    read_yaml,
+)
 from tslm.data.datamodule import EVALUATING, TextDataModule
 from tslm.errors import UserError
 from tslm.loops.lightning import StepCallback, report_ended_processes
 from tslm.loops.step import TokenCount
+from tslm.model.own_classes import failed_line
 from tslm.tokenizer.serialization import tokenizer_from_texts
 from tslm.training.checkpoint import fit_part, read_checkpoint, replace_atomically
 from tslm.training.checkpoint_callback import Checkpoints, run_dir
@@ -77,6 +87,9 @@ def main(argv: list[str] | None = None, began: float | None = None) -> None:
     except UserError:
         raise
     except Exception as error:  # for instance EarlyStopping's, about a monitor that does not exist
+        if (line := failed_line(error)) is not None:  # of a callback, an optimizer or a layer of the user's own
+            text = " ".join(str(error).split())[:600]
+            raise UserError(f"{line}: {type(error).__name__}: {text}; TSLM_TRACEBACK=1 shows all") from error
         part = part_of_lightning(error)
         if part is None:
             raise
@@ -97,6 +110,8 @@ def part_of_lightning(error: Exception) -> str | None:
             return None
         if found := re.search(r"lightning/pytorch/(callback|logger|profiler|tuner)s?/(\w+)\.py$", path.as_posix()):
             return f"the {found[1]} {found[2]}"
+        if found := re.search(r"torch/optim/(\w+)\.py$", path.as_posix()):
+            return f"optimizer.class_path ({found[1]} of torch)"
     return None
 
 
@@ -187,7 +202,7 @@ class CommandLine(LightningCLI):
         command, flags = argv[0] if argv else "", flag_keys(argv[1:])
         if command == "fit" and not flags & {"config", "ckpt_path", "init_from"} and not asks_for_help(argv):
             argv = [command, "--config", str(config_folder() / QUICK_START), *argv[1:]]
-        args, notices = find_shipped(argv)
+        args, notices = find_shipped(configs_first(argv))
         # Not on the standard output, which may be the YAML of --print_config or the JSON of a study.
         print(*notices, sep="\n", end="\n" * bool(notices), file=sys.stderr, flush=True)
         super().parse_arguments(parser, args)

@@ -9,6 +9,7 @@ import sys
 
 import gguf
 import pytest
+import tokenizers
 import torch
 import transformers
 
@@ -113,6 +114,18 @@ def test_the_tokenizer_alone(exported, tmp_path, capsys):
     assert main(["export", "--format=tokenizer", f"--ckpt_path={path}", f"--output={tmp_path / 'small'}"]) == 0
     assert "tokenizer.tiktoken is left out: the vocabulary lacks the byte 0x00" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "small").iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+
+
+def test_special_tokens_that_begin_others_are_announced(tmp_path, capsys):
+    """Of two such tokens tiktoken takes the one that its hash table has first."""
+    path = checkpoint(tmp_path / "model.ckpt", make("gpt2", ("<", "<a>", "b")))
+    assert main(["export", "--format=tokenizer", f"--ckpt_path={path}", f"--output={tmp_path / 'x'}"]) == 0
+    said = capsys.readouterr().out
+    assert "The special token '<' begins '<a>': where the second is meant, tiktoken may take the first." in said
+    assert said.count(" begins ") == 1
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "x" / "tokenizer.json"))
+    for text in ("a<a>x", "<<a>xb"):
+        assert theirs.encode(text, add_special_tokens=False).ids == tslm.load_run(path).tokenizer.encode(text)
 
 
 def test_what_cannot_be_written_is_one_sentence_and_leaves_nothing(tmp_path, capsys, monkeypatch):

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import os
 import random
 import sys
 
@@ -147,6 +148,15 @@ def test_weights_that_our_model_has_no_place_for_are_named(exported, tmp_path):
     with pytest.raises(UserError, match=r"ln_final\.weight is absent"):
         tslm.load_run(tmp_path)
     content = (exported / "hf" / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(content)
+    (tmp_path / "other.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"other\.safetensors has the weight .*, which another file of .* has too"):
+        tslm.load_run(tmp_path)
+    (tmp_path / "other.safetensors").unlink()
+    os.mkfifo(tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"other\.safetensors is no regular file"):
+        tslm.load_run(tmp_path)
+    (tmp_path / "other.safetensors").unlink()
     for damaged in (content[:-8], content[:100], b"", b"\xff" * 64):
         (tmp_path / "model.safetensors").write_bytes(damaged)
         with pytest.raises(UserError, match=r"model\.safetensors is damaged or cannot be read"):

@@ -7,10 +7,12 @@ of them, and a test finds one that a new version of Lightning adds.
 import csv
 import inspect
 import json
+import pathlib
 import re
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from lightning.pytorch import callbacks, loggers, profilers
 
 from tests.conftest import ROOT
@@ -174,6 +176,58 @@ def test_model_checkpoint_saves_by_its_monitor_and_by_steps(project, tiny):
     assert main(["fit", "--ckpt_path", str(next((project / "often").iterdir())), "--trainer.max_steps=6"]) == 0
 
 
+@pytest.mark.parametrize(("name", "options", "argument"), [
+    ("EarlyStopping", {"monitor": "train/loss", "check_on_train_epoch_end": True}, "check_on_train_epoch_end True"),
+    ("ModelCheckpoint", {"save_on_train_epoch_end": True}, "save_on_train_epoch_end True"),
+    ("ModelCheckpoint", {"every_n_epochs": 2}, "every_n_epochs 2"),
+    ("LearningRateMonitor", {"logging_interval": "epoch"}, "logging_interval epoch"),
+    ("Timer", {"duration": "00:00:00:01", "interval": "epoch"}, "interval epoch"),
+    ("EMAWeightAveraging", {"update_starting_at_epoch": 1}, "update_starting_at_epoch 1"),
+])
+def test_an_argument_that_counts_epochs_is_refused(name, options, argument, project, tiny, capsys):
+    given = json.dumps([{"class_path": name, "init_args": options}])
+    assert fit(tiny, f"--trainer.callbacks={given}") == 2
+    assert f"the callback {name} has {argument}, which counts epochs, and a training has none" in complaint(capsys)
+    assert not (project / "lightning_logs").exists()
+
+
+class Keeps(pl.Callback):
+    """A user's callback with a state."""
+
+    def __init__(self, kind: str):
+        self.state = {"plain": {"n": [1, torch.ones(2)]}, "path": {"n": {"best": pathlib.Path("x")}},
+                      "function": {"n": lambda: 3}, "list": [1]}[kind]
+
+    def state_dict(self):
+        return self.state
+
+
+@pytest.mark.parametrize(("kind", "part"), [
+    ("plain", None), ("path", "callbacks.Keeps.n.best is a pathlib"),
+    ("function", "callbacks.Keeps.n is a builtins.func"),
+    ("list", "callbacks.Keeps has a state_dict() that returns a list"),
+])
+def test_a_state_that_no_checkpoint_can_hold_is_refused_at_the_first_report(kind, part, project, tiny, capsys):
+    assert fit(tiny, f"--trainer.callbacks={__name__}.Keeps", f"--trainer.callbacks.kind={kind}",
+               "--trainer.max_steps=6") == (0 if part is None else 2)
+    assert part is None or part in complaint(capsys)
+    assert (project / "lightning_logs" / "version_0" / "checkpoints").exists() == (part is None)
+
+
+class Fails(pl.Callback):
+    """A user's callback with a mistake."""
+
+    def on_train_batch_end(self, *arguments):
+        raise ValueError("my mistake")
+
+
+def test_a_mistake_in_a_callback_of_ones_own_is_a_sentence_that_names_its_line(project, tiny, capsys):
+    assert fit(tiny, f"--trainer.callbacks={__name__}.Fails") == 2
+    sentence = complaint(capsys)
+    assert f"{__file__}, line " in sentence
+    assert "in on_train_batch_end: ValueError: my mistake; TSLM_TRACEBACK=1 shows all" in sentence
+
+
 @pytest.mark.parametrize("option", ["--trainer.max_time=00:00:00:01", "--trainer.callbacks=Timer"])
 def test_a_time_limit_ends_a_training_and_says_so(option, project, tiny, capsys):
     duration = ["--trainer.callbacks.duration=00:00:00:01"] if "Timer" in option else []
@@ -205,6 +259,22 @@ def test_a_trial_takes_its_steps_and_leaves_nothing(steps, project, tiny, capsys
     assert not list(project.iterdir())
 
 
+def test_a_trial_leaves_out_callbacks_that_save_or_log(project, tiny):
+    names = ["ModelCheckpoint", "LearningRateMonitor", "DeviceStatsMonitor",
+             {"class_path": "EarlyStopping", "init_args": {"monitor": "valid/loss"}}]
+    given = [each if isinstance(each, dict) else {"class_path": each} for each in names]
+    assert fit(tiny, "--trainer.fast_dev_run=true", f"--trainer.callbacks={json.dumps(given)}") == 0
+    assert not list(project.iterdir())
+
+
+@pytest.mark.parametrize("flag", ["limit_val_batches", "val_every_n_steps"])
+def test_early_stopping_without_a_validation_is_refused(flag, project, tiny, capsys):
+    assert fit(tiny, "--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=train/loss",
+               f"--trainer.{flag}=0") == 2
+    sentence = complaint(capsys)
+    assert f"EarlyStopping acts after each validation before the end, but trainer.{flag} is 0" in sentence
+
+
 def test_overfitting_repeats_the_first_windows(tmp_path, data):
     from tests.loops.test_lightning import fit as fit_module
     from tests.training.test_stock_trainer import Seen
@@ -219,6 +289,8 @@ def test_overfitting_repeats_the_first_windows(tmp_path, data):
 
 @pytest.mark.parametrize(("option", "sentence"), [
     ("--trainer.overfit_batches=0.5", "give --trainer.overfit_batches a number of batches"),
+    ("--trainer.fast_dev_run=-1", "trainer.fast_dev_run is -1: give a number of optimizer steps"),
+    ("--trainer.profiler={class_path: SimpleProfiler, init_args: {nope: 1}}", "with its right init_args"),
     ("--trainer.gradient_clip_algorithm=value", "only 'norm' is implemented"),
     ("--trainer.accumulate_grad_batches=2", "give --data.batch_size 8 and --data.micro_batch_size 4 instead"),
     ("--trainer.plugins=lightning.pytorch.plugins.io.TorchCheckpointIO", "tslm's own plugin: leave it out"),

@@ -135,3 +135,28 @@ def test_a_diverged_training_ends(tmp_path, data):  # noqa: F811
     with pytest.raises(UserError, match="so the training has diverged"):
         stock(tmp_path, max_steps=50, log_every_n_steps=5).fit(module, datamodule=data())
     assert weights(module).isfinite().all()
+
+
+@pytest.mark.parametrize("overfit", [2, 0.3])
+def test_overfitting_repeats_the_first_batches(overfit, tmp_path, data):  # noqa: F811
+    seen = Seen()
+    trainer = stock(tmp_path, max_epochs=3, overfit_batches=overfit, limit_val_batches=0, callbacks=[seen])
+    trainer.fit(make_module(), datamodule=data(batch_size=64))
+    kept = [batch.numpy().tobytes() for batch in seen.batches]
+    assert kept == kept[: len(kept) // 3] * 3
+    assert len(set(kept)) == (2 if overfit == 2 else int(0.3 * len(trainer.train_dataloader)))
+
+
+def test_parts_that_do_not_fit_together_are_refused(tmp_path, data):  # noqa: F811
+    data_module = data()
+    small = LanguageModule(vocab_size=200, context_length=32, d_model=16, num_layers=1, num_heads=2, d_ff=32)
+    with pytest.raises(UserError, match=r"the model has vocab_size 200, but the tokenizer of the data has \d+ tokens"):
+        stock(tmp_path, max_steps=1).fit(small, datamodule=data_module)
+    alone = data()
+    alone.prepare_data()
+    alone.setup("fit")
+    for loader in (alone.train_dataloader, alone.val_dataloader):
+        with pytest.raises(UserError, match="give it to one as datamodule="):
+            loader()
+    with pytest.raises(UserError, match=r"gradient_clip_algorithm is 'value', but only 'norm' is implemented"):
+        stock(tmp_path, max_steps=1, gradient_clip_algorithm="value").fit(make_module(), datamodule=data())

@@ -21,9 +21,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--plot", type=str | None, default=None, help="a PNG file for the curves")
     parser.add_argument("--max_documents", type=int, default=2000,
                         help="at most so many documents of the text, evenly spaced")
+    parser.add_argument("--ffn", type=str, nargs="+", default=[],
+                        help="the classes of the models' own feed-forward layers, as module.Class")
     options = parser.parse_args(argv)
 
     from tslm.studies.compare_report import print_comparison  # imported here because it needs torch
 
     corpus = open_input(options) if options.input else None
-    print_comparison(options.runs, options.to, corpus, options.plot, options.max_documents)
+    print_comparison(options.runs, options.to, corpus, options.plot, options.max_documents, options.ffn)

@@ -48,6 +48,18 @@ def split_words(argv: list[str]) -> tuple[list[str], list[str]]:
     return own, fit
 
 
+def configs_first(argv: list[str]) -> list[str]:
+    """Move `--config` and its values to the front, behind the command: flags win over files, in any order.
+
+    Example: `fit --ckpt_path last --config a.yaml` gives `fit --config a.yaml --ckpt_path last`.
+    """
+    first, rest = list[str](), list[str]()
+    for before, word in zip(["", *argv], argv, strict=False):
+        is_config = word in ("-c", "--config") or word.startswith("--config=") or before in ("-c", "--config")
+        (first if is_config else rest).append(word)
+    return [*rest[:1], *first, *rest[1:]]
+
+
 def flag_keys(argv: list[str]) -> set[str]:
     """Return the keys of the options that a command line states."""
     return {"config" if name == "-c" else name.lstrip("-") for name, _ in stated_options(argv)}

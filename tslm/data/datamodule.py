@@ -279,13 +279,21 @@ class TextDataModule(pl.LightningDataModule):
         return self.trainer.state.fn if self.trainer is not None else None
 
     def setup(self, stage: str) -> None:
-        """Open the token files in this process, and pass what depends on them to the module."""
+        """Open the token files in this process, and pass what depends on them to the module.
+
+        Raises:
+            UserError: the module's model has a smaller vocabulary than the tokenizer.
+        """
         if stage == "predict":
             return
         if self.valid_tokens is None:
             self.load()
         module = getattr(self.trainer, "lightning_module", None)
         if module is not None:
+            known = getattr(getattr(getattr(module, "model", None), "config", None), "vocab_size", None)
+            if known is not None and self.tokenizer is not None and known < self.tokenizer.vocab_size:
+                raise UserError(f"the model has vocab_size {known}, but the tokenizer of the data has "
+                                f"{self.tokenizer.vocab_size} tokens: make both with the same vocab_size")
             module.tokenizer, module.separator = self.tokenizer, self.separator
             module.micro_batch_size, module.tokens_seen = self.micro_batch_size, None
             module.fingerprints, module.allow_changed_text = self.fingerprints, self.allow_changed_text
@@ -343,8 +351,7 @@ class TextDataModule(pl.LightningDataModule):
         Raises:
             UserError: batch_size is not divisible by the number of processes and micro-batches.
         """
-        trainer = self.trainer
-        assert trainer is not None
+        trainer = self._attached()
         assert self.windows is not None
         rank, world_size, accumulate = trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches
         micro_batch_size, rest = divmod(self.batch_size, world_size * accumulate)
@@ -359,10 +366,24 @@ class TextDataModule(pl.LightningDataModule):
         on_device = device.type == "cuda" if self.on_device is None else self.on_device
         windows = DeviceWindows(self.windows, device) if on_device else self.windows
         counts_steps = hasattr(trainer, "step_loop")  # a StepTrainer; a stock one counts epochs
-        return (TrainBatches if counts_steps else OnePass)(
+        loader = (TrainBatches if counts_steps else OnePass)(
             windows, micro_batch_size, lambda: trainer.global_step * accumulate, rank, world_size,
             repeat=getattr(trainer, "overfit_steps", 0) * accumulate,
         )
+        overfit = getattr(trainer, "overfit_batches", 0)  # of a stock Trainer: micro-batches, or a share of them
+        if isinstance(loader, OnePass) and overfit:
+            loader.repeat = overfit if isinstance(overfit, int) else max(1, int(overfit * len(loader)))
+        return loader
+
+    def _attached(self) -> pl.Trainer:
+        """Return the trainer.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.trainer is None:
+            raise UserError("TextDataModule serves batches to a trainer only: give it to one as datamodule=...")
+        return self.trainer
 
     def windows_of(self, step: int) -> str:
         """Name the windows of an optimizer step, counted from 1: of `self.windows.batch(step - 1, batch_size)`."""
@@ -375,9 +396,9 @@ class TextDataModule(pl.LightningDataModule):
 
         As in training, a batch has batch_size windows over all processes.
         """
+        trainer = self._attached()
         assert self.valid_tokens is not None
-        assert self.trainer is not None
-        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        rank, world_size = trainer.global_rank, trainer.world_size
         return valid_batches(self.valid_tokens.ids, self.context_length, max(1, self.batch_size // world_size), rank,
                              world_size, self._documents(self.valid_tokens))
 

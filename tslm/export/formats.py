@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -71,7 +72,7 @@ def write_tokenizer(tokenizer: Tokenizer, output: Path) -> list[str]:
     """Write tokenizer.json, tokenizer_config.json, tokenizer.tiktoken and tokenizer.tiktoken.json into a new folder.
 
     Returns:
-        A notice, if tiktoken cannot express the tokenizer; then its files are left out.
+        Notices, if tiktoken cannot express the tokenizer, so that its files are left out, or may read it otherwise.
 
     Raises:
         UserError: the folder exists, or `tokenizers` cannot express the tokenizer.
@@ -81,6 +82,10 @@ def write_tokenizer(tokenizer: Tokenizer, output: Path) -> list[str]:
         texts |= {f"tokenizer{ending}": text for ending, text in tiktoken_texts(tokenizer).items()}
     except UserError as error:
         notices.append(f"tokenizer.tiktoken is left out: {error}.")
+    else:
+        pairs = pairwise(sorted(tokenizer.special_ids))  # neighbours, if one begins another
+        notices += [f"The special token {shorter!r} begins {longer!r}: where the second is meant, tiktoken may take "
+                    "the first." for shorter, longer in pairs if longer.startswith(shorter)]
     with new_output(output) as folder:
         write_texts(texts, folder)
     return notices

@@ -9,6 +9,7 @@ Shapes: B batch (any leading dimensions), T positions, S cached positions, D d_m
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
@@ -170,16 +171,28 @@ def feed_forward(kind: str, d_model: int, d_ff: int) -> Module:
     """Make the feed-forward layer of a block: `swiglu`, `silu`, or an instance of the class that `kind` names.
 
     Raises:
-        UserError: the class cannot be imported, or refuses d_model and d_ff.
+        UserError: the class cannot be imported, refuses d_model and d_ff, or makes no layer from (..., D) to (..., D).
     """
     builtin: dict[str, Callable[[int, int], Module]] = {"swiglu": SwiGLU, "silu": SiLUFeedForward}
-    make = builtin.get(kind) or import_named(kind, "model.ffn")
+    if kind in builtin:
+        return builtin[kind](d_model, d_ff)
+    make, place = import_named(kind, "model.ffn"), f"model.ffn is {kind}, which"
     try:
         layer = make(d_model, d_ff)
-    except TypeError as error:
-        raise UserError(f"model.ffn is {kind}, which cannot be made from d_model and d_ff: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever the user's class raises
+        raise UserError(f"{place} cannot be made from d_model and d_ff: {type(error).__name__}: {error}") from error
     if not isinstance(layer, Module):
-        raise UserError(f"model.ffn is {kind}, which makes no layer: name a subclass of Module")
+        raise UserError(f"{place} makes no layer: name a subclass of Module")
+    x = torch.zeros(1, 2, d_model)
+    try:
+        with torch.random.fork_rng([]), torch.no_grad():
+            y = copy.deepcopy(layer)(x)  # a copy, because a layer may count its calls
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{place} fails for an input of the shape {(*x.shape,)}: {type(error).__name__}: {error}"
+                        ) from error
+    if not isinstance(y, Tensor) or y.shape != x.shape:
+        found = f"the shape {(*y.shape,)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+        raise UserError(f"{place} makes {found} of an input of the shape {(*x.shape,)}: it must keep the shape")
     return layer
 
 

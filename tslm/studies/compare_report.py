@@ -22,7 +22,8 @@ from tslm.tokenizer.corpus import Corpus
 
 
 def print_comparison(
-    runs: Sequence[str], to: Sequence[str], corpus: Corpus | None, plot: str | None, max_documents: int
+    runs: Sequence[str], to: Sequence[str], corpus: Corpus | None, plot: str | None, max_documents: int,
+    ffns: Sequence[str] = (),
 ) -> None:
     """Print settings, curves, losses and a verdict.
 
@@ -32,6 +33,7 @@ def print_comparison(
         corpus: the text for the losses; None for the first run's validation text.
         plot: a PNG file for the curves, or None.
         max_documents: the largest number of documents.
+        ffns: the classes of the models' own feed-forward layers.
 
     Raises:
         UserError: there is nothing to compare, a run is damaged, or the plot cannot be drawn.
@@ -41,7 +43,7 @@ def print_comparison(
     if max_documents < 1:
         raise UserError(f"max_documents is {max_documents}: give at least 1")
     check_plot(plot)
-    sides = [open_side(path) for path in [*runs, *to]]
+    sides = [open_side(path, ffns) for path in [*runs, *to]]
     names = [f"A{n}" for n in range(1, len(runs) + 1)] + [f"B{n}" for n in range(1, len(to) + 1)]
     if not to:
         names = [chr(ord("A") + n) if n < 26 else f"run{n + 1}" for n in range(len(runs))]

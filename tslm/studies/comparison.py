@@ -76,8 +76,8 @@ class Losses(NamedTuple):
         return group_interval([means[n] for n in first], [means[n] for n in second])
 
 
-def open_side(path: str) -> Side:
-    """Open a run directory, or a checkpoint.
+def open_side(path: str, ffns: Sequence[str] = ()) -> Side:
+    """Open a run directory, or a checkpoint, whose model may have one of the feed-forward layers that the user states.
 
     Raises:
         MissingFileError: there is no such run.
@@ -95,9 +95,10 @@ def open_side(path: str) -> Side:
         config = None
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"{run} has a damaged file ({' '.join(str(error).split())}): see `runs --verify`") from error
-    settings = dict(_leaves(config)) if isinstance(config, dict) else read_settings(
-        fit_part(read_checkpoint(checkpoint, mmap=True), checkpoint)).allowed
-    return Side(run, settings, metrics, load_model(checkpoint))
+    own = fit_part(read_checkpoint(checkpoint, mmap=True), checkpoint)
+    settings = dict(_leaves(config)) if isinstance(config, dict) else read_settings(own).allowed
+    ffn = next((name for name in ffns if name == own["architecture"].get("ffn")), None)
+    return Side(run, settings, metrics, load_model(checkpoint, ffn=ffn))
 
 
 def _leaves(config: object, key: str = "") -> Iterator[tuple[str, Any]]:

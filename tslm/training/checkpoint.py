@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import threading
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 
@@ -155,6 +157,33 @@ def fit_part(state: Mapping[str, Any], path: object, *, resume: bool = False) ->
                         "weights with --init_from")
     check_parts(state, path, resume=resume)
     return part
+
+
+def check_plain(value: object, name: str) -> None:
+    """Check that a part of a checkpoint can be loaded without running code, before a training relies on it.
+
+    Args:
+        value: the part.
+        name: its dotted key, for the message.
+
+    Raises:
+        UserError: it holds an object of another kind, such as a number of numpy; the message names its place.
+    """
+    if type(value) in (dict, OrderedDict):
+        for key, each in cast("dict[object, object]", value).items():
+            check_plain(key, f"a key of {name}")
+            check_plain(each, f"{name}.{key}")
+    elif type(value) in (list, tuple):
+        for number, each in enumerate(cast("list[object]", value)):
+            check_plain(each, f"{name}.{number}")
+    elif type(value) not in (bool, int, float, str) and value is not None and not isinstance(value, torch.Tensor):
+        try:
+            torch.save(value, file := io.BytesIO())
+            torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+        except Exception as error:  # pickle raises many types
+            raise UserError(f"{name} is a {type(value).__module__}.{type(value).__qualname__}, which no checkpoint can "
+                            "hold, because loading it would run code: let a callback or an optimizer of your own keep "
+                            "numbers, texts, tensors, and lists and dictionaries of them") from error
 
 
 def is_intact(path: Path, *, contents: bool = True) -> bool:

@@ -20,6 +20,7 @@ from tslm.errors import UserError
 from tslm.files import fcntl, is_locked, lock, remove_leftovers
 from tslm.loops.lightning import StepCallback
 from tslm.training.checkpoint import (
+    check_plain,
     is_intact,
     link_atomically,
     read_checkpoint,
@@ -49,7 +50,13 @@ class AtomicCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        """Write a checkpoint atomically."""
+        """Write a checkpoint atomically.
+
+        Raises:
+            UserError: it could not be loaded again without running code.
+        """
+        for name, part in checkpoint.items():
+            check_plain(part, name)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(Path(path), checkpoint)
 
@@ -93,6 +100,7 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
         self.best_step: int | None = None
         self._best_file: Path | None = None  # in the folder of an earlier run until the first checkpoint is saved
         self._restored: dict[str, Any] = {}
+        self._checked = False  # whether the states of callbacks and optimizers can be saved
         self._claim: int | None = None  # the handle that holds the lock of a folder that the user chose
         self._newest: tuple[int, Path] | None = None  # the step that was saved last, or resumed from, and its file
 
@@ -200,6 +208,24 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
             self._best_file = best
         except FileNotFoundError:  # the earlier run has been deleted
             self.best_loss, self.best_step, self._best_file = math.inf, None, None
+
+    def on_step_log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        """Check at the first report that what callbacks and optimizers keep can be saved; later, more would be lost.
+
+        Raises:
+            UserError: it cannot, or the state of a callback is no dictionary.
+        """
+        if not self._checked:
+            self._checked = True
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                state: object = callback.state_dict()
+                name = f"callbacks.{type(callback).__name__}"
+                if not isinstance(state, dict):
+                    raise UserError(f"{name} has a state_dict() that returns a {type(state).__name__}: let it return a "
+                                    "dictionary")
+                check_plain(state, name)
+            for optimizer in trainer.optimizers:
+                check_plain(optimizer.state_dict(), "the state of the optimizer")
 
     def on_step_save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Write `step-N.ckpt`, point `last` to it, and delete the oldest."""

@@ -52,6 +52,20 @@ REFUSED_CALLBACKS: dict[type[pl.Callback], str] = {
 }
 
 
+# Callbacks that a trial leaves out, as Lightning does or by a logger that takes no figures: it saves and logs nothing.
+NOT_IN_TRIAL = (stock.Checkpoint, stock.EarlyStopping, stock.LearningRateMonitor, stock.DeviceStatsMonitor)
+# Arguments of callbacks that are refused with these values: the attribute, the value from which on, what to do instead.
+EPOCH_ARGUMENTS: list[tuple[type[pl.Callback], str, str, Any, str]] = [
+    (stock.EarlyStopping, "check_on_train_epoch_end", "_check_on_train_epoch_end", True, "leave it out"),
+    (stock.ModelCheckpoint, "save_on_train_epoch_end", "_save_on_train_epoch_end", True, "leave it out"),
+    (stock.ModelCheckpoint, "every_n_epochs", "_every_n_epochs", 2, "give every_n_train_steps"),
+    (stock.LearningRateMonitor, "logging_interval", "logging_interval", "epoch", "give step, or leave it out"),
+    (stock.Timer, "interval", "_interval", "epoch", "leave it out"),
+    (stock.EMAWeightAveraging, "update_starting_at_epoch", "update_starting_at_epoch", 1,
+     "give update_starting_at_step"),
+]
+
+
 def check_flags(flags: Mapping[str, Any]) -> None:
     """Refuse flags of Lightning's Trainer that have no meaning here.
 
@@ -66,16 +80,28 @@ def check_flags(flags: Mapping[str, Any]) -> None:
     if algorithm is not None and str(getattr(algorithm, "value", algorithm)) != "norm":
         raise UserError(f"trainer.gradient_clip_algorithm is {getattr(algorithm, 'value', algorithm)!r}, but only "
                         "'norm' is implemented: leave --trainer.gradient_clip_algorithm out")
+    profiler = flags.get("profiler")
+    if isinstance(profiler, str | dict) and profiler not in (names := ["simple", "advanced", "pytorch", "xla"]):
+        raise UserError(f"trainer.profiler is {str(profiler)[:200]}, but it must be one of {', '.join(names)}, or a "
+                        "class of lightning.pytorch.profilers with its right init_args")
+    trial = flags.get("fast_dev_run")
+    if isinstance(trial, int) and trial < 0:
+        raise UserError(f"trainer.fast_dev_run is {trial}: give a number of optimizer steps, or true for one")
     overfit = flags.get("overfit_batches") or 0
     if (isinstance(overfit, float) and not overfit.is_integer()) or not overfit >= 0:
         raise UserError(f"trainer.overfit_batches is {overfit}, but a part of a text without an end is no number: give "
                         "--trainer.overfit_batches a number of batches")
 
 
-def check_callbacks(callbacks: Iterable[pl.Callback], enable_checkpointing: bool) -> None:
+def check_callbacks(callbacks: Iterable[pl.Callback], enable_checkpointing: bool, validations: str = "") -> None:
     """Refuse callbacks of Lightning that would never act, or would act against the step loop.
 
     `{valid/loss:.2f}` in the file name of a ModelCheckpoint becomes `{valid_loss:.2f}`; the slash would make a folder.
+
+    Args:
+        callbacks: the callbacks.
+        enable_checkpointing: whether checkpoints are saved.
+        validations: why early stopping would never act, such as "trainer.limit_val_batches is 0"; "" if it would.
 
     Raises:
         UserError: there is such a callback, or one that saves checkpoints although that is switched off.
@@ -84,6 +110,14 @@ def check_callbacks(callbacks: Iterable[pl.Callback], enable_checkpointing: bool
         for kind, reason in REFUSED_CALLBACKS.items():
             if isinstance(callback, kind):
                 raise UserError(f"the callback {type(callback).__name__} cannot be used, because {reason}")
+        for kind, argument, attribute, least, cure in EPOCH_ARGUMENTS:
+            value = getattr(callback, attribute, None) if isinstance(callback, kind) else None
+            if value is not None and (value == least if isinstance(least, str) else value >= least):
+                raise UserError(f"the callback {type(callback).__name__} has {argument} {value}, which counts epochs, "
+                                f"and a training has none: {cure}")
+        if isinstance(callback, stock.EarlyStopping) and validations:
+            raise UserError(f"the callback {type(callback).__name__} acts after each validation before the end, but "
+                            f"{validations}, so there is none: give another value")
         if isinstance(callback, stock.Checkpoint) and not enable_checkpointing:
             raise UserError(f"trainer.enable_checkpointing is false, but the callback {type(callback).__name__} saves "
                             "checkpoints: leave one of them out")

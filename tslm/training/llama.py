@@ -148,6 +148,8 @@ def _weights(folder: Path, architecture: dict[str, Any]) -> dict[str, Tensor]:
         raise MissingFileError(f"{folder} has no .safetensors file, and other files of weights may hold code: save the "
                                "model with safetensors")
     for path in files:
+        if path.exists() and not path.is_file():  # to open a named pipe would wait for its writer
+            raise UserError(f"{path} is no regular file: save the model again")
         try:
             tensors = load_file(path)
         except Exception as error:  # SafetensorError, OSError, ValueError, …
@@ -159,6 +161,9 @@ def _weights(folder: Path, architecture: dict[str, Any]) -> dict[str, Tensor]:
             if ours is None:
                 raise UserError(f"{path} has the weight {theirs[:100]}, for which this model has no place: its layers "
                                 "have no biases and no other parts")
+            if ours in weights:
+                raise UserError(f"{path} has the weight {theirs}, which another file of {folder} has too: keep only "
+                                "the files of one model there")
             tensor = tensor.float() if tensor.is_floating_point() else tensor
             if ours.endswith(("q_proj.weight", "k_proj.weight")) and tensor.shape == (architecture["d_model"],) * 2:
                 tensor = pairs_together(tensor, architecture["num_heads"])

@@ -376,8 +376,9 @@ class LanguageModule(pl.LightningModule):
             UserError: another algorithm is asked for.
         """
         if gradient_clip_algorithm not in (None, "norm"):
+            algorithm = getattr(gradient_clip_algorithm, "value", gradient_clip_algorithm)
             raise UserError(
-                f"trainer.gradient_clip_algorithm is {gradient_clip_algorithm!r}, but only 'norm' is implemented: "
+                f"trainer.gradient_clip_algorithm is {algorithm!r}, but only 'norm' is implemented: "
                 "leave --trainer.gradient_clip_algorithm out"
             )
         self.clip(gradient_clip_val)

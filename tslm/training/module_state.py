@@ -78,16 +78,18 @@ def restore(module: LanguageModule, checkpoint: dict[str, Any]) -> None:
     check_optimizer(checkpoint["optimizer_states"][0], before, module.model, path)
     module.tokens_seen = checkpoint["callbacks"].get("StepMetrics", {}).get("tokens_seen")
     rate = module._schedule(module._total_steps() or 1)(step)
-    stated = settings.arguments()
+    stated, before_lr = settings.arguments(), read_settings(own).allowed.get("optimizer.lr")
+    # An optimizer of the user's own may give each group a share of the rate.
+    shares = [base / before_lr if before_lr else 1.0 for base in checkpoint["lr_schedulers"][0]["base_lrs"]]
     states = checkpoint["optimizer_states"]
     if module.is_sharded:
         states = [{"param_groups": optimizer.param_groups} for optimizer in trainer.optimizers]
     for state in states:
-        for group in state["param_groups"]:
+        for group, share in zip(state["param_groups"], shares, strict=True):
             group.update({name: value for name, value in stated.items() if name in group})
-            group.update(lr=rate, initial_lr=settings.lr)
+            group.update(lr=share * rate, initial_lr=share * settings.lr)
     for state in checkpoint["lr_schedulers"]:
-        state.update(base_lrs=[settings.lr] * len(state["base_lrs"]), _last_lr=[rate] * len(state["_last_lr"]))
+        state.update(base_lrs=[share * settings.lr for share in shares], _last_lr=[share * rate for share in shares])
 
 
 def saved_arguments(path: str | Path, ffn: str | None) -> tuple[dict[str, Any], LoadedModel]:

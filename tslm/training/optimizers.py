@@ -54,10 +54,10 @@ def make_optimizer(name: str, model: TransformerLM, arguments: dict[str, Any]) -
         UserError: the class cannot be made with the arguments, or is no optimizer.
     """
     make = optimizer_class(name)
-    groups = parameter_groups(make, model)
     try:
+        groups = parameter_groups(make, model)
         optimizer = make([group for group in groups if group["params"]], **arguments)
-    except Exception as error:  # whatever the user's class raises
+    except (Exception, SystemExit) as error:  # whatever the user's class raises
         raise UserError(f"optimizer.class_path is {name}, which cannot be made with {arguments}: "
                         f"{type(error).__name__}: {error}") from error
     if not isinstance(optimizer, Optimizer):
@@ -66,8 +66,5 @@ def make_optimizer(name: str, model: TransformerLM, arguments: dict[str, Any]) -
 
 
 def ordered_parameters(name: str, model: TransformerLM) -> list[torch.Tensor]:
-    """Return a model's parameters in the order in which the state of an optimizer numbers them."""
-    make = OPTIMIZERS.get(name)
-    if make is None:
-        return [*model.parameters()]
-    return [each for group in parameter_groups(make, model) for each in group["params"]]
+    """Return a model's parameters in the order in which the state of one of `OPTIMIZERS` numbers them."""
+    return [each for group in parameter_groups(OPTIMIZERS[name], model) for each in group["params"]]

@@ -99,6 +99,12 @@ def optimizer_state(value: object) -> bool:
     )
 
 
+def own_optimizer_state(value: object) -> bool:
+    """Accept what an optimizer of the user's own saves: groups of parameters, and anything beside them."""
+    return isinstance(value, dict) and isinstance(value.get("state"), dict) and list_of(
+        lambda group: isinstance(group, dict) and list_of(whole())(group.get("params")))(value.get("param_groups"))
+
+
 def schedule_state(value: object) -> bool:
     """Accept what LambdaLR saves."""
     rates = list_of(number(), least=1, most=64)
@@ -204,17 +210,20 @@ def check_optimizer(saved: Mapping[str, Any], name: str, model: TransformerLM, p
 
     Args:
         saved: the state.
-        name: the optimizer. Of one of the user's own only the numbers are checked.
+        name: the optimizer. One of the user's own checks its state itself, because it may hold other things and may
+            leave parameters out.
         model: the model.
         path: the checkpoint, for the message.
 
     Raises:
         UserError: it belongs to another model or optimizer, or holds a number that is not finite or a negative square.
     """
+    if name not in OPTIMIZERS:
+        return
     shapes = [parameter.shape for parameter in ordered_parameters(name, model)]
     of_groups = [index for group in saved["param_groups"] for index in group["params"]]
     fits = sorted(of_groups) == list(range(len(shapes))) and set(saved["state"]) <= set(of_groups)
-    if fits and name in OPTIMIZERS:
+    if fits:
         fits = all(set(state) in STATES[name] and all(_shape(state[each]) == shapes[index]
                                                       for each in set(state) - {"step"})
                    for index, state in saved["state"].items())
@@ -238,7 +247,8 @@ def _table(state: Mapping[str, Any], resume: bool) -> Iterator[tuple[str, Check]
              "document_prefix": optional(list_of(whole(), most=64))}
     yield from ((f"tslm.{name}", check) for name, check in early.items() if name in state["tslm"])
     if resume:
-        yield from RESUMED.items()
+        is_ours = state["tslm"].get("optimizer", "AdamW") in OPTIMIZERS
+        yield from (RESUMED if is_ours else RESUMED | {"optimizer_states": one(own_optimizer_state)}).items()
         if "fingerprints" in state["tslm"]:  # early checkpoints lack them
             yield "tslm.fingerprints", strings
         for callback, checks in CALLBACKS.items():

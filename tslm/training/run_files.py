@@ -20,7 +20,7 @@ from tslm.training.checkpoint import check_shapes, fit_part, read_checkpoint
 from tslm.training.parts import check_optimizer
 from tslm.training.run_table import find_runs, read_metrics, read_summary
 from tslm.training.runs import FOLDER_FILE, MODEL_PREFIX, checkpoint_folder
-from tslm.training.saved_settings import read_architecture
+from tslm.training.saved_settings import own_class, read_architecture
 
 Read = Callable[[Path], Any]
 
@@ -105,11 +105,16 @@ def check_checkpoint(path: Path) -> str | None:
     """
     state = read_checkpoint(path)
     own = fit_part(state, path, resume=True)
+    architecture = read_architecture(own, path, for_sizes=True)
+    with_class = own_class(architecture["ffn"])  # which is not imported, so that only the other parts are checked
     with torch.device("meta"):  # only the shapes
-        model = TransformerLM(TransformerConfig(**read_architecture(own, path)))
+        model = TransformerLM(TransformerConfig(**architecture | ({"ffn": "swiglu"} if with_class else {})))
     weights = {name.removeprefix(MODEL_PREFIX): weight for name, weight in state["state_dict"].items()}
-    check_shapes(weights, model.state_dict(), str(path))
-    check_optimizer(state["optimizer_states"][0], own.get("optimizer", "AdamW"), model, path)
+    have, want = ({name: weight for name, weight in side.items() if not (with_class and ".ffn." in name)}
+                  for side in (weights, model.state_dict()))
+    check_shapes(have, want, str(path))
+    if not with_class:
+        check_optimizer(state["optimizer_states"][0], own.get("optimizer", "AdamW"), model, path)
     for name, weight in weights.items():
         if not weight.isfinite().all():
             raise UserError(f"{path} holds weights in {name} that are not finite")

@@ -300,7 +300,8 @@ def read_architecture(
         if name == "ffn" and own_class(value):
             if not (for_sizes or value == ffn):
                 raise UserError(f"{path} was trained with a layer of its own, {value}, and a checkpoint may not name "
-                                f"code: if it is yours, state --model.ffn {value}, or --ffn for generate and score")
+                                f"code: if it is yours, state --model.ffn {value}, or --ffn for generate, score and "
+                                "compare")
         elif not check(value):
             raise UserError(f"{path} holds an architecture with an impossible {name}: give another checkpoint")
     return asdict(TransformerConfig(**found))

@@ -114,9 +114,9 @@ class OptimizerSettings:
             """Return the learning rate of a step."""
             try:
                 found = schedule(step, self.lr, self.lr_min, warmup_steps, total_steps)
-            except Exception as error:  # whatever the user's function raises
-                raise UserError(f"optimizer.schedule is {self.schedule}, which fails: {type(error).__name__}: {error}"
-                                ) from error
+            except (Exception, SystemExit) as error:  # whatever the user's function raises
+                raise UserError(f"optimizer.schedule is {self.schedule}, which fails for step {step}: "
+                                f"{type(error).__name__}: {error}") from error
             if not isinstance(found, int | float) or not 0 <= found <= LARGEST:
                 raise UserError(f"optimizer.schedule is {self.schedule}, which returns {found!r} for step {step}: it "
                                 "must return a rate of at least 0")

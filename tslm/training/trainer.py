@@ -25,6 +25,7 @@ from tslm.training.checkpoint import fit_part, named_full_disk, read_checkpoint
 from tslm.training.checkpoint_callback import AtomicCheckpointIO, Checkpoints, reserved_run_dir, run_dir
 from tslm.training.compiling import Choice, pays
 from tslm.training.lightning_features import (
+    NOT_IN_TRIAL,
     REFUSED_FLAGS,
     LoggerName,
     check_callbacks,
@@ -124,7 +125,7 @@ class StepTrainer(pl.Trainer):
     ) -> None:
         check_flags(kwargs | {
             "max_epochs": max_epochs, "gradient_clip_algorithm": gradient_clip_algorithm,
-            "overfit_batches": overfit_batches, "val_check_interval": val_check_interval,
+            "overfit_batches": overfit_batches, "fast_dev_run": fast_dev_run, "val_check_interval": val_check_interval,
             "check_val_every_n_epoch": check_val_every_n_epoch,
         })
         for flag in REFUSED_FLAGS:
@@ -157,7 +158,11 @@ class StepTrainer(pl.Trainer):
         if enable_checkpointing is False:
             given = [each for each in given if not isinstance(each, Checkpoints)]
         plugins = plugins if isinstance(plugins, list) else [plugins] if plugins is not None else []
-        check_callbacks(given, enable_checkpointing is not False)
+        if self.trial:
+            given = [each for each in given if not isinstance(each, NOT_IN_TRIAL)]
+        rare = {"limit_val_batches": limit_val_batches, "val_every_n_steps": val_every_n_steps}
+        check_callbacks(given, enable_checkpointing is not False,
+                        next((f"trainer.{name} is 0" for name, value in rare.items() if value == 0), ""))
         check_plugins(plugins)
         super().__init__(
             accelerator=accelerator,
