@@ -348,3 +348,24 @@ def test_one_seed_changes_weights_and_windows(project, tiny):
     assert fit(tiny, "--seed_everything=3", "--data.seed=9") == 0
     fourth = torch.load(run_of(project, 3) / "checkpoints" / "last.ckpt", weights_only=True)
     assert fourth["tslm"]["provenance"]["resolved"]["data_seed"] == 9
+
+
+def test_the_arguments_of_a_built_in_optimizer_are_restored(project, tiny):
+    """Numbers name no code, so a checkpoint may decide them."""
+    words = ["fit", *tiny, "--optimizer.class_path=Muon", "--optimizer.init_args={momentum: 0.5, iterations: 2}"]
+    assert main([*words, "--trainer.save_every_n_steps=2"]) == 0
+    assert main(["fit", "--ckpt_path", "lightning_logs/version_0/checkpoints/step-00000002.ckpt"]) == 0
+    whole, resumed = (torch.load(f"lightning_logs/{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+                      for name in ("version_0", "version_0-continued"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_the_arguments_in_a_file_belong_to_the_optimizer_in_the_file(project, tiny):
+    """The quick start names Muon with its momentum, which AdamW does not have."""
+    (project / "muon.yaml").write_text("optimizer:\n  class_path: Muon\n  init_args: {momentum: 0.5}\n")
+    kept = []
+    for number, words in enumerate((["--optimizer.class_path=AdamW"], [])):
+        assert main(["fit", "--config", "muon.yaml", *tiny, *words]) == 0
+        settings = yaml.safe_load((project / f"lightning_logs/version_{number}/config.yaml").read_text())
+        kept.append(settings["optimizer"]["init_args"])
+    assert kept == [None, {"momentum": 0.5}]

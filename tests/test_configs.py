@@ -30,7 +30,9 @@ def test_a_configuration_parses_to_the_values_that_it_states(path, fit_parser):
     stated = dict(leaves(yaml.safe_load(path.read_text())))
     assert stated
     for key, value in stated.items():
-        parsed = config[key]
+        parsed = config.as_dict()
+        for name in key.split("."):
+            parsed = parsed[name]
         assert parsed == (tuple(value) if isinstance(parsed, tuple) else value), key
 
 

@@ -122,6 +122,15 @@ def _optimizer_settings(values: Any) -> OptimizerSettings:  # with types, or the
 class CommandParser(OneSentenceErrors, LightningArgumentParser):
     """Lightning's parser, with a UserError for every mistake."""
 
+    def _apply_actions(self, cfg: Any, *others: Any, **named: Any) -> Any:
+        """Keep the parser from taking `class_path` and `init_args` alone for the class of the settings themselves."""
+        settings = cfg.get("optimizer") if isinstance(cfg, dict) else None
+        if isinstance(settings, dict) and settings and set(settings) <= {"class_path", "init_args"}:
+            before = named.get("prev_cfg")
+            given = (before and before.get("optimizer")) or OptimizerSettings()
+            cfg = cfg | {"optimizer": {"lr": given.lr} | settings}
+        return super()._apply_actions(cfg, *others, **named)
+
 
 class SaveRunConfig(StepCallback, SaveConfigCallback):
     """Saves config.yaml in the run directory of a training; the other commands save nothing."""
@@ -210,6 +219,12 @@ class CommandLine(LightningCLI):
         config = self.config[command]
         in_files = {key for path in config.get("config") or [] for key, _ in leaves(read_yaml(path))}
         self.stated = flags | in_files
+        of_class = config.optimizer.init_args and not is_stated("optimizer.init_args", flags)
+        if "optimizer.class_path" in flags and of_class:
+            options = self._dump(parser)
+            options[command]["optimizer"]["init_args"] = None  # those of a file belong to the class in the file
+            self.config = parser.parse_object(options)
+            config = self.config[command]
         if command != "fit" or config.get("ckpt_path") is not None:
             prefer = "last" if command == "fit" else "best"
             self.checkpoint, remarks = find_checkpoint(config.get("ckpt_path"), prefer=prefer, root=self._root)

@@ -110,6 +110,18 @@ def test_devices_of_the_command_line_become_a_number():
         assert plain_settings({"trainer": {"devices": devices}}) == ({}, ["trainer.devices"])
 
 
+@pytest.mark.parametrize(("arguments", "taken"), [
+    ({"momentum": 0.9, "iterations": 3}, True), ({"iterations": 10**9}, False), ({"momentum": "os.system"}, False),
+    ({"momentum": {"class_path": "planted.Evil"}}, False), ({"a.b": 1}, False), ({Name("momentum"): 1}, False)])
+def test_the_arguments_of_a_built_in_optimizer_are_a_few_small_numbers(arguments, taken):
+    found = plain_settings({"optimizer": {"class_path": "Muon", "init_args": arguments}})
+    assert found.allowed.get("optimizer.init_args") == (arguments if taken else None)
+    assert found.left_out == ([] if taken else ["optimizer.init_args"])
+    other = plain_settings({"optimizer": {"class_path": "planted.Evil", "init_args": arguments}})
+    assert other.allowed == {}
+    assert set(other.left_out) == {"optimizer.class_path", "optimizer.init_args"}
+
+
 DEEP: dict = {}
 for _ in range(100_000):
     DEEP = {"class_path": DEEP}

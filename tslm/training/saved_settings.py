@@ -87,6 +87,14 @@ def text(value: object) -> bool:
     return type(value) is str and len(value) <= LONGEST_TEXT and not re.search("[\ud800-\udfff]", value)
 
 
+def numbers(value: object) -> bool:
+    """Accept a few small numbers by names."""
+    return type(value) is dict and 0 < len(value) <= 16 and all(
+        type(name) is str and name.isidentifier() and len(name) < 64 and (number(-1e3)(each) and each <= 1e3)
+        for name, each in value.items()
+    )
+
+
 def path_to_read(value: object) -> bool:
     """Accept a string of printable characters: the name of a text file."""
     return type(value) is str and value.isprintable() and 0 < len(value) <= 4096
@@ -168,6 +176,7 @@ ALLOWED: dict[str, Check] = {
     "data.prompts": optional(list_of(text)),
     "data.prompts_file": optional(path_to_read),
     "optimizer.class_path": one_of(*OPTIMIZERS),
+    "optimizer.init_args": optional(numbers),
     "optimizer.schedule": one_of(*SCHEDULES),
     "optimizer.lr": number(),
     "optimizer.lr_min": number(),
@@ -216,7 +225,6 @@ NOT_TAKEN: dict[str, object] = {
     "data.cache_dir": ".cache/tslm",
     "data.allow_changed_text": False,
     "checkpoint.dirpath": None,
-    "optimizer.init_args": None,
 }
 KNOWN = (*ALLOWED, *NOT_TAKEN)
 
@@ -241,6 +249,9 @@ def plain_settings(config: object) -> PlainSettings:
             allowed[key] = list(value) if isinstance(value, list | tuple) else value
         else:
             left_out.append(key)
+    if "optimizer.class_path" in left_out and allowed.get("optimizer.init_args"):  # they belong to that class
+        del allowed["optimizer.init_args"]
+        left_out.append("optimizer.init_args")
     for key, default in NOT_TAKEN.items():
         value = _look_up(config, key)
         if value is not _ABSENT and not (type(value) is type(default) and value == default):
