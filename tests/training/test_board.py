@@ -55,7 +55,7 @@ def test_settings_have_the_final_results_and_no_curve_is_disturbed(events):
     found = HParamsPluginData.FromString(
         events.summary_metadata["_hparams_/session_start_info"].plugin_data.content).session_start_info.hparams
     assert found["model.d_model"].number_value == 16
-    assert found["optimizer.class_path"].string_value == "AdamW"
+    assert found["optimizer.class_path"].string_value == "Muon"
     assert not any(name.startswith(("generation", "checkpoint")) for name in found)
     assert events.Scalars("result/valid_loss")[0].value == pytest.approx(events.Scalars("valid/loss")[-1].value)
     assert [event.step for event in events.Scalars("valid/loss")] == [3, 6]

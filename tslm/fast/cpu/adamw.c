@@ -6,28 +6,27 @@
 #include <math.h>
 #include <stdint.h>
 
-struct factors { float beta1, beta2, eps, decay; };                /* decay is 1 - α λ */
+/* β₁, 1 - β₁, β₂, 1 - β₂, ε and 1 - α λ; the differences would lose digits in float32. */
+struct factors { float beta1, of_gradient, beta2, of_square, eps, decay; };
 
 static void update(int64_t size, float *restrict theta, const float *restrict gradient, float *restrict mean,
                    float *restrict square, float rate, struct factors f)
 {
-    float of_gradient = 1 - f.beta1, of_square = 1 - f.beta2;
 #pragma omp simd
     for (int64_t i = 0; i < size; i++) {
         float g = gradient[i];
-        mean[i] = mean[i] * f.beta1 + g * of_gradient;
-        square[i] = square[i] * f.beta2 + g * g * of_square;
+        mean[i] = mean[i] * f.beta1 + g * f.of_gradient;
+        square[i] = square[i] * f.beta2 + g * g * f.of_square;
         theta[i] = (theta[i] - rate * mean[i] / (sqrtf(square[i]) + f.eps)) * f.decay;
     }
 }
 
 /* `count` parameters of `sizes` entries; theirs are `rates`, α_t. The threads divide all entries evenly. */
 void adamw(int count, const int64_t *sizes, float *const *theta, float *const *gradients, float *const *means,
-           float *const *squares, const float *rates, float beta1, float beta2, float eps, float decay, int threads)
+           float *const *squares, const float *rates, const struct factors *factors, int threads)
 {
     int64_t total = 0;
     for (int each = 0; each < count; each++) total += sizes[each];
-    struct factors f = {beta1, beta2, eps, decay};
 #pragma omp parallel num_threads(threads)
     {
         int64_t from = total * omp_get_thread_num() / omp_get_num_threads();
@@ -36,7 +35,7 @@ void adamw(int count, const int64_t *sizes, float *const *theta, float *const *g
             int64_t first = from > start ? from - start : 0, end = to < start + sizes[each] ? to - start : sizes[each];
             if (first < end)
                 update(end - first, theta[each] + first, gradients[each] + first, means[each] + first,
-                       squares[each] + first, rates[each], f);
+                       squares[each] + first, rates[each], *factors);
         }
     }
 }

@@ -33,9 +33,9 @@ def adamw_step(
     addresses = [(ctypes.c_void_p * count)(*(each.data_ptr() for each in tensors))
                  for tensors in (parameters, gradients, means, squares)]
     sizes = (ctypes.c_int64 * count)(*(each.numel() for each in parameters))
-    numbers = (ctypes.c_float(number) for number in (beta1, beta2, eps, 1 - lr * weight_decay))
+    factors = (ctypes.c_float * 6)(beta1, 1 - beta1, beta2, 1 - beta2, eps, 1 - lr * weight_decay)
     build.load(SOURCES).adamw(
-        count, sizes, *addresses, (ctypes.c_float * count)(*rates), *numbers, torch.get_num_threads())
+        count, sizes, *addresses, (ctypes.c_float * count)(*rates), factors, torch.get_num_threads())
 
 
 def _supports(
