@@ -90,7 +90,7 @@ def test_a_command_gets_its_options_and_lightning_the_whole_line(command):
 
 
 @pytest.mark.parametrize(("name", "value", "expected"), [
-    ("GOMP_SPINCOUNT", None, "2000"), ("GOMP_SPINCOUNT", "7", "7"), ("OMP_WAIT_POLICY", "active", None)])
+    ("GOMP_SPINCOUNT", None, "1000"), ("GOMP_SPINCOUNT", "7", "7"), ("OMP_WAIT_POLICY", "active", None)])
 def test_waiting_threads_leave_the_core_to_others_unless_the_user_decides(command, monkeypatch, name, value, expected):
     for variable in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.setenv(variable, "")  # so that it is restored

@@ -40,7 +40,7 @@ COMMANDS = {
 }
 
 INTERRUPTED = 128 + signal.SIGINT  # the exit code after Ctrl-C
-SPINS = "2000"  # how often a thread of GNU's OpenMP looks for work before it sleeps; its default is 300,000
+SPINS = "1000"  # how often a thread of GNU's OpenMP looks for work before it sleeps; its default is 300,000
 PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent ends
 CLOSED_OUTPUT = 141  # that of a program that SIGPIPE ended, as in `python -m tslm … | head`
 
