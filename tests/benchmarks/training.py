@@ -62,8 +62,7 @@ def _measure(options: argparse.Namespace, installed: Callable[[str], bool], run:
         training = Training(
             shape=options.shape, small=options.small, quick=options.quick, batch_size=options.batch_size,
             memory_batch_size=options.memory_batch_size, steps=options.steps, runs=options.runs, seed=options.seed,
-            device=options.device, precision="fp32" if options.mode == "avx2" else options.precision,
-            peer_forms=tuple(options.peer_forms), run=run,
+            device=options.device, precision=options.precision, peer_forms=tuple(options.peer_forms), run=run,
             parity_text=options.parity_text, parity_tokens=options.parity_tokens, parity_seeds=options.parity_seeds,
             fit_options=shlex.split(options.fit_options), workdir=options.workdir, scratch=Path(scratch),
             notify=_notify,
@@ -110,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", choices=["cpu", "cuda"], default="cpu",
         help="device of tokens_vs_…, matmul_share, memory… and compile_time (default: cpu)")
     add("--precision", choices=["auto", "bf16", "fp32"], default="auto",
-        help="of the figures of --device (default: what `fit` chooses; fp32 with --mode avx2)")
+        help="of the figures of --device (default: what `fit` chooses in the --mode)")
     add("--mode", choices=MODES, default="native",
         help="avx2 and sse2 limit the vectors, no_compiler hides the C compiler, one_thread is one (default: native)")
     add("--peer-forms", nargs="+", choices=training_peers.FORMS, default=training_peers.FORMS, metavar="FORM",

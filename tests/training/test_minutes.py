@@ -26,12 +26,12 @@ STEP = 0.1  # seconds, by the clock of these tests
 @pytest.fixture
 def clock(monkeypatch):
     """Each look at the clock is STEP later: MinutesBudget looks once before the first step and once after each."""
-    ticks = itertools.count(1)
+    class Made(minutes.MinutesBudget):
+        def __init__(self, budget, began):
+            ticks = itertools.count(1)
+            super().__init__(budget, 0.0, clock=lambda: STEP * next(ticks))
 
-    def made(budget, began):
-        return minutes.MinutesBudget(budget, 0.0, clock=lambda: STEP * next(ticks))
-
-    monkeypatch.setattr(trainer, "MinutesBudget", made)
+    monkeypatch.setattr(trainer, "MinutesBudget", Made)
 
 
 def weights_of(path):
@@ -103,6 +103,17 @@ def test_a_stated_budget_replaces_the_minutes_and_what_was_found_for_them(projec
         assert (steps, found["max_tokens"], found["max_minutes"]) == expected
 
 
+def test_a_second_fit_of_the_same_trainer_has_its_own_minutes(tmp_path, data, clock):  # noqa: F811
+    """The time of the first one is over when the second begins."""
+    both = make_trainer(tmp_path, None, max_minutes=0.02, limit_val_batches=0, logger=False)
+    kept = []
+    for _ in range(2):
+        both.fit(make(), datamodule=data())
+        kept.append([each for each in both.callbacks if isinstance(each, minutes.MinutesBudget)])
+    assert [len(each) for each in kept] == [1, 1]
+    assert kept[0] != kept[1]
+
+
 def test_the_rates_of_the_measured_steps_are_those_of_a_provisional_length():
     settings = OptimizerSettings()
     rate = settings.rate(400, in_minutes=True)
@@ -133,7 +144,7 @@ def test_the_time_is_over_before_or_while_the_steps_are_measured(project, tiny, 
     assert "trainer.max_minutes is 0.001, but 0 s have passed before the first step" in capsys.readouterr().err
     assert not list(Path("lightning_logs").glob("*"))
     assert train(*words, "--trainer.max_minutes=0.02") == 0
-    assert "The 1 s are over after 10 steps" in capsys.readouterr().out
+    assert "The 1 s are over after 11 steps" in capsys.readouterr().out
     assert json.loads(Path("lightning_logs/version_0/summary.json").read_text())["finished"]
 
 

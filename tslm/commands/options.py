@@ -49,7 +49,7 @@ def split_words(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def configs_first(argv: list[str]) -> list[str]:
-    """Move `--config` and its values to the front, behind the command: flags win over files, in any order.
+    """Move `--config` and its values to the place after the command, so that the other options win over the files.
 
     Example: `fit --ckpt_path last --config a.yaml` gives `fit --config a.yaml --ckpt_path last`.
     """

@@ -116,6 +116,7 @@ def replaceable(function: Callable[P, R]) -> Replaceable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the substitute that is chosen for these arguments, or the function as it is written."""
         if is_compiling():
             return cast(R, _choose_for_compiler(name, function, *args, **kwargs)(*args, **kwargs))
         return cast(R, choose(name, *args, **kwargs)(*args, **kwargs))

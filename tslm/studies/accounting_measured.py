@@ -84,6 +84,7 @@ def _bytes(account: Account) -> tuple[int, int, int, int]:
     kept: dict[int, Any] = {}  # storages by address; the reference keeps an address from being used again
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
+        """Remember the storage of a tensor that the backward pass needs, unless it is a weight's."""
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage

@@ -28,7 +28,6 @@ from tslm.training.runs import run_of
 SUMMARY = "summary.json"
 
 
-
 class StorySamples(pl.Callback):
     """Writes a story to TensorBoard after each validation.
 

@@ -25,8 +25,8 @@ ALTERNATIVES = 5
 LARGEST_TEXT = 500_000  # bytes; the page of a longer text would be too large for a browser
 # The lower limits of the colours, in bits; page.html has a class `s0`, `s1`, … for each.
 LIMITS = (0, 1, 2, 3, 4, 6, 8, 11)
-# Control characters but tab and line feed, which HTML cannot hold, as the pictures that Unicode has of them. What
-# nobody sees, such as a mark that turns the direction of the text after it, is shown as its number: [U+202E].
+# HTML cannot hold control characters except tab and line feed, so Unicode's pictures of them are shown. Invisible
+# characters, such as a mark that changes the direction of writing, are shown as their code point: [U+202E].
 PICTURES: dict[int, int | str] = {
     **{code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}, 127: 0x2421,
     **{code: f"[U+{code:04X}]" for code in (*range(0x80, 0xA0), 0x61C, 0x200B, 0x200E, 0x200F, *range(0x2028, 0x202F),

@@ -235,11 +235,14 @@ class StepTrainer(pl.Trainer):
             budget = self._resumed_budget(state, ckpt_path, tokens, counted=data is not None)
         self.step_loop.set_budget(budget)
         began, self.began = time.perf_counter() if self.began is None else self.began, None
+        callbacks: list[pl.Callback] = self.callbacks  # type: ignore[attr-defined]
+        callbacks[:] = [each for each in callbacks if not isinstance(each, MinutesBudget)]  # of an earlier call
         if budget.is_open:
             assert self.max_minutes is not None
-            self.callbacks.insert(0, MinutesBudget(self.max_minutes, began))  # type: ignore[attr-defined]
+            callbacks.insert(0, MinutesBudget(self.max_minutes, began))
         if isinstance(model, LanguageModule):
-            model.optimizer_settings.rate(budget.max_steps)  # checks the warm-up before there is a run directory
+            # This checks the warm-up before there is a run directory.
+            model.optimizer_settings.rate(budget.max_steps, in_minutes=budget.is_open)
             flops = budget.max_steps * tokens * model.model.flops_per_token()
             if pays(self._compile, flops, self.strategy.root_device.type, self.max_minutes if budget.is_open else None):
                 model.compile_step()
