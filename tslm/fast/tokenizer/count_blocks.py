@@ -1,22 +1,21 @@
-"""Counts pre-tokens with hash tables in numpy: substitutes for `count_blocks` and `add_counts` of `tokenizer.train`."""
+"""Counts pre-tokens with hash tables, in C or in numpy: for `count_blocks` and `add_counts` of `tokenizer.train`."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import TypeAlias
 
 import numpy as np
 
+from tslm.fast.cpu.words import WORTH_LOADING, CompiledWordTable, find_bounds, is_available
 from tslm.fast.door import Case, Substitute
 from tslm.fast.tokenizer.hash_tables import Keys, keep_freed_memory
 from tslm.fast.tokenizer.probes import PROBE_SPECIALS, PROBE_TEXTS, example_words
 from tslm.fast.tokenizer.scanner import Positions, pretoken_bounds, special_pattern
 from tslm.fast.tokenizer.segments import divide_specials, segment_bounds
 from tslm.fast.tokenizer.word_table import WordTable
-
-_BATCH = 1 << 14  # words that are looked up in the wider tables at a time
-
 
 PackedCounts: TypeAlias = tuple[bytes, Positions, Keys]  # joined words, their sizes and their counts
 
@@ -26,75 +25,40 @@ def count_blocks(blocks: Iterable[bytes], special_tokens: Sequence[bytes], patte
     keep_freed_memory()
     specials = special_pattern(special_tokens)
     within_segments, across_segments = divide_specials(special_tokens)
-    segments, pretokens = _Tally(), _Tally()
-    for block in blocks:
-        bounds = segment_bounds(block, across_segments) if block else None
+    blocks = iter(blocks)
+    first = next(blocks, b"")
+    is_compiled = len(first) >= WORTH_LOADING and is_available()
+    segments, pretokens = (CompiledWordTable() if is_compiled else WordTable() for _ in range(2))
+    find = find_bounds if is_compiled else None
+    for block in chain([first], blocks):
+        bounds = segment_bounds(block, across_segments, find) if block else None
         if bounds is None:
-            pretokens.add(block, pretoken_bounds(block, specials))
+            pretokens.count(block, pretoken_bounds(block, specials))
         else:
-            segments.add(block, bounds)
-    text, sizes, counts = segments.words()
+            segments.count(block, bounds)
+    text, sizes, counts = _packed(segments)
     bounds = pretoken_bounds(text, within_segments)
-    pretokens.add_times(text, bounds, counts[np.searchsorted(np.cumsum(sizes), bounds[:-1], "right")])
+    pretokens.count(text, bounds, counts[np.searchsorted(np.cumsum(sizes), bounds[:-1], "right")])
     for token in special_tokens:
-        pretokens.remove(token)
-    return pretokens.words()
+        numbers, _ = pretokens.number(token, np.array([0, len(token)]))
+        pretokens.values[numbers] = 0
+    return _packed(pretokens)
 
 
 def add_counts(parts: Iterable[PackedCounts]) -> dict[bytes, int]:
     """Return the sum of the counts of several parts of a text."""
-    total = _Tally()
+    total = WordTable()
     for text, sizes, counts in parts:
-        total.add_times(text, np.append(0, np.cumsum(sizes)), counts)
-    return _unpacked(total.words())
+        total.count(text, np.append(0, np.cumsum(sizes)), counts)
+    return _unpacked(_packed(total))
 
 
-class _Tally:
-    """The count of each word."""
-
-    def __init__(self) -> None:
-        self._table = WordTable()
-        self._waiting: list[Keys] = []  # words to look up in the wider tables
-        self._waiting_count = 0
-
-    def add(self, text: bytes, bounds: Positions) -> None:
-        """Count each word of a text once."""
-        numbers, _, misses = self._table.number_frequent(text, bounds)
-        np.add.at(self._table.values, numbers, np.uint64(1))
-        for wrong in (misses.packed_at, misses.others_at):
-            np.subtract.at(self._table.values, numbers[wrong], np.uint64(1))
-        others, _ = self._table.number_others(misses.others)
-        np.add.at(self._table.values, others, np.uint64(1))
-        self._waiting.append(misses.keys)
-        self._waiting_count += len(misses.keys)
-        if self._waiting_count > _BATCH:
-            self._flush()
-
-    def add_times(self, text: bytes, bounds: Positions, times: Keys) -> None:
-        """Count each word of a text so many times."""
-        numbers, _ = self._table.number(text, bounds)
-        np.add.at(self._table.values, numbers, times)
-
-    def _flush(self) -> None:
-        if self._waiting:
-            numbers, _ = self._table.number_packed(np.concatenate(self._waiting))
-            np.add.at(self._table.values, numbers, np.uint64(1))
-            self._waiting, self._waiting_count = [], 0
-
-    def remove(self, word: bytes) -> None:
-        """Set the count of a word to 0."""
-        self._flush()
-        numbers, _ = self._table.number(word, np.array([0, len(word)]))
-        self._table.values[numbers] = 0
-
-    def words(self) -> PackedCounts:
-        """Return the joined distinct words, their sizes and their counts, without words of count 0."""
-        self._flush()
-        text, sizes, numbers = self._table.words()
-        counts = self._table.values[numbers]
-        kept = counts > 0
-        text = np.frombuffer(text, np.uint8)[np.repeat(kept, sizes)].tobytes()
-        return text, sizes[kept], counts[kept]
+def _packed(table: CompiledWordTable | WordTable) -> PackedCounts:
+    """Return the words of a table whose values are their counts, without words of count 0."""
+    text, sizes, numbers = table.words()
+    counts = table.values[numbers]
+    kept = counts > 0
+    return np.frombuffer(text, np.uint8)[np.repeat(kept, sizes)].tobytes(), sizes[kept], counts[kept]
 
 
 def _supports(blocks: object, special_tokens: object, pattern: str = "gpt2") -> str | None:

@@ -1,4 +1,4 @@
-"""Encodes blocks of text with hash tables in numpy: a substitute for `tokenizer.bpe.encode_block`.
+"""Encodes blocks of text with hash tables, in C or in numpy: a substitute for `tokenizer.bpe.encode_block`.
 
 Each distinct pre-token is merged once. After that its ids are looked up. The tables are bounded.
 """
@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from tslm.fast.cpu.words import WORTH_LOADING, CompiledWordTable, find_bounds, gather, is_available
 from tslm.fast.door import Case, Substitute
 from tslm.fast.tokenizer.encode_words import Ids, WordEncoder, word_encoder
 from tslm.fast.tokenizer.hash_tables import keep_freed_memory
@@ -42,15 +43,20 @@ class BlockEncoder:
             average. When it is reached, all are removed.
         frugal: whether to avoid what takes more memory: segments, of which a text has several times as many as
             pre-tokens, and merging in batches.
+        compiled: whether to look words up in C.
     """
 
-    def __init__(self, words: WordEncoder, special_tokens: list[bytes], capacity: int, frugal: bool = False) -> None:
+    def __init__(
+        self, words: WordEncoder, special_tokens: list[bytes], capacity: int, frugal: bool = False,
+        compiled: bool = False,
+    ) -> None:
         self._words = words
         self._specials, self._special_tokens = special_pattern(special_tokens), {*special_tokens}
         self._within_segments, self._across_segments = divide_specials(special_tokens)
         encode_pretokens = partial(words.encode_all, frugal=frugal)
-        self._pretokens = _Cache(encode_pretokens, capacity, reserve=frugal)
-        self._segments = None if frugal else _Cache(self._encode_segments, capacity)
+        self._pretokens = _Cache(encode_pretokens, capacity, frugal, compiled)
+        self._segments = None if frugal else _Cache(self._encode_segments, capacity, frugal, compiled)
+        self._find_bounds = find_bounds if compiled else None
         self._lock = threading.Lock()  # an executor may run its tasks in threads
 
     def encode(self, block: bytes) -> Ids:
@@ -61,7 +67,9 @@ class BlockEncoder:
         """
         if not block:
             return np.empty(0, np.uint32)
-        bounds = segment_bounds(block, self._across_segments) if self._segments is not None else None
+        bounds = None
+        if self._segments is not None:
+            bounds = segment_bounds(block, self._across_segments, self._find_bounds)
         with self._lock:
             try:
                 if self._segments is not None and bounds is not None:
@@ -88,19 +96,21 @@ class _Cache:
         encode: returns the joined ids of words that fill a text without gaps, and how many each has.
         capacity: about how many words to keep.
         reserve: whether to allocate memory for all of them at once.
+        compiled: whether to look words up in C.
     """
 
     def __init__(
         self,
         encode: Callable[[bytes, Positions], tuple[Ids, Positions]],
         capacity: int,
-        reserve: bool = False,
+        reserve: bool,
+        compiled: bool,
     ) -> None:
         self._encode = encode
         self._capacity = capacity
         # The value of a word is the position of its ids, times 2 ** _COUNT_BITS, plus their number.
         bits = min(capacity.bit_length(), 16)
-        self._table = WordTable(bits, bits if reserve else bits - 2)
+        self._table = CompiledWordTable(bits) if compiled else WordTable(bits, bits if reserve else bits - 2)
         self._ids: Ids = np.empty(8 * capacity, np.uint32)  # the joined ids of all words
         self._clear()
 
@@ -121,6 +131,8 @@ class _Cache:
                 raise
         values = self._table.values.take(numbers)
         counts = (values & _COUNT_MASK).view(np.intp)
+        if isinstance(self._table, CompiledWordTable):
+            return gather(values, self._ids, int(counts.sum())), counts
         ends = np.cumsum(counts)
         places = np.arange(ends[-1])
         places += np.repeat((values >> _COUNT_BITS).view(np.intp) - (ends - counts), counts)
@@ -150,11 +162,16 @@ class _Cache:
         self._words = self._used = self._bytes = 0  # the number of words, of their ids, of their bytes
 
 
-_encoders: WeakKeyDictionary[Vocabulary, dict[bool, BlockEncoder]] = WeakKeyDictionary()
+_encoders: WeakKeyDictionary[Vocabulary, dict[str, BlockEncoder]] = WeakKeyDictionary()
 
 
-def encode_block(block: bytes, vocabulary: Vocabulary) -> Ids:
+def encode_block(block: bytes, vocabulary: Vocabulary, kind: str | None = None) -> Ids:
     """Return the ids of the tokens of a text.
+
+    Args:
+        block: the text.
+        vocabulary: the tokens, merges and special tokens.
+        kind: "small", "large" or "compiled"; unless given, by the size of the block.
 
     Raises:
         KeyError: the vocabulary lacks a token of the result.
@@ -162,26 +179,32 @@ def encode_block(block: bytes, vocabulary: Vocabulary) -> Ids:
     encoders = _encoders.get(vocabulary)
     if encoders is None:
         encoders = _encoders[vocabulary] = {}
-    is_large = len(block) >= _LARGE_BLOCK
-    if is_large not in encoders:
-        if is_large:
+    kind = kind or _kind_of(block)
+    if kind not in encoders:
+        if kind != "small":
             keep_freed_memory()
-        capacity = _FILE_CAPACITY if is_large else _STREAM_CAPACITY
-        encoders[is_large] = BlockEncoder(
-            word_encoder(vocabulary), [*vocabulary.special_ids], capacity, frugal=not is_large
+        encoders[kind] = BlockEncoder(
+            word_encoder(vocabulary), [*vocabulary.special_ids],
+            _STREAM_CAPACITY if kind == "small" else _FILE_CAPACITY, frugal=kind == "small",
+            compiled=kind == "compiled" and is_available(),
         )
-    return encoders[is_large].encode(block)
+    return encoders[kind].encode(block)
+
+
+def _kind_of(block: bytes) -> str:
+    if len(block) < _LARGE_BLOCK:
+        return "small"
+    return "compiled" if len(block) >= WORTH_LOADING else "large"
 
 
 def _supports(block: bytes, vocabulary: Vocabulary) -> str | None:
-    if sys.byteorder != "little" or vocabulary.pattern != "gpt2":  # the pattern of `scanner`
-        return None
-    return "large" if len(block) >= _LARGE_BLOCK else "small"
+    # The pattern of `scanner`
+    return _kind_of(block) if sys.byteorder == "little" and vocabulary.pattern == "gpt2" else None
 
 
-def _probes(key: object) -> list[Case]:
+def _probes(key: str) -> list[Case]:
     texts = [b"", *PROBE_TEXTS]
-    if key == "large":
+    if key != "small":
         many_words = b" ".join(b"t%dhe" % n for n in range(300))  # so many new words are merged as a batch
         filling = PROBE_TEXTS[1] * (_LARGE_BLOCK // len(PROBE_TEXTS[1]) + 1)
         texts = [b" " + many_words + filling, PROBE_TEXTS[0] + filling]
@@ -189,10 +212,12 @@ def _probes(key: object) -> list[Case]:
     return [Case((text, vocabulary), finish=lambda ids: ids.tolist()) for text in texts]
 
 
-def _example(key: object) -> Case:
-    return Case((b"".join(example_words(2000, 100_000 if key == "large" else 2000)), example_vocabulary()))
+def _example(key: str) -> Case:
+    counts = {"small": 2000, "large": 15_000, "compiled": 100_000}
+    return Case((b"".join(example_words(2000, counts[key])), example_vocabulary()))
 
 
 ENCODE_BLOCK = Substitute(
-    encode_block, _supports, _probes, tolerance=lambda key: 0, examples=_example, keys=lambda: ["small", "large"]
+    encode_block, _supports, _probes, tolerance=lambda key: 0, examples=_example,
+    probed=lambda key: partial(encode_block, kind=key), keys=lambda: ["small", "large", "compiled"],
 )

@@ -9,7 +9,7 @@ segments and 0.21 s without, encoding 0.23 s and 0.29 s.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -19,7 +19,9 @@ from tslm.fast.tokenizer.scanner import Positions, special_pattern
 _SAMPLE = 1 << 14  # bytes that decide whether a block is cut into segments
 
 
-def segment_bounds(text: bytes, specials: re.Pattern[bytes] | None = None) -> Positions | None:
+def segment_bounds(
+    text: bytes, specials: re.Pattern[bytes] | None = None, find: Callable[[bytes], Positions] | None = None
+) -> Positions | None:
     r"""Return the start of each segment and the end of the last one; None if segments do not help for this text.
 
     A segment starts at an ASCII white-space character after an ASCII character of any other kind. No pre-token crosses
@@ -33,6 +35,7 @@ def segment_bounds(text: bytes, specials: re.Pattern[bytes] | None = None) -> Po
     Args:
         text: a block of UTF-8.
         specials: the pattern of the special tokens that contain white space (see `divide_specials`).
+        find: a substitute for `find_bounds`.
 
     Example:
         >>> segment_bounds(b" I'll  wait,\n\nhe said").tolist()
@@ -40,14 +43,16 @@ def segment_bounds(text: bytes, specials: re.Pattern[bytes] | None = None) -> Po
     """
     if not text[:1].isspace() or text[-1] in _MAY_BE_WHITE or (specials is not None and specials.search(text)):
         return None
-    sample = _find_bounds(text[:_SAMPLE])
+    find = find or find_bounds
+    sample = find(text[:_SAMPLE])
     long_ones = np.count_nonzero(np.diff(sample) > PACKED_BYTES)
     if 10 * len(sample) < len(text[:_SAMPLE]) or 50 * long_ones > len(sample):
         return None
-    return _find_bounds(text)
+    return find(text)
 
 
-def _find_bounds(text: bytes) -> Positions:
+def find_bounds(text: bytes) -> Positions:
+    """Return the start of each segment of a text, whatever it starts with, and the end of the last one."""
     data = np.frombuffer(text, np.uint8)
     is_white = data - np.uint8(ord("\t")) < 5  # \t \n \v \f \r; a smaller byte wraps
     is_white |= data == ord(" ")

@@ -16,6 +16,7 @@ from tslm.fast.tokenizer.scanner import Mask, Positions
 
 # 2^64 / golden ratio, and other odd numbers
 _MULTIPLIERS = (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
+_BATCH = 1 << 14  # words that `WordTable.count` looks up in the wider tables at a time
 Word = TypeVar("Word", bound=Hashable)
 
 
@@ -61,6 +62,8 @@ class WordTable:
         self._overflow: dict[tuple[int, int], int] = {}  # packed words whose slots are all occupied
         self._others: dict[bytes, int] = {}
         self._size = self._short.end
+        self._waiting: list[Keys] = []  # words that `count` has not looked up in the wider tables yet
+        self._waiting_count = 0
 
     def clear(self) -> None:
         """Remove all words."""
@@ -70,11 +73,38 @@ class WordTable:
         self._overflow.clear()
         self._others.clear()
         self._size = self._short.end
+        self._waiting, self._waiting_count = [], 0
 
     @property
     def values(self) -> Keys:
         """The value of each word, by its number; 0 for a new word. The caller defines its meaning."""
         return self._short.values
+
+    def count(self, text: bytes, bounds: Positions, times: Keys | None = None) -> None:
+        """Add to the value of each word of a text its entry of `times`, or 1; the arguments are those of `number`.
+
+        The values are complete after the next call of `number` or `words`.
+        """
+        if times is not None:
+            numbers, _ = self.number(text, bounds)
+            np.add.at(self.values, numbers, times)
+            return
+        numbers, _, misses = self.number_frequent(text, bounds)
+        np.add.at(self.values, numbers, np.uint64(1))
+        for wrong in (misses.packed_at, misses.others_at):
+            np.subtract.at(self.values, numbers[wrong], np.uint64(1))
+        others, _ = self.number_others(misses.others)
+        np.add.at(self.values, others, np.uint64(1))
+        self._waiting.append(misses.keys)
+        self._waiting_count += len(misses.keys)
+        if self._waiting_count > _BATCH:
+            self._count_waiting()
+
+    def _count_waiting(self) -> None:
+        if self._waiting:
+            numbers, _ = self.number_packed(np.concatenate(self._waiting))
+            np.add.at(self.values, numbers, np.uint64(1))
+            self._waiting, self._waiting_count = [], 0
 
     def number(self, text: bytes, bounds: Positions) -> tuple[Positions, Positions]:
         """Return the number of each word of a text, and which of them are new.
@@ -86,6 +116,7 @@ class WordTable:
         Returns:
             The numbers, valid until the next call, and the indices of the words that are new, each word once.
         """
+        self._count_waiting()
         numbers, fresh, misses = self.number_frequent(text, bounds)
         numbers[misses.packed_at], new = self.number_packed(misses.keys)
         numbers[misses.others_at], new_others = self.number_others(misses.others)
@@ -170,6 +201,7 @@ class WordTable:
 
     def words(self) -> Words:
         """Return all words, in no particular order."""
+        self._count_waiting()
         texts, sizes, numbers = [], [], []
         overflow = np.array([*self._overflow], np.uint64).reshape(-1, 2), np.array([*self._overflow.values()], np.intp)
         for keys, under in (self._short.items(), *(table.items() for table in self._wide), overflow):

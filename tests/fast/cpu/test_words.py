@@ -1,0 +1,135 @@
+"""Segments and the word table in C, against numpy's forms and the definitions."""
+
+import ctypes
+import mmap
+import random
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from tests.fast.tokenizer.test_segments import PIECES
+from tests.fast.tokenizer.test_word_table import draw
+from tslm.fast.cpu import build, words
+from tslm.fast.cpu.words import WORTH_LOADING, CompiledWordTable, find_bounds
+from tslm.fast.door import DisagreementWarning
+from tslm.fast.tokenizer import count_blocks, encode_blocks, segments
+from tslm.fast.tokenizer.probes import probe_vocabulary
+from tslm.tokenizer import bpe, train
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=60).map("".join))
+def test_segments_are_those_of_numpy(text):
+    data = (" " + text).encode()
+    assert find_bounds(data).tolist() == segments.find_bounds(data).tolist()
+
+
+@pytest.mark.parametrize("size", [*range(1, 20), 63, 64, 65, 127, 128, 129])
+def test_segments_of_alternating_bytes_fill_their_array(size):
+    data = (b" a" * size)[:size]
+    assert find_bounds(data).tolist() == segments.find_bounds(data).tolist()
+
+
+def test_the_library_is_used_here():
+    assert words.is_available()
+
+
+def test_words_are_numbered_and_counted_as_a_dictionary_does():
+    rng = random.Random(0)
+    table, expected, sums = CompiledWordTable(bits=1), {}, {}
+    for _ in range(60):
+        chosen, bounds = draw(rng, 200)
+        numbers, fresh = table.number(b"".join(chosen), bounds)
+        new = [chosen[index] for index in fresh.tolist()]
+        assert new == [word for word in dict.fromkeys(chosen) if word not in expected]
+        expected |= {word: len(expected) + n for n, word in enumerate(new)}
+        assert numbers.tolist() == [expected[word] for word in chosen]
+        times = [rng.randrange(1 << 40) for _ in chosen]
+        table.count(b"".join(chosen), bounds, np.array(times, np.uint64))
+        table.count(b"".join(chosen), bounds)
+        for word, count in zip(chosen, times, strict=True):
+            sums[word] = sums.get(word, 0) + count + 1
+    assert len(expected) > 1000
+    text, sizes, numbers = table.words()
+    stored = [text[end - size : end] for size, end in zip(sizes.tolist(), np.cumsum(sizes).tolist(), strict=True)]
+    assert dict(zip(stored, numbers.tolist(), strict=True)) == expected
+    assert table.values.tolist() == [sums[word] for word in stored]
+    table.clear()
+    assert (table.words().text, len(table.values)) == (b"", 0)
+    assert table.number(b"new", np.array([0, 3]))[1].tolist() == [0]
+
+
+def test_nothing_is_read_beyond_the_end_of_a_text():
+    """The byte after the text belongs to a page that may not be read: reading it would end the process."""
+    pages = mmap.mmap(-1, 2 * mmap.PAGESIZE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+    libc = ctypes.CDLL(None)
+    assert libc.mprotect(ctypes.c_void_p(start + mmap.PAGESIZE), mmap.PAGESIZE, 0) == 0
+    library = words._library()
+    for size in range(1, 70):
+        text = ctypes.c_void_p(start + mmap.PAGESIZE - size)
+        ctypes.memset(text, ord("a"), size)
+        table = library.new_words(ctypes.c_int64(2), ctypes.c_uint64(1))
+        bounds = np.arange(size + 1)
+        assert library.count_words(table, text, words._address(bounds), ctypes.c_int64(size), None) == 0
+        whole = np.array([0, size])
+        assert library.count_words(table, text, words._address(whole), ctypes.c_int64(1), None) == 0
+        assert table.contents.count == (2 if size > 1 else 1)
+        library.free_words(table)
+        room = np.empty(size // 2 + 10, np.int64)
+        assert library.find_segments(text, ctypes.c_int64(size), words._address(room)) == 1
+    assert libc.mprotect(ctypes.c_void_p(start + mmap.PAGESIZE), mmap.PAGESIZE, 3) == 0
+
+
+def large_text(seed):
+    rng = random.Random(seed)
+    pieces = [*PIECES, *(f" w{n}" for n in range(300)), *(f" counter-revolutionaries{n}" for n in range(9))]
+    text = " start" + "".join(rng.choices(pieces, k=WORTH_LOADING // 3)) + "end"
+    assert len(text.encode()) >= WORTH_LOADING
+    return text.encode()
+
+
+@pytest.mark.parametrize("is_prose", [True, False])
+def test_large_blocks_are_counted_and_encoded_by_the_definition(is_prose):
+    block = large_text(int(is_prose))
+    if is_prose:  # so that it is cut into segments
+        block = b" the cat sat" * 2000 + block
+    assert (segments.segment_bounds(block) is not None) == is_prose
+    specials = [b"<|e|>", b"\xff"]
+    found = count_blocks.count_blocks([block, block], specials)
+    expected = train.count_blocks.plain([block, block], specials)
+    assert count_blocks._unpacked(found) == count_blocks._unpacked(expected)
+    vocabulary = probe_vocabulary()
+    ids = bpe.encode_block.plain(block, vocabulary).tolist()
+    assert encode_blocks.encode_block(block, vocabulary).tolist() == ids
+    assert encode_blocks.encode_block(block, vocabulary).tolist() == ids  # from the cache
+
+
+def test_without_a_compiler_numpy_counts_and_encodes(monkeypatch):
+    monkeypatch.setenv("CC", "there-is-no-compiler")
+    for function in (words.is_available, words._library, build.load):
+        function.cache_clear()
+    try:
+        assert not words.is_available()
+        block = large_text(2)
+        expected = train.count_blocks.plain([block], [])
+        assert (count_blocks._unpacked(count_blocks.count_blocks([block], []))
+                == count_blocks._unpacked(expected))
+        vocabulary = probe_vocabulary()
+        assert (encode_blocks.encode_block(block, vocabulary).tolist()
+                == bpe.encode_block.plain(block, vocabulary).tolist())
+    finally:
+        for function in (words.is_available, words._library, build.load):
+            function.cache_clear()
+
+
+def test_a_library_that_finds_other_segments_is_not_used(monkeypatch):
+    monkeypatch.setattr(words, "find_bounds", lambda text: np.array([0, len(text)]))
+    words.is_available.cache_clear()
+    try:
+        with pytest.warns(DisagreementWarning, match="without the library in C"):
+            assert not words.is_available()
+    finally:
+        words.is_available.cache_clear()
