@@ -22,7 +22,10 @@ class Place(NamedTuple):
 SUBSTITUTES: dict[str, tuple[Place, ...]] = {
     "tslm.tokenizer.train.count_blocks": (Place("", "tslm.fast.tokenizer.count_blocks", "COUNT_BLOCKS"),),
     "tslm.tokenizer.train.add_counts": (Place("", "tslm.fast.tokenizer.count_blocks", "ADD_COUNTS"),),
-    "tslm.tokenizer.bpe.merge_pairs": (Place("", "tslm.fast.tokenizer.merging", "MERGE_PAIRS"),),
+    "tslm.tokenizer.bpe.merge_pairs": (
+        Place("", "tslm.fast.cpu.make_merges", "MERGE_PAIRS"),
+        Place("", "tslm.fast.tokenizer.merging", "MERGE_PAIRS"),
+    ),
     "tslm.tokenizer.bpe.encode_pretokens": (Place("", "tslm.fast.tokenizer.encode_words", "ENCODE_PRETOKENS"),),
     "tslm.tokenizer.bpe.encode_block": (Place("", "tslm.fast.tokenizer.encode_blocks", "ENCODE_BLOCK"),),
     "tslm.model.ops.rms_norm": (Place("cpu", "tslm.fast.cpu.kernels", "RMS_NORM"),),

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from tslm.errors import UserError
+from tslm.fast.forms import cpu_multiplies_bfloat16
 from tslm.optim.adamw import AdamW
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -78,10 +79,10 @@ class Muon(AdamW):
 
     def _step_group(self, group: dict[str, Any], skip: Tensor | None) -> None:
         matrices = [each for each in group["params"] if group["orthogonalize"] and each.ndim == 2]
-        alike: dict[tuple[torch.Size, torch.device, torch.dtype], list[Tensor]] = {}
+        alike: dict[tuple[Any, ...], list[Tensor]] = {}
         for each in matrices:
             if each.grad is not None:
-                alike.setdefault((each.shape, each.device, each.dtype), []).append(each)
+                alike.setdefault((*sorted(each.shape), each.device, each.dtype), []).append(each)
         for parameters in alike.values() if skip is None or not skip else ():
             muon_step(parameters, [each.grad for each in parameters], [self.state[each] for each in parameters],
                       group["lr"], group["momentum"], group["iterations"], group["weight_decay"])
@@ -93,9 +94,10 @@ def muon_step(
     parameters: list[Tensor], gradients: list[Any], states: list[dict[str, Any]], lr: float, momentum: float,
     iterations: int, weight_decay: float,
 ) -> None:
-    """Apply the equations of `Muon` to matrices of one shape, in place; a state holds b as `momentum_buffer`.
+    """Apply the equations of `Muon` to matrices of one shape or its transpose, in place.
 
-    All are orthogonalised together, because small products waste a processor.
+    A state holds b as `momentum_buffer`. All matrices are orthogonalised together, the tall ones as their transposes,
+    because small products waste a processor.
     """
     directions = []
     for parameter, gradient, state in zip(parameters, gradients, states, strict=True):
@@ -103,10 +105,10 @@ def muon_step(
             state["momentum_buffer"] = torch.zeros_like(parameter)
         buffer = state["momentum_buffer"]
         buffer.mul_(momentum).add_(gradient)
-        directions.append(gradient + momentum * buffer)
+        directions.append(_wide(gradient + momentum * buffer))
     rate = lr * _MATCH_ADAMW * math.sqrt(max(parameters[0].shape))
     for parameter, update in zip(parameters, orthogonalized(torch.stack(directions), iterations), strict=True):
-        parameter.add_(update, alpha=-rate)
+        _wide(parameter).add_(update, alpha=-rate)
         parameter.mul_(1 - lr * weight_decay)
 
 
@@ -117,16 +119,24 @@ def orthogonalized(matrix: Tensor, iterations: int = 5) -> Tensor:
 
     Each iteration maps a singular value s to a s + b s³ + c s⁵. The coefficients let small values grow fast; after five
     iterations all but the smallest values are between about 0.7 and 1.2, which is close enough (Jordan et al. 2024).
+    As there, a float32 matrix is multiplied in bfloat16 where the processor has instructions for it.
 
-    Shapes: (..., d_out, d_in), in the dtype of `matrix`, but float32 for half precision.
+    Shapes: (batch, d_out, d_in), or without batch; in the dtype of `matrix`.
     """
-    x = matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix
-    x = x / (x.square().sum((-2, -1), keepdim=True).sqrt() + 1e-7)
-    is_tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if is_tall else x  # A is the smaller of the two products
+    x = matrix.unflatten(0, (-1, matrix.shape[0])) if matrix.ndim == 2 else matrix
+    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    x = _wide(x / (x.square().sum((-2, -1), keepdim=True).sqrt() + 1e-7))  # A is the smaller of the two products
+    if x.dtype == torch.float32 and (x.device.type != "cpu" or cpu_multiplies_bfloat16()):
+        x = x.bfloat16()
     a, b, c = COEFFICIENTS
     for _ in range(iterations):
         square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
-    orthogonal: Tensor = x.mT if is_tall else x
-    return orthogonal.to(matrix.dtype)
+        polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c)  # b A + c A²
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    orthogonal: Tensor = x.mT if matrix.shape[-2] > matrix.shape[-1] else x
+    return orthogonal.to(matrix.dtype).view(matrix.shape)
+
+
+def _wide(matrix: Tensor) -> Tensor:
+    """Return a matrix, or several, with at least as many columns as rows: itself or its transpose."""
+    return matrix.mT if matrix.shape[-2] > matrix.shape[-1] else matrix

@@ -1,56 +1,106 @@
-"""BPE training that updates pair counts where a merge changes them: a substitute for `tokenizer.bpe.merge_pairs`."""
+"""BPE training that updates pair counts where a merge changes them: a substitute for `tokenizer.bpe.merge_pairs`.
+
+`fast.cpu.make_merges` does the same in C; this form is for machines without a compiler, and for few words.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+from array import array
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 
 from tslm.fast.door import Case, Substitute
 from tslm.fast.tokenizer.probes import example_words
-from tslm.fast.tokenizer.token_sequence import LARGE, TokenSequence, join_words
 
-# Places from which numpy is faster than a loop. Merging the counts of TinyStories to 10,000 entries takes 0.40 s; with
-# the loop alone, 0.66 s.
-_MANY = 96
+_BOUNDARY = -1  # a sentinel before and after each word
+_MERGED = -2  # marks a token that was merged into its left neighbour
 
 
-def merge_pairs(
-    counts: Mapping[bytes, int], max_merges: int, many: int = _MANY, large: int = LARGE
-) -> Iterator[tuple[bytes, bytes]]:
+def merge_pairs(counts: Mapping[bytes, int], max_merges: int) -> Iterator[tuple[bytes, bytes]]:
     """Yield the merges of BPE training in the order in which they are made.
 
     Args:
         counts: how often each pre-token occurs.
         max_merges: the largest number of merges.
-        many: pairs with at least so many places are merged by numpy.
-        large: rare pairs are left out for the time being if the words have at least so many bytes.
     """
     tokens = [bytes([byte]) for byte in range(256)]
     base = 256 + max_merges
-    text = TokenSequence(*join_words(counts), base, large)
+    text = _TokenSequence(counts, base)
     queue = _PairQueue(text.pair_counts, tokens, base)
-    while len(tokens) < base:
-        key = queue.pop()
-        if key is None or text.pair_counts[key] < text.least:
-            if text.least == 1:
-                return
-            remaining = text.remaining()
-            del text, queue  # they are large
-            text = TokenSequence(*remaining, base, large)
-            queue = _PairQueue(text.pair_counts, tokens, base)
-            continue
+    while len(tokens) < base and (key := queue.pop()) is not None:
         left, right = divmod(key, base)
         yield tokens[left], tokens[right]
-        new = len(tokens)
         tokens.append(tokens[left] + tokens[right])
-        queue.name_token(new)
-        places = text.places.pop(key)
-        merge = text.merge_few if len(places) < many else text.merge_many
-        created = merge(places, left, right, new)
-        del text.pair_counts[key]
-        for pair in created:
+        queue.add_token(tokens[-1])
+        for pair in text.merge(left, right, len(tokens) - 1):
             queue.add(pair)
+
+
+class _TokenSequence:
+    """All words in one sequence of tokens, with a boundary on either side of each.
+
+    `after` and `before` link a token to its neighbours. The places of a pair are recorded when the pair is created, and
+    never erased: an entry is stale if the pair no longer occurs there. Merging s t in `best` (5 times) and `west` (2
+    times) changes only the neighbourhood of its places:
+
+        sequence    | b e s t | w e s t |    becomes    | b e st . | w e st . |     with | a boundary, . merged away
+        links       from e to s to t to |    becomes    from e to st to |
+        counts      e s: 7, s t: 7           becomes    e st: 7
+
+    Args:
+        counts: how often each word occurs.
+        base: larger than every token's number; the pair (a, b) has the key a * base + b.
+
+    Attributes:
+        pair_counts: the count of each pair, by its key.
+    """
+
+    def __init__(self, counts: Mapping[bytes, int], base: int) -> None:
+        self._base = base
+        token, weight = array("i", [_BOUNDARY]), array("q", [0])
+        for word, count in counts.items():
+            if len(word) > 1 and count > 0:
+                token.extend(word)
+                token.append(_BOUNDARY)
+                weight.extend(array("q", [count]) * (len(word) + 1))
+        self._token, self._weight = token, weight
+        self._before, self._after = (array("i", range(first, len(token) + first)) for first in (-1, 1))
+        self.pair_counts: dict[int, int] = defaultdict(int)
+        self._places: dict[int, array[int]] = defaultdict(lambda: array("i"))  # of left tokens, in ascending order
+        for place in range(1, len(token) - 1):
+            if token[place] >= 0 and token[place + 1] >= 0:
+                self._record(token[place] * base + token[place + 1], place)
+
+    def _record(self, pair: int, place: int) -> None:
+        self.pair_counts[pair] += self._weight[place]
+        self._places[pair].append(place)
+
+    def merge(self, left: int, right: int, new: int) -> list[int]:
+        """Merge a pair at all its places, one after the other; return the new pairs.
+
+        In `a a a`, the second place of the pair a a is skipped, since its left token is merged already.
+        """
+        token, weight, before, after = self._token, self._weight, self._before, self._after
+        counts, base = self.pair_counts, self._base
+        created: dict[int, None] = {}  # in order
+        for place in self._places.pop(left * base + right):
+            merged = after[place]
+            if token[place] != left or token[merged] != right:
+                continue
+            following, preceding = after[merged], before[place]
+            token[place], token[merged] = new, _MERGED
+            after[place], before[following] = following, place
+            for neighbour, old, fresh, at in (
+                (token[preceding], token[preceding] * base + left, token[preceding] * base + new, preceding),
+                (token[following], right * base + token[following], new * base + token[following], place),
+            ):
+                if neighbour >= 0:
+                    counts[old] -= weight[place]
+                    self._record(fresh, at)
+                    created[fresh] = None
+        del counts[left * base + right]
+        return list(created)
 
 
 class _PairQueue:
@@ -58,8 +108,6 @@ class _PairQueue:
 
     Pairs are in buckets by count. When the count of a pair decreases, the pair stays in its bucket until this is the
     top bucket, and is moved then. Byte strings are compared only in the top bucket, whose pairs form a heap.
-
-    Measured: merging the counts of TinyStories to 10,000 entries takes 0.40 s; with all pairs in one heap, 0.54 s.
 
     Args:
         counts: the count of each pair; the caller updates them as it merges.
@@ -70,8 +118,8 @@ class _PairQueue:
     def __init__(self, counts: dict[int, int], tokens: Sequence[bytes], base: int) -> None:
         self._counts, self._tokens, self._base = counts, tokens, base
         self._names: list[str] = []
-        for number in range(len(tokens)):
-            self.name_token(number)
+        for token in tokens:
+            self.add_token(token)
         self._buckets: dict[int, list[int]] = {}
         self._heights: list[int] = []  # a heap of the negated counts that have a bucket
         self._top = 0  # the count of the pairs in the heap
@@ -79,9 +127,9 @@ class _PairQueue:
         for pair in counts:
             self.add(pair)
 
-    def name_token(self, number: int) -> None:
-        """Give a token a name that sorts in reverse order: its bytes inverted, and an end that is above all bytes."""
-        self._names.append("".join(chr(255 - byte) for byte in self._tokens[number]) + "\u0100")
+    def add_token(self, token: bytes) -> None:
+        """Give the next token a name that sorts in reverse order: its bytes inverted, and an end above all bytes."""
+        self._names.append("".join(chr(255 - byte) for byte in token) + "\u0100")
 
     def add(self, pair: int) -> None:
         """Add a pair with its present count."""
@@ -120,25 +168,25 @@ class _PairQueue:
         return self._names[left] + self._names[right], pair
 
 
-def _probes(key: object) -> list[Case]:
+def merging_probes(key: object) -> list[Case]:
+    """Return probes for every form: overlapping places, ties, no pair left."""
     words = [b"low", b"lower", b"newest", b"widest", b"aaaaaaa", b"abababab", b"bab", "é字é".encode(), b"x", b"cbac"]
     counts = {word: 1 + 5 * n % 7 for n, word in enumerate(words)}
-    # Words that share a pair at so many places that numpy merges it.
-    counts |= {b"qu%cqu" % n: 1 + n % 3 for n in range(_MANY)}
+    counts |= {b"qu%cqu" % n: 1 + n % 3 for n in range(96)}
     return [Case((counts, 16), finish=list), Case(({b"ab": 0, b"low": 5, b"lower": 2}, 9), finish=list)]
 
 
-def _example(key: object) -> Case:
+def merging_example(key: object) -> Case:
+    """Return arguments to measure with."""
     return Case((Counter(example_words(2000, 20_000)), 50), finish=list)
 
 
 def _supports(counts: Mapping[bytes, int], max_merges: int) -> str | None:
-    """Sums of counts have 64 bits here, and keys of pairs 48."""
-    largest = sum(counts.values()) * max(map(len, counts), default=0)
-    return "numpy" if largest < 1 << 63 and max_merges < 1 << 23 else None
+    """Counts have 64 bits here."""
+    return "python" if max(counts.values(), default=0) < 1 << 63 else None
 
 
 MERGE_PAIRS = Substitute(
-    merge_pairs, _supports, _probes, tolerance=lambda key: 0, examples=_example,
-    keys=lambda: ["numpy"],
+    merge_pairs, _supports, merging_probes, tolerance=lambda key: 0, examples=merging_example,
+    keys=lambda: ["python"],
 )
