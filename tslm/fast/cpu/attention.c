@@ -20,16 +20,20 @@
 
 struct sizes { int length, heads, width; };                              /* T, H, K */
 
-/* y (rows, columns) = or += x (rows, depth) · panel (depth, columns), rows ≤ BLOCK, columns a multiple of HEAD_COLUMNS. */
-static void product(int rows, const word *x, size_t x_stride, const word *panel, int depth, int columns, float *y,
-                    size_t y_stride, int add)
+enum { HALF = PANEL / 2 };  /* where the mask ends within a panel, half of it may be left out */
+
+/* y (rows, columns) = or += x (rows, depth) · panel (depth, columns), rows ≤ BLOCK, columns a multiple of HEAD_COLUMNS.
+ * The rows of the panel are panel_stride words apart. */
+static void product(int rows, const word *x, size_t x_stride, const word *panel, size_t panel_stride, int depth,
+                    int columns, float *y, size_t y_stride, int add)
 {
     int column = 0;
     for (; columns - column >= PANEL; column += PANEL)
-        multiply_rows(rows, PANEL / LANES, panel + column, columns, LANES, depth, x, x_stride, y + column, y_stride, add);
+        multiply_rows(rows, PANEL / LANES, panel + column, panel_stride, LANES, depth, x, x_stride, y + column,
+                      y_stride, add);
     if (column < columns)
-        multiply_rows(rows, HEAD_COLUMNS / LANES, panel + column, columns, LANES, depth, x, x_stride, y + column, y_stride,
-                      add);
+        multiply_rows(rows, HEAD_COLUMNS / LANES, panel + column, panel_stride, LANES, depth, x, x_stride, y + column,
+                      y_stride, add);
 }
 
 /* Loads the T rows of one head, `stride` numbers apart, rotated by their positions unless `rotation` is null, and pads
@@ -89,7 +93,7 @@ static void as_rows(const number *rows, int count, int width, int columns, word 
 static float softmax(float *scores, int count, int end, float scale, number *weights, float *sum)
 {
     float total = 0;
-    int masked = (count - 1) / PANEL * PANEL;
+    int masked = (count - 1) / HALF * HALF;
 #pragma omp simd
     for (int i = masked; i < end; i++) scores[i] = i < count ? scores[i] : -INFINITY;
     float largest = largest_of(scores, end);
@@ -120,13 +124,14 @@ static void forward_head(const number *q, const number *k, const number *v, size
     load(q, stride, rotation, s, (number *)queries);
     for (int first = 0; first < s->length; first += BLOCK) {
         int count = s->length - first < BLOCK ? s->length - first : BLOCK;
-        int end = padded(first + count, PANEL);
+        int end = padded(first + count, HALF);
         float totals[BLOCK];
         for (int start = 0; start < end; start += PANEL)
-            product(count, queries + first * depth, depth, keys + start * depth, depth, PANEL, scores + start, whole, 0);
+            product(count, queries + first * depth, depth, keys + start * depth, PANEL, depth,
+                    end - start < PANEL ? HALF : PANEL, scores + start, whole, 0);
         for (int r = 0; r < count; r++)
             log_sums[first + r] = softmax(scores + r * whole, first + r + 1, end, scale, weights + r * whole, totals + r);
-        product(count, (word *)weights, words(whole), values, words(end), columns, sums, columns, 0);
+        product(count, (word *)weights, words(whole), values, columns, words(end), columns, sums, columns, 0);
         for (int r = 0; r < count; r++)
             for (int i = 0; i < width; i++)
                 out[(size_t)(first + r) * s->heads * width + i] = set(sums[r * columns + i] / totals[r]);
@@ -174,26 +179,30 @@ static void backward_head(const number *q, const number *k, const number *v, siz
         int end = first + PANEL;
         for (int key = 0; key < end; key += BLOCK) {
             int count = end - key < BLOCK ? end - key : BLOCK;  /* even: two neighbours share a word */
+            int from = key < first + HALF ? 0 : HALF, size = PANEL - from;  /* queries before `from` see none of these */
             ALIGNED float scores[BLOCK * PANEL], grads[BLOCK * PANEL];
             ALIGNED number weights[BLOCK * PANEL], slope[BLOCK * PANEL];
-            product(count, keys + key * depth, depth, query_columns + first * depth, depth, PANEL, scores, PANEL, 0);
-            product(count, values + key * depth, depth, grad_columns + first * depth, depth, PANEL, grads, PANEL, 0);
+            if (from) memset(slope, 0, sizeof slope);
+            product(count, keys + key * depth, depth, query_columns + first * depth + from, PANEL, depth, size,
+                    scores + from, PANEL, 0);
+            product(count, values + key * depth, depth, grad_columns + first * depth + from, PANEL, depth, size,
+                    grads + from, PANEL, 0);
             for (int r = 0; r < count; r++)
 #pragma omp simd
-                for (int i = 0; i < PANEL; i++) {
+                for (int i = from; i < PANEL; i++) {
                     float p = exponential(scores[r * PANEL + i] * scale - logs[first + i]);
                     p = key + r <= first + i ? p : 0;
                     weights[r * PANEL + i] = set(p);
                     slope[r * PANEL + i] = set(p * (grads[r * PANEL + i] - deltas[first + i]) * scale);
                 }
-            product(count, (word *)weights, words(PANEL), grad_rows + words(first) * columns, words(PANEL), columns,
-                    of_values + key * columns, columns, 1);
-            product(count, (word *)slope, words(PANEL), query_rows + words(first) * columns, words(PANEL), columns,
-                    of_keys + key * columns, columns, 1);
+            product(count, (word *)weights + words(from), words(PANEL), grad_rows + words(first + from) * columns, columns,
+                    words(size), columns, of_values + key * columns, columns, 1);
+            product(count, (word *)slope + words(from), words(PANEL), query_rows + words(first + from) * columns, columns,
+                    words(size), columns, of_keys + key * columns, columns, 1);
             as_rows(slope, count, PANEL, PANEL, slopes + words(key) * PANEL);
         }
         for (int i = 0; i < width; i += BLOCK)
-            product(width - i < BLOCK ? width - i : BLOCK, key_columns + i * words(whole), words(whole), slopes,
+            product(width - i < BLOCK ? width - i : BLOCK, key_columns + i * words(whole), words(whole), slopes, PANEL,
                     words(end), PANEL, rotated_back + i * PANEL, PANEL, 0);
         for (int t = 0; t < PANEL; t++)
             for (int i = 0; i < width; i++) of_queries[(first + t) * columns + i] = rotated_back[i * PANEL + t];
