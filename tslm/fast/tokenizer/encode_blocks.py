@@ -43,7 +43,7 @@ class BlockEncoder:
             average. When it is reached, all are removed.
         frugal: whether to avoid what takes more memory: segments, of which a text has several times as many as
             pre-tokens, and merging in batches.
-        compiled: whether to look words up in C.
+        compiled: whether to look words up and to merge them in C.
     """
 
     def __init__(
@@ -57,6 +57,8 @@ class BlockEncoder:
         self._pretokens = _Cache(encode_pretokens, capacity, frugal, compiled)
         self._segments = None if frugal else _Cache(self._encode_segments, capacity, frugal, compiled)
         self._find_bounds = find_bounds if compiled else None
+        if compiled:
+            words.load_library()
         self._lock = threading.Lock()  # an executor may run its tasks in threads
 
     def encode(self, block: bytes) -> Ids:
