@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import random
+from unittest.mock import Mock
 
 import hypothesis.strategies as st
 import numpy as np
@@ -59,6 +60,34 @@ def test_words_are_numbered_and_counted_as_a_dictionary_does():
     table.clear()
     assert (table.words().text, len(table.values)) == (b"", 0)
     assert table.number(b"new", np.array([0, 3]))[1].tolist() == [0]
+
+
+def test_words_that_are_written_to_collide_do_not():
+    """16 bytes (h, t) with h ^ t · constant the same for all: without the factor in between, all had one hash."""
+    constant, rng = 0xD6E8FEB86659FD93, random.Random(0)
+    tails = [rng.getrandbits(64) for _ in range(20_000)]
+    text = b"".join(
+        (tail * constant % (1 << 64) ^ 0x6161616161616161).to_bytes(8, "little") + tail.to_bytes(8, "little")
+        for tail in tails)
+    table = CompiledWordTable()
+    table.number(text, np.arange(0, len(text) + 1, 16))
+    slots = words._array(table._table.contents.slots, "<u4", 6 << (64 - table._table.contents.shift)).reshape(-1, 6)
+    occupied = np.flatnonzero(slots[:, 4])
+    assert len(occupied) == len(tails)
+    runs = np.split(occupied, np.flatnonzero(np.diff(occupied) > 1) + 1)
+    assert max(map(len, runs)) < 200  # a lookup is a walk within one run; all in one would be 20,000
+
+
+def test_a_table_that_cannot_be_cleared_for_lack_of_memory_stays_usable(monkeypatch):
+    table = CompiledWordTable(bits=2)
+    table.count(b"ab", np.array([0, 1, 2]))
+    with monkeypatch.context() as patch:
+        patch.setattr(CompiledWordTable, "_new", Mock(side_effect=MemoryError))
+        with pytest.raises(MemoryError):
+            table.clear()
+    assert table.words().text == b"ab"
+    table.clear()
+    assert table.words().text == b""
 
 
 def test_nothing_is_read_beyond_the_end_of_a_text():

@@ -1,4 +1,5 @@
 import random
+from unittest.mock import Mock
 
 import pytest
 
@@ -49,3 +50,18 @@ def test_a_missing_token_leaves_the_tables_intact():
         assert caught.value.args == (b"q",)
         expected = bpe.encode_block.plain(b" the thin and the " * 9, vocabulary).tolist()
         assert encoder.encode(b" the thin and the " * 9).tolist() == expected
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("error", [UnicodeDecodeError, KeyboardInterrupt, MemoryError])
+def test_a_block_after_an_error_is_encoded_whole(compiled, error, monkeypatch):
+    """The words of the failed block were in the table without ids, so later blocks lost them."""
+    encoder = BlockEncoder(WordEncoder(VOCABULARY), SPECIALS, 1 << 10, compiled=compiled)
+    block, bad = b" the thin and the quick" * 9, b" \xc3\x28 end"
+    with monkeypatch.context() as patch:
+        if error is not UnicodeDecodeError:
+            patch.setattr(WordEncoder, "_merge_all", Mock(side_effect=error))
+        with pytest.raises(error):
+            encoder.encode(block + bad if error is UnicodeDecodeError else block)
+    for _ in range(2):
+        assert encoder.encode(block).tolist() == bpe.encode_block.plain(block, VOCABULARY).tolist()

@@ -19,7 +19,6 @@ typedef struct {
     int64_t shift, count, count_room, text_room;
 } Words;
 
-static const uint64_t SECOND_FACTOR = 0xD6E8FEB86659FD93;
 /* FIRST_BYTES[8 + n] keeps the first n bytes of a little-endian integer, for n from -8 (none) to 16 (all). */
 static const uint64_t FIRST_BYTES[25] = {
     0, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFFFF, 0xFFFFFF, 0xFFFFFFFF, 0xFFFFFFFFFF, 0xFFFFFFFFFFFF, 0xFFFFFFFFFFFFFF,
@@ -28,7 +27,8 @@ static const uint64_t FIRST_BYTES[25] = {
 
 static inline uint64_t hash(const Words *w, uint64_t head, uint64_t tail, const uint8_t *word, uint32_t size)
 {
-    uint64_t mixed = (head ^ tail * SECOND_FACTOR ^ size) * w->factor;
+    uint64_t mixed = (head ^ size) * w->factor;
+    mixed = (mixed ^ mixed >> 32 ^ tail) * w->factor;  /* after the product: what collides depends on the factor */
     if (__builtin_expect(size > 16, 0))
         for (uint32_t i = 16; i < size; i++) mixed = (mixed ^ mixed >> 32 ^ word[i]) * w->factor;
     return (mixed ^ mixed >> 32) * w->factor;

@@ -74,8 +74,8 @@ class CompiledWordTable:
 
     def clear(self) -> None:
         """Remove all words."""
-        self.__del__()
-        self._table = self._new()
+        old, self._table = self._table, self._new()
+        self._library.free_words(old)
 
     @property
     def values(self) -> Keys:
@@ -102,7 +102,7 @@ class CompiledWordTable:
         """Return all words, in the order of their numbers."""
         table = self._table.contents
         sizes = np.diff(_array(table.ends, "<i8", table.count), prepend=0)
-        return Words(ctypes.string_at(table.text, int(sizes.sum())), sizes, np.arange(len(sizes)))
+        return Words(_array(table.text, "|u1", int(sizes.sum())).tobytes(), sizes, np.arange(len(sizes)))
 
 
 def gather(values: Keys, ids: npt.NDArray[np.uint32], size: int) -> npt.NDArray[np.uint32]:

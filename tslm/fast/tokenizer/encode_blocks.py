@@ -114,6 +114,7 @@ class _Cache:
         bits = min(capacity.bit_length(), 16)
         self._table = CompiledWordTable(bits) if compiled else WordTable(bits, bits if reserve else bits - 2)
         self._ids: Ids = np.empty(8 * capacity, np.uint32)  # the joined ids of all words
+        self._is_complete = True  # False after an error or Ctrl-C: the table holds words whose ids are not known
         self._clear()
 
     def lookup(self, text: bytes, bounds: Positions) -> tuple[Ids, Positions]:
@@ -122,15 +123,14 @@ class _Cache:
         Raises:
             KeyError: the vocabulary lacks a token of the result.
         """
-        if self._words >= self._capacity or max(self._used, self._bytes // 4) >= 8 * self._capacity:
+        is_full = self._words >= self._capacity or max(self._used, self._bytes // 4) >= 8 * self._capacity
+        is_complete, self._is_complete = self._is_complete, False
+        if is_full or not is_complete:
             self._clear()
         numbers, fresh = self._table.number(text, bounds)
         if len(fresh):
-            try:
-                self._insert(text, bounds, numbers, fresh)
-            except KeyError:
-                self._clear()  # the table holds words now whose ids are not known
-                raise
+            self._insert(text, bounds, numbers, fresh)
+        self._is_complete = True
         values = self._table.values.take(numbers)
         counts = (values & _COUNT_MASK).view(np.intp)
         if isinstance(self._table, CompiledWordTable):
