@@ -1,8 +1,11 @@
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 
+from tests.conftest import ROOT
 from tslm.__main__ import main
 from tslm.tokenizer import TokenFile, Tokenizer
 
@@ -111,3 +114,18 @@ def test_a_very_long_name_is_cut_in_the_sentence(text, capsys, letter):
     assert sentence.startswith("tslm: ")
     assert f"{letter * 100}" in sentence
     assert len(sentence) < 700
+
+
+@pytest.mark.parametrize("workers", ["1", "3"])
+def test_a_missing_compiler_is_one_sentence(workers, tmp_path):
+    """Also with worker processes, each of which looks for the compiler."""
+    words = " ".join(f"word{n % 9000}" for n in range(100_000))
+    (tmp_path / "text.txt").write_text((words + "\n") * (18 if workers == "3" else 1))
+    environment = os.environ | {"CC": "there-is-no-compiler", "PYTHONPATH": str(ROOT)}
+    for command in (["train-tokenizer", "--vocab_size", "300", "--output", "t"],
+                    ["tokenize", "--tokenizer", "t", "--output", "ids.bin"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "tslm", *command, "--input", "text.txt", "--num_workers", workers],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        assert done.stderr.count("because the C kernels are missing (no C compiler: there-is-no-compiler") == 1
+        assert "Warning" not in done.stderr

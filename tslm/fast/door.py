@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import multiprocessing
 import os
 import sys
 import warnings
@@ -100,7 +101,6 @@ _candidates: dict[tuple[str, str], list[tuple[Place, Substitute, set[Hashable]]]
 # By function and device: the substitute that torch.compile may see, with the keys for which it has been chosen.
 _for_compiler: dict[tuple[str, str], tuple[Substitute, set[Hashable]]] = {}
 _warned: set[str] = set()  # functions, and messages about missing substitutes, that a warning has named
-_UNAVAILABLE = "functions run as they are written, or by slower substitutes, because"
 _SHUT_BY_ENVIRONMENT = os.environ.get("TSLM_FAST") == "0"  # read once: the door is asked at every call
 _shut_depth = 0
 
@@ -174,10 +174,18 @@ def disagreement(name: str, place: Place, key: Hashable) -> str:
         if not reason:
             reason, message = _compare(name, substitute, key)
         _disagreements[place, key] = reason
-        if message and name not in _warned and message not in _warned:
-            _warned.add(message if message.startswith(_UNAVAILABLE) else name)
+        if message and name not in _warned:
+            _warned.add(name)
             warnings.warn(message, DisagreementWarning, stacklevel=4)
     return _disagreements[place, key]
+
+
+def warn_unavailable(error: UnavailableError) -> None:
+    """Warn, once for each reason, that a library cannot be had on this machine; not in each worker process, too."""
+    message = f"functions run as they are written, or by slower substitutes, because {error}"
+    if message not in _warned and multiprocessing.parent_process() is None:
+        _warned.add(message)
+        warnings.warn(message, DisagreementWarning, stacklevel=6)
 
 
 def _compare(name: str, substitute: Substitute, key: Hashable) -> tuple[str, str]:
@@ -187,7 +195,8 @@ def _compare(name: str, substitute: Substitute, key: Hashable) -> tuple[str, str
     try:
         reason = difference(_functions[name].plain, substitute, key)
     except UnavailableError as error:
-        return str(error), f"{_UNAVAILABLE} {error}"
+        warn_unavailable(error)
+        return str(error), ""
     message = f"{name} runs as it is written, without its substitute, because {reason}"
     return reason, message if reason else ""
 

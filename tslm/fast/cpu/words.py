@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tslm.fast.cpu import build
-from tslm.fast.door import DisagreementWarning, UnavailableError
+from tslm.fast.door import DisagreementWarning, UnavailableError, warn_unavailable
 from tslm.fast.tokenizer import segments
 from tslm.fast.tokenizer.hash_tables import Keys
 from tslm.fast.tokenizer.probes import PROBE_TEXTS
@@ -122,7 +122,8 @@ def is_available() -> bool:
     try:
         compiled = CompiledWordTable(bits=2)
         agrees = np.array_equal(find_bounds(text), bounds)
-    except UnavailableError:
+    except UnavailableError as error:
+        warn_unavailable(error)
         return False
     tables = compiled, WordTable()
     fresh = [np.sort(table.number(text, bounds)[1]) for table in tables]

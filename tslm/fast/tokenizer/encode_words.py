@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tslm.fast.cpu.merge import CompiledMerge, Indices
-from tslm.fast.door import Case, DisagreementWarning, Substitute, UnavailableError
+from tslm.fast.door import Case, DisagreementWarning, Substitute, UnavailableError, warn_unavailable
 from tslm.fast.tokenizer.batched_merge import LONGEST, BatchedMerge, PairRanks, Symbols
 from tslm.fast.tokenizer.probes import Vocabulary, example_vocabulary, example_words, probe_vocabulary
 from tslm.fast.tokenizer.scanner import Positions
@@ -76,7 +76,8 @@ class WordEncoder:
         """The form in C; None on a machine that cannot have it, or where it merges some of the tokens differently."""
         try:
             compiled = CompiledMerge(self._pair_ranks, self._merged_symbols)
-        except UnavailableError:
+        except UnavailableError as error:
+            warn_unavailable(error)
             return None
         words = self._tokens[:: -(len(self._tokens) // 64 + 1)]
         words.append(b"".join(words) * 2)
