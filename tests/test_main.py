@@ -121,7 +121,7 @@ MISTAKES = {
     "no temporary folder": ("import errno; raise FileNotFoundError(errno.ENOENT, 'No usable temporary directory')",
                             "No usable temporary directory"),
     "full disk": ("import errno; raise OSError(errno.ENOSPC, 'No space left on device')", "No space left on device"),
-    "memory": ("raise MemoryError", "out of memory (MemoryError): use a smaller batch"),
+    "memory": ("import torch; raise MemoryError", "out of memory (MemoryError): use a smaller batch"),
     "memory of a GPU": ("import torch; raise torch.OutOfMemoryError('CUDA out of memory')",
                         "out of memory (CUDA out of memory): use a smaller batch"),
     "another process": ("raise RuntimeError('[/x/gloo/transport/tcp/pair.cc:561] Connection closed by peer [::1]:9')",
@@ -130,6 +130,9 @@ MISTAKES = {
                   "another process of this training has ended"),
     "rendezvous": ("import torch.distributed; raise torch.distributed.DistNetworkError('timed out')",
                    "another process of this training has ended"),
+    "memory for a file": ("import errno; raise OSError(errno.ENOMEM, 'Cannot allocate memory')", "out of memory ("),
+    "memory for a thread": ('raise RuntimeError("can\'t start new thread")', "out of memory ("),
+    "a dead worker": ("raise ChildProcessError('one of 3 worker processes died')", "one of 3 worker processes died"),
     "memory for a tensor": ("import torch; torch.empty(1 << 60, dtype=torch.int8)", "out of memory ("),
 }
 
@@ -144,6 +147,17 @@ def test_a_mistake_of_the_user_is_reported_in_one_sentence(case, command, capsys
     assert out == ""
     assert err.startswith(f"tslm: {sentence}")
     assert err.count("\n") == 1
+
+
+def test_without_torch_fewer_processes_are_the_advice(command, capsys, monkeypatch):
+    """The tokenizer has no batch and no model."""
+    def fail(options):
+        raise MemoryError
+
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    command(fail)
+    assert main(["try"]) == 2
+    assert capsys.readouterr().err.startswith("tslm: out of memory (MemoryError): use fewer processes")
 
 
 @pytest.mark.parametrize("error", [
@@ -239,7 +253,8 @@ def test_ctrl_c_at_any_time_ends_a_command_with_its_workers(presses, tmp_path):
     """The signal goes to the whole process group, as it does from a terminal."""
     rng = random.Random(presses)
     text = tmp_path / "words.txt"
-    text.write_bytes(bytes(rng.choices(b"abcdefgh ", k=1 << 18)) * 80)  # large enough for worker processes
+    letters = bytes(b"abcdefgh "[byte % 9] for byte in range(256))
+    text.write_bytes(rng.randbytes(1 << 23).translate(letters) * 3)  # large enough for worker processes
     words = ["train-tokenizer", "--input", text, "--output", "new", "--num_workers", "3", "--vocab_size", "30000"]
     source = "import sys, tslm.__main__ as m; print('ready', flush=True); sys.exit(m.run())"
     for delay in (0.02, 0.3, 0.6, rng.random(), rng.uniform(1, 1.6)):

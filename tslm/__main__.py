@@ -158,7 +158,7 @@ def _follows_interrupt(error: BaseException | None) -> bool:
 def _sentence(error: BaseException) -> str | None:
     """Say in one sentence what the user can change; None for a bug, which only its traceback explains."""
     text = re.sub(r"(\S{300})\S+", r"\1 …", " ".join(str(error).split()))  # a name that the user gave may be very long
-    if isinstance(error, UserError):
+    if isinstance(error, UserError) or (isinstance(error, ChildProcessError) and error.errno is None):
         return text
     if isinstance(error, OSError) and error.strerror:
         if error.filename is not None:
@@ -170,8 +170,13 @@ def _sentence(error: BaseException) -> str | None:
         return PEER_ENDED
     torch = sys.modules.get("torch")  # no exception can be torch's if torch is not imported
     is_torch = torch is not None and isinstance(error, torch.OutOfMemoryError)
-    if is_torch or isinstance(error, MemoryError) or "can't allocate memory" in text:  # a RuntimeError on a CPU
-        return f"out of memory ({text or 'MemoryError'}): use a smaller batch, a shorter context or a smaller model"
+    # A RuntimeError of torch on a CPU, an OSError of mmap, a RuntimeError of threading
+    is_other = re.search("(can't|Cannot) allocate memory|can't start new thread", text)
+    if is_torch or isinstance(error, MemoryError) or is_other:
+        advice = "use fewer processes (--num_workers 1), or end other programs"
+        if torch is not None:
+            advice = "use a smaller batch, a shorter context or a smaller model"
+        return f"out of memory ({text or 'MemoryError'}): {advice}"
     return None
 
 

@@ -1,8 +1,10 @@
 import random
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
+from tslm.fast.tokenizer.hash_tables import keep_freed_memory
 from tslm.fast.tokenizer.word_table import WordTable
 
 STEMS = [b"", b"\0", b"a", b"low", b"eightish", b"sixteen letters.", b"x" * 31, b"y" * 40]
@@ -44,3 +46,8 @@ def test_word_table_numbers_words_as_a_dictionary_does(short_bits):
 def test_word_table_accepts_a_text_without_words():
     numbers, fresh = WordTable().number(b"", np.array([0]))
     assert len(numbers) == len(fresh) == 0
+
+
+def test_a_limit_of_memory_does_not_matter_for_memory_that_is_never_written(monkeypatch):
+    monkeypatch.setattr(np, "empty", Mock(side_effect=MemoryError))
+    keep_freed_memory()
