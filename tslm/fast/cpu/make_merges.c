@@ -34,7 +34,7 @@ static void *append(Training *t, Array *array, int64_t how_many)
 {
     if (array->count + how_many > array->room) {
         int64_t room = 2 * (array->count + how_many);
-        char *at = room > INT32_MAX ? NULL : realloc(array->at, (size_t)(room * array->size));
+        char *at = realloc(array->at, (size_t)(room * array->size));
         if (!at) {
             t->failed = 1;
             return NULL;
@@ -216,7 +216,8 @@ void free_training(Training *t)
 }
 
 /* Begins with joined words of two bytes or more, and how often each occurs. Returns null if memory is short. The sum of
- * all sizes is below 2^30, and that of sizes times weights below 2^63. */
+ * all sizes is below 2^29, so nodes, at most one for each byte and two for each place of a merge, are fewer than
+ * 2^31. The sum of sizes times weights is below 2^63. */
 Training *new_training(const uint8_t *text, const int64_t *sizes, const int64_t *weights, int64_t count)
 {
     int64_t length = 1;  /* with boundaries */
