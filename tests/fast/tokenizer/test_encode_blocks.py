@@ -49,3 +49,19 @@ def test_a_missing_token_leaves_the_tables_intact():
         assert caught.value.args == (b"q",)
         expected = bpe.encode_block.plain(b" the thin and the " * 9, vocabulary).tolist()
         assert encoder.encode(b" the thin and the " * 9).tolist() == expected
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_ctrl_c_leaves_no_words_without_ids(compiled, monkeypatch):
+    vocabulary = probe_vocabulary()
+    encoder = BlockEncoder(WordEncoder(vocabulary), [], 100, compiled=compiled)
+    text = b" the cat ate the theme" * 20
+
+    def interrupt(*_args, **_named):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder._pretokens, "_encode", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            encoder.encode(text)
+    assert encoder.encode(text).tolist() == bpe.encode_block.plain(text, vocabulary).tolist()

@@ -124,13 +124,13 @@ class _Cache:
         """
         if self._words >= self._capacity or max(self._used, self._bytes // 4) >= 8 * self._capacity:
             self._clear()
-        numbers, fresh = self._table.number(text, bounds)
-        if len(fresh):
-            try:
+        try:
+            numbers, fresh = self._table.number(text, bounds)
+            if len(fresh):
                 self._insert(text, bounds, numbers, fresh)
-            except KeyError:
-                self._clear()  # the table holds words now whose ids are not known
-                raise
+        except BaseException:  # Ctrl-C, too: the table holds words now whose ids are not known
+            self._clear()
+            raise
         values = self._table.values.take(numbers)
         counts = (values & _COUNT_MASK).view(np.intp)
         if isinstance(self._table, CompiledWordTable):
