@@ -22,9 +22,9 @@ def draw_blocks(rng, count):
 
 
 @pytest.mark.parametrize("capacity", [4, 60, 1 << 14])
-@pytest.mark.parametrize("frugal", [False, True])
-def test_blocks_are_encoded_by_the_definition_also_when_the_tables_are_full(capacity, frugal):
-    encoder = BlockEncoder(WordEncoder(VOCABULARY), SPECIALS, capacity, frugal)
+@pytest.mark.parametrize("kind", [{}, {"frugal": True}, {"compiled": True}], ids=str)
+def test_blocks_are_encoded_by_the_definition_also_when_the_tables_are_full(capacity, kind):
+    encoder = BlockEncoder(WordEncoder(VOCABULARY), SPECIALS, capacity, **kind)
     for block in draw_blocks(random.Random(capacity), 15):
         for _ in range(2):  # the second time from the tables
             assert encoder.encode(block).tolist() == bpe.encode_block.plain(block, VOCABULARY).tolist()
