@@ -9,6 +9,7 @@ from tests.benchmarks.scripts import SCRIPTS, draw_text
 from tests.fast.tokenizer.test_batched_merge import BYTES, draw_merges
 from tests.tokenizer.reference import slow_counts, slow_word
 from tslm import fast, merge_pretokens
+from tslm.fast import door
 from tslm.fast.cpu import build
 from tslm.fast.door import DisagreementWarning
 from tslm.fast.tokenizer import encode_words
@@ -22,7 +23,7 @@ def compiled_encoder(merges):
     made = dict.fromkeys(left + right for left, right in merges if left + right not in BYTES)
     ids = BYTES | {token: 256 + n for n, token in enumerate(made)}
     encoder = WordEncoder(bpe.Vocabulary(ids, bpe.rank_merges(merges), {}))
-    assert encoder._compiled is not None
+    assert encoder.compiled is not None
     return encoder, {id_: token for token, id_ in ids.items()}
 
 
@@ -61,8 +62,10 @@ def test_without_a_compiler_numpy_merges(monkeypatch):
     monkeypatch.setenv("CC", "/nowhere/cc")
     build.load.cache_clear()
     monkeypatch.setattr(encode_words, "_WORTH_LOADING", 0)
-    encoder = WordEncoder(bpe.Vocabulary(BYTES | {b"ab": 256}, {(b"a", b"b"): 0}, {}))
-    assert encoder._compiled is None
+    door.forget()
+    with pytest.warns(DisagreementWarning, match="no C compiler"):
+        encoder = WordEncoder(bpe.Vocabulary(BYTES | {b"ab": 256}, {(b"a", b"b"): 0}, {}))
+    assert encoder.compiled is None
     ids, counts = encoder.encode_all(b"abbab" * 200, np.arange(0, 1001, 5))
     assert (ids.tolist(), counts.tolist()) == ([256, 98, 256] * 200, [3] * 200)
     build.load.cache_clear()
@@ -75,4 +78,4 @@ def test_a_library_that_merges_differently_is_not_used(monkeypatch):
     monkeypatch.setattr("tslm.fast.cpu.merge.CompiledMerge.encode", wrong)
     encoder = WordEncoder(bpe.Vocabulary(BYTES | {b"ab": 256}, {(b"a", b"b"): 0}, {}))
     with pytest.warns(DisagreementWarning, match="without the library in C"):
-        assert encoder._compiled is None
+        assert encoder.compiled is None

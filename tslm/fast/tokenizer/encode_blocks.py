@@ -58,7 +58,7 @@ class BlockEncoder:
         self._segments = None if frugal else _Cache(self._encode_segments, capacity, frugal, compiled)
         self._find_bounds = find_bounds if compiled else None
         if compiled:
-            words.load_library()
+            _ = words.compiled  # loads the library now, and not only for many words at once
         self._lock = threading.Lock()  # an executor may run its tasks in threads
 
     def encode(self, block: bytes) -> Ids:

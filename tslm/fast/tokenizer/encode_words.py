@@ -72,7 +72,7 @@ class WordEncoder:
         self._single_or_special = {**self._single, **vocabulary.special_ids}
 
     @cached_property
-    def _compiled(self) -> CompiledMerge | None:
+    def compiled(self) -> CompiledMerge | None:
         """The form in C; None on a machine that cannot have it, or where it merges some of the tokens differently."""
         try:
             compiled = CompiledMerge(self._pair_ranks, self._merged_symbols)
@@ -88,10 +88,6 @@ class WordEncoder:
                           DisagreementWarning, stacklevel=2)
             return None
         return compiled
-
-    def load_library(self) -> None:
-        """Load the library in C now, where this machine can have it, and not only for many words at once."""
-        _ = self._compiled
 
     def _numbered(self, tokens: Sequence[bytes]) -> Symbols:
         return np.fromiter(map(self._symbols.__getitem__, tokens), np.int64, len(tokens))
@@ -142,8 +138,8 @@ class WordEncoder:
         self, text: bytes, starts: Positions, sizes: Positions, frugal: bool = False
     ) -> tuple[Symbols | Indices, Positions]:
         """Return the joined symbols of the words of a text, and how many each has."""
-        if ("_compiled" in vars(self) or sizes.sum() >= _WORTH_LOADING) and self._compiled is not None:
-            return self._compiled.encode(np.frombuffer(text, np.uint8), starts, sizes)
+        if ("compiled" in vars(self) or sizes.sum() >= _WORTH_LOADING) and self.compiled is not None:
+            return self.compiled.encode(np.frombuffer(text, np.uint8), starts, sizes)
         others, parts = np.arange(len(sizes)), []
         is_short = sizes <= LONGEST
         if not frugal and np.count_nonzero(is_short) >= self._many:
