@@ -308,8 +308,14 @@ class CommandLine(LightningCLI):
     def _settle_budget(self, *sources: set[str]) -> None:
         """Keep the budget that the first source of stated keys has, and clear the other kinds.
 
-        Of several kinds in one source, the trainer refuses all but minutes with the steps that fit into them.
+        Of several kinds in one source, the trainer refuses all but minutes with the steps that fit into them. These
+        are both in the config.yaml of a run.
+
+        Raises:
+            UserError: both are options of the command line.
         """
+        if {"trainer.max_steps", "trainer.max_minutes"} <= sources[0]:
+            raise UserError("--trainer.max_steps and --trainer.max_minutes are two budgets: give one of them")
         options = self.config[self.config.subcommand].trainer
         for stated in sources:
             if here := stated.intersection(BUDGETS):
