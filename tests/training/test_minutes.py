@@ -117,9 +117,22 @@ def test_it_is_then_a_run_of_so_many_steps(project, tiny, clock, capsys):
 
     assert main(["fit", "--ckpt_path", f"{run}/checkpoints/step-00000040.ckpt"]) == 0
     assert equal(whole, weights_of("lightning_logs/version_0-continued/checkpoints/last.ckpt"))
+    again = ["--trainer.max_minutes=0.25", "--name=again", "--ckpt_path"]  # as a queue does that repeats a command
+    assert train(*words, *again, f"{run}/checkpoints/step-00000040.ckpt") == 0
+    assert equal(whole, weights_of("lightning_logs/again/checkpoints/last.ckpt"))
     assert main(["fit", "--config", str(run / "config.yaml")]) == 0
     assert equal(whole, weights_of("lightning_logs/version_1/checkpoints/last.ckpt"))
     assert "tell how many" not in capsys.readouterr().out
+
+    Path("same.yaml").write_text("trainer: {max_minutes: 0.25}")
+    assert main(["fit", "--ckpt_path", f"{run}/checkpoints/step-00000040.ckpt", "--config", "same.yaml",
+                 "--trainer.max_steps=42", "--name=flag"]) == 0
+    assert yaml.safe_load(Path("lightning_logs/flag/config.yaml").read_text())["trainer"]["max_steps"] == 42
+
+    # After the last step the same minutes are further minutes.
+    assert main(["fit", "--ckpt_path", str(run), "--trainer.max_minutes=0.25", "--name=more"]) == 0
+    assert "the next 13 steps tell how many" in capsys.readouterr().out
+    assert yaml.safe_load(Path("lightning_logs/more/config.yaml").read_text())["trainer"]["max_steps"] > steps
 
     # Before the number was fixed there is none, so a resumed run measures again, up to the same step.
     assert main(["fit", "--ckpt_path", f"{run}/checkpoints/step-00000020.ckpt", "--name=killed"]) == 0
