@@ -17,7 +17,7 @@ from tests.test_cli import TEXT
 from tests.training.test_trainer import make
 from tslm.__main__ import main
 from tslm.optim import SCHEDULES
-from tslm.training import minutes, trainer
+from tslm.training import minutes, start_report, trainer
 from tslm.training.settings import MEASURED_STEPS, PROVISIONAL_STEPS, OptimizerSettings
 
 STEP = 0.1  # seconds, by the clock of these tests
@@ -107,7 +107,7 @@ def test_it_is_then_a_run_of_so_many_steps(project, tiny, clock, capsys):
     words = [word for word in tiny if "max_steps" not in word]
     assert train(*words, "--trainer.max_minutes=0.25", "--trainer.save_every_n_steps=10", "--checkpoint.keep=99") == 0
     said = capsys.readouterr().out
-    assert "15 s; the first 33 steps tell how many steps of 128 tokens" in said
+    assert "15 s; the first 33 steps tell how many steps of 128 tokens fit" in said
     steps = int(re.search(r"budget +1,280 tokens/s here: .* tokens, ([\d,]+) steps, in 15 s", said)[1])
     assert steps > 50
     run = Path("lightning_logs/version_0")
@@ -237,3 +237,10 @@ def test_a_warm_up_that_is_longer_than_what_fits(project, tiny, clock, capsys):
     words = [word for word in tiny if "max_steps" not in word]
     assert train(*words, "--trainer.max_minutes=0.25", "--optimizer.warmup_steps=500") == 2
     assert re.search(r"optimizer\.warmup_steps is 500, but only \d+ steps fit into 15 s", capsys.readouterr().err)
+
+
+def test_the_time_is_printed_once(tmp_path, data, clock, capsys, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(start_report, "_MEASURED", 0)
+    for budget, expected in (({"max_minutes": 0.2}, 0), ({"max_steps": 50}, 1)):
+        make_trainer(tmp_path, **{"max_steps": None} | budget, logger=False, log_every_n_steps=5).fit(make(), datamodule=data())
+        assert capsys.readouterr().out.count("validations come on top") == expected

@@ -32,6 +32,10 @@ class StartReport(StepCallback):
         if trainer.is_global_zero:
             say(start_text(trainer, pl_module))
 
+    def on_budget_fixed(self, trainer: pl.Trainer, pl_module: pl.LightningModule, steps: int) -> None:
+        """Leave the duration out, because the budget in minutes has been printed."""
+        self._said = True
+
     def on_step_log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Print the duration with the first report after a few seconds of training."""
         metrics = metrics_of(trainer)
@@ -68,7 +72,7 @@ def start_text(trainer: pl.Trainer, module: LanguageModule) -> str:
         rows.append(("memory", f"about {amount(used + needed, 'B')} in a step"))
     text, left = len(data.train_tokens), trainer.max_steps - trainer.global_step
     rows.append(("data", f"{data.train_name}: {amount(text)} tokens"))
-    passes = f", {left * tokens / text:.3g} passes over the text" * (trainer.max_steps < OPEN)
+    passes = f", {left * tokens / text:.3g} passes over the text" if trainer.max_steps < OPEN else " fit"
     rows.append(("budget", f"{_budget_text(trainer)} of {tokens:,} tokens{passes}"))
     if free is not None and needed > free:
         rows.append(("warning", f"a step needs about {amount(needed, 'B')} more memory, but {amount(free, 'B')} are "
