@@ -242,5 +242,6 @@ def test_a_warm_up_that_is_longer_than_what_fits(project, tiny, clock, capsys):
 def test_the_time_is_printed_once(tmp_path, data, clock, capsys, monkeypatch):  # noqa: F811
     monkeypatch.setattr(start_report, "_MEASURED", 0)
     for budget, expected in (({"max_minutes": 0.2}, 0), ({"max_steps": 50}, 1)):
-        make_trainer(tmp_path, **{"max_steps": None} | budget, logger=False, log_every_n_steps=5).fit(make(), datamodule=data())
+        options = {"max_steps": None, "logger": False, "log_every_n_steps": 5} | budget
+        make_trainer(tmp_path, **options).fit(make(), datamodule=data())
         assert capsys.readouterr().out.count("validations come on top") == expected
