@@ -4,8 +4,9 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from tslm.cli import CommandLine, CommandParser
+from tslm.cli import CommandLine
 from tslm.commands.options import leaves
+from tslm.commands.parsed import CommandParser
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 

@@ -239,7 +239,8 @@ def test_ctrl_c_at_any_time_ends_a_command_with_its_workers(presses, tmp_path):
     """The signal goes to the whole process group, as it does from a terminal."""
     rng = random.Random(presses)
     text = tmp_path / "words.txt"
-    text.write_bytes(bytes(rng.choices(b"abcdefgh ", k=1 << 18)) * 80)  # large enough for worker processes
+    # Large enough for worker processes, and with so many words that merging them takes seconds.
+    text.write_bytes(bytes(rng.choices(b"abcdefgh ", k=1 << 22)) * 6)
     words = ["train-tokenizer", "--input", text, "--output", "new", "--num_workers", "3", "--vocab_size", "30000"]
     source = "import sys, tslm.__main__ as m; print('ready', flush=True); sys.exit(m.run())"
     for delay in (0.02, 0.3, 0.6, rng.random(), rng.uniform(1, 1.6)):

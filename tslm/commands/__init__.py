@@ -1,5 +1,5 @@
 """The commands that are not LightningCLI's, one file each: arguments and one call.
 
 `tslm.__main__` lists the commands. arguments.py is the parser that these commands share with `tslm.cli`; options.py
-reads command lines and configuration files as dotted keys.
+reads command lines and configuration files as dotted keys; parsed.py decides the values of LightningCLI's options.
 """

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from tslm.errors import UserError
-from tslm.fast.forms import cpu_multiplies_bfloat16
+from tslm.fast import replaceable
 from tslm.optim.adamw import AdamW
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -106,38 +106,33 @@ def muon_step(
             state["momentum_buffer"] = torch.zeros_like(parameter)
         buffer = state["momentum_buffer"]
         buffer.mul_(momentum).add_(gradient)
-        directions.append(_wide(gradient + momentum * buffer))
+        direction = _wide(gradient + momentum * buffer)
+        directions.append(direction.float() if direction.element_size() < 4 else direction)
     rate = lr * _MATCH_ADAMW * math.sqrt(max(parameters[0].shape))
     for parameter, update in zip(parameters, orthogonalized(torch.stack(directions), iterations), strict=True):
-        _wide(parameter).add_(update, alpha=-rate)
+        _wide(parameter).add_(update.to(parameter.dtype), alpha=-rate)
         parameter.mul_(1 - lr * weight_decay)
 
 
-def orthogonalized(matrix: Tensor, iterations: int = 5) -> Tensor:
-    r"""Return a matrix with the singular vectors of `matrix` and singular values near 1, by Newton-Schulz iterations.
+def _wide(matrix: Tensor) -> Tensor:
+    """Return a matrix with at least as many columns as rows: itself or its transpose."""
+    return matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
+
+
+@replaceable
+def orthogonalized(matrices: Tensor, iterations: int) -> Tensor:
+    r"""Return matrices with the same singular vectors and singular values near 1, by Newton-Schulz iterations.
 
         X ← G / ‖G‖;   repeat:  X ← a X + (b A + c A²) X  with A = X Xᵀ and (a, b, c) = (3.4445, -4.7750, 2.0315)
 
     Each iteration maps a singular value s to a s + b s³ + c s⁵. The coefficients let small values grow fast; after five
     iterations all but the smallest values are between about 0.7 and 1.2, which is close enough (Jordan et al. 2024).
-    As there, a float32 matrix is multiplied in bfloat16 where the processor has instructions for it.
 
-    Shapes: (batch, d_out, d_in), or without batch; in the dtype of `matrix`.
+    Shapes: (batch, rows, columns), with at least as many columns as rows, so that A is the smaller product.
     """
-    x = matrix.unflatten(0, (-1, matrix.shape[0])) if matrix.ndim == 2 else matrix
-    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    x = _wide(x / (x.square().sum((-2, -1), keepdim=True).sqrt() + 1e-7))  # A is the smaller of the two products
-    if x.dtype == torch.float32 and (x.device.type != "cpu" or cpu_multiplies_bfloat16()):
-        x = x.bfloat16()
+    x = matrices / (matrices.square().sum((-2, -1), keepdim=True).sqrt() + 1e-7)
     a, b, c = COEFFICIENTS
     for _ in range(iterations):
         square = x @ x.mT
-        polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c)  # b A + c A²
-        x = torch.baddbmm(x, polynomial, x, beta=a)
-    orthogonal: Tensor = x.mT if matrix.shape[-2] > matrix.shape[-1] else x
-    return orthogonal.to(matrix.dtype).view(matrix.shape)
-
-
-def _wide(matrix: Tensor) -> Tensor:
-    """Return a matrix, or several, with at least as many columns as rows: itself or its transpose."""
-    return matrix.mT if matrix.shape[-2] > matrix.shape[-1] else matrix
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x

@@ -50,6 +50,19 @@ def test_a_library_is_compiled_once_and_kept(small, tmp_path):
 
 
 @needs_compiler
+def test_code_without_vectors_needs_neither_openmp_nor_march_native(small, tmp_path, monkeypatch):
+    """As with Apple's compilers, which know neither of the two, or only the second."""
+    compiler = tmp_path / "compiler"
+    refused = 'case " $* " in *" -fopenmp "*|*" -march=native "*) echo "error: unsupported option" >&2; exit 1;; esac'
+    compiler.write_text(f'#!/bin/sh\n{refused}\nexec cc "$@"\n', encoding="utf-8")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    assert build.load(small).answer() == 42
+    with pytest.raises(UnavailableError, match="unsupported option"):
+        build.load(small, torch.float32)
+
+
+@needs_compiler
 def test_concurrent_builds_leave_one_library(small, tmp_path):
     with ThreadPoolExecutor(3) as pool:
         paths = set(pool.map(build.build, [small] * 3, [torch.float32] * 3))

@@ -21,9 +21,9 @@ def draw_blocks(rng, count):
 
 
 @pytest.mark.parametrize("capacity", [4, 60, 1 << 14])
-@pytest.mark.parametrize("frugal", [False, True])
-def test_blocks_are_encoded_by_the_definition_also_when_the_tables_are_full(capacity, frugal):
-    encoder = BlockEncoder(WordEncoder(VOCABULARY), SPECIALS, capacity, frugal)
+@pytest.mark.parametrize("kind", [{}, {"frugal": True}, {"compiled": True}], ids=str)
+def test_blocks_are_encoded_by_the_definition_also_when_the_tables_are_full(capacity, kind):
+    encoder = BlockEncoder(WordEncoder(VOCABULARY), SPECIALS, capacity, **kind)
     for block in draw_blocks(random.Random(capacity), 15):
         for _ in range(2):  # the second time from the tables
             assert encoder.encode(block).tolist() == bpe.encode_block.plain(block, VOCABULARY).tolist()
@@ -49,3 +49,19 @@ def test_a_missing_token_leaves_the_tables_intact():
         assert caught.value.args == (b"q",)
         expected = bpe.encode_block.plain(b" the thin and the " * 9, vocabulary).tolist()
         assert encoder.encode(b" the thin and the " * 9).tolist() == expected
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_ctrl_c_leaves_no_words_without_ids(compiled, monkeypatch):
+    vocabulary = probe_vocabulary()
+    encoder = BlockEncoder(WordEncoder(vocabulary), [], 100, compiled=compiled)
+    text = b" the cat ate the theme" * 20
+
+    def interrupt(*_args, **_named):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder._pretokens, "_encode", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            encoder.encode(text)
+    assert encoder.encode(text).tolist() == bpe.encode_block.plain(text, vocabulary).tolist()

@@ -34,7 +34,7 @@ def adamw_step(
                  for tensors in (parameters, gradients, means, squares)]
     sizes = (ctypes.c_int64 * count)(*(each.numel() for each in parameters))
     factors = (ctypes.c_float * 6)(beta1, 1 - beta1, beta2, 1 - beta2, eps, 1 - lr * weight_decay)
-    build.load(SOURCES).adamw(
+    build.load(SOURCES, torch.float32).adamw(
         count, sizes, *addresses, (ctypes.c_float * count)(*rates), factors, torch.get_num_threads())
 
 
@@ -58,7 +58,7 @@ def _case(form: Form, skip: bool, *sizes: int) -> Case:
 
 
 def _probes(form: Form) -> list[Case]:
-    build.load(SOURCES)
+    build.load(SOURCES, torch.float32)
     return [_case(form, skip, 5, _PROBED) for skip in (False, True)]
 
 

@@ -28,15 +28,21 @@ if TYPE_CHECKING:  # the tokenizer loads its library without torch
     import torch
 
 HEADER = Path(__file__).with_name("simd.h")  # included by the sources
-# For AVX2, GCC vectorises comparisons only if they need not raise floating-point exceptions, and square roots only if
-# they need not set errno.
-FLAGS = ["-O3", "-march=native", "-fno-trapping-math", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC"]
+FLAGS = ["-O3", "-march=native", "-shared", "-fPIC"]
+# For code with vectors and threads. For AVX2, GCC vectorises comparisons only if they need not raise floating-point
+# exceptions, and square roots only if they need not set errno.
+VECTOR_FLAGS = ["-fno-trapping-math", "-fno-math-errno", "-fopenmp"]
 _TIMEOUT = 120  # seconds, for a compiler that hangs; compiling takes about one
 
 
 @functools.cache
 def load(sources: tuple[Path, ...], dtype: torch.dtype | None = None) -> ctypes.CDLL:
-    """Return the library of some C files, compiled for activations in `dtype`, float32 or bfloat16; None without any.
+    """Return the library of some C files.
+
+    Args:
+        sources: the files.
+        dtype: of activations, float32 or bfloat16. None for code that needs neither vectors nor threads, so that any
+            compiler will do: Apple's has no OpenMP, and older ones do not know -march=native.
 
     Raises:
         UnavailableError: the library cannot be compiled or loaded on this machine; the message says why.
@@ -62,14 +68,21 @@ def build(sources: tuple[Path, ...], dtype: torch.dtype | None = None) -> Path:
     compiler = _words_of("CC") or ["cc"]
     if shutil.which(compiler[0]) is None:
         raise UnavailableError(f"no C compiler: {compiler[0]} is not found; install one, or name one in CC")
-    flags = [*FLAGS, *(["-DBFLOAT16"] if str(dtype) == "torch.bfloat16" else []), *_words_of("TSLM_CFLAGS")]
+    flags = [*FLAGS, *(VECTOR_FLAGS if dtype is not None else [])]
+    flags += [*(["-DBFLOAT16"] if str(dtype) == "torch.bfloat16" else []), *_words_of("TSLM_CFLAGS")]
     path = _private(_folder()) / f"kernel-{_key(sources, compiler, flags)}.so"
     digest_path = path.with_suffix(".sha256")
     if not _is_intact(path, digest_path):
         remove_leftovers(path.parent)
         with tempfile.TemporaryDirectory() as folder:
             new = Path(folder) / path.name
-            _run([*compiler, *flags, "-o", str(new), *map(str, sources), "-lm"])
+            command = [*compiler, *flags, "-o", str(new), *map(str, sources), "-lm"]
+            try:
+                _run(command)
+            except UnavailableError:
+                if dtype is not None:
+                    raise
+                _run([word for word in command if word != "-march=native"])
             library = new.read_bytes()
         for to, content in ((digest_path, _digest(library).encode()), (path, library)):
             with atomic_write(to) as file:

@@ -1,6 +1,7 @@
 """BPE training in C: a substitute for `tokenizer.bpe.merge_pairs` for texts of many distinct words.
 
-Measured, one thread, `fast.tokenizer.merging` and C: see tests/campaigns/LOG.md.
+Measured with `fast.tokenizer.merging` and in C, 9,743 merges: 45,800 words of TinyStories 0.72 and 0.08 s, 569,355
+words of source code 12.5 and 1.5 s.
 """
 
 from __future__ import annotations

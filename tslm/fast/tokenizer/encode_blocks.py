@@ -43,7 +43,7 @@ class BlockEncoder:
             average. When it is reached, all are removed.
         frugal: whether to avoid what takes more memory: segments, of which a text has several times as many as
             pre-tokens, and merging in batches.
-        compiled: whether to look words up in C.
+        compiled: whether to look words up and to merge them in C.
     """
 
     def __init__(
@@ -57,6 +57,8 @@ class BlockEncoder:
         self._pretokens = _Cache(encode_pretokens, capacity, frugal, compiled)
         self._segments = None if frugal else _Cache(self._encode_segments, capacity, frugal, compiled)
         self._find_bounds = find_bounds if compiled else None
+        if compiled:
+            words.load_library()
         self._lock = threading.Lock()  # an executor may run its tasks in threads
 
     def encode(self, block: bytes) -> Ids:
@@ -122,13 +124,13 @@ class _Cache:
         """
         if self._words >= self._capacity or max(self._used, self._bytes // 4) >= 8 * self._capacity:
             self._clear()
-        numbers, fresh = self._table.number(text, bounds)
-        if len(fresh):
-            try:
+        try:
+            numbers, fresh = self._table.number(text, bounds)
+            if len(fresh):
                 self._insert(text, bounds, numbers, fresh)
-            except KeyError:
-                self._clear()  # the table holds words now whose ids are not known
-                raise
+        except BaseException:  # Ctrl-C, too: the table holds words now whose ids are not known
+            self._clear()
+            raise
         values = self._table.values.take(numbers)
         counts = (values & _COUNT_MASK).view(np.intp)
         if isinstance(self._table, CompiledWordTable):

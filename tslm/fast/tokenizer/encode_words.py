@@ -88,6 +88,10 @@ class WordEncoder:
             return None
         return compiled
 
+    def load_library(self) -> None:
+        """Load the library in C now, where this machine can have it, and not only for many words at once."""
+        _ = self._compiled
+
     def _numbered(self, tokens: Sequence[bytes]) -> Symbols:
         return np.fromiter(map(self._symbols.__getitem__, tokens), np.int64, len(tokens))
 

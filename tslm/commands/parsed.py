@@ -1,0 +1,280 @@
+"""The options of `fit`, `validate`, `test` and `predict`, and the rules for what decides a value.
+
+The command line wins over the configuration file, that over the checkpoint, that over the defaults; only the
+architecture is always the checkpoint's, and stating another one is an error. From a checkpoint come only the plain
+settings that `tslm.training.saved_settings` lists: no class, and no path to write to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+import time
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse.typing import register_type
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from tslm.commands.arguments import OneSentenceErrors
+from tslm.commands.checkpoint_options import LINKED, Start, load_start, take_architecture, take_settings
+from tslm.commands.options import (
+    asks_for_help,
+    config_folder,
+    configs_first,
+    find_shipped,
+    flag_keys,
+    is_stated,
+    leaves,
+    read_yaml,
+)
+from tslm.data.datamodule import EVALUATING, TextDataModule
+from tslm.errors import UserError
+from tslm.loops.lightning import StepCallback
+from tslm.loops.step import TokenCount
+from tslm.training.checkpoint import fit_part, read_checkpoint, replace_atomically
+from tslm.training.checkpoint_callback import Checkpoints, run_dir
+from tslm.training.lightning_features import REFUSED_FLAGS
+from tslm.training.module import LanguageModule
+from tslm.training.runs import find_checkpoint
+from tslm.training.saved_settings import read_architecture, read_settings
+from tslm.training.settings import GenerationSettings, OptimizerSettings
+from tslm.training.trainer import StepTrainer
+
+register_type(TokenCount, serializer=int, deserializer=TokenCount)
+QUICK_START = "quickstart.yaml"
+# Lightning's Timer has an Enum as the default of an argument.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
+BUDGETS = ("trainer.max_steps", "trainer.max_tokens", "trainer.max_minutes")
+
+
+def _optimizer_settings(values: Any) -> OptimizerSettings:  # with types, or the parser looks for them elsewhere
+    return OptimizerSettings(**values)
+
+
+class CommandParser(OneSentenceErrors, LightningArgumentParser):
+    """Lightning's parser, with a UserError for every mistake."""
+
+    def _apply_actions(self, cfg: Any, *others: Any, **named: Any) -> Any:
+        """Keep the parser from taking `class_path` and `init_args` alone for the class of the settings themselves."""
+        settings = cfg.get("optimizer") if isinstance(cfg, dict) else None
+        if isinstance(settings, dict) and settings and set(settings) <= {"class_path", "init_args"}:
+            before = named.get("prev_cfg")
+            given = (before and before.get("optimizer")) or OptimizerSettings()
+            cfg = cfg | {"optimizer": {"lr": given.lr} | settings}
+        return super()._apply_actions(cfg, *others, **named)
+
+
+class SaveRunConfig(StepCallback, SaveConfigCallback):
+    """Saves config.yaml in the run directory of a training; the other commands save nothing."""
+
+    def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Write the configuration with which `fit --config` repeats the training."""
+        if stage == "fit" and not trainer.trial:
+            run_dir(trainer).mkdir(parents=True, exist_ok=True)
+            text = self.parser.dump(self.config, skip_none=False)
+            replace_atomically(run_dir(trainer) / "config.yaml", lambda file: file.write(text.encode()))
+
+    def on_budget_fixed(self, trainer: Any, pl_module: Any, steps: int) -> None:
+        """Write the number of steps, too."""
+        self.config.trainer.max_steps = steps
+        if trainer.is_global_zero:
+            self.save_config(trainer, pl_module, "fit")
+
+
+class ParsedCommandLine(LightningCLI):
+    """The options of the four commands, and what decides their values; `tslm.cli` builds and runs.
+
+    Args:
+        argv: arguments from the command on; None takes the process's own.
+        began: when the command began, by time.perf_counter; now, unless given.
+
+    Attributes:
+        checkpoint: the checkpoint that is resumed, measured or sampled from.
+        saved: the part of it that tslm adds to Lightning's.
+        start: the weights of `--init_from`.
+        stated: keys of the options on the command line and in configuration files.
+        exit_code: of the process.
+    """
+
+    def __init__(self, argv: list[str] | None, began: float | None = None) -> None:
+        self.began = time.perf_counter() if began is None else began
+        self.checkpoint: Path | None = None
+        self.saved: dict[str, Any] = {}
+        self.stated: set[str] = set()
+        self.start: Start | None = None
+        self.exit_code = 0
+        super().__init__(
+            LanguageModule,
+            TextDataModule,
+            save_config_callback=SaveRunConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            trainer_class=StepTrainer,
+            seed_everything_default=0,
+            parser_kwargs={"prog": "python -m tslm"},
+            parser_class=CommandParser,
+            args=argv,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the four commands, each with the arguments of the Trainer's method that are not options."""
+        hidden = {"model", "dataloaders", "datamodule", "weights_only", "verbose", "return_predictions"}
+        loaders = {"train_dataloaders", "val_dataloaders"}
+        return {"fit": hidden | loaders, "validate": hidden, "test": hidden, "predict": hidden}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options of optimizer, generation and checkpoints to those of model, data and trainer."""
+        parser.add_argument("--optimizer", type=OptimizerSettings, default=OptimizerSettings())
+        parser.add_argument("--generation", type=GenerationSettings, default=GenerationSettings())
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        parser.add_argument("--name", type=str | None, default=None, help="name of the run directory of `fit`")
+        parser.link_arguments("name", "trainer.name")
+        parser.add_argument("--init_from", type=str | None, default=None,
+                            help="a checkpoint from whose weights and tokenizer `fit` starts a new run on other text, "
+                            "with a fresh optimizer and schedule: a file, a run directory, `last`, `best`, or a folder "
+                            "with a Llama of Hugging Face")
+        # As an object: the parser would take `class_path` in plain values for the name of the settings' class.
+        parser.link_arguments("optimizer", "model.optimizer", _optimizer_settings)
+        parser.link_arguments("generation", "model.generation")
+        for flag in REFUSED_FLAGS:
+            parser._option_string_actions[f"--trainer.{flag}"].help = argparse.SUPPRESS
+        for name, source in LINKED.items():
+            parser.link_arguments(source, f"model.{name}")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the command line over its configuration files, over the checkpoint, over the defaults."""
+        assert args is None or isinstance(args, list)
+        argv = sys.argv[1:] if args is None else list(args)
+        command, flags = argv[0] if argv else "", flag_keys(argv[1:])
+        if command == "fit" and not flags & {"config", "ckpt_path", "init_from"} and not asks_for_help(argv):
+            argv = [command, "--config", str(config_folder() / QUICK_START), *argv[1:]]
+        args, notices = find_shipped(configs_first(argv))
+        # Not on the standard output, which may be the YAML of --print_config or the JSON of a study.
+        print(*notices, sep="\n", end="\n" * bool(notices), file=sys.stderr, flush=True)
+        super().parse_arguments(parser, args)
+        command = self.config.subcommand
+        config = self.config[command]
+        in_files = {key for path in config.get("config") or [] for key, _ in leaves(read_yaml(path))}
+        if {"trainer.max_steps", "trainer.max_minutes"} <= flags:
+            raise UserError("--trainer.max_steps and --trainer.max_minutes are two budgets: give one of them")
+        self.stated = flags | in_files
+        of_class = config.optimizer.init_args and not is_stated("optimizer.init_args", flags)
+        if "optimizer.class_path" in flags and of_class:
+            options = self._dump(parser)
+            options[command]["optimizer"]["init_args"] = None  # those of a file belong to the class in the file
+            self.config = parser.parse_object(options)
+            config = self.config[command]
+        if command != "fit" or config.get("ckpt_path") is not None:
+            prefer = "last" if command == "fit" else "best"
+            self.checkpoint, remarks = find_checkpoint(config.get("ckpt_path"), prefer=prefer, root=self._root)
+            print(*remarks, sep="\n", end="\n" * bool(remarks), flush=True)
+            state = read_checkpoint(self.checkpoint, mmap=True)
+            self.saved = fit_part(state, self.checkpoint)
+            if command in EVALUATING and not (read_settings(self.saved).allowed or is_stated("data", self.stated)):
+                raise UserError(f"{self.checkpoint} does not say which text it was trained and validated on: give "
+                                "--data.valid_files, or --data.corpus")
+            self._keep_found_steps(state["global_step"], flags, in_files)
+            self._settle_budget(flags, in_files)  # before what is stated is compared with what is saved
+            self._take_over_saved(parser, command)
+        if command == "fit" and config.get("init_from") is not None:
+            self._start_from(parser, config.init_from)
+        elif (stated := {"name", "init_from"} & flags) and command != "fit":
+            raise UserError(f"--{min(stated)} belongs to fit: leave it out of {command}")
+        self._settle_seed(flags, in_files)
+        seed = self.config[command].seed_everything
+        if not isinstance(seed, bool) and not 0 <= (seed or 0) < 2**32:
+            raise UserError(f"seed_everything is {seed}: give a whole number from 0 to {2**32 - 1}")
+        self._settle_budget(flags, in_files)
+
+    @property
+    def _root(self) -> Path:
+        """The folder that holds lightning_logs."""
+        return Path(self.config[self.config.subcommand].trainer.default_root_dir)
+
+    @property
+    def _stated_ffn(self) -> str | None:
+        """The feed-forward layer, if the user states it; a checkpoint may not name code."""
+        return self.config[self.config.subcommand].model.ffn if is_stated("model.ffn", self.stated) else None
+
+    def _take_over_saved(self, parser: LightningArgumentParser, command: str) -> None:
+        """Replace what the user has not stated by the plain settings of the checkpoint, and print what differs."""
+        options = self._dump(parser)
+        assert self.checkpoint is not None
+        architecture = read_architecture(self.saved, self.checkpoint, ffn=self._stated_ffn)
+        decided = take_architecture(options[command], architecture, self.checkpoint, self.stated)
+        take_settings(options[command], read_settings(self.saved), decided, self.stated, report=command == "fit")
+        options[command]["ckpt_path"] = str(self.checkpoint)
+        self.config = parser.parse_object(options)
+
+    def _start_from(self, parser: LightningArgumentParser, wanted: str) -> None:
+        """Take architecture and tokenizer of a checkpoint, and nothing else, for a new run on other text.
+
+        Raises:
+            UserError: a run is to be resumed as well, or the user states another architecture.
+        """
+        if self.config.fit.get("ckpt_path") is not None:
+            raise UserError("--ckpt_path resumes a run, and --init_from starts a new one from its weights: give one of "
+                            "them")
+        self.start, remarks = load_start(wanted, self._root, self._stated_ffn)
+        print(*remarks, sep="\n", end="\n" * bool(remarks), flush=True)
+        options = self._dump(parser)
+        take_architecture(options["fit"], self.start.architecture, self.start.path, self.stated)
+        if not is_stated("data.special_tokens", self.stated):
+            options["fit"]["data"]["special_tokens"] = self.start.tokenizer.special_tokens
+        self.config = parser.parse_object(options)
+
+    def _dump(self, parser: LightningArgumentParser) -> dict[str, Any]:
+        """Return the configuration as plain values.
+
+        Raises:
+            UserError: an argument of a class that the user names is no plain value.
+        """
+        try:
+            text = parser.dump(self.config, skip_link_targets=True, skip_none=False)
+        except ValueError as error:
+            raise UserError("a class among the options cannot be used, because config.yaml cannot hold its arguments: "
+                            "state them in init_args as plain values") from error
+        return yaml.safe_load(text)  # type: ignore[no-any-return]
+
+    def _settle_seed(self, flags: set[str], in_files: set[str]) -> None:
+        """Let `seed_everything` decide the windows of a new run too, unless `data.seed` is stated beside it."""
+        options = self.config[self.config.subcommand]
+        if options.seed_everything is True:
+            options.seed_everything = secrets.randbelow(2**32)  # config.yaml keeps it
+        is_new = self.config.subcommand == "fit" and self.checkpoint is None
+        beside = flags if "seed_everything" in flags else flags | in_files
+        if is_new and "data.seed" not in beside and type(options.seed_everything) is int:
+            options.data.seed = options.seed_everything
+
+    def _keep_found_steps(self, done: int, *sources: set[str]) -> None:
+        """Let minutes that are stated as before mean the steps that were found for them, until these are done."""
+        before = read_settings(self.saved).allowed
+        steps, minutes = before.get("trainer.max_steps"), before.get("trainer.max_minutes")
+        options = self.config[self.config.subcommand].trainer
+        stated = next((keys for keys in sources if keys.intersection(BUDGETS)), set())
+        only_minutes = stated.intersection(BUDGETS) == {"trainer.max_minutes"}
+        if only_minutes and options.max_minutes == minutes and done < (steps or 0):
+            options.max_steps = steps
+            stated.add("trainer.max_steps")
+
+    def _settle_budget(self, *sources: set[str]) -> None:
+        """Keep the budget that the first source of stated keys has, and clear the other kinds.
+
+        Of several kinds in one source, the trainer refuses all but minutes with the steps that fit into them. These
+        are both in the config.yaml of a run.
+        """
+        options = self.config[self.config.subcommand].trainer
+        for stated in sources:
+            if here := stated.intersection(BUDGETS):
+                for key in set(BUDGETS) - here:
+                    options[key.removeprefix("trainer.")] = None
+                return
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing, because `parse_arguments` has read the checkpoint."""
