@@ -100,6 +100,16 @@ class Plain(torch.optim.SGD):
         return loss
 
 
+class Divides(Plain):
+    def __init__(self, params, lr, weight_decay=0.5, dampening=0.25):
+        super().__init__(params, lr=lr, momentum=0.5, weight_decay=weight_decay, dampening=dampening)
+
+    @staticmethod
+    def groups(model):
+        matrices, rest = ([each for each in model.parameters() if (each.ndim == 2) is kind] for kind in (True, False))
+        return [{"params": matrices, "dampening": 0.5}, {"params": rest, "weight_decay": 0.0}]
+
+
 class Nested(Plain):
     def keep(self, p):
         self.state[p].update(history=[torch.zeros(2), {"n": 1}], kinds={1, 2}, counts=torch.ones(2, dtype=torch.int64))
@@ -227,6 +237,36 @@ def test_whatever_an_optimizer_of_ones_own_keeps_is_restored(name, mine, tiny):
     assert groups[0] == groups[1]
     assert groups[0][-1] == groups[0][0] / len(groups[0])
     assert main(["runs", "--verify"]) == 0
+
+
+def test_a_resumed_run_has_the_arguments_of_its_options_and_the_groups_of_its_optimizer(mine, tiny):
+    option, argument = "--optimizer.class_path=mine_of_a_test.Divides", "--optimizer.init_args={dampening: 0.1}"
+    assert fit(tiny, option, argument, "--trainer.save_every_n_steps=2", "--checkpoint.keep=9",
+               "--optimizer.lr=0.5") == 0
+    half = run_of(mine) / "checkpoints" / "step-00000002.ckpt"
+    resume = ["fit", "--ckpt_path", str(half), "--trainer.max_steps=4", option]
+    assert main([*resume, argument, "--name=as-before"]) == 0
+    assert main([*resume, "--name=default"]) == 0
+    whole, resumed, default = (torch.load(run_of(mine).with_name(name) / "checkpoints" / "last.ckpt", weights_only=True)
+                               for name in (run_of(mine).name, "as-before", "default"))
+    for key in whole["state_dict"]:
+        assert torch.equal(whole["state_dict"][key], resumed["state_dict"][key])
+    found = [[(each["weight_decay"], each["dampening"]) for each in state["optimizer_states"][0]["param_groups"]]
+             for state in (whole, resumed, default)]
+    assert found[0] == found[1] == [(0.1, 0.5), (0.0, 0.1)]
+    assert found[2] == [(0.1, 0.5), (0.0, 0.25)]
+
+
+def test_the_arguments_of_another_optimizer_are_not_taken_from_a_checkpoint(project, tiny, capsys):
+    assert fit(tiny, "--optimizer.class_path=Muon", "--optimizer.init_args={momentum: 0.5, iterations: 2}") == 0
+    resume = ["fit", "--ckpt_path", str(run_of(project)), "--trainer.max_steps=6"]
+    assert main([*resume, "--optimizer.class_path=AdamW"]) == 2
+    assert "holds the state of the optimizer Muon, but optimizer.class_path is AdamW" in complaint(capsys)
+    assert main([*resume, "--optimizer.init_args={momentum: 0.25}", "--name=other"]) == 0
+    state = torch.load(run_of(project).with_name("other") / "checkpoints" / "last.ckpt", weights_only=True)
+    groups = state["optimizer_states"][0]["param_groups"]
+    assert [(each["momentum"], each["iterations"], each["orthogonalize"]) for each in groups] == [
+        (0.25, 5, True), (0.25, 5, False)]
 
 
 @pytest.mark.parametrize(("name", "part"), [

@@ -53,6 +53,31 @@ def test_two_processes_with_parts_of_the_weights_train_like_one_and_continue_its
     assert main(["generate", "--ckpt_path", str(logs / "two"), "--max_new_tokens=3"]) == 0
 
 
+def test_the_groups_of_muon_are_those_of_one_process(project, tiny):
+    """Lightning numbers parameters in the order of the model, an optimizer in the order of its groups."""
+    options = ["--config", TEXT, *tiny, "--optimizer.class_path=Muon", "--trainer.max_steps=2",
+               "--optimizer.cosine_steps=3", "--optimizer.warmup_steps=0"]
+    longer, logs = ["--trainer.max_steps=3"], project / "lightning_logs"
+    assert main(["fit", *options, "--name=one"]) == 0
+    assert main(["fit", "--ckpt_path", str(logs / "one"), *longer, "--name=whole"]) == 0
+    shared(*options, "--name=two")
+    assert main(["fit", "--ckpt_path", str(logs / "two"), *longer, "--name=two-then-one",
+                 "--trainer.devices=1", "--trainer.strategy=auto"]) == 0
+    shared("--ckpt_path", str(logs / "one"), *longer, "--name=one-then-two")
+    whole, start = states(logs / "whole"), states(logs / "one")["state_dict"]
+    for name in ("two-then-one", "one-then-two"):
+        found = states(logs / name)
+        for key, weight in whole["state_dict"].items():  # products in bfloat16 differ by a few hundredths
+            assert (found["state_dict"][key] - weight).norm() < 0.2 * (weight - start[key]).norm()
+        of_groups = [[index for group in each["optimizer_states"][0]["param_groups"] for index in group["params"]]
+                     for each in (whole, found)]
+        for index, other in zip(*of_groups, strict=True):
+            expected, state = whole["optimizer_states"][0]["state"][index], found["optimizer_states"][0]["state"][other]
+            assert expected.keys() == state.keys()
+            for each in expected.keys() - {"step"}:
+                assert (state[each] - expected[each]).norm() <= 0.05 * expected[each].norm()
+
+
 def test_the_norm_of_ordinary_gradients_is_as_before():
     parameter = torch.nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([3.0, 4.0])

@@ -74,8 +74,21 @@ def test_only_the_matrices_of_the_blocks_are_orthogonalised(tied):
 
 @pytest.mark.parametrize(("settings", "part"), [
     ({"momentum": 1.0}, "momentum is 1.0"), ({"iterations": 0}, "iterations is 0"), ({"lr": -1}, "lr is -1"),
+    ({"momentum": "x"}, "momentum is 'x'"), ({"iterations": 2.5}, "iterations is 2.5, but it must be a whole number"),
+    ({"iterations": None}, "iterations is None"),
     ({"betas": (0.9, 1)}, "betas"), ({"weight_decay": -1}, "weight_decay"),
 ])
 def test_settings_out_of_range_are_one_sentence(settings, part):
     with pytest.raises(UserError, match=part):
         Muon([torch.nn.Parameter(torch.ones(2, 2))], **{"lr": 0.1} | settings)
+
+
+def test_a_sparse_gradient_is_refused_before_anything_is_changed():
+    table = torch.nn.Embedding(5, 3, sparse=True)
+    optimizer = Muon(table.parameters(), lr=0.1)
+    table(torch.tensor([1, 2])).sum().backward()
+    before = table.weight.detach().clone()
+    with pytest.raises(UserError, match=r"of shape \(5, 3\) is sparse, but Muon moves every entry"):
+        optimizer.step()
+    assert torch.equal(table.weight, before)
+    assert not optimizer.state

@@ -89,6 +89,7 @@ def test_ctrl_c_ends_a_study_after_its_run(project, fit, monkeypatch, capsys):
     (["lr-range", "--optimizer.lr", "1"], "--optimizer.lr is decided by the study"),
     (["batch-size", "--data.micro_batch_size", "1"], "--data.micro_batch_size is decided by the study"),
     (["ablation", "--trainer.max_tokens", "1k"], "--trainer.max_tokens is decided by the study"),
+    (["ablation", "--trainer.max_minutes", "1"], "--trainer.max_minutes is decided by the study"),
     (["lr-range", "--plot", "."], "the output . is a folder"),
     (["lr-range", "--plot", "a.xyz"], "the plot a.xyz does not end in .png"),
     (["batch-size", "--plot", "nowhere/a.png"], "the folder of the plot nowhere/a.png does not exist"),

@@ -17,7 +17,7 @@ from tests.test_cli import TEXT
 from tests.training.test_trainer import make
 from tslm.__main__ import main
 from tslm.optim import SCHEDULES
-from tslm.training import minutes, trainer
+from tslm.training import minutes, start_report, trainer
 from tslm.training.settings import MEASURED_STEPS, PROVISIONAL_STEPS, OptimizerSettings
 
 STEP = 0.1  # seconds, by the clock of these tests
@@ -25,7 +25,7 @@ STEP = 0.1  # seconds, by the clock of these tests
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Each look at the clock is STEP later: MinutesBudget looks once before the first step and once after each."""
+    """Each look at the clock is STEP later: before the first step, after each, and around each validation."""
     class Made(minutes.MinutesBudget):
         def __init__(self, budget, began):
             ticks = itertools.count(1)
@@ -46,20 +46,60 @@ def train(*words):
     return main(["fit", "--config", TEXT, "--trainer.log_every_n_steps=0", *words])
 
 
-@pytest.mark.parametrize(("budget", "every", "batches"), [(0.25, 0, 0), (0.25, 30, 2), (0.5, 40, 5), (0.07, 0, 0)])
-def test_the_steps_that_fit(tmp_path, data, clock, budget, every, batches):  # noqa: F811
-    """By hand: what is left after the measured steps and the last validation, in periods with a validation each."""
-    made = make_trainer(
-        tmp_path, None, max_minutes=budget, val_every_n_steps=every, limit_val_batches=batches, logger=False)
-    made.fit(make(), datamodule=data())
-    validation = 0.4 * STEP * batches
-    left = 0.97 * (60 * budget - STEP * (MEASURED_STEPS + 1)) - 3 - validation
-    more = 0
-    while left > 0:
-        more += 1
-        left -= STEP + (validation if every and more % every == 0 else 0)
-    assert made.global_step == pytest.approx(MEASURED_STEPS + max(0, more - 1), abs=1)
-    assert made.max_steps == made.global_step
+class Time(pl.Callback):
+    """A clock that runs while something is computed."""
+
+    def __init__(self, step, batch):
+        self.now, self.step, self.batch, self.ends = 0.0, step, batch, []
+
+    def on_train_batch_start(self, *others):
+        self.now += self.step + 2 * (not self.ends)  # the first one compiles
+        self.ends.append(self.now)
+
+    def on_validation_batch_start(self, *others):
+        self.now += self.batch
+
+
+def trained(monkeypatch, tmp_path, corpus, time, budget, every, batches):
+    class Made(minutes.MinutesBudget):
+        def __init__(self, budget, began):
+            super().__init__(budget, 0.0, clock=lambda: time.now)
+
+    monkeypatch.setattr(trainer, "MinutesBudget", Made)
+    made = make_trainer(tmp_path, None, max_minutes=budget, val_every_n_steps=every, limit_val_batches=batches,
+                        logger=False, callbacks=[time])
+    made.fit(make(), datamodule=corpus)
+    return made
+
+
+@pytest.mark.parametrize(("budget", "step", "every", "batches", "batch"), [
+    (0.25, 0.1, 0, 0, 0), (0.25, 0.1, 30, 2, 0.04), (0.5, 0.1, 40, 5, 0.04), (0.5, 0.1, 0, 5, 0.04),
+    (0.5, 0.1, 1, 1, 0.1),  # what a validation takes is no part of a step
+    (0.5, 0.1, 10, 4, 0.5), (0.5, 0.1, 20, 1, 5.0), (1.0, 0.1, 33, 5, 0.04),  # a period is mostly validation
+    (2.0, 5.0, 0, 5, 2.0), (2.0, 3.0, 10, 1, 10.0), (1.0, 1.0, 4, 3, 1.0),  # fewer steps than are measured otherwise
+])
+def test_everything_ends_in_time(tmp_path, data, monkeypatch, budget, step, every, batches, batch):  # noqa: F811
+    time = Time(step, batch)
+    made = trained(monkeypatch, tmp_path, data(), time, budget, every, batches)
+    end = time.now + minutes.AT_THE_END
+    assert end <= 60 * budget
+    more = step + batches * batch * (every > 0)  # a further step may have needed a further validation
+    assert end + more >= minutes.STEADY * 60 * budget
+    assert made.max_steps == made.global_step == len(time.ends)
+
+
+@pytest.mark.parametrize(("step", "batch", "steps"), [(0.1, 100.0, 6), (15.0, 6.0, 4), (70.0, 0.1, 1)])
+def test_what_does_not_fit_is_announced(tmp_path, data, monkeypatch, capsys, step, batch, steps):  # noqa: F811
+    time = Time(step, batch)
+    made = trained(monkeypatch, tmp_path, data(), time, 1.0, 5, 1)
+    assert made.global_step == steps
+    said = capsys.readouterr().out
+    if steps == 1:
+        assert "1 min 0 s, which are over at step 1" in said
+        return
+    assert re.search(rf"{steps} steps, in about \d+ min \d+ s\nwarning +this is more than 1 min 0 s: a step", said)
+    planned = re.search(r"in about (\d+) min (\d+) s", said)
+    assert 60 * int(planned[1]) + int(planned[2]) == pytest.approx(time.now + minutes.AT_THE_END, abs=1)
 
 
 def test_it_is_then_a_run_of_so_many_steps(project, tiny, clock, capsys):
@@ -67,7 +107,7 @@ def test_it_is_then_a_run_of_so_many_steps(project, tiny, clock, capsys):
     words = [word for word in tiny if "max_steps" not in word]
     assert train(*words, "--trainer.max_minutes=0.25", "--trainer.save_every_n_steps=10", "--checkpoint.keep=99") == 0
     said = capsys.readouterr().out
-    assert "15 s; the first 33 steps tell how many steps of 128 tokens" in said
+    assert "15 s; the first 33 steps tell how many steps of 128 tokens fit" in said
     steps = int(re.search(r"budget +1,280 tokens/s here: .* tokens, ([\d,]+) steps, in 15 s", said)[1])
     assert steps > 50
     run = Path("lightning_logs/version_0")
@@ -77,13 +117,34 @@ def test_it_is_then_a_run_of_so_many_steps(project, tiny, clock, capsys):
 
     assert main(["fit", "--ckpt_path", f"{run}/checkpoints/step-00000040.ckpt"]) == 0
     assert equal(whole, weights_of("lightning_logs/version_0-continued/checkpoints/last.ckpt"))
+    again = ["--trainer.max_minutes=0.25", "--name=again", "--ckpt_path"]  # as a queue does that repeats a command
+    assert train(*words, *again, f"{run}/checkpoints/step-00000040.ckpt") == 0
+    assert equal(whole, weights_of("lightning_logs/again/checkpoints/last.ckpt"))
     assert main(["fit", "--config", str(run / "config.yaml")]) == 0
     assert equal(whole, weights_of("lightning_logs/version_1/checkpoints/last.ckpt"))
     assert "tell how many" not in capsys.readouterr().out
 
-    # Before the number was fixed there is none, so a resumed run measures again.
-    assert main(["fit", "--ckpt_path", f"{run}/checkpoints/step-00000020.ckpt"]) == 0
-    assert "the first 33 steps tell how many" in capsys.readouterr().out
+    Path("same.yaml").write_text("trainer: {max_minutes: 0.25}")
+    assert main(["fit", "--ckpt_path", f"{run}/checkpoints/step-00000040.ckpt", "--config", "same.yaml",
+                 "--trainer.max_steps=42", "--name=flag"]) == 0
+    assert yaml.safe_load(Path("lightning_logs/flag/config.yaml").read_text())["trainer"]["max_steps"] == 42
+
+    # After the last step the same minutes are further minutes.
+    assert main(["fit", "--ckpt_path", str(run), "--trainer.max_minutes=0.25", "--name=more"]) == 0
+    assert "the next 13 steps tell how many" in capsys.readouterr().out
+    assert yaml.safe_load(Path("lightning_logs/more/config.yaml").read_text())["trainer"]["max_steps"] > steps
+
+    # Before the number was fixed there is none, so a resumed run measures again, up to the same step.
+    assert main(["fit", "--ckpt_path", f"{run}/checkpoints/step-00000020.ckpt", "--name=killed"]) == 0
+    said = capsys.readouterr().out
+    assert "the next 13 steps tell how many" in said
+    more = int(re.search(r", ([\d,]+) steps, in 15 s", said)[1])
+    uninterrupted = yaml.safe_load((run / "config.yaml").read_text())
+    uninterrupted["trainer"]["max_steps"] = 20 + more
+    Path("uninterrupted.yaml").write_text(yaml.safe_dump(uninterrupted))
+    assert main(["fit", "--config", "uninterrupted.yaml", "--name=whole"]) == 0
+    killed, whole = (weights_of(f"lightning_logs/{name}/checkpoints/last.ckpt") for name in ("killed", "whole"))
+    assert equal(killed, whole)
 
 
 def test_a_stated_budget_replaces_the_minutes_and_what_was_found_for_them(project, tiny, clock):
@@ -144,7 +205,7 @@ def test_the_time_is_over_before_or_while_the_steps_are_measured(project, tiny, 
     assert "trainer.max_minutes is 0.001, but 0 s have passed before the first step" in capsys.readouterr().err
     assert not list(Path("lightning_logs").glob("*"))
     assert train(*words, "--trainer.max_minutes=0.02") == 0
-    assert "The 1 s are over after 11 steps" in capsys.readouterr().out
+    assert re.search("4 steps, in about [45] s\nwarning +this is more than 1 s", capsys.readouterr().out)
     assert json.loads(Path("lightning_logs/version_0/summary.json").read_text())["finished"]
 
 
@@ -155,6 +216,7 @@ def test_the_time_is_over_before_or_while_the_steps_are_measured(project, tiny, 
     (["--trainer.max_minutes=.inf"], "max_minutes is inf"),
     (["--trainer.max_minutes=soon"], "trainer.max_minutes"),
     (["--trainer.max_minutes=1", "--trainer.max_tokens=100"], "max_tokens is 100 and max_minutes is 1"),
+    (["--trainer.max_minutes=1", "--trainer.max_steps=5"], "are two budgets: give one of them"),
 ])
 def test_what_is_no_budget(project, tiny, capsys, words, sentence):
     assert train(*[word for word in tiny if "max_steps" not in word], *words) == 2
@@ -169,3 +231,17 @@ def test_a_stop_before_the_number_is_fixed_names_no_number(tmp_path, data, clock
 
     make_trainer(tmp_path, None, max_minutes=0.2, callbacks=[Stop()]).fit(make(), datamodule=data())
     assert re.search(r"Stopped at step 5[^0-9]*\. Training loss", capsys.readouterr().out)
+
+
+def test_a_warm_up_that_is_longer_than_what_fits(project, tiny, clock, capsys):
+    words = [word for word in tiny if "max_steps" not in word]
+    assert train(*words, "--trainer.max_minutes=0.25", "--optimizer.warmup_steps=500") == 2
+    assert re.search(r"optimizer\.warmup_steps is 500, but only \d+ steps fit into 15 s", capsys.readouterr().err)
+
+
+def test_the_time_is_printed_once(tmp_path, data, clock, capsys, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(start_report, "_MEASURED", 0)
+    for budget, expected in (({"max_minutes": 0.2}, 0), ({"max_steps": 50}, 1)):
+        options = {"max_steps": None, "logger": False, "log_every_n_steps": 5} | budget
+        make_trainer(tmp_path, **options).fit(make(), datamodule=data())
+        assert capsys.readouterr().out.count("validations come on top") == expected

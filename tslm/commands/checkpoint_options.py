@@ -47,6 +47,9 @@ def take_settings(
     """
     if {"data.train_files", "data.valid_files"} & stated:
         decided = decided | {"data.corpus"}  # it follows from the files
+    before = settings.allowed.get("optimizer.class_path")
+    if is_stated("optimizer.class_path", stated) and get_key(values, "optimizer.class_path") != before is not None:
+        decided = decided | {"optimizer.init_args"}  # they are of the other class
     plain = plain_settings(values).allowed
     for key, saved in settings.allowed.items():
         if key in decided:

@@ -161,6 +161,8 @@ class ParsedCommandLine(LightningCLI):
         command = self.config.subcommand
         config = self.config[command]
         in_files = {key for path in config.get("config") or [] for key, _ in leaves(read_yaml(path))}
+        if {"trainer.max_steps", "trainer.max_minutes"} <= flags:
+            raise UserError("--trainer.max_steps and --trainer.max_minutes are two budgets: give one of them")
         self.stated = flags | in_files
         of_class = config.optimizer.init_args and not is_stated("optimizer.init_args", flags)
         if "optimizer.class_path" in flags and of_class:
@@ -172,10 +174,12 @@ class ParsedCommandLine(LightningCLI):
             prefer = "last" if command == "fit" else "best"
             self.checkpoint, remarks = find_checkpoint(config.get("ckpt_path"), prefer=prefer, root=self._root)
             print(*remarks, sep="\n", end="\n" * bool(remarks), flush=True)
-            self.saved = fit_part(read_checkpoint(self.checkpoint, mmap=True), self.checkpoint)
+            state = read_checkpoint(self.checkpoint, mmap=True)
+            self.saved = fit_part(state, self.checkpoint)
             if command in EVALUATING and not (read_settings(self.saved).allowed or is_stated("data", self.stated)):
                 raise UserError(f"{self.checkpoint} does not say which text it was trained and validated on: give "
                                 "--data.valid_files, or --data.corpus")
+            self._keep_found_steps(state["global_step"], flags, in_files)
             self._settle_budget(flags, in_files)  # before what is stated is compared with what is saved
             self._take_over_saved(parser, command)
         if command == "fit" and config.get("init_from") is not None:
@@ -248,10 +252,22 @@ class ParsedCommandLine(LightningCLI):
         if is_new and "data.seed" not in beside and type(options.seed_everything) is int:
             options.data.seed = options.seed_everything
 
+    def _keep_found_steps(self, done: int, *sources: set[str]) -> None:
+        """Let minutes that are stated as before mean the steps that were found for them, until these are done."""
+        before = read_settings(self.saved).allowed
+        steps, minutes = before.get("trainer.max_steps"), before.get("trainer.max_minutes")
+        options = self.config[self.config.subcommand].trainer
+        stated = next((keys for keys in sources if keys.intersection(BUDGETS)), set())
+        only_minutes = stated.intersection(BUDGETS) == {"trainer.max_minutes"}
+        if only_minutes and options.max_minutes == minutes and done < (steps or 0):
+            options.max_steps = steps
+            stated.add("trainer.max_steps")
+
     def _settle_budget(self, *sources: set[str]) -> None:
         """Keep the budget that the first source of stated keys has, and clear the other kinds.
 
-        Of several kinds in one source, the trainer refuses all but minutes with the steps that fit into them.
+        Of several kinds in one source, the trainer refuses all but minutes with the steps that fit into them. These
+        are both in the config.yaml of a run.
         """
         options = self.config[self.config.subcommand].trainer
         for stated in sources:

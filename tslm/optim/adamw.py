@@ -124,13 +124,16 @@ class AdamW(Optimizer):
             warnings.warn(f"a gradient is not finite, so {type(self).__name__} skips the step", stacklevel=4)
         return skip
 
-    def _prepare(self, parameter: Tensor) -> None:
-        """Check the gradient, and create the state at the parameter's first step."""
+    def _check(self, parameter: Tensor) -> None:
         if parameter.grad is not None and parameter.grad.is_sparse:
             raise UserError(
-                f"the gradient of a parameter of shape {tuple(parameter.shape)} is sparse, but AdamW moves every entry "
-                "at every step: use an embedding with a dense gradient"
+                f"the gradient of a parameter of shape {tuple(parameter.shape)} is sparse, but {type(self).__name__} "
+                "moves every entry at every step: use an embedding with a dense gradient"
             )
+
+    def _prepare(self, parameter: Tensor) -> None:
+        """Check the gradient, and create the state at the parameter's first step."""
+        self._check(parameter)
         if not (state := self.state[parameter]):
             state["step"] = 0
             state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)

@@ -53,10 +53,10 @@ class Muon(AdamW):
         momentum: float = 0.95,
         iterations: int = 5,
     ) -> None:
-        if not 0 <= momentum < 1:
-            raise UserError(f"momentum is {momentum}, but it must be at least 0 and below 1")
-        if iterations < 1:
-            raise UserError(f"iterations is {iterations}, but it must be at least 1")
+        if not isinstance(momentum, int | float) or not 0 <= momentum < 1:
+            raise UserError(f"momentum is {momentum!r}, but it must be a number of at least 0 and below 1")
+        if not isinstance(iterations, int) or iterations < 1:
+            raise UserError(f"iterations is {iterations!r}, but it must be a whole number of at least 1")
         super().__init__(params, lr, betas, eps, weight_decay)
         own = {"momentum": momentum, "iterations": iterations, "orthogonalize": True}
         self.defaults |= own
@@ -82,6 +82,7 @@ class Muon(AdamW):
         alike: dict[tuple[Any, ...], list[Tensor]] = {}
         for each in matrices:
             if each.grad is not None:
+                self._check(each)
                 alike.setdefault((*sorted(each.shape), each.device, each.dtype), []).append(each)
         for parameters in alike.values() if skip is None or not skip else ():
             muon_step(parameters, [each.grad for each in parameters], [self.state[each] for each in parameters],

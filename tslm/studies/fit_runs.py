@@ -121,7 +121,7 @@ def check_counts(fit: Sequence[str], decided: Sequence[str], **counts: int) -> N
     Raises:
         UserError: an option is less than 1, or a word states one of `decided`.
     """
-    if stated := flag_keys([*fit]) & {"trainer.max_steps", "trainer.max_tokens", *decided}:
+    if stated := flag_keys([*fit]) & {"trainer.max_steps", "trainer.max_tokens", "trainer.max_minutes", *decided}:
         raise UserError(f"--{min(stated)} is decided by the study: give the study's own options, such as --steps")
     for name, value in counts.items():
         if value < 1:

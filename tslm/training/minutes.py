@@ -12,14 +12,15 @@ import torch
 from tslm.data.datamodule import TextDataModule
 from tslm.errors import UserError
 from tslm.loops.lightning import StepCallback
-from tslm.loops.step import Budget
+from tslm.loops.step import OPEN, Budget
 from tslm.training.forecast import amount, duration
 from tslm.training.metrics import say
 from tslm.training.module import LanguageModule
-from tslm.training.settings import MEASURED_STEPS
+from tslm.training.settings import FIRST, measured_steps
 
-FIRST = 3  # steps whose time says nothing: kernels are compiled, memory is fetched from the system
-FORWARD = 0.4  # time of a token that is only evaluated, as a share of that of a trained one; the operations are a third
+# Time of a token that is only evaluated, as a share of that of a trained one; the operations are a third. It is used
+# until a validation is measured.
+FORWARD = 0.4
 STEADY = 0.97  # share of the time that is planned, because speeds vary
 AT_THE_END = 3.0  # seconds: stories, summary, curves
 
@@ -27,17 +28,15 @@ AT_THE_END = 3.0  # seconds: stories, summary, curves
 class MinutesBudget(StepCallback):
     """Fixes the number of steps so that everything ends in time, validation and stories included.
 
-    The first `MEASURED_STEPS` steps are measured. They are ordinary steps of the run, and `OptimizerSettings.rate` has
-    their learning rates. The number found becomes part of the settings, in config.yaml and in checkpoints, beside the
-    minutes. A run whose settings have both does not measure: it repeats the one that did, bit for bit.
+    The first `measured_steps` steps are measured, without the validations between them. They are ordinary steps of the
+    run, and `OptimizerSettings.rate` has their learning rates. If fewer steps fit, the last of these ends the run. The
+    number found becomes part of the settings, in config.yaml and in checkpoints, beside the minutes. A run whose
+    settings have both does not measure: it repeats the one that did, bit for bit.
 
     Args:
         minutes: the budget.
         began: when the time began, by `clock`.
         clock: returns the time in seconds.
-
-    Raises:
-        UserError: the minutes are no number above 0.
     """
 
     def __init__(self, minutes: float, began: float, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -45,6 +44,10 @@ class MinutesBudget(StepCallback):
         self._clock = clock
         self._first_step = 0
         self._ends: list[float] = []  # of the steps so far
+        self._validations: list[float] = []  # seconds of each so far
+        self._paused = 0.0  # seconds of those after the first steps
+        self._validation_began = 0.0
+        self._seconds = 0.0  # from the start of the command to the end of the run, as planned
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to measure.
@@ -52,7 +55,7 @@ class MinutesBudget(StepCallback):
         Raises:
             UserError: the time is over before the first step.
         """
-        self._first_step, self._ends = trainer.global_step, []
+        self._first_step, self._ends, self._validations, self._paused = trainer.global_step, [], [], 0.0
         passed = self._clock() - self.began
         if passed >= 60 * self.minutes:
             raise UserError(f"trainer.max_minutes is {self.minutes:g}, but {duration(passed)} have passed before the "
@@ -61,7 +64,11 @@ class MinutesBudget(StepCallback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After an optimizer step, fix the number of steps if the speed is known, or the time over."""
+        """After an optimizer step, fix the number of steps if the speed is known, or the time over.
+
+        Raises:
+            UserError: the learning rate's warm-up is longer than the run.
+        """
         assert isinstance(pl_module, LanguageModule)
         step_loop: Any = getattr(trainer, "step_loop")  # noqa: B009 (set at run time, unknown to type checkers)
         if not step_loop.loop.budget.is_open or trainer.global_step == self._first_step + len(self._ends):
@@ -74,6 +81,10 @@ class MinutesBudget(StepCallback):
         steps = trainer.strategy.broadcast(steps)
         if steps is None:
             return
+        warmup_steps, schedule_steps = pl_module.optimizer_settings.lengths(steps)
+        if warmup_steps > schedule_steps:
+            raise UserError(f"optimizer.warmup_steps is {warmup_steps}, but only {steps} steps fit into "
+                            f"{duration(60 * self.minutes)}: give fewer --optimizer.warmup_steps, or more minutes")
         step_loop.set_budget(Budget(steps))
         pl_module.set_total_steps(steps)
         pl_module.run_config.setdefault("trainer", {})["max_steps"] = steps
@@ -81,32 +92,59 @@ class MinutesBudget(StepCallback):
             if isinstance(callback, StepCallback):
                 callback.on_budget_fixed(trainer, pl_module, steps)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin to measure a validation."""
+        self._validation_began = self._clock()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the time of a validation apart from that of the steps."""
+        self._validations.append(self._clock() - self._validation_began)
+        self._paused += self._validations[-1] * (len(self._ends) >= FIRST)
+
     def _steps_in_time(self, trainer: pl.Trainer) -> int | None:
-        """Return the number of steps of the whole run; None if the speed is not known yet."""
+        """Return the number of steps of the whole run; None if it is not known yet."""
         done, now = len(self._ends), self._ends[-1]
+        step = self._first_step + done
         left = STEADY * (60 * self.minutes - (now - self.began))
-        if done < MEASURED_STEPS:
-            return None if left > 0 else self._first_step + done
-        seconds = self._seconds_per_step()
-        validation = FORWARD * seconds * sum(trainer.num_val_batches)  # a batch has the windows of a step
-        left -= AT_THE_END + validation
-        every: int = trainer.step_loop.cadence.val  # type: ignore[attr-defined]
-        whole, rest = divmod(left, every * seconds + validation) if every else (0, left)
-        return self._first_step + done + max(0, int(whole * every + rest / seconds))
+        if done <= FIRST:
+            return None if left > 0 else step
+        seconds, validation = self._seconds_per_step(), self._seconds_per_validation(trainer)
+        every: int = trainer.step_loop.cadence.val or OPEN  # type: ignore[attr-defined]
+        before = (step - 1) // every * every  # the step of the last validation; that of this step is still to come
+        left += (step - before) * seconds - AT_THE_END - validation  # from there to the end, without the last one
+        periods, rest = divmod(left, every * seconds + validation)
+        steps = max(step, before + int(periods * every + min(every, rest / seconds)))
+        if done < measured_steps(self._first_step) and steps > step:
+            return None
+        validations = (steps - 1) // every - before // every + 1
+        self._seconds = now - self.began + (steps - step) * seconds + validations * validation + AT_THE_END
+        return steps
 
     def _seconds_per_step(self) -> float:
-        return max(self._ends[-1] - self._ends[FIRST - 1], 1e-9) / (len(self._ends) - FIRST)
+        return max(self._ends[-1] - self._ends[FIRST - 1] - self._paused, 1e-9) / (len(self._ends) - FIRST)
+
+    def _seconds_per_validation(self, trainer: pl.Trainer) -> float:
+        if self._validations:
+            return sum(self._validations) / len(self._validations)
+        batches: int = sum(trainer.num_val_batches)  # type: ignore[arg-type]
+        return FORWARD * self._seconds_per_step() * batches  # a batch has the windows of a step
 
     def on_budget_fixed(self, trainer: pl.Trainer, pl_module: pl.LightningModule, steps: int) -> None:
         """Print the number of steps."""
         if not trainer.is_global_zero:
             return
-        here, tokens = steps - self._first_step, _tokens_per_step(trainer)
-        if len(self._ends) < MEASURED_STEPS:
-            say(f"The {duration(60 * self.minutes)} are over after {here} steps.")
-        else:
-            say(f"{'budget':<11}{tokens / self._seconds_per_step():,.0f} tokens/s here: "
-                f"{amount(here * tokens)} tokens, {here:,} steps, in {duration(60 * self.minutes)}")
+        here, tokens, budget = steps - self._first_step, _tokens_per_step(trainer), duration(60 * self.minutes)
+        if len(self._ends) <= FIRST:
+            say(f"{'budget':<11}{budget}, which are over at step {here}")
+            return
+        late = self._seconds > 60 * self.minutes
+        time = f"about {duration(self._seconds)}" if late else budget
+        say(f"{'budget':<11}{tokens / self._seconds_per_step():,.0f} tokens/s here: "
+            f"{amount(here * tokens)} tokens, {here:,} step{'s' * (here > 1)}, in {time}")
+        if late:
+            say(f"{'warning':<11}this is more than {budget}: a step takes {self._seconds_per_step():,.2f} s, and a "
+                f"validation {self._seconds_per_validation(trainer):,.2f} s; give more minutes, or a smaller "
+                "--trainer.limit_val_batches")
 
 
 def _tokens_per_step(trainer: pl.Trainer) -> int:

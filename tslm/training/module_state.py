@@ -12,6 +12,7 @@ from tslm.errors import UserError
 from tslm.loops.lightning import fit_loop_state
 from tslm.tokenizer.serialization import tokenizer_from_texts, tokenizer_texts
 from tslm.training.checkpoint import CHECKPOINT_KEY, check_shapes, fit_part, read_checkpoint
+from tslm.training.optimizers import make_optimizer, parameter_names
 from tslm.training.parts import check_loops, check_optimizer
 from tslm.training.provenance import check_inputs, provenance
 from tslm.training.runs import LoadedModel, load_model
@@ -78,15 +79,18 @@ def restore(module: LanguageModule, checkpoint: dict[str, Any]) -> None:
     check_optimizer(checkpoint["optimizer_states"][0], before, module.model, path)
     module.tokens_seen = checkpoint["callbacks"].get("StepMetrics", {}).get("tokens_seen")
     rate = module._schedule(module._total_steps() or 1)(step)
-    stated, before_lr = settings.arguments(), read_settings(own).allowed.get("optimizer.lr")
+    before_lr = read_settings(own).allowed.get("optimizer.lr")
+    now = make_optimizer(before, module.model, settings.arguments()).param_groups
+    names = parameter_names(before) | set(settings.arguments())
     # An optimizer of the user's own may give each group a share of the rate.
     shares = [base / before_lr if before_lr else 1.0 for base in checkpoint["lr_schedulers"][0]["base_lrs"]]
     states = checkpoint["optimizer_states"]
     if module.is_sharded:
         states = [{"param_groups": optimizer.param_groups} for optimizer in trainer.optimizers]
     for state in states:
+        for group, values in zip(state["param_groups"], now, strict=False):  # torch checks their number
+            group.update({name: value for name, value in values.items() if name in names and name in group})
         for group, share in zip(state["param_groups"], shares, strict=True):
-            group.update({name: value for name, value in stated.items() if name in group})
             group.update(lr=share * rate, initial_lr=share * settings.lr)
     for state in checkpoint["lr_schedulers"]:
         state.update(base_lrs=[share * settings.lr for share in shares], _last_lr=[share * rate for share in shares])

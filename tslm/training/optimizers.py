@@ -32,13 +32,12 @@ def optimizer_class(name: str) -> Callable[..., Any]:
     return import_named(name, "optimizer.class_path")
 
 
-def accepted(make: Callable[..., Any]) -> set[str]:
-    """Return which of the `COMMON` settings an optimizer has."""
+def parameter_names(name: str) -> set[str]:
+    """Return the names of the arguments of an optimizer's class, without that of the parameters."""
     try:
-        parameters = inspect.signature(make).parameters
+        return set([*inspect.signature(optimizer_class(name)).parameters][1:])
     except (TypeError, ValueError):  # a class without a signature
         return set()
-    return set(COMMON) & set(parameters)
 
 
 def parameter_groups(make: Callable[..., Any], model: TransformerLM) -> list[dict[str, Any]]:

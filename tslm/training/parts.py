@@ -220,10 +220,11 @@ def check_optimizer(saved: Mapping[str, Any], name: str, model: TransformerLM, p
     """
     if name not in OPTIMIZERS:
         return
-    shapes = [parameter.shape for parameter in ordered_parameters(name, model)]
+    ordered = ordered_parameters(name, model)
     of_groups = [index for group in saved["param_groups"] for index in group["params"]]
-    fits = sorted(of_groups) == list(range(len(shapes))) and set(saved["state"]) <= set(of_groups)
-    if fits:
+    fits = sorted(of_groups) == list(range(len(ordered))) and set(saved["state"]) <= set(of_groups)
+    if fits:  # fsdp2 numbers the parameters in the order of the model; the place in a group is the same
+        shapes = {index: parameter.shape for index, parameter in zip(of_groups, ordered, strict=True)}
         fits = all(set(state) in STATES[name] and all(_shape(state[each]) == shapes[index]
                                                       for each in set(state) - {"step"})
                    for index, state in saved["state"].items())

@@ -12,12 +12,18 @@ from tslm.generation import SamplingRule
 from tslm.loops.step import OPEN
 from tslm.model.own_classes import import_named
 from tslm.optim import SCHEDULES, Schedule, check_schedule
-from tslm.training.optimizers import COMMON, accepted, optimizer_class
+from tslm.training.optimizers import COMMON, optimizer_class, parameter_names
 
 MEASURED_STEPS = 33  # of a training whose budget is in minutes, until the number of its steps is fixed
+FIRST = 3  # of these, whose time says nothing: kernels are compiled, memory is fetched from the system
 PROVISIONAL_STEPS = 3000
 SMALLEST = 1e-37  # above 0 in a float32
 LARGEST = 1e18  # of a setting of the optimizer; the product of any two fits in a float32
+
+
+def measured_steps(first_step: int) -> int:
+    """Return how many steps are measured: to step `MEASURED_STEPS`, or 10 after `FIRST` in a run resumed near it."""
+    return max(MEASURED_STEPS - first_step, FIRST + 10)
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class OptimizerSettings:
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of the optimizer's class."""
-        common = {name: getattr(self, name) for name in COMMON if name in accepted(optimizer_class(self.class_path))}
+        common = {name: getattr(self, name) for name in COMMON if name in parameter_names(self.class_path)}
         return {"lr": self.lr, **common, **(self.init_args or {})}
 
     def _schedule(self) -> Schedule:

@@ -12,7 +12,7 @@ from tslm.training.checkpoint_callback import run_dir
 from tslm.training.forecast import Step, amount, duration, free_bytes, step_bytes, used_bytes
 from tslm.training.metrics import metrics_of, say
 from tslm.training.module import LanguageModule
-from tslm.training.settings import MEASURED_STEPS
+from tslm.training.settings import measured_steps
 
 _MEASURED = 5  # seconds of training from which the speed is known well enough
 _DEFAULT_CHUNK = {"cpu": 512}  # tokens; as in fast/cpu/kernels.py, and elsewhere as in fast/gpu/cross_entropy.py
@@ -31,6 +31,10 @@ class StartReport(StepCallback):
         self._first_step, self._said = trainer.global_step, False
         if trainer.is_global_zero:
             say(start_text(trainer, pl_module))
+
+    def on_budget_fixed(self, trainer: pl.Trainer, pl_module: pl.LightningModule, steps: int) -> None:
+        """Leave the duration out, because the budget in minutes has been printed."""
+        self._said = True
 
     def on_step_log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Print the duration with the first report after a few seconds of training."""
@@ -68,7 +72,7 @@ def start_text(trainer: pl.Trainer, module: LanguageModule) -> str:
         rows.append(("memory", f"about {amount(used + needed, 'B')} in a step"))
     text, left = len(data.train_tokens), trainer.max_steps - trainer.global_step
     rows.append(("data", f"{data.train_name}: {amount(text)} tokens"))
-    passes = f", {left * tokens / text:.3g} passes over the text" * (trainer.max_steps < OPEN)
+    passes = f", {left * tokens / text:.3g} passes over the text" if trainer.max_steps < OPEN else " fit"
     rows.append(("budget", f"{_budget_text(trainer)} of {tokens:,} tokens{passes}"))
     if free is not None and needed > free:
         rows.append(("warning", f"a step needs about {amount(needed, 'B')} more memory, but {amount(free, 'B')} are "
@@ -80,7 +84,8 @@ def _budget_text(trainer: pl.Trainer) -> str:
     if trainer.max_steps < OPEN:
         return f"{trainer.max_steps - trainer.global_step:,} steps"
     minutes: float = trainer.max_minutes  # type: ignore[attr-defined]
-    return f"{duration(60 * minutes)}; the first {MEASURED_STEPS} steps tell how many steps"
+    which = "next" if trainer.global_step else "first"
+    return f"{duration(60 * minutes)}; the {which} {measured_steps(trainer.global_step)} steps tell how many steps"
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

@@ -39,6 +39,7 @@ from tslm.training.minutes import MinutesBudget
 from tslm.training.module import LanguageModule
 from tslm.training.progress import StepProgress
 from tslm.training.runs import checked_name, find_checkpoint
+from tslm.training.sharded import Sharded
 from tslm.training.start_report import StartReport
 from tslm.training.summary import RunSummary, StorySamples, is_finished
 
@@ -153,7 +154,7 @@ class StepTrainer(pl.Trainer):
                 f"trainer.gradient_clip_val is {gradient_clip_val}: give a norm above 0, or null for no clipping"
             )
         if kwargs.get("strategy") == "fsdp2":
-            kwargs["strategy"] = ModelParallelStrategy(save_distributed_checkpoint=False)
+            kwargs["strategy"] = Sharded()
         given = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks is not None else []
         if enable_checkpointing is False:
             given = [each for each in given if not isinstance(each, Checkpoints)]
