@@ -48,7 +48,7 @@ def train_bpe(
     token, again and again. Among equally frequent pairs the lexicographically greater pair of byte strings is merged.
     Ids are given to the special tokens in their order, then to the 256 bytes, then to the merges.
 
-    Memory grows with the distinct pre-tokens, up to about 50 bytes for each of their bytes, but not with repetitions.
+    Memory grows with the distinct pre-tokens, up to about 100 bytes for each of their bytes, but not with repetitions.
 
     Args:
         input_path: a file, a folder, a glob pattern, a `Span` (part of a file), several of them, or a `Corpus`. Each
