@@ -107,27 +107,27 @@ def test_it_is_then_a_run_of_so_many_steps(project, tiny, clock, capsys):
     words = [word for word in tiny if "max_steps" not in word]
     assert train(*words, "--trainer.max_minutes=0.25", "--trainer.save_every_n_steps=10", "--checkpoint.keep=99") == 0
     said = capsys.readouterr().out
-    assert "15 s; the first 33 steps tell how many steps of 128 tokens fit" in said
+    assert "15 s; the first 80 steps tell how many steps of 128 tokens fit" in said
     steps = int(re.search(r"budget +1,280 tokens/s here: .* tokens, ([\d,]+) steps, in 15 s", said)[1])
-    assert steps > 50
+    assert steps > 90
     run = Path("lightning_logs/version_0")
     settings = yaml.safe_load((run / "config.yaml").read_text())["trainer"]
     assert (settings["max_minutes"], settings["max_steps"], settings["max_tokens"]) == (0.25, steps, None)
     whole = weights_of(run / "checkpoints/last.ckpt")
 
-    assert main(["fit", "--ckpt_path", f"{run}/checkpoints/step-00000040.ckpt"]) == 0
+    assert main(["fit", "--ckpt_path", f"{run}/checkpoints/step-00000090.ckpt"]) == 0
     assert equal(whole, weights_of("lightning_logs/version_0-continued/checkpoints/last.ckpt"))
     again = ["--trainer.max_minutes=0.25", "--name=again", "--ckpt_path"]  # as a queue does that repeats a command
-    assert train(*words, *again, f"{run}/checkpoints/step-00000040.ckpt") == 0
+    assert train(*words, *again, f"{run}/checkpoints/step-00000090.ckpt") == 0
     assert equal(whole, weights_of("lightning_logs/again/checkpoints/last.ckpt"))
     assert main(["fit", "--config", str(run / "config.yaml")]) == 0
     assert equal(whole, weights_of("lightning_logs/version_1/checkpoints/last.ckpt"))
     assert "tell how many" not in capsys.readouterr().out
 
     Path("same.yaml").write_text("trainer: {max_minutes: 0.25}")
-    assert main(["fit", "--ckpt_path", f"{run}/checkpoints/step-00000040.ckpt", "--config", "same.yaml",
-                 "--trainer.max_steps=42", "--name=flag"]) == 0
-    assert yaml.safe_load(Path("lightning_logs/flag/config.yaml").read_text())["trainer"]["max_steps"] == 42
+    assert main(["fit", "--ckpt_path", f"{run}/checkpoints/step-00000090.ckpt", "--config", "same.yaml",
+                 "--trainer.max_steps=95", "--name=flag"]) == 0
+    assert yaml.safe_load(Path("lightning_logs/flag/config.yaml").read_text())["trainer"]["max_steps"] == 95
 
     # After the last step the same minutes are further minutes.
     assert main(["fit", "--ckpt_path", str(run), "--trainer.max_minutes=0.25", "--name=more"]) == 0
@@ -137,7 +137,7 @@ def test_it_is_then_a_run_of_so_many_steps(project, tiny, clock, capsys):
     # Before the number was fixed there is none, so a resumed run measures again, up to the same step.
     assert main(["fit", "--ckpt_path", f"{run}/checkpoints/step-00000020.ckpt", "--name=killed"]) == 0
     said = capsys.readouterr().out
-    assert "the next 13 steps tell how many" in said
+    assert "the next 60 steps tell how many" in said
     more = int(re.search(r", ([\d,]+) steps, in 15 s", said)[1])
     uninterrupted = yaml.safe_load((run / "config.yaml").read_text())
     uninterrupted["trainer"]["max_steps"] = 20 + more
@@ -149,13 +149,13 @@ def test_it_is_then_a_run_of_so_many_steps(project, tiny, clock, capsys):
 
 def test_a_stated_budget_replaces_the_minutes_and_what_was_found_for_them(project, tiny, clock):
     words = [word for word in tiny if "max_steps" not in word]
-    assert train(*words, "--trainer.max_minutes=0.15") == 0
+    assert train(*words, "--trainer.max_minutes=0.25") == 0
     config = "lightning_logs/version_0/config.yaml"
 
     for more, expected in (
         (["--trainer.max_steps=40"], (40, None, None)),
         (["--trainer.max_tokens=5120"], (None, 5120, None)),
-        (["--trainer.max_minutes=0.2"], ("found", None, 0.2)),
+        (["--trainer.max_minutes=0.3"], ("found", None, 0.3)),
     ):
         assert main(["fit", "--config", config, *more]) == 0
         newest = max(Path("lightning_logs").glob("version_?"))

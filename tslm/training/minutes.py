@@ -43,9 +43,8 @@ class MinutesBudget(StepCallback):
         self.minutes, self.began = minutes, began
         self._clock = clock
         self._first_step = 0
-        self._ends: list[float] = []  # of the steps so far
+        self._ends: list[float] = []  # of the steps so far, without the time of validations
         self._validations: list[float] = []  # seconds of each so far
-        self._paused = 0.0  # seconds of those after the first steps
         self._validation_began = 0.0
         self._seconds = 0.0  # from the start of the command to the end of the run, as planned
 
@@ -55,7 +54,7 @@ class MinutesBudget(StepCallback):
         Raises:
             UserError: the time is over before the first step.
         """
-        self._first_step, self._ends, self._validations, self._paused = trainer.global_step, [], [], 0.0
+        self._first_step, self._ends, self._validations = trainer.global_step, [], []
         passed = self._clock() - self.began
         if passed >= 60 * self.minutes:
             raise UserError(f"trainer.max_minutes is {self.minutes:g}, but {duration(passed)} have passed before the "
@@ -75,7 +74,7 @@ class MinutesBudget(StepCallback):
             return
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
-        self._ends.append(self._clock())
+        self._ends.append(self._clock() - sum(self._validations))
         steps = self._steps_in_time(trainer)
         # The clocks of several processes differ; the first one's decides.
         steps = trainer.strategy.broadcast(steps)
@@ -99,11 +98,10 @@ class MinutesBudget(StepCallback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the time of a validation apart from that of the steps."""
         self._validations.append(self._clock() - self._validation_began)
-        self._paused += self._validations[-1] * (len(self._ends) >= FIRST)
 
     def _steps_in_time(self, trainer: pl.Trainer) -> int | None:
         """Return the number of steps of the whole run; None if it is not known yet."""
-        done, now = len(self._ends), self._ends[-1]
+        done, now = len(self._ends), self._ends[-1] + sum(self._validations)
         step = self._first_step + done
         left = STEADY * (60 * self.minutes - (now - self.began))
         if done <= FIRST:
@@ -121,7 +119,8 @@ class MinutesBudget(StepCallback):
         return steps
 
     def _seconds_per_step(self) -> float:
-        return max(self._ends[-1] - self._ends[FIRST - 1] - self._paused, 1e-9) / (len(self._ends) - FIRST)
+        first = max(FIRST, len(self._ends) // 2)  # the first forty steps take an eighth longer than later ones
+        return max(self._ends[-1] - self._ends[first - 1], 1e-9) / (len(self._ends) - first)
 
     def _seconds_per_validation(self, trainer: pl.Trainer) -> float:
         if self._validations:

@@ -14,7 +14,7 @@ from tslm.model.own_classes import import_named
 from tslm.optim import SCHEDULES, Schedule, check_schedule
 from tslm.training.optimizers import COMMON, optimizer_class, parameter_names
 
-MEASURED_STEPS = 33  # of a training whose budget is in minutes, until the number of its steps is fixed
+MEASURED_STEPS = 80  # of a training whose budget is in minutes, until the number of its steps is fixed
 FIRST = 3  # of these, whose time says nothing: kernels are compiled, memory is fetched from the system
 PROVISIONAL_STEPS = 3000
 SMALLEST = 1e-37  # above 0 in a float32
