@@ -103,13 +103,13 @@ def test_nothing_is_read_beyond_the_end_of_a_text():
         ctypes.memset(text, ord("a"), size)
         table = library.new_words(ctypes.c_int64(2), ctypes.c_uint64(1))
         bounds = np.arange(size + 1)
-        assert library.count_words(table, text, words._address(bounds), ctypes.c_int64(size), None) == 0
+        assert library.count_words(table, text, build.address(bounds), ctypes.c_int64(size), None) == 0
         whole = np.array([0, size])
-        assert library.count_words(table, text, words._address(whole), ctypes.c_int64(1), None) == 0
+        assert library.count_words(table, text, build.address(whole), ctypes.c_int64(1), None) == 0
         assert table.contents.count == (2 if size > 1 else 1)
         library.free_words(table)
         room = np.empty(size // 2 + 10, np.int64)
-        assert library.find_segments(text, ctypes.c_int64(size), words._address(room)) == 1
+        assert library.find_segments(text, ctypes.c_int64(size), build.address(room)) == 1
     assert libc.mprotect(ctypes.c_void_p(start + mmap.PAGESIZE), mmap.PAGESIZE, 3) == 0
 
 

@@ -19,12 +19,13 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tslm.fast.door import UnavailableError
 from tslm.files import atomic_write, remove_leftovers
 
 if TYPE_CHECKING:  # the tokenizer loads its library without torch
+    import numpy.typing as npt
     import torch
 
 HEADER = Path(__file__).with_name("simd.h")  # included by the sources
@@ -89,6 +90,11 @@ def build(sources: tuple[Path, ...], dtype: torch.dtype | None = None) -> Path:
                 os.fchmod(file.fileno(), 0o700)  # whatever the umask is
                 file.write(content)
     return path
+
+
+def address(array: npt.NDArray[Any]) -> ctypes.c_void_p:
+    """Return where an array is in memory, as the argument of a function in C."""
+    return ctypes.c_void_p(array.ctypes.data)
 
 
 def _words_of(variable: str) -> list[str]:

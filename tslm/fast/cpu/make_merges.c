@@ -1,9 +1,9 @@
 /* Makes the merges of BPE training, as bpe.merge_pairs in tokenizer/ defines them: merge the most frequent pair of
  * neighbouring tokens everywhere, of several the greater pair of byte strings; repeat.
  *
- * All words stand in one sequence with a boundary before and after each. A token is linked to its neighbours. The places
- * of a pair are recorded when the pair first appears, in ascending order, and never erased: at some of them the pair may
- * be gone. A pair (a, b) appears in the merge that makes the newer of a and b, and later becomes only rarer. So a heap
+ * All words are in one sequence, with a boundary before and after each. A token is linked to its neighbours. The places
+ * of a pair are recorded when the pair first appears, in ascending order. They are never removed, so at some of them the
+ * pair may no longer exist. A pair (a, b) appears in the merge that makes the newer of a and b, and later becomes only rarer. So a heap
  * need not be updated: a pair that has become rarer is put back when it comes to the top.
  */
 #include <stdint.h>
@@ -109,12 +109,20 @@ static inline void add_place(Training *t, int32_t left, int32_t right, int32_t p
     pair->count += weight;
 }
 
-static int compare_tokens(const Training *t, int32_t a, int32_t b)
+/* Returns the bytes of a token, and writes their number. */
+static inline const char *bytes_of(const Training *t, int32_t token, int64_t *size)
 {
     const int64_t *ends = (const int64_t *)t->ends.at;
-    int64_t a_start = a ? ends[a - 1] : 0, b_start = b ? ends[b - 1] : 0;
-    int64_t a_size = ends[a] - a_start, b_size = ends[b] - b_start;
-    int order = memcmp(t->bytes.at + a_start, t->bytes.at + b_start, (size_t)(a_size < b_size ? a_size : b_size));
+    int64_t start = token ? ends[token - 1] : 0;
+    *size = ends[token] - start;
+    return t->bytes.at + start;
+}
+
+static int compare_tokens(const Training *t, int32_t a, int32_t b)
+{
+    int64_t a_size, b_size;
+    const char *a_bytes = bytes_of(t, a, &a_size), *b_bytes = bytes_of(t, b, &b_size);
+    int order = memcmp(a_bytes, b_bytes, (size_t)(a_size < b_size ? a_size : b_size));
     return order ? order : (a_size > b_size) - (a_size < b_size);
 }
 
@@ -154,19 +162,13 @@ static Entry pop(Training *t)
 /* Adds a token: the bytes of `left` and those of `right`. */
 static void add_token(Training *t, int32_t left, int32_t right)
 {
-    int64_t parts[2][2], total = 0;
-    for (int i = 0; i < 2; i++) {
-        int32_t token = i ? right : left;
-        const int64_t *ends = (const int64_t *)t->ends.at;
-        parts[i][0] = token ? ends[token - 1] : 0;
-        parts[i][1] = ends[token] - parts[i][0];
-        total += parts[i][1];
-    }
-    char *to = append(t, &t->bytes, total);
+    int64_t left_size, right_size;
+    bytes_of(t, left, &left_size), bytes_of(t, right, &right_size);
+    char *to = append(t, &t->bytes, left_size + right_size);  /* this may move the bytes */
     int64_t *end = append(t, &t->ends, 1);
     if (!to || !end) return;
-    memcpy(to, t->bytes.at + parts[0][0], (size_t)parts[0][1]);
-    memcpy(to + parts[0][1], t->bytes.at + parts[1][0], (size_t)parts[1][1]);
+    memcpy(to, bytes_of(t, left, &left_size), (size_t)left_size);
+    memcpy(to + left_size, bytes_of(t, right, &right_size), (size_t)right_size);
     *end = t->bytes.count;
 }
 

@@ -30,10 +30,10 @@ def merge_pairs(counts: Mapping[bytes, int], max_merges: int) -> Iterator[tuple[
     """
     library = _library()
     words = [(word, count) for word, count in counts.items() if len(word) > 1 and count > 0]
-    arrays = [np.array([number(each) for each in words], np.int64) for number in (lambda x: len(x[0]), lambda x: x[1])]
-    addresses = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
+    sizes = np.array([len(word) for word, _ in words], np.int64)
+    weights = np.array([count for _, count in words], np.int64)
     training = ctypes.c_void_p(library.new_training(
-        b"".join(word for word, _ in words), *addresses, ctypes.c_int64(len(words))))
+        b"".join(word for word, _ in words), build.address(sizes), build.address(weights), ctypes.c_int64(len(words))))
     if not training:
         raise MemoryError
     tokens, pair = [bytes([byte]) for byte in range(256)], (ctypes.c_int32(), ctypes.c_int32())

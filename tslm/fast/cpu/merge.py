@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +52,7 @@ class CompiledMerge:
             merged.astype(np.int32),
         )
         self._merges = _Merges(
-            *map(_address, self._arrays), int(ranks.base), int(ranks.shift), int(ranks.mask), ranks.never
+            *map(build.address, self._arrays), int(ranks.base), int(ranks.shift), int(ranks.mask), ranks.never
         )
 
     def encode(self, text: Bytes, starts: Positions, sizes: Positions) -> tuple[Indices, Positions]:
@@ -67,13 +67,9 @@ class CompiledMerge:
         symbols, counts = np.empty(int(sizes.sum()), np.int32), np.empty(len(sizes), np.int64)
         arrays = [np.ascontiguousarray(starts, np.int64), np.ascontiguousarray(sizes, np.int64)]
         total = self._merge(
-            ctypes.byref(self._merges), _address(text), *map(_address, arrays), ctypes.c_int64(len(sizes)),
-            _address(symbols), _address(counts),
+            ctypes.byref(self._merges), build.address(text), *map(build.address, arrays), ctypes.c_int64(len(sizes)),
+            build.address(symbols), build.address(counts),
         )
         if total < 0:
             raise MemoryError
         return symbols[:total], counts
-
-
-def _address(array: npt.NDArray[Any]) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)

@@ -15,7 +15,7 @@ typedef struct {
     uint8_t *text;      /* the words, joined */
     int64_t *ends;      /* of each word in `text` */
     uint64_t *values;   /* what the caller keeps for each word; 0 at first */
-    uint64_t factor;    /* odd, drawn by the caller, so that nobody can write a text whose words all collide */
+    uint64_t factor;    /* odd, random, so that no text can be prepared in which all words have the same slot */
     int64_t shift, count, count_room, text_room;
 } Words;
 

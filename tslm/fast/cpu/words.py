@@ -43,7 +43,7 @@ class _Table(ctypes.Structure):
 def find_bounds(text: bytes) -> Positions:
     """Substitute for `segments.find_bounds`."""
     bounds = np.empty(len(text) // 2 + 10, np.int64)
-    count = _library().find_segments(text, ctypes.c_int64(len(text)), _address(bounds))
+    count = _library().find_segments(text, ctypes.c_int64(len(text)), build.address(bounds))
     return bounds[: count + 1]
 
 
@@ -87,15 +87,16 @@ class CompiledWordTable:
         bounds = np.ascontiguousarray(bounds, np.int64)
         times = None if times is None else np.ascontiguousarray(times, np.uint64)
         _checked(self._library.count_words(
-            self._table, text, _address(bounds), ctypes.c_int64(len(bounds) - 1),
-            None if times is None else _address(times)))
+            self._table, text, build.address(bounds), ctypes.c_int64(len(bounds) - 1),
+            None if times is None else build.address(times)))
 
     def number(self, text: bytes, bounds: Positions) -> tuple[Positions, Positions]:
         """Return the number of each word of a text, and the indices of the words that are new, each word once."""
         bounds = np.ascontiguousarray(bounds, np.int64)
         numbers, fresh = (np.empty(len(bounds) - 1, np.int64) for _ in range(2))
         count = _checked(self._library.number_words(
-            self._table, text, _address(bounds), ctypes.c_int64(len(bounds) - 1), _address(numbers), _address(fresh)))
+            self._table, text, build.address(bounds), ctypes.c_int64(len(bounds) - 1), build.address(numbers),
+            build.address(fresh)))
         return numbers, fresh[:count]
 
     def words(self) -> Words:
@@ -108,7 +109,7 @@ class CompiledWordTable:
 def gather(values: Keys, ids: npt.NDArray[np.uint32], size: int) -> npt.NDArray[np.uint32]:
     """Return the ids of words, `size` in total: value / 2³² is the position of a word's ids, the rest their number."""
     out = np.empty(size, np.uint32)
-    _library().gather_ids(_address(values), ctypes.c_int64(len(values)), _address(ids), _address(out))
+    _library().gather_ids(build.address(values), ctypes.c_int64(len(values)), build.address(ids), build.address(out))
     return out
 
 
@@ -153,10 +154,6 @@ def _checked(result: int) -> int:
     if result < 0:
         raise MemoryError
     return result
-
-
-def _address(array: npt.NDArray[Any]) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)
 
 
 def _array(address: int, kind: str, size: int) -> npt.NDArray[Any]:
