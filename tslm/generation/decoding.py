@@ -182,7 +182,7 @@ class CachedLogits:
     def __init__(self, model: TransformerLM, max_length: int) -> None:
         self.model, self.max_length = model, max_length
         self.cache: KeyValueCache | None = None
-        self.rows: list[int] = []  # rows of the batch, in the order of the cache
+        self.rows: list[int] = []  # the sequences in the cache
 
     def __call__(self, growing: dict[int, list[int]]) -> Tensor:
         """Logits (B, V) after each sequence, in the order of `growing`."""
@@ -207,17 +207,14 @@ class CachedLogits:
         return _last_logits(self.model, list(growing.values()), self.cache)
 
     def _advance(self, cache: KeyValueCache, growing: dict[int, list[int]]) -> Tensor:
-        for row in [row for row in self.rows if row not in growing]:
-            index, moved = self.rows.index(row), self.rows.pop()
-            cache.drop(index)
-            if moved != row:
-                self.rows[index] = moved
-        sequences, device = [growing[row] for row in self.rows], self.model.lm_head.weight.device
+        if len(growing) < len(self.rows):
+            cache.keep([self.rows.index(row) for row in growing])
+            self.rows = list(growing)
+        sequences, device = list(growing.values()), self.model.lm_head.weight.device
         newest = torch.tensor([tokens[-1:] for tokens in sequences], device=device)  # (B, 1)
         positions = torch.tensor([[len(tokens) - 1] for tokens in sequences], device=device)
         cache.length = max(map(len, sequences))
-        logits = self.model(newest, positions, cache)[:, -1]
-        return logits[[self.rows.index(row) for row in growing]]  # type: ignore[no-any-return]
+        return self.model(newest, positions, cache)[:, -1]  # type: ignore[no-any-return]
 
 
 def uncached_logits(model: TransformerLM, growing: dict[int, list[int]]) -> Tensor:
