@@ -76,7 +76,7 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
 def swiglu_linear(gate_up: Tensor, weight: Tensor) -> Tensor:
     """(SiLU(gate) · up) Wᵀ: the gated activation and the down projection of SwiGLU (Shazeer 2020, "GLU Variants").
 
-    The two are one function because a substitute need not keep the activation for the backward pass.
+    The two are one function so that a substitute need not keep the activation for the backward pass.
 
     Args:
         gate_up: W₁x and W₃x, concatenated in the last dimension: (..., 2F).
@@ -109,6 +109,8 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 
 def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q kᵀ / √K) v, the softmax in float32 (Vaswani et al. 2017, section 3.2.1).
+
+    The dot product of two vectors of K independent entries of variance 1 has variance K; dividing by √K makes it 1.
 
     Args:
         q: queries (..., T, K).

@@ -2,7 +2,7 @@
 
     token_embeddings → num_layers × block → ln_final → lm_head;   block:  x += attn(ln1 x);  x += ffn(ln2 x)
 
-This is the default; `TransformerConfig` names the parts that can be others.
+These are the default parts; `TransformerConfig` names the alternatives.
 
 Shapes: B batch (any leading dimensions), T positions, S cached positions, D d_model, V vocab_size.
 """
@@ -100,9 +100,9 @@ class TransformerLM(Module):
             mask = torch.arange(cache.length, device=token_ids.device) <= positions.unsqueeze(-1)  # (B, T, S)
         x = self.token_embeddings(token_ids)
         training = cache is None and torch.is_grad_enabled()
-        run = self._run_compiled if self._run_compiled is not None and training else _run
-        run_block = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False) if (
-            self.recompute and training) else run
+        run = (self._run_compiled or _run) if training else _run
+        recomputed = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+        run_block = recomputed if self.recompute and training else run
         for i, block in enumerate(self.layers):
             layer_cache = None if cache is None else cache.layers[i]
             x = run_block(block, x, rotation, layer_cache, positions, mask, document_starts)

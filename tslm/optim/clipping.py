@@ -33,7 +33,7 @@ def clip_gradients(parameters: Iterable[Tensor] | Tensor, max_norm: float, eps: 
     Args:
         parameters: parameters in any iterable; those without a gradient are skipped.
         max_norm: the norm from which on gradients are scaled, above 0.
-        eps: keeps the division away from 0.
+        eps: added to the norm in the division, as in torch's `clip_grad_norm_`.
 
     Returns:
         The norm before clipping, a scalar tensor; 0 if no parameter has a gradient.
