@@ -7,8 +7,8 @@ import torch
 
 from tslm import fast
 from tslm.generation import generate, stream
-from tslm.generation.cache import KeyValueCache
 from tslm.model import TransformerConfig, TransformerLM
+from tslm.model.kv_cache import KeyValueCache
 
 CONFIG = TransformerConfig(vocab_size=61, context_length=16, d_model=32, num_layers=2, num_heads=4, d_ff=48)
 PROMPTS = [[1, 2, 3], [4], list(range(10)), [7] * 16]

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from tslm.errors import UserError
 from tslm.fast import replaceable
-from tslm.generation.cache import KeyValueCache
 from tslm.generation.sampling import SamplingRule, choose_tokens, is_whole
 from tslm.model import TransformerConfig, TransformerLM
 from tslm.model.dtypes import matmul_dtype
+from tslm.model.kv_cache import KeyValueCache
 
 # Logits (B, V) of the next token of each unfinished sequence, given {row: all its tokens so far}.
 NextLogits = Callable[[dict[int, list[int]]], Tensor]

@@ -10,9 +10,8 @@ Shapes: B batch (any leading dimensions), T positions, S cached positions, D d_m
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,8 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from tslm.errors import UserError
 from tslm.model.attention import MultiHeadSelfAttention
 from tslm.model.config import Norm, TransformerConfig
+from tslm.model.kv_cache import KeyValueCache, LayerCache
 from tslm.model.layers import Embedding, Linear, RMSNorm, SiLUFeedForward, SwiGLU
-from tslm.model.ops import LayerCacheLike
 from tslm.model.own_classes import import_named
 from tslm.model.rope import RotaryEmbedding
 
@@ -68,11 +67,11 @@ class TransformerLM(Module):
         self._run_compiled: Callable[..., Tensor] | None = None
 
     def forward(self, token_ids: Tensor, positions: Tensor | None = None,
-                cache: KeyValueCacheLike | None = None) -> Tensor:
+                cache: KeyValueCache | None = None) -> Tensor:
         """Logits (..., T, V) of the token after each of `token_ids` (..., T); arguments as in `hidden`."""
         return self.lm_head(self.hidden(token_ids, positions, cache))  # type: ignore[no-any-return]
 
-    def hidden(self, token_ids: Tensor, positions: Tensor | None = None, cache: KeyValueCacheLike | None = None,
+    def hidden(self, token_ids: Tensor, positions: Tensor | None = None, cache: KeyValueCache | None = None,
                document_starts: Tensor | None = None) -> Tensor:
         """The normalised output of the last block (..., T, D), from which the head computes the logits.
 
@@ -154,7 +153,7 @@ class TransformerBlock(Module):
         self.ln2 = None if norm == "none" else RMSNorm(d_model)
         self.ffn = feed_forward(ffn, d_model, d_ff)
 
-    def forward(self, x: Tensor, rotation: Tensor | None = None, cache: LayerCacheLike | None = None,
+    def forward(self, x: Tensor, rotation: Tensor | None = None, cache: LayerCache | None = None,
                 positions: Tensor | None = None, mask: Tensor | None = None,
                 document_starts: Tensor | None = None) -> Tensor:
         """Apply the block to (..., T, D); the other arguments are those of the attention."""
@@ -194,21 +193,6 @@ def feed_forward(kind: str, d_model: int, d_ff: int) -> Module:
         found = f"the shape {(*y.shape,)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
         raise UserError(f"{place} makes {found} of an input of the shape {(*x.shape,)}: it must keep the shape")
     return layer
-
-
-class KeyValueCacheLike(Protocol):
-    """The interface of a key-value cache; `generation.cache.KeyValueCache` implements it.
-
-    Attributes:
-        length: S, the number of slots to attend to.
-    """
-
-    length: int
-
-    @property
-    def layers(self) -> Sequence[LayerCacheLike]:
-        """The caches of the layers, first layer first."""
-        ...
 
 
 def _run(layer: Module, *arguments: object) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tslm.model import TransformerConfig
+from tslm.model.config import TransformerConfig
 
 
 class KeyValueCache:
