@@ -105,7 +105,7 @@ class TrainBatches:
         first: called when an iteration begins; returns the number of its first micro-batch.
         rank: number of this process, r.
         world_size: number of processes.
-        repeat: if not 0, the first `repeat` micro-batches are repeated for ever.
+        repeat: if not 0, the first `repeat` micro-batches are repeated forever.
     """
 
     def __init__(

@@ -117,8 +117,8 @@ def stream(
             raise UserError("a prompt is empty; put at least one token into it, such as the id of <|endoftext|>")
         if not 0 <= min(prompt) <= max(prompt) < vocab_size:
             wrong = next(token for token in prompt if not 0 <= token < vocab_size)
-            raise UserError(f"a prompt holds the token id {wrong}; the token ids go from 0 to "
-                             f"{vocab_size - 1}, so the prompt may come from another tokenizer")
+            raise UserError(f"a prompt holds the token id {wrong}; the token ids go from 0 to {vocab_size - 1}, so the "
+                            "prompt may come from another tokenizer")
     longest = max(map(len, prompts), default=0)
     if longest > context:
         warnings.warn(f"a prompt of {longest} tokens is longer than the model's context of {context}; only its last "

@@ -23,6 +23,7 @@ class Muon(AdamW):
 
         b ← μ b + g;   o ← orthogonal(g + μ b);   θ ← θ - 0.2 √max(d_out, d_in) · α · o;   θ ← θ - α λ θ
 
+    A momentum has a few large singular values. Orthogonalised, it moves the weights as far in its other directions.
     The factor 0.2 √max(d_out, d_in) gives the update the size of one of AdamW, so that both use the same α and λ.
 
     Sources: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"
@@ -31,7 +32,7 @@ class Muon(AdamW):
 
     Args:
         params: parameters, or parameter groups as dictionaries. In a group with `orthogonalize` False, and for
-            parameters that are no matrices, the step is that of AdamW. `Muon.groups` divides a language model.
+            parameters that are not matrices, the step is that of AdamW. `Muon.groups` divides a language model.
         lr: α.
         betas: β₁, β₂ of AdamW.
         eps: ε of AdamW.
@@ -67,7 +68,7 @@ class Muon(AdamW):
     def groups(model: Module) -> list[dict[str, Any]]:
         """Divide the parameters of a language model: the matrices of its blocks are orthogonalised, and no others.
 
-        A row of the embedding or of the head belongs to one token, so these matrices are no linear maps of the
+        A row of the embedding or of the head belongs to one token, so these matrices are not linear maps of the
         residual stream.
         """
         tables = {id(weight) for name, weight in model.named_parameters(remove_duplicate=False)

@@ -84,12 +84,12 @@ def find_pretokens(text: str, pattern: str = GPT2) -> list[str]:
     return found
 
 
-# A pattern may come from a checkpoint of somebody else. `regex` compiles x{n} as n copies of x: ((a{1000}){1000}){1000}
-# would fill the memory.
+# A pattern may come from a checkpoint that another person made. `regex` compiles x{n} as n copies of x, so that
+# ((a{1000}){1000}){1000} would fill the memory.
 _LONGEST_PATTERN = 2048  # characters
 _MOST_COPIES = 100_000  # of a character of the pattern
 _REPETITION = re.compile(r"\{(?=[\s#\d])([^}]*)", re.ASCII)
-# A pattern may take exponential time. A text may take so many seconds, and one more for so many characters.
+# A pattern may take exponential time: a text gets 10 s, and 1 s more for each 100,000 characters.
 _SECONDS, _CHARACTERS_PER_SECOND = 10.0, 1e5
 
 
