@@ -104,7 +104,7 @@ class TransformerLM(Module):
         run_block = recomputed if self.recompute and training else run
         for i, block in enumerate(self.layers):
             layer_cache = None if cache is None else cache.layers[i]
-            x = run_block(block, x, rotation, layer_cache, positions, mask, document_starts)
+            x = run_block(block, x, rotation, document_starts, layer_cache, positions, mask)
         return x if self.ln_final is None else run(self.ln_final, x)
 
     def compile_layers(self, on: bool = True) -> None:
@@ -153,11 +153,10 @@ class TransformerBlock(Module):
         self.ln2 = None if norm == "none" else RMSNorm(d_model)
         self.ffn = feed_forward(ffn, d_model, d_ff)
 
-    def forward(self, x: Tensor, rotation: Tensor | None = None, cache: LayerCache | None = None,
-                positions: Tensor | None = None, mask: Tensor | None = None,
-                document_starts: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor | None = None, document_starts: Tensor | None = None,
+                cache: LayerCache | None = None, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Apply the block to (..., T, D); the other arguments are those of the attention."""
-        x = self._add(x, self.ln1, lambda x: self.attn(x, rotation, cache, positions, mask, document_starts))
+        x = self._add(x, self.ln1, lambda x: self.attn(x, rotation, document_starts, cache, positions, mask))
         return self._add(x, self.ln2, self.ffn)
 
     def _add(self, x: Tensor, ln: Module | None, layer: Callable[[Tensor], Tensor]) -> Tensor:
