@@ -86,7 +86,6 @@ class Muon(AdamW):
             if not group["orthogonalize"] or each.ndim != 2:
                 rest.append(each)
             elif each.grad is not None:
-                self._check(each)
                 alike.setdefault((*sorted(each.shape), each.device, each.dtype), []).append(each)
         if skip is None or not skip:
             for matrices in alike.values():
