@@ -148,7 +148,7 @@ class Tokenizer:
 
         serialization.write_dir(self, path)
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """One more than the largest id: the number of rows that an embedding needs."""
         return max(self.vocab, default=-1) + 1
