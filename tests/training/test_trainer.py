@@ -8,7 +8,9 @@ from tests.loops.conftest import data  # noqa: F401 (a fixture)
 from tests.loops.test_lightning import make_trainer, weights
 from tslm.generation import generate
 from tslm.model import transformer
-from tslm.training import LanguageModule, StepTrainer, module, trainer
+from tslm.training import module, trainer
+from tslm.training.module import LanguageModule
+from tslm.training.trainer import StepTrainer
 
 SIZES = {"vocab_size": 300, "context_length": 32, "d_model": 16, "num_layers": 2, "num_heads": 2, "d_ff": 32}
 
