@@ -31,13 +31,13 @@ VARIANTS = {
 
 
 def print_lr_range(
-    fit: Sequence[str], lr: Sequence[float], steps: int, seeds: int, plot: str | None
+    fit: Sequence[str], lr: Sequence[float] | None, steps: int, seeds: int, plot: str | None
 ) -> None:
     """Train once for each learning rate and seed; print a table and draw a plot.
 
     Args:
         fit: the options of `fit` that all runs share.
-        lr: the learning rates.
+        lr: the learning rates; None for `RATES`.
         steps: optimizer steps of each run.
         seeds: runs for each learning rate.
         plot: the PNG file; None for none.
@@ -47,6 +47,7 @@ def print_lr_range(
         SystemExit: Ctrl-C ended a training.
     """
     check_counts(fit, ["optimizer.lr"], steps=steps, seeds=seeds)
+    lr = RATES if lr is None else lr
     if not lr or min(lr) <= 0 or len({f"{rate:g}" for rate in lr}) < len(lr):  # the names of runs have six digits
         raise UserError(f"lr is {list(lr)}, but a sweep needs different learning rates above 0: give --lr "
                         "'[0.001, 0.01]'")
@@ -80,7 +81,7 @@ def print_lr_range(
         print(f"The plot is in {plot}.")
 
 
-def print_batch_size(fit: Sequence[str], steps: int, largest: int | None, plot: str | None) -> None:
+def print_batch_size(fit: Sequence[str], steps: int, max_batch_size: int | None, plot: str | None) -> None:
     """Train with batches of 1, 2, 4 … windows on the same number of tokens; print a table.
 
     Every batch is computed at once. The learning rate grows with the root of the batch size (Malladi et al. 2022, "On
@@ -89,19 +90,20 @@ def print_batch_size(fit: Sequence[str], steps: int, largest: int | None, plot: 
     Args:
         fit: the options of `fit` that all runs share.
         steps: optimizer steps at the batch size of the configuration; they decide the tokens of all runs.
-        largest: the largest batch; None for what memory allows.
+        max_batch_size: the largest batch; None for what memory allows.
         plot: a PNG file; None for none.
 
     Raises:
         UserError: an option is wrong.
         SystemExit: Ctrl-C ended a training.
     """
-    check_counts(fit, ["data.micro_batch_size"], steps=steps, max_batch_size=1 if largest is None else largest)
+    limits = {} if max_batch_size is None else {"max_batch_size": max_batch_size}
+    check_counts(fit, ["data.micro_batch_size"], steps=steps, **limits)
     check_plot(plot)
     options = parse_fit(fit)
     root, data = str(options.trainer.default_root_dir), options.data
     windows = steps * data.batch_size
-    most = min(windows, _largest_batch(options) if largest is None else largest)
+    most = min(windows, _largest_batch(options) if max_batch_size is None else max_batch_size)
     sizes = [1 << power for power in range(most.bit_length())]
     prefix = free_prefix("batch-size", root)
     runs: list[FitRun] = []
