@@ -410,3 +410,9 @@ class TextDataModule(pl.LightningDataModule):
         """Serve the prompts in small batches."""
         prompts = self.prompts or (read_prompts(self.prompts_file) if self.prompts_file else OPENINGS)
         return Batches([prompts[i : i + PROMPTS_PER_BATCH] for i in range(0, len(prompts), PROMPTS_PER_BATCH)])
+
+
+def text_data(trainer: pl.Trainer) -> TextDataModule | None:
+    """Return the data of a trainer, if it is a TextDataModule."""
+    data = getattr(trainer, "datamodule", None)
+    return data if isinstance(data, TextDataModule) else None

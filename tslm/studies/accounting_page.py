@@ -119,14 +119,12 @@ def _checked_size(size: str) -> str:
 
 def _of_config(path: str) -> tuple[TransformerConfig, int, int]:
     """Return the model, the batch size and the steps of a configuration of `fit`."""
-    from tslm.studies.fit_runs import parse_fit  # imports lightning
+    from tslm.studies.fit_runs import model_of, parse_fit  # imports lightning
 
     options = parse_fit(["--config", path])
     data, trainer = options.data, options.trainer
-    names = set(TransformerConfig.__dataclass_fields__) - {"vocab_size", "context_length"}
-    model = TransformerConfig(data.vocab_size, data.context_length, **{name: options.model[name] for name in names})
     steps = trainer.max_steps or -(-(trainer.max_tokens or 0) // (data.batch_size * data.context_length))
-    return model, data.batch_size, steps or PROVISIONAL_STEPS  # of a budget in minutes
+    return model_of(options), data.batch_size, steps or PROVISIONAL_STEPS  # of a budget in minutes
 
 
 def as_json(

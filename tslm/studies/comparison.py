@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate, combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from tslm.commands.options import leaves
 from tslm.data.datamodule import TextDataModule
 from tslm.data.prepare import prepare
 from tslm.data.texts import Texts
@@ -96,17 +97,9 @@ def open_side(path: str, ffns: Sequence[str] = ()) -> Side:
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"{run} has a damaged file ({' '.join(str(error).split())}): see `runs --verify`") from error
     own = fit_part(read_checkpoint(checkpoint, mmap=True), checkpoint)
-    settings = dict(_leaves(config)) if isinstance(config, dict) else read_settings(own).allowed
+    settings = dict(leaves(config)) if isinstance(config, dict) else read_settings(own).allowed
     ffn = next((name for name in ffns if name == own["architecture"].get("ffn")), None)
     return Side(run, settings, metrics, load_model(checkpoint, ffn=ffn))
-
-
-def _leaves(config: object, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(config, dict) and config:
-        for name, value in config.items():
-            yield from _leaves(value, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, config
 
 
 def differing_settings(sides: Sequence[Side]) -> list[tuple[str, list[Any]]]:

@@ -15,6 +15,7 @@ from tslm.cli import HARMLESS, CommandLine
 from tslm.cli import main as cli
 from tslm.commands.options import flag_keys
 from tslm.errors import DivergedError, UserError
+from tslm.model import TransformerConfig
 from tslm.studies.layout import new_figure, save_plot
 from tslm.training.lightning_features import quieten_lightning
 from tslm.training.run_table import read_metrics, read_summary
@@ -65,6 +66,13 @@ def parse_fit(words: Sequence[str]) -> Any:  # noqa: ANN401 - jsonargparse's Nam
             warnings.filterwarnings("ignore", message=message)
         OnlyParse(["fit", *words])
     return parsed[0]
+
+
+def model_of(options: Any) -> TransformerConfig:  # noqa: ANN401 - jsonargparse's Namespace
+    """Return the sizes and parts of the model that options of `fit` describe."""
+    names = set(TransformerConfig.__dataclass_fields__) - {"vocab_size", "context_length"}
+    return TransformerConfig(options.data.vocab_size, options.data.context_length,
+                             **{name: options.model[name] for name in names})
 
 
 class _ParsedError(Exception):

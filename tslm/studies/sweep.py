@@ -10,13 +10,12 @@ from typing import Any
 import torch
 
 from tslm.errors import UserError
-from tslm.model import TransformerConfig
 from tslm.studies.accounting import GIGA, Form, account
-from tslm.studies.accounting_measured import available_memory
 from tslm.studies.comparison import verdict
-from tslm.studies.fit_runs import FitRun, check_counts, free_prefix, parse_fit, plot_losses, run_fit
+from tslm.studies.fit_runs import FitRun, check_counts, free_prefix, model_of, parse_fit, plot_losses, run_fit
 from tslm.studies.layout import check_plot, print_note, print_table, print_title
 from tslm.studies.statistics import ratio_interval
+from tslm.training.forecast import free_bytes
 from tslm.training.settings import OptimizerSettings
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0, 10.0)
@@ -195,11 +194,9 @@ def _mean_loss(runs: Sequence[FitRun]) -> float:
 
 def _largest_batch(options: Any) -> int:  # noqa: ANN401 - jsonargparse's Namespace
     """Return the largest batch that the account of the model allows in the memory that is free here."""
-    model, data = options.model, options.data
-    names = set(TransformerConfig.__dataclass_fields__) - {"vocab_size", "context_length"}
-    config = TransformerConfig(data.vocab_size, data.context_length, **{name: model[name] for name in names})
+    config = model_of(options)
     form: Form = "silu" if config.ffn == "silu" else "swiglu"
-    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else available_memory()
+    free = free_bytes(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     free = 4 * GIGA if free is None else free
     largest = account(config, form).largest_batch(free)
     if largest < 1:

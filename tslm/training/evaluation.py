@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import lightning.pytorch as pl
 import torch
 
-from tslm.data.datamodule import TextDataModule
+from tslm.data.datamodule import text_data
 from tslm.errors import DivergedError
 from tslm.objective import bits_per_byte, perplexity
 
@@ -25,8 +25,7 @@ def validation_figures(trainer: pl.Trainer, module: LanguageModule) -> dict[str,
     if not tokens:
         return {}
     figures = {"loss": nats / tokens, "perplexity": perplexity(nats / tokens)}
-    data = getattr(trainer, "datamodule", None)
-    if isinstance(data, TextDataModule):
+    if (data := text_data(trainer)) is not None:
         figures["bits_per_byte"] = bits_per_byte(nats, round(tokens * data.valid_bytes_per_token))
     return figures
 

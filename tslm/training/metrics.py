@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from tqdm import tqdm
 
-from tslm.data.datamodule import TextDataModule
+from tslm.data.datamodule import text_data
 from tslm.loops.lightning import StepCallback
 from tslm.objective import perplexity
 from tslm.training.checkpoint import replace_atomically
@@ -132,22 +132,20 @@ class StepMetrics(StepCallback):
         sums = torch.tensor([self._loss_sum, self._finite], dtype=torch.float64, device=pl_module.device)
         loss_sum, finite = trainer.strategy.reduce(sums, reduce_op="mean").tolist()  # over processes
         loss = loss_sum / (finite / trainer.accumulate_grad_batches) if finite else math.nan
+        speed = (self.tokens_seen - self._tokens_at_log) / max(self._interval, 1e-9)
         figures = {
             "train/loss": loss,
             "train/perplexity": perplexity(loss),
             "train/learning_rate": self._learning_rate,
             "train/gradient_norm": float(pl_module.gradient_norm),
             "train/skipped_steps": float(self.skipped_steps),
-            "train/tokens_per_second": (self.tokens_seen - self._tokens_at_log) / max(self._interval, 1e-9),
+            "train/tokens_per_second": speed,
             "train/tokens_seen": float(self.tokens_seen),
-            "train/flops_utilisation": (
-                (self.tokens_seen - self._tokens_at_log) / max(self._interval, 1e-9)
-                * pl_module.model.flops_per_token() / self._peak
-            ),
+            "train/flops_utilisation": speed * pl_module.model.flops_per_token() / self._peak,
         }
         if finite:
             self.latest["train_loss"] = loss
-        self.latest["tokens_per_second"] = figures["train/tokens_per_second"]
+        self.latest["tokens_per_second"] = speed
         report(trainer, figures, step)
         self._loss_sum, self._finite = 0.0, 0
         self._steps_at_log, self._tokens_at_log, self._interval = step, self.tokens_seen, 0.0
@@ -212,8 +210,8 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def windows_of(trainer: pl.Trainer, step: int) -> str:
     """Name the windows of an optimizer step, or return "" if they are not those of a TextDataModule."""
-    data = getattr(trainer, "datamodule", None)
-    return data.windows_of(step) if isinstance(data, TextDataModule) else ""
+    data = text_data(trainer)
+    return "" if data is None else data.windows_of(step)
 
 
 def say(text: str) -> None:
@@ -224,14 +222,12 @@ def say(text: str) -> None:
 
 def metrics_of(trainer: pl.Trainer) -> StepMetrics:
     """Return the trainer's callback that measures."""
-    callbacks: list[pl.Callback] = getattr(trainer, "callbacks")  # noqa: B009 (set at run time, unknown to type checkers)
-    return next(each for each in callbacks if isinstance(each, StepMetrics))
+    return next(each for each in trainer.callbacks if isinstance(each, StepMetrics))  # type: ignore[attr-defined]
 
 
 def newest_checkpoint(trainer: pl.Trainer) -> Path | None:
     """Return the checkpoint that the run has saved last, or from which it was resumed."""
-    callbacks: list[pl.Callback] = getattr(trainer, "callbacks")  # noqa: B009 (set at run time, unknown to type checkers)
-    return next((each.newest for each in callbacks if isinstance(each, Checkpoints)), None)
+    return next((each.newest for each in trainer.callbacks if isinstance(each, Checkpoints)), None)  # type: ignore[attr-defined]
 
 
 def report(trainer: pl.Trainer, figures: dict[str, float], step: int) -> None:

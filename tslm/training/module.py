@@ -237,6 +237,8 @@ class LanguageModule(pl.LightningModule):
             self.valid_nats += self.mean_loss(*part).cpu().double() * part[1].numel()
         self.valid_tokens += targets.numel()
 
+    test_step = validation_step
+
     def on_validation_epoch_start(self) -> None:
         """Reset the totals."""
         self.reset_validation()
@@ -277,10 +279,6 @@ class LanguageModule(pl.LightningModule):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not self.is_reported and self.trainer.scaler is None and every and (batch_idx + 1) % every == 0:
             check_diverged(self.skipped.report(), self.optimizer_settings, None)
-
-    def test_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
-        """Add a batch to the totals, as `validation_step` does."""
-        self.validation_step(batch, batch_idx)
 
     def reset_validation(self) -> None:
         """Reset the validation totals."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import tslm
-from tslm.data.datamodule import TextDataModule
+from tslm.data.datamodule import text_data
 from tslm.errors import UserError
 from tslm.loops.step import OPEN
 from tslm.tokenizer.pretokenize import unicode_hash
@@ -55,8 +55,7 @@ def provenance(module: LanguageModule, state: Mapping[str, Any]) -> dict[str, An
             "max_steps": None if is_open else trainer.max_steps,
             "warmup_steps": warmup_steps, "cosine_steps": cosine_steps, "compiled": module.compiled,
         }
-        data = getattr(trainer, "datamodule", None)
-        if isinstance(data, TextDataModule):
+        if (data := text_data(trainer)) is not None:
             resolved |= {"batch_size": data.batch_size, "context_length": data.context_length, "data_seed": data.seed}
     return {
         "versions": versions(),

@@ -39,6 +39,12 @@ class Scores(NamedTuple):
     num_bytes: int
     alternatives: list[list[tuple[int, float]]] = []  # noqa: RUF012 - never changed
 
+    @classmethod
+    def joined(cls, parts: Sequence[Scores]) -> Scores:
+        """Return the scores of several texts as those of one, without alternatives."""
+        return cls([id_ for each in parts for id_ in each.ids], [value for each in parts for value in each.log_probs],
+                   sum(each.num_bytes for each in parts))
+
     @property
     def total(self) -> float:
         """The sum of the log-probabilities, in nats."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning.pytorch as pl
 import torch
 
-from tslm.data.datamodule import TextDataModule
+from tslm.data.datamodule import text_data
 from tslm.loops.lightning import StepCallback
 from tslm.loops.step import OPEN
 from tslm.training.checkpoint_callback import run_dir
@@ -56,9 +56,9 @@ def start_text(trainer: pl.Trainer, module: LanguageModule) -> str:
             else f"{device.type}, {threads} thread{'s' * (threads > 1)}")
     processes = f"{trainer.world_size} processes; " if trainer.world_size > 1 else ""
     rows = [("run", str(run_dir(trainer))), ("device", f"{name}; {processes}{trainer.precision}")]
-    data = getattr(trainer, "datamodule", None)
+    data = text_data(trainer)
     parameters = f"{amount(module.model.num_parameters())} parameters"
-    if not isinstance(data, TextDataModule) or data.train_tokens is None:
+    if data is None or data.train_tokens is None:
         return _table([*rows, ("model", parameters), ("steps", f"{_budget_text(trainer)}")])
     tokens = data.tokens_per_step
     rows.append(("model", f"{parameters}; {amount(module.model.flops_per_token() * tokens, 'FLOP')} a step"))

@@ -12,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from tslm.data.datamodule import TextDataModule
+from tslm.data.datamodule import text_data
 from tslm.errors import UserError, as_called
 from tslm.generation import Completion
 from tslm.loops.lightning import StepCallback
@@ -150,8 +150,8 @@ def is_finished(checkpoint: Path) -> bool:
 
 def floor_of(trainer: pl.Trainer, module: LanguageModule) -> FloorReport | None:
     """Compare the model with the exact floor; None if the corpus has none, or if it cannot be measured."""
-    data = getattr(trainer, "datamodule", None)
-    stories = data.held_out_stories() if isinstance(data, TextDataModule) else None
+    data = text_data(trainer)
+    stories = None if data is None else data.held_out_stories()
     if not stories or module.tokenizer is None or data is None or data.train_tokens is None:
         return None
     try:

@@ -97,12 +97,9 @@ class SurprisePage:
         """Return the page."""
         names = {id_: printable(self._vocab[id_]) for id_ in sorted(self._shown)}
         data = json.dumps({"names": names, "documents": self._data}, ensure_ascii=False, separators=(",", ":"))
-        whole = Scores([id_ for each in self._scores for id_ in each.ids],
-                       [value for each in self._scores for value in each.log_probs],
-                       sum(each.num_bytes for each in self._scores))
         parts = {
             "model": f"{_text(self._loaded.path)}, step {self._loaded.step:,}",
-            "figures": _figures(whole),
+            "figures": _figures(Scores.joined(self._scores)),
             "legend": "".join(f'<li class="s{level}">{lower} {_upper(level)}' for level, lower in enumerate(LIMITS)),
             "sections": "\n".join(self._sections),
             "data": data.translate({ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}),
