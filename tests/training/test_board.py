@@ -9,7 +9,6 @@ from tests.test_cli import TEXT
 from tslm.__main__ import main
 from tslm.data.texts import TOY_VALID_SEED
 from tslm.data.toy import sample_stories
-from tslm.training import board
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import re
-from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,89 +69,10 @@ def load_model(path: str | Path, *, ffn: str | None = None) -> LoadedModel:
     return LoadedModel(model.eval(), tokenizer, Path(path), int(state["global_step"]), own.get("document_prefix"))
 
 
-def reserve_version(root: Path) -> int:
-    """Create the next free `version_N` in a folder and return N; no two processes get the same one.
-
-    Raises:
-        UserError: the folder cannot be created, or nothing can be created in it.
-    """
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        taken = [int(found[1]) for path in root.iterdir() if (found := re.fullmatch(r"version_(\d+)", path.name))]
-        number = max(taken, default=-1) + 1
-        while True:
-            try:
-                (root / f"version_{number}").mkdir()
-                return number
-            except FileExistsError:  # another process was faster
-                number += 1
-    except OSError as error:
-        raise UserError(
-            f"a run directory cannot be made in {root} ({error.strerror}): give --trainer.default_root_dir a folder "
-            "that is writable"
-        ) from error
-
-
-def reserve_continuation(run: Path) -> str:
-    """Create the next free directory for the continuation of a run, beside it, and return its name.
-
-    Example: `version_0` is continued as `version_0-continued`, `version_0-continued-2` and so on.
-
-    Raises:
-        UserError: nothing can be created there.
-    """
-    base = continued_name(run.name) or run.name
-    for number in count(1):
-        folder = run.with_name(f"{base}-continued" + (f"-{number}" if number > 1 else ""))
-        try:
-            folder.mkdir()
-            return folder.name
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UserError(
-                f"a run directory cannot be made in {folder.parent} ({error.strerror}): give "
-                "--trainer.default_root_dir a folder that is writable"
-            ) from error
-    raise AssertionError
-
-
 def continued_name(name: str) -> str | None:
     """Return the name of the run that a run of this name continues; None if the name says nothing of it."""
     found = re.fullmatch(r"(.+)-continued(-\d+)?", name)
     return found and found[1]
-
-
-def checked_name(name: str) -> str:
-    """Return the name of a run, which is that of a folder.
-
-    Raises:
-        UserError: it is no plain name.
-    """
-    if name in ("last", "best"):
-        raise UserError(f"the name of the run is {name!r}, a checkpoint of the newest run: give another --name")
-    if not re.fullmatch(r"[^-/\\\0.][^/\\\0]{0,99}", name) or not name.isprintable() or name != name.strip():
-        raise UserError(f"the name of the run is {name!r}: give --name up to 100 characters without / and \\, of which "
-                        "the first is no full stop, hyphen or space, and the last no space")
-    return name
-
-
-def create_run_dir(folder: Path, remedy: str = "give the logger another version, or none") -> None:
-    """Create a run directory whose name the user chose.
-
-    Raises:
-        UserError: it exists, so it belongs to another run; or it cannot be created.
-    """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir()
-    except FileExistsError as error:
-        raise UserError(
-            f"the run directory {folder} exists, and another run may be in it: {remedy}"
-        ) from error
-    except OSError as error:
-        raise UserError(f"the run directory {folder} cannot be made ({error.strerror}): give the logger another "
-                        "save_dir") from error
 
 
 def find_checkpoint(wanted: str | None, *, prefer: str = "last", root: Path = Path()) -> tuple[Path, list[str]]:

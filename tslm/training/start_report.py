@@ -8,10 +8,10 @@ import torch
 from tslm.data.datamodule import text_data
 from tslm.loops.lightning import StepCallback
 from tslm.loops.step import OPEN
-from tslm.training.checkpoint_callback import run_dir
 from tslm.training.forecast import Step, amount, duration, free_bytes, step_bytes, used_bytes
 from tslm.training.metrics import metrics_of, say
 from tslm.training.module import LanguageModule
+from tslm.training.run_dirs import run_dir
 from tslm.training.settings import measured_steps
 
 _MEASURED = 5  # seconds of training from which the speed is known well enough

@@ -22,7 +22,7 @@ from tslm.loops.lightning import InterruptAtBoundary, install_step_loop
 from tslm.loops.step import Budget, Cadence, TokenCount
 from tslm.training.board import Board
 from tslm.training.checkpoint import fit_part, named_full_disk, read_checkpoint
-from tslm.training.checkpoint_callback import AtomicCheckpointIO, Checkpoints, reserved_run_dir, run_dir
+from tslm.training.checkpoint_callback import AtomicCheckpointIO, Checkpoints
 from tslm.training.compiling import Choice, pays
 from tslm.training.lightning_features import (
     NOT_IN_TRIAL,
@@ -38,7 +38,8 @@ from tslm.training.metrics import StepMetrics, run_loggers
 from tslm.training.minutes import MinutesBudget
 from tslm.training.module import LanguageModule
 from tslm.training.progress import StepProgress
-from tslm.training.runs import checked_name, find_checkpoint
+from tslm.training.run_dirs import checked_name, reserved_run_dir, run_dir
+from tslm.training.runs import find_checkpoint
 from tslm.training.sharded import Sharded
 from tslm.training.start_report import StartReport
 from tslm.training.summary import RunSummary, StorySamples, is_finished
