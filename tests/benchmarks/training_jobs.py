@@ -105,7 +105,7 @@ def _our_step(
 
     from tslm.data.batches import split_batch
     from tslm.loops.bare import BareDriver
-    from tslm.training.malloc import keep_freed_memory
+    from tslm.training.machine import keep_freed_memory
     from tslm.training.module import LanguageModule
 
     torch.manual_seed(seed)
@@ -159,7 +159,7 @@ def matmul_seconds(shape: str, batch_size: int, passes: int, device: str, precis
     """
     import torch
 
-    from tslm.training.malloc import keep_freed_memory
+    from tslm.training.machine import keep_freed_memory
 
     if device == "cpu":
         keep_freed_memory()  # otherwise page faults of the results would count

@@ -9,19 +9,13 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch import callbacks as stock
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from tslm.errors import UserError
-from tslm.training.metrics import MetricsFile
-from tslm.training.runs import RUNS
-
-LoggerName = Literal["TensorBoardLogger", "CSVLogger", "WandbLogger", "MLFlowLogger", "CometLogger", "LitLogger"]
 
 _IN_STEPS = "a training is counted in optimizer steps and has no epochs"
 # Flags of Lightning's Trainer that are refused, unless they have their default: why, and what to use instead.
@@ -135,31 +129,6 @@ def check_plugins(plugins: Iterable[Any]) -> None:
         if isinstance(plugin, CheckpointIO):
             raise UserError(f"trainer.plugins has {type(plugin).__name__}, but checkpoints are written atomically by "
                             "tslm's own plugin: leave it out")
-
-
-def named_logger(name: str, root: str) -> Logger:
-    """Return a logger of Lightning by its bare name, writing to the run directory or beside it.
-
-    Raises:
-        UserError: the package of the logger is not installed.
-    """
-    if name == "TensorBoardLogger":
-        return TensorBoardLogger(root, name=RUNS, default_hp_metric=False)
-    if name == "CSVLogger":
-        return MetricsFile(root, name=RUNS)
-    options: dict[str, dict[str, Any]] = {
-        "WandbLogger": {"save_dir": root, "project": "tslm"},
-        "MLFlowLogger": {"experiment_name": "tslm", "save_dir": str(Path(root) / "mlruns")},
-        "CometLogger": {"project": "tslm"},
-        "LitLogger": {"root_dir": root},
-    }
-    try:
-        logger: Logger = getattr(pl.loggers, name)(**options[name])
-    except (ModuleNotFoundError, AttributeError) as error:
-        package = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "CometLogger": "comet-ml"}.get(name, "litlogger")
-        raise UserError(f"trainer.logger is {name}, which needs a package: run pip install {package} ({error})"
-                        ) from error
-    return logger
 
 
 def quieten_lightning() -> None:

@@ -5,12 +5,9 @@ One callback measures. TensorBoard, metrics.csv, the progress bar and the summar
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,18 +15,15 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from tqdm import tqdm
 
 from tslm.data.datamodule import text_data
 from tslm.loops.lightning import StepCallback
 from tslm.objective import perplexity
-from tslm.training.checkpoint import replace_atomically
 from tslm.training.checkpoint_callback import Checkpoints
 from tslm.training.forecast import matmul_flops
 from tslm.training.module import LanguageModule
 from tslm.training.nonfinite import SkipReport, check_diverged
-from tslm.training.runs import RUNS
 from tslm.training.spikes import LossSpikes
 
 MOST_UNREAD = 1000  # optimizer steps whose losses may stay on the device
@@ -243,40 +237,3 @@ def report(trainer: pl.Trainer, figures: dict[str, float], step: int) -> None:
             sent = {name: value for name, value in figures.items()
                     if name != "train/tokens_seen" and (value or name != "train/skipped_steps")}
         logger.log_metrics(sent, step=step)
-
-
-def run_loggers(root: str) -> list[pl.loggers.Logger]:
-    """Return the TensorBoard and CSV loggers of a run directory `lightning_logs/version_N`."""
-    return [TensorBoardLogger(root, name=RUNS), MetricsFile(root, name=RUNS)]
-
-
-class MetricsFile(CSVLogger):
-    """Writes metrics.csv into a run directory that other loggers share, without CSVLogger's warning about that.
-
-    Each row is written at once, so that a run can be followed and a killed run keeps its rows.
-    """
-
-    def __init__(self, save_dir: str, **kwargs: Any) -> None:
-        super().__init__(save_dir, flush_logs_every_n_steps=1, **kwargs)
-
-    @property
-    def experiment(self) -> Any:
-        """The writer, opened at its first use."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Experiment logs directory")
-            writer = super().experiment
-            if type(self._experiment) is ExperimentWriter:
-                writer = self._experiment = MetricsWriter(self.log_dir)
-        return writer
-
-
-class MetricsWriter(ExperimentWriter):
-    """Adds rows to metrics.csv; a new column replaces the file in one step, so that a killed process loses no row."""
-
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        path = Path(self.metrics_file_path)
-        with path.open(newline="", encoding="utf-8") as file, io.StringIO(newline="") as text:
-            writer = csv.DictWriter(text, fieldnames)
-            writer.writeheader()
-            writer.writerows(csv.DictReader(file))
-            replace_atomically(path, lambda new: new.write(text.getvalue().encode()))

@@ -14,21 +14,10 @@ import torch
 
 from tslm.errors import UserError
 from tslm.model import TransformerConfig, TransformerLM
+from tslm.training.checks import ABSENT, LARGEST, Check, either, list_of, look_up, number, one_of, optional, whole
 from tslm.training.optimizers import OPTIMIZERS, ordered_parameters
-from tslm.training.saved_settings import (
-    LARGEST,
-    Check,
-    either,
-    list_of,
-    number,
-    one_of,
-    optional,
-    own_class,
-    read_architecture,
-    whole,
-)
+from tslm.training.saved_settings import own_class, read_architecture
 
-_ABSENT = object()
 LARGEST_TABLE = 1 << 28  # bytes of cosines and sines that any checkpoint may ask for
 
 
@@ -161,10 +150,7 @@ def check_parts(state: Mapping[str, Any], path: object, *, resume: bool = False)
         UserError: a part is missing, or is not in the form that `fit` writes.
     """
     for key, check in _table(state, resume):
-        value: Any = state
-        for name in key.split("."):
-            value = value.get(name, _ABSENT) if isinstance(value, dict) else _ABSENT
-        if value is _ABSENT:
+        if (value := look_up(state, key)) is ABSENT:
             raise UserError(f"{path} lacks the part {key}: give another checkpoint")
         if not check(value):
             raise UserError(f"{path} holds the part {key} in another form than fit writes: give another checkpoint")

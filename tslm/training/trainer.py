@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.pytorch.plugins import CheckpointIO, LayerSync
 from lightning.pytorch.plugins import Precision as PrecisionPlugin
@@ -17,7 +16,6 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from tslm.data.datamodule import TextDataModule
 from tslm.errors import UserError
-from tslm.fast.forms import cpu_multiplies_bfloat16
 from tslm.loops.lightning import InterruptAtBoundary, install_step_loop
 from tslm.loops.step import Budget, Cadence, TokenCount
 from tslm.training.board import Board
@@ -27,14 +25,13 @@ from tslm.training.compiling import Choice, pays
 from tslm.training.lightning_features import (
     NOT_IN_TRIAL,
     REFUSED_FLAGS,
-    LoggerName,
     check_callbacks,
     check_flags,
     check_plugins,
-    named_logger,
 )
-from tslm.training.malloc import keep_freed_memory
-from tslm.training.metrics import StepMetrics, run_loggers
+from tslm.training.loggers import LoggerName, chosen_loggers
+from tslm.training.machine import auto_precision, keep_freed_memory, usable_accelerator
+from tslm.training.metrics import StepMetrics
 from tslm.training.minutes import MinutesBudget
 from tslm.training.module import LanguageModule
 from tslm.training.progress import StepProgress
@@ -145,7 +142,7 @@ class StepTrainer(pl.Trainer):
         self.began: float | None = None  # when the command began, by time.perf_counter; unless set, when `fit` begins
         self._compile = compile
         self.run_name = name if name is None else checked_name(name)
-        accelerator = _accelerator(accelerator)
+        accelerator = usable_accelerator(accelerator)
         if precision == "auto":
             precision = auto_precision(str(accelerator))
         if (accumulation := kwargs.get("accumulate_grad_batches", 1)) < 1:
@@ -171,7 +168,7 @@ class StepTrainer(pl.Trainer):
             precision=precision,
             gradient_clip_val=gradient_clip_val,
             default_root_dir=default_root_dir,
-            logger=_loggers(logger, default_root_dir),
+            logger=chosen_loggers(logger, default_root_dir),
             callbacks=with_defaults(given, enable_progress_bar, enable_checkpointing is not False, bool(self.trial)),
             plugins=[*plugins, AtomicCheckpointIO()],
             # StepProgress writes lines where there are no bars.
@@ -320,35 +317,3 @@ def with_defaults(
 def has_bar(callbacks: list[pl.Callback]) -> bool:
     """Whether the user has given a progress bar."""
     return any(isinstance(callback, pl.callbacks.ProgressBar) for callback in callbacks)
-
-
-def _loggers(logger: Any, root: str) -> Any:
-    """Replace the names of loggers by loggers, and no statement by the loggers of a run directory."""
-    if logger in (None, True):
-        return run_loggers(root)
-    if isinstance(logger, list):
-        return [named_logger(each, root) if isinstance(each, str) else each for each in logger]
-    return named_logger(logger, root) if isinstance(logger, str) else logger
-
-
-def _accelerator(asked: str | pl.accelerators.Accelerator) -> str | pl.accelerators.Accelerator:
-    """Replace `auto` by `cpu` on Apple's machines: their GPUs lack float64, in which validation losses are summed.
-
-    Raises:
-        UserError: an Apple GPU is asked for by name.
-    """
-    if asked == "mps" or (asked == "gpu" and torch.backends.mps.is_available()):
-        raise UserError(f"trainer.accelerator is {asked!r}, but Apple's GPUs have no float64, in which losses are "
-                        "summed: give --trainer.accelerator cpu")
-    return "cpu" if asked == "auto" and torch.backends.mps.is_available() else asked
-
-
-def auto_precision(accelerator: str) -> Literal["32-true", "bf16-mixed"]:
-    """Choose bfloat16 if the hardware multiplies it, and print the choice."""
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        device, fast = torch.cuda.get_device_name(), torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        device, fast = "this processor", cpu_multiplies_bfloat16()
-    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed" if fast else "32-true"
-    print(f"Precision: {precision} ({device} {'computes' if fast else 'does not compute'} in bfloat16)")
-    return precision
