@@ -32,9 +32,8 @@ def take_architecture(values: dict[str, Any], architecture: dict[str, Any], path
     return {LINKED.get(name, f"model.{name}") for name in architecture}
 
 
-def take_settings(
-    values: dict[str, Any], settings: PlainSettings, decided: set[str], stated: set[str], *, report: bool
-) -> None:
+def take_settings(values: dict[str, Any], settings: PlainSettings, decided: set[str], stated: set[str], *,
+                  report: bool) -> None:
     """Put the settings of a checkpoint in place of options that the user has not stated.
 
     Args:

@@ -26,10 +26,8 @@ def main(argv: list[str]) -> None:
                         help="how many texts each prompt gets; the first has the seed --seed, the next one more")
     parser.add_argument("--stop", type=str, nargs="+", action="extend", default=[],
                         help="texts that end the generated text, which does not include them")
-    parser.add_argument(
-        "--ckpt_path", type=str | None, default=None,
-        help="a checkpoint, a run directory, or 'last' or 'best' of the newest run; 'best' if left out",
-    )
+    parser.add_argument("--ckpt_path", type=str | None, default=None,
+                        help="a checkpoint, a run directory, or 'last' or 'best' of the newest run; 'best' if left out")
     parser.add_argument("--ffn", type=str | None, default=None,
                         help="the class of the model's own feed-forward layer, as module.Class")
     parser.add_argument("--allow_special", type=bool, default=False,

@@ -43,25 +43,20 @@ def default_micro_batch(windows: int, context_length: int, device_type: str) -> 
     return max(size for size in range(1, most + 1) if windows % size == 0)
 
 
-def check_sizes(
-    vocab_size: int, num_special: int, context_length: int, batch_size: int, micro_batch_size: int | None
-) -> None:
+def check_sizes(vocab_size: int, num_special: int, context_length: int, batch_size: int,
+                micro_batch_size: int | None) -> None:
     """Raise a UserError for impossible sizes, before anything is prepared."""
     if vocab_size < 256 + num_special:
-        raise UserError(
-            f"data.vocab_size is {vocab_size}, but the 256 bytes and the special tokens alone need {256 + num_special}:"
-            f" give --data.vocab_size at least {256 + num_special}"
-        )
+        raise UserError(f"data.vocab_size is {vocab_size}, but the 256 bytes and the special tokens alone need "
+                        f"{256 + num_special}: give --data.vocab_size at least {256 + num_special}")
     sizes = {"context_length": context_length, "batch_size": batch_size, "micro_batch_size": micro_batch_size}
     for name, value in sizes.items():
         if value is not None and value < 1:
             raise UserError(f"data.{name} is {value}: give --data.{name} at least 1")
 
 
-def split_batch(
-    batch_size: int, context_length: int, *, world_size: int = 1, device_type: str = "cpu",
-    micro_batch_size: int | None = None,
-) -> tuple[int, int]:
+def split_batch(batch_size: int, context_length: int, *, world_size: int = 1, device_type: str = "cpu",
+                micro_batch_size: int | None = None) -> tuple[int, int]:
     """Split the windows of one optimizer step: batch_size = world_size · accumulate · micro_batch_size.
 
     Args:
@@ -87,9 +82,8 @@ def split_batch(
         if world_size > 1:
             reasons += f" on {world_size} processes"
             choices += ", or another --trainer.devices"
-        raise UserError(
-            f"data.batch_size is {batch_size}, but{reasons} it must be a multiple of {multiple}: give {choices}"
-        )
+        raise UserError(f"data.batch_size is {batch_size}, but{reasons} it must be a multiple of {multiple}: give "
+                        f"{choices}")
     windows = batch_size // world_size
     size = micro_batch_size or default_micro_batch(windows, context_length, device_type)
     return size, windows // size
@@ -102,10 +96,8 @@ class TrainBatches:
     following ones, batch_size in all. With `repeat`, the first so many micro-batches come again and again.
     """
 
-    def __init__(
-        self, windows: WindowStream | DeviceWindows, batch_size: int, first: Callable[[], int], rank: int,
-        world_size: int, repeat: int = 0,
-    ) -> None:
+    def __init__(self, windows: WindowStream | DeviceWindows, batch_size: int, first: Callable[[], int], rank: int,
+                 world_size: int, repeat: int = 0) -> None:
         self.windows, self.batch_size, self.first = windows, batch_size, first
         self.rank, self.world_size, self.repeat = rank, world_size, repeat
 
@@ -161,10 +153,8 @@ class ValidBatches:
             yield tokens[:, :-1], tokens[:, 1:]
 
 
-def valid_batches(
-    ids: TokenIds, context_length: int, batch_size: int, rank: int = 0, world_size: int = 1,
-    documents: Positions | None = None,
-) -> ValidBatches:
+def valid_batches(ids: TokenIds, context_length: int, batch_size: int, rank: int = 0, world_size: int = 1,
+                  documents: Positions | None = None) -> ValidBatches:
     """Group one process's share of the sequential windows into batches of one length each.
 
     A batch is placed where its last window is in the text; batches that are not full come at the end. So a validation
@@ -259,11 +249,9 @@ class WindowLoaders(pl.LightningDataModule):
         device = trainer.strategy.root_device
         on_device = device.type == "cuda" if self.on_device is None else self.on_device
         windows = DeviceWindows(self.windows, device) if on_device else self.windows
-        counts_steps = hasattr(trainer, "step_loop")  # a StepTrainer; a stock one counts epochs
-        loader = (TrainBatches if counts_steps else OnePass)(
-            windows, micro_batch_size, lambda: trainer.global_step * accumulate, rank, world_size,
-            repeat=getattr(trainer, "overfit_steps", 0) * accumulate,
-        )
+        kind = TrainBatches if hasattr(trainer, "step_loop") else OnePass  # a StepTrainer; a stock one counts epochs
+        loader = kind(windows, micro_batch_size, lambda: trainer.global_step * accumulate, rank, world_size,
+                      repeat=getattr(trainer, "overfit_steps", 0) * accumulate)
         overfit = getattr(trainer, "overfit_batches", 0)  # of a stock Trainer: micro-batches, or a share of them
         if isinstance(loader, OnePass) and overfit:
             loader.repeat = overfit if isinstance(overfit, int) else max(1, int(overfit * len(loader)))

@@ -62,10 +62,8 @@ class Cache:
             path = str(error.filename or "")
             if isinstance(error, UserError) or not path.startswith(str(self.folder)):
                 raise
-            raise UserError(
-                f"prepared data cannot be kept in {path} ({error.strerror}): make room or allow access there, or give "
-                "--data.cache_dir another folder"
-            ) from error
+            raise UserError(f"prepared data cannot be kept in {path} ({error.strerror}): make room or allow access "
+                            "there, or give --data.cache_dir another folder") from error
         finally:
             lock.release()
 

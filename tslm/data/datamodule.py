@@ -115,10 +115,8 @@ class TextDataModule(WindowLoaders):
                 raise UserError(f"data.{name} is an empty list: give at least one {one}, or leave --data.{name} out")
         self.corpus = corpus or ("files" if train_files or valid_files else "toy")
         if self.corpus != "files" and (train_files or valid_files):
-            raise UserError(
-                f"data.corpus is {self.corpus!r}, but files are named: leave --data.train_files and --data.valid_files "
-                "out, or give --data.corpus files"
-            )
+            raise UserError(f"data.corpus is {self.corpus!r}, but files are named: leave --data.train_files and "
+                            "--data.valid_files out, or give --data.corpus files")
         self.train_files, self.valid_files = train_files, valid_files
         if pattern is not None:
             compiled(pattern)  # checks it
@@ -139,11 +137,9 @@ class TextDataModule(WindowLoaders):
         """
         if self.tokenizer is not None and self.tokenizer.hash != tokenizer.hash:
             if not self.allow_changed_text:
-                raise UserError(
-                    f"data.tokenizer has the fingerprint {self.tokenizer.hash[:12]}, but the checkpoint was trained "
-                    f"with the tokenizer {tokenizer.hash[:12]}: leave --data.tokenizer out, or allow the change with "
-                    "--data.allow_changed_text true"
-                )
+                raise UserError(f"data.tokenizer has the fingerprint {self.tokenizer.hash[:12]}, but the checkpoint "
+                                f"was trained with the tokenizer {tokenizer.hash[:12]}: leave --data.tokenizer out, or "
+                                "allow the change with --data.allow_changed_text true")
             return
         self.tokenizer = tokenizer
 
@@ -215,10 +211,8 @@ class TextDataModule(WindowLoaders):
         if self.corpus == "tinystories":
             return tinystories_corpus(self.cache)
         if not self.train_files and not (evaluating and self.valid_files):
-            raise UserError(
-                "the corpus is 'files', but no file is named: give --data.train_files '[\"my.txt\"]', or another "
-                "--data.corpus (toy or tinystories)"
-            )
+            raise UserError("the corpus is 'files', but no file is named: give --data.train_files '[\"my.txt\"]', or "
+                            "another --data.corpus (toy or tinystories)")
         special_tokens = self.special_tokens if self.tokenizer is None else self.tokenizer.special_tokens
         separator = (special_tokens or [""])[0]
         return files_corpus(self.train_files or [], self.valid_files, separator, self.cache, self.reading,
@@ -249,9 +243,8 @@ class TextDataModule(WindowLoaders):
             module.fingerprints, module.allow_changed_text = self.fingerprints, self.allow_changed_text
             if self.train_tokens is not None:
                 assert self.tokenizer is not None
-                module.document_prefix = document_prefix(
-                    self.train_tokens.ids, self.tokenizer.separator, self.tokenizer.vocab
-                )
+                module.document_prefix = document_prefix(self.train_tokens.ids, self.tokenizer.separator,
+                                                         self.tokenizer.vocab)
 
     @property
     def allow_special(self) -> bool:

@@ -84,9 +84,8 @@ def document_starts(dataset: TokenIds, separator: int, *, chunk_size: int = 2**2
     return np.unique(np.concatenate([np.zeros(1, dtype=np.int64), *found]))
 
 
-def document_prefix(
-    dataset: TokenIds, separator: int | None, vocab: Mapping[int, bytes], *, sample: int = 2**24, longest: int = 8
-) -> list[int]:
+def document_prefix(dataset: TokenIds, separator: int | None, vocab: Mapping[int, bytes], *, sample: int = 2**24,
+                    longest: int = 8) -> list[int]:
     r"""Return the ids that precede most documents: the separator, and white space that follows it.
 
     A model is asked to begin or continue a document as it was trained. The rule: after the separator, take the most

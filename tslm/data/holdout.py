@@ -17,9 +17,8 @@ from tslm.tokenizer.sources import Span, find_documents, is_jsonl
 _SHOWN = 1 << 28  # bytes from which a progress bar is shown; they take about a second
 
 
-def hold_out(
-    spans: Sequence[Span], separator: bytes, share: float, most: int, least: int
-) -> tuple[list[Span], list[Span], str]:
+def hold_out(spans: Sequence[Span], separator: bytes, share: float, most: int,
+             least: int) -> tuple[list[Span], list[Span], str]:
     """Divide texts into documents to train on and whole documents to hold out.
 
     The rule: documents are ordered by a hash of their bytes, and the first ones are held out until they have `share` of
@@ -99,8 +98,6 @@ def _split_end(span: Span, share: float, most: int, least: int, what: str) -> tu
             while cut < span.stop and text[cut] & 0xC0 == 0x80:
                 cut += 1
     if cut >= span.stop or is_jsonl(span.path):
-        raise UserError(
-            f"{span.label} {what}, and its {size:,} bytes leave nothing to hold out; give more text, or a file for "
-            "validation"
-        )
+        raise UserError(f"{span.label} {what}, and its {size:,} bytes leave nothing to hold out; give more text, or a "
+                        "file for validation")
     return span._replace(stop=cut), span._replace(start=cut)

@@ -66,32 +66,20 @@ def prepare(
             raise UserError("there is no training text to train a tokenizer on: give --data.tokenizer or a checkpoint")
         tokenizer = trained_tokenizer(train, cache, vocab_size, list(special_tokens), num_workers, pattern or GPT2)
     if pattern not in (None, tokenizer.pattern):
-        raise UserError(
-            f"data.pattern is {pattern!r}, but the tokenizer was trained with {tokenizer.pattern!r}: leave "
-            "--data.pattern out, or train another tokenizer"
-        )
+        raise UserError(f"data.pattern is {pattern!r}, but the tokenizer was trained with {tokenizer.pattern!r}: leave "
+                        "--data.pattern out, or train another tokenizer")
     if tokenizer.vocab_size > vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} entries, but data.vocab_size is {vocab_size}: give "
-            f"--data.vocab_size {tokenizer.vocab_size}"
-        )
+        raise UserError(f"the tokenizer has {tokenizer.vocab_size} entries, but data.vocab_size is {vocab_size}: give "
+                        f"--data.vocab_size {tokenizer.vocab_size}")
     train_path = token_file(train, cache, tokenizer, "training", num_workers) if train is not None else None
     return Prepared(tokenizer, train_path, token_file(valid, cache, tokenizer, "validation", num_workers))
 
 
-def trained_tokenizer(
-    corpus: Corpus,
-    cache: Cache,
-    vocab_size: int,
-    special_tokens: list[str],
-    num_workers: int | None,
-    pattern: str = GPT2,
-) -> Tokenizer:
+def trained_tokenizer(corpus: Corpus, cache: Cache, vocab_size: int, special_tokens: list[str], num_workers: int | None,
+                      pattern: str = GPT2) -> Tokenizer:
     """Return a tokenizer trained on a text; train it if the cache has none, or a damaged one."""
-    key = cache.key(
-        corpus.spans, vocab_size=vocab_size, special=special_tokens, allow_special=corpus.allow_special,
-        **({} if pattern == GPT2 else {"pattern": pattern}),
-    )
+    key = cache.key(corpus.spans, vocab_size=vocab_size, special=special_tokens, allow_special=corpus.allow_special,
+                    **({} if pattern == GPT2 else {"pattern": pattern}))
     folder = cache.folder / "tokenizers" / key
     try:
         tokenizer = Tokenizer.from_dir(folder)
@@ -104,17 +92,14 @@ def trained_tokenizer(
         problem = str(error)
     if problem:
         print(f"The tokenizer is trained again, because the cached one is unusable: {problem}", flush=True)
-    vocab, merges = train_bpe(
-        corpus, vocab_size, special_tokens, num_workers=num_workers, progress=True, pattern=pattern
-    )
+    vocab, merges = train_bpe(corpus, vocab_size, special_tokens, num_workers=num_workers, progress=True,
+                              pattern=pattern)
     tokenizer = Tokenizer(vocab, merges, special_tokens, pattern=pattern)
     tokenizer.save(folder)
     return tokenizer
 
 
-def token_file(
-    corpus: Corpus, cache: Cache, tokenizer: Tokenizer, role: str, num_workers: int | None
-) -> Path:
+def token_file(corpus: Corpus, cache: Cache, tokenizer: Tokenizer, role: str, num_workers: int | None) -> Path:
     """Return the path of a text's token file; encode the text if the cache has none, or a damaged one.
 
     Args:

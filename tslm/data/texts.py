@@ -109,9 +109,8 @@ def files_corpus(
     """
     def spans(files: Sequence[str]) -> list[Span]:
         """Find the text of files, and print notices about them."""
-        found, notices = find_spans(
-            files, lambda path: cache.plain(path, reading.text_field, reading.errors), reading.text_field
-        )
+        found, notices = find_spans(files, lambda path: cache.plain(path, reading.text_field, reading.errors),
+                                    reading.text_field)
         for notice in notices:
             print(notice, flush=True)
         return found

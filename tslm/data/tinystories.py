@@ -64,12 +64,11 @@ def _fetch(name: str, folder: Path, timeout: float) -> None:
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
             raise OSError(error.errno, os.strerror(error.errno), str(error.filename or folder)) from error
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DownloadError(
-            f"TinyStories could not be fetched from {endpoint} ({reason[:160]}): download {TRAIN} and {VALID} by hand "
-            f"from https://huggingface.co/datasets/{REPOSITORY} and give them with `--config configs/text.yaml "
-            "--data.train_files '[…]' --data.valid_files '[…]'`, or set HF_ENDPOINT to a mirror, or use the quick "
-            "start `python -m tslm fit`, which needs no network"
-        ) from error
+        raise DownloadError(f"TinyStories could not be fetched from {endpoint} ({reason[:160]}): download {TRAIN} and "
+                            f"{VALID} by hand from https://huggingface.co/datasets/{REPOSITORY} and give them with "
+                            "`--config configs/text.yaml --data.train_files '[…]' --data.valid_files '[…]'`, or set "
+                            "HF_ENDPOINT to a mirror, or use the quick start `python -m tslm fit`, which needs no "
+                            "network") from error
     finally:
         shutil.rmtree(incoming, ignore_errors=True)
 

@@ -127,9 +127,8 @@ def _of_config(path: str) -> tuple[TransformerConfig, int, int]:
     return model_of(options), data.batch_size, steps or PROVISIONAL_STEPS  # of a budget in minutes
 
 
-def as_json(
-    accounts: Sequence[Account], training: Training, memory_gb: float, long_context: int, measured: Measured | None
-) -> str:
+def as_json(accounts: Sequence[Account], training: Training, memory_gb: float, long_context: int,
+            measured: Measured | None) -> str:
     """Return everything that the page shows as one JSON object; memory is in bytes, durations are in seconds."""
     def counts(each: Account) -> dict[str, Any]:
         """Return the figures of one account by name."""
@@ -161,9 +160,8 @@ def _named(parts: Sequence[Part], factor: int = 1) -> dict[str, int]:
     return {part.name: factor * part.number for part in parts}
 
 
-def print_page(
-    accounts: Sequence[Account], training: Training, memory_gb: float, long_context: int, measured: Measured | None
-) -> None:
+def print_page(accounts: Sequence[Account], training: Training, memory_gb: float, long_context: int,
+               measured: Measured | None) -> None:
     """Print all answers for the two forms of the feed-forward layer, the three-matrix form first."""
     model = accounts[0].config
     print(f"V {model.vocab_size:,} tokens in the vocabulary, T {model.context_length:,} tokens in a sequence, "

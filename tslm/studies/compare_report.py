@@ -21,10 +21,8 @@ from tslm.studies.layout import check_plot
 from tslm.tokenizer.corpus import Corpus
 
 
-def print_comparison(
-    runs: Sequence[str], to: Sequence[str], corpus: Corpus | None, plot: str | None, max_documents: int,
-    ffns: Sequence[str] = (),
-) -> None:
+def print_comparison(runs: Sequence[str], to: Sequence[str], corpus: Corpus | None, plot: str | None,
+                     max_documents: int, ffns: Sequence[str] = ()) -> None:
     """Print settings, curves, losses and a verdict.
 
     Args:

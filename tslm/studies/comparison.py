@@ -218,9 +218,7 @@ def measure(sides: Sequence[Side], corpus: Corpus | None, most: int) -> Losses:
     return Losses(np.array(nats), sizes, unit, f"{text}: {len(documents):,} documents, {size}")
 
 
-def _document_losses(
-    loaded: LoadedModel, documents: Sequence[tuple[str, bool]]
-) -> list[npt.NDArray[np.float32]]:
+def _document_losses(loaded: LoadedModel, documents: Sequence[tuple[str, bool]]) -> list[npt.NDArray[np.float32]]:
     """Return -log p of each token of each document, and of the separator after it.
 
     Args:

@@ -136,9 +136,8 @@ def check_counts(fit: Sequence[str], decided: Sequence[str], **counts: int) -> N
             raise UserError(f"{name} is {value}, but it must be 1 or more: change --{name}")
 
 
-def plot_losses(
-    path: Path, unit: str, values: Sequence[float], losses: Sequence[float], runs: Sequence[FitRun]
-) -> None:
+def plot_losses(path: Path, unit: str, values: Sequence[float], losses: Sequence[float],
+                runs: Sequence[FitRun]) -> None:
     """Draw losses over the values of a sweep, and the training curves, into a PNG; what diverged is a cross.
 
     Raises:

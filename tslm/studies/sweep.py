@@ -29,9 +29,7 @@ VARIANTS = {
 }
 
 
-def print_lr_range(
-    fit: Sequence[str], lr: Sequence[float] | None, steps: int, seeds: int, plot: str | None
-) -> None:
+def print_lr_range(fit: Sequence[str], lr: Sequence[float] | None, steps: int, seeds: int, plot: str | None) -> None:
     """Train once for each learning rate and seed; print a table and draw a plot.
 
     Args:

@@ -34,9 +34,8 @@ class AtomicCheckpointIO(CheckpointIO):
     systems this is a copy, which a crash can truncate.
     """
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str],
+                        storage_options: Any = None) -> None:
         """Write a checkpoint atomically.
 
         Raises:
@@ -47,9 +46,8 @@ class AtomicCheckpointIO(CheckpointIO):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(Path(path), checkpoint)
 
-    def load_checkpoint(
-        self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: str | os.PathLike[str], map_location: Any = None,
+                        weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint on the CPU; it never runs code, whatever `weights_only` is.
 
         Lightning would translate a file by the version that it states. Ours need no translation.

@@ -68,10 +68,8 @@ class GraphStep:
         record: turns a function into its replay.
     """
 
-    def __init__(
-        self, loss_of: Callable[[Tensor, Tensor], Tensor], parameters: Iterable[Tensor],
-        record: Callable[[Run], Run] = record_cuda_graph,
-    ) -> None:
+    def __init__(self, loss_of: Callable[[Tensor, Tensor], Tensor], parameters: Iterable[Tensor],
+                 record: Callable[[Run], Run] = record_cuda_graph) -> None:
         self._loss_of, self._parameters, self._record = loss_of, list(parameters), record
         self._batch: tuple[Tensor, Tensor] | None = None  # the graph reads it; allocated by the first call
         self._replay: Run | None = None

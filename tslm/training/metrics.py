@@ -80,17 +80,15 @@ class StepMetrics(StepCallback):
         self._skipped_before = self.skipped_steps
         self._steps_at_log = self._steps_read = trainer.global_step
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any,
+                             batch_idx: int) -> None:
         """Remember the step's learning rate before the schedule advances; start the clock if it is stopped."""
         self._learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])
         if self._started is None:
             self._started = self._clock()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+                           batch_idx: int) -> None:
         """Add a micro-batch. Lightning has divided its loss by the number of micro-batches in a step."""
         self._losses.append(outputs["loss"])
         if len(self._losses) >= MOST_UNREAD * trainer.accumulate_grad_batches:

@@ -251,9 +251,8 @@ class LanguageModule(OptimizedModule):
         allow_special = getattr(getattr(self.trainer, "datamodule", None), "allow_special", False)
         return self.complete_prompts(batch, seed_offset=batch_idx, allow_special=allow_special)
 
-    def complete_prompts(
-        self, prompts: list[str], seed_offset: int = 0, *, allow_special: bool = False
-    ) -> list[Completion]:
+    def complete_prompts(self, prompts: list[str], seed_offset: int = 0, *,
+                         allow_special: bool = False) -> list[Completion]:
         """Continue each prompt with the generation settings.
 
         Raises:

@@ -71,9 +71,8 @@ class SkippedSteps:
         return SkipReport(total, longest, step, float(self._norm))
 
 
-def check_diverged(
-    skipped: SkipReport, settings: OptimizerSettings, checkpoint: Path | None, windows: str = ""
-) -> None:
+def check_diverged(skipped: SkipReport, settings: OptimizerSettings, checkpoint: Path | None,
+                   windows: str = "") -> None:
     """Stop a training that has diverged.
 
     Args:
@@ -88,11 +87,9 @@ def check_diverged(
     if skipped.longest < settings.max_skipped:
         return
     saved = "no checkpoint has been saved yet" if checkpoint is None else f"the last checkpoint is {checkpoint}"
-    raise DivergedError(
-        f"the gradient norm is {skipped.norm} at optimizer step {skipped.step}, and {skipped.longest} steps in a row "
-        f"had to be skipped, so the training has diverged: try a lower --optimizer.lr than {settings.lr:g}; "
-        f"{f'that step has the {windows}; ' * bool(windows)}{saved}"
-    )
+    raise DivergedError(f"the gradient norm is {skipped.norm} at optimizer step {skipped.step}, and {skipped.longest} "
+                        "steps in a row had to be skipped, so the training has diverged: try a lower --optimizer.lr "
+                        f"than {settings.lr:g}; {f'that step has the {windows}; ' * bool(windows)}{saved}")
 
 
 def propagate_nonfinite(loss: Tensor) -> Tensor:

@@ -59,9 +59,8 @@ class OptimizedModule(pl.LightningModule):
         if max_steps is None and settings.cosine_steps is None:
             warnings.warn("the trainer has no budget in steps or epochs, so the learning rate stays at its peak after "
                           "a warm-up of 100 steps: give OptimizerSettings(cosine_steps=...)", stacklevel=2)
-            self.optimizer_settings = settings = replace(
-                settings, schedule="constant", warmup_steps=100, cosine_steps=100
-            )
+            self.optimizer_settings = settings = replace(settings, schedule="constant", warmup_steps=100,
+                                                         cosine_steps=100)
         self._rate = self._schedule(max_steps or settings.cosine_steps or 1)
         optimizer = make_optimizer(settings.class_path, self.model, settings.arguments())
         self.skipped = SkippedSteps(next(self.parameters()).device)
@@ -98,12 +97,8 @@ class OptimizedModule(pl.LightningModule):
         if self._drops_gradients and self.skipped.skip:  # optimizers skip parameters without a gradient
             self.zero_grad()
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None,
+                                    gradient_clip_algorithm: str | None = None) -> None:
         """Clip by the global norm; Lightning calls this at every optimizer step, after unscaling.
 
         Raises:
@@ -111,10 +106,8 @@ class OptimizedModule(pl.LightningModule):
         """
         if gradient_clip_algorithm not in (None, "norm"):
             algorithm = getattr(gradient_clip_algorithm, "value", gradient_clip_algorithm)
-            raise UserError(
-                f"trainer.gradient_clip_algorithm is {algorithm!r}, but only 'norm' is implemented: "
-                "leave --trainer.gradient_clip_algorithm out"
-            )
+            raise UserError(f"trainer.gradient_clip_algorithm is {algorithm!r}, but only 'norm' is implemented: leave "
+                            "--trainer.gradient_clip_algorithm out")
         self.clip(gradient_clip_val)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:

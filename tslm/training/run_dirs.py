@@ -146,9 +146,7 @@ def create_run_dir(folder: Path, remedy: str = "give the logger another version,
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir()
     except FileExistsError as error:
-        raise UserError(
-            f"the run directory {folder} exists, and another run may be in it: {remedy}"
-        ) from error
+        raise UserError(f"the run directory {folder} exists, and another run may be in it: {remedy}") from error
     except OSError as error:
         raise UserError(f"the run directory {folder} cannot be made ({error.strerror}): give the logger another "
                         "save_dir") from error

@@ -103,10 +103,8 @@ def find_checkpoint(wanted: str | None, *, prefer: str = "last", root: Path = Pa
             raise MissingFileError(f"the folder {folder} has no {_missing(bad)}; give another checkpoint")
         return found, [*map(skip_notice, bad), f"Checkpoint: {found}"]
     if not path.is_file():
-        raise MissingFileError(
-            f"there is no checkpoint at {path}: name a .ckpt file, a run directory, or 'last' or 'best' "
-            "for the newest run's"
-        )
+        raise MissingFileError(f"there is no checkpoint at {path}: name a .ckpt file, a run directory, or 'last' or "
+                               "'best' for the newest run's")
     return path, []
 
 

@@ -235,9 +235,8 @@ def read_settings(part: dict[str, Any]) -> PlainSettings:
     return PlainSettings(allowed, [key for key in KNOWN if key in named or key in left_out])
 
 
-def read_architecture(
-    part: dict[str, Any], path: object, *, ffn: str | None = None, for_sizes: bool = False
-) -> dict[str, Any]:
+def read_architecture(part: dict[str, Any], path: object, *, ffn: str | None = None,
+                      for_sizes: bool = False) -> dict[str, Any]:
     """Return the architecture of the model that a checkpoint holds, as the arguments of `TransformerConfig`.
 
     Args:

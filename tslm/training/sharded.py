@@ -35,10 +35,8 @@ class Sharded(ModelParallelStrategy):
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         for optimizer, state in zip(optimizers, checkpoint["optimizer_states"], strict=bool(optimizers)):
             here = [names[id(each)] for group in optimizer.param_groups for each in group["params"]]
-            set_optimizer_state_dict(
-                self.model, optimizer, optim_state_dict=renamed(state, here),
-                options=StateDictOptions(broadcast_from_rank0=True, full_state_dict=True),
-            )
+            set_optimizer_state_dict(self.model, optimizer, optim_state_dict=renamed(state, here),
+                                     options=StateDictOptions(broadcast_from_rank0=True, full_state_dict=True))
         return checkpoint
 
 

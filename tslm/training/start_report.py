@@ -62,11 +62,9 @@ def start_text(trainer: pl.Trainer, module: LanguageModule) -> str:
         return _table([*rows, ("model", parameters), ("steps", f"{_budget_text(trainer)}")])
     tokens = data.tokens_per_step
     rows.append(("model", f"{parameters}; {amount(module.model.flops_per_token() * tokens, 'FLOP')} a step"))
-    step = Step(
-        tokens // (trainer.world_size * trainer.accumulate_grad_batches), trainer.accumulate_grad_batches,
-        "16" in str(trainer.precision), module.model.recompute,
-        module.loss_chunk_size or _DEFAULT_CHUNK.get(device.type, 16_384), module.optimizer_settings.class_path,
-    )
+    step = Step(tokens // (trainer.world_size * trainer.accumulate_grad_batches), trainer.accumulate_grad_batches,
+                "16" in str(trainer.precision), module.model.recompute,
+                module.loss_chunk_size or _DEFAULT_CHUNK.get(device.type, 16_384), module.optimizer_settings.class_path)
     needed, used, free = step_bytes(config, step), used_bytes(device), free_bytes(device)
     if used is not None:
         rows.append(("memory", f"about {amount(used + needed, 'B')} in a step"))

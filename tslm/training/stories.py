@@ -61,11 +61,10 @@ class StoryTeller:
         """
         for _ in range(self._num_samples):
             seed = self._settings.seed + self._told
-            pieces = stream_text(
-                self._model, self._tokenizer, prompt, self._settings.max_new_tokens, seed=seed,
-                temperature=self._settings.temperature, top_p=self._settings.top_p, top_k=self._settings.top_k,
-                prefix=self._prefix, allow_special=self._allow_special, stop=self._stop,
-            )
+            pieces = stream_text(self._model, self._tokenizer, prompt, self._settings.max_new_tokens, seed=seed,
+                                 temperature=self._settings.temperature, top_p=self._settings.top_p,
+                                 top_k=self._settings.top_k, prefix=self._prefix, allow_special=self._allow_special,
+                                 stop=self._stop)
             first = next(pieces, "")  # raises the errors of the generation before anything is printed
             title = f"--- seed {seed}\n" if self._num_samples > 1 else ""
             print(title + prompt + first, end="", flush=True)

@@ -135,9 +135,8 @@ def whole_module(trainer: pl.Trainer, module: LanguageModule) -> LanguageModule 
     newest = newest_checkpoint(trainer)
     if newest is None:
         return None
-    return LanguageModule.load_from_checkpoint(
-        newest, ffn=module.model.config.ffn, generation=module.generation_settings
-    )
+    return LanguageModule.load_from_checkpoint(newest, ffn=module.model.config.ffn,
+                                               generation=module.generation_settings)
 
 
 def is_finished(checkpoint: Path) -> bool:

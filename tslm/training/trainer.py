@@ -148,9 +148,8 @@ class StepTrainer(pl.Trainer):
         if (accumulation := kwargs.get("accumulate_grad_batches", 1)) < 1:
             raise UserError(f"trainer.accumulate_grad_batches is {accumulation}: give 1 or more, or leave it out")
         if gradient_clip_val is not None and not gradient_clip_val > 0:
-            raise UserError(
-                f"trainer.gradient_clip_val is {gradient_clip_val}: give a norm above 0, or null for no clipping"
-            )
+            raise UserError(f"trainer.gradient_clip_val is {gradient_clip_val}: give a norm above 0, or null for no "
+                            "clipping")
         if kwargs.get("strategy") == "fsdp2":
             kwargs["strategy"] = Sharded()
         given = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks is not None else []
@@ -197,15 +196,9 @@ class StepTrainer(pl.Trainer):
         self.step_loop = install_step_loop(self, Cadence(val_every_n_steps, log_every_n_steps, save_every_n_steps))
         self.step_loop.min_steps = min_steps
 
-    def fit(
-        self,
-        model: pl.LightningModule,
-        train_dataloaders: Any = None,
-        val_dataloaders: Any = None,
-        datamodule: pl.LightningDataModule | None = None,
-        ckpt_path: str | Path | None = None,
-        weights_only: bool | None = True,
-    ) -> None:
+    def fit(self, model: pl.LightningModule, train_dataloaders: Any = None, val_dataloaders: Any = None,
+            datamodule: pl.LightningDataModule | None = None, ckpt_path: str | Path | None = None,
+            weights_only: bool | None = True) -> None:
         """Train a model until the budget is spent.
 
         Args:
@@ -262,21 +255,18 @@ class StepTrainer(pl.Trainer):
         budget = self._budget(tokens_per_step=tokens, steps_done=done, tokens_seen=seen)
         only_validation_left = done == budget.max_steps and validation_due(state) and not is_finished(path)
         if done >= budget.max_steps and not only_validation_left:
-            raise UserError(
-                f"{path} is at step {done} and the budget is {budget.max_steps} steps, so nothing is left to train: "
-                "give a larger --trainer.max_steps or --trainer.max_tokens, or --trainer.max_minutes"
-            )
+            raise UserError(f"{path} is at step {done} and the budget is {budget.max_steps} steps, so nothing is left "
+                            "to train: give a larger --trainer.max_steps or --trainer.max_tokens, or "
+                            "--trainer.max_minutes")
         return budget
 
     def _split_batch(self, data: TextDataModule) -> int:
         """Derive the accumulation from the batch size of the data; return the tokens of one optimizer step."""
         if self._stated_accumulation > 1:
             windows = data.batch_size * self._stated_accumulation * self.world_size
-            raise UserError(
-                f"trainer.accumulate_grad_batches is {self._stated_accumulation}, but accumulation follows from the "
-                f"windows of one optimizer step and those computed at a time: give --data.batch_size {windows} and "
-                f"--data.micro_batch_size {data.batch_size} instead"
-            )
+            raise UserError(f"trainer.accumulate_grad_batches is {self._stated_accumulation}, but accumulation follows "
+                            "from the windows of one optimizer step and those computed at a time: give "
+                            f"--data.batch_size {windows} and --data.micro_batch_size {data.batch_size} instead")
         _, self.accumulate_grad_batches = data.split(self.world_size, self.strategy.root_device.type)
         return data.tokens_per_step
 
@@ -292,9 +282,8 @@ def validation_due(state: dict[str, Any]) -> bool:
     return isinstance(position, dict) and position.get("validation_due") is True
 
 
-def with_defaults(
-    callbacks: list[pl.Callback], progress: bool, checkpoints: bool = True, trial: bool = False
-) -> list[pl.Callback]:
+def with_defaults(callbacks: list[pl.Callback], progress: bool, checkpoints: bool = True,
+                  trial: bool = False) -> list[pl.Callback]:
     """Add the callbacks of a run that are not given; their order is the order in which they are called.
 
     Args:
