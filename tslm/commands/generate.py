@@ -9,11 +9,7 @@ from tslm.errors import UserError
 
 
 def main(argv: list[str]) -> None:
-    """Continue a prompt and print the text while it is generated.
-
-    Args:
-        argv: the words after `python -m tslm generate`.
-    """
+    """Continue a prompt and print the text while it is generated."""
     from tslm.training.settings import GenerationSettings  # imported here because both need torch
     from tslm.training.stories import StoryTeller
 

@@ -17,14 +17,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> None:
-    """Run one study, or list them.
-
-    Args:
-        argv: the words after `python -m tslm study`.
-
-    Raises:
-        UserError: the name is missing or unknown.
-    """
+    """Run one study, or list them."""
     if argv and argv[0] in ("-h", "--help"):
         print(_overview())
     elif not argv or argv[0] not in STUDIES:

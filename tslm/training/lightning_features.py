@@ -70,10 +70,7 @@ def check_flags(flags: Mapping[str, Any]) -> None:
         value = flags.get(name, default)
         if value is not None and value != default:
             raise UserError(f"trainer.{name} is {value}, but {reason}")
-    algorithm = flags.get("gradient_clip_algorithm")
-    if algorithm is not None and str(getattr(algorithm, "value", algorithm)) != "norm":
-        raise UserError(f"trainer.gradient_clip_algorithm is {getattr(algorithm, 'value', algorithm)!r}, but only "
-                        "'norm' is implemented: leave --trainer.gradient_clip_algorithm out")
+    check_clip_algorithm(flags.get("gradient_clip_algorithm"))
     profiler = flags.get("profiler")
     if isinstance(profiler, str | dict) and profiler not in (names := ["simple", "advanced", "pytorch", "xla"]):
         raise UserError(f"trainer.profiler is {str(profiler)[:200]}, but it must be one of {', '.join(names)}, or a "
@@ -85,6 +82,14 @@ def check_flags(flags: Mapping[str, Any]) -> None:
     if (isinstance(overfit, float) and not overfit.is_integer()) or not overfit >= 0:
         raise UserError(f"trainer.overfit_batches is {overfit}, but a part of a text without an end is no number: give "
                         "--trainer.overfit_batches a number of batches")
+
+
+def check_clip_algorithm(algorithm: Any) -> None:
+    """Raise a UserError for another way of clipping gradients than by their global norm."""
+    name = getattr(algorithm, "value", algorithm)
+    if name not in (None, "norm"):
+        raise UserError(f"trainer.gradient_clip_algorithm is {name!r}, but only 'norm' is implemented: leave "
+                        "--trainer.gradient_clip_algorithm out")
 
 
 def check_callbacks(callbacks: Iterable[pl.Callback], enable_checkpointing: bool, validations: str = "") -> None:

@@ -15,19 +15,19 @@ import torch
 from tqdm import tqdm
 
 from tslm.data.batches import default_micro_batch
+from tslm.data.datamodule import text_data
 from tslm.errors import UserError
 from tslm.generation import Completion, complete
 from tslm.model import TransformerConfig, TransformerLM
 from tslm.model.config import Norm, Position
 from tslm.model.ops import document_starts_of
-from tslm.objective import linear_cross_entropy
+from tslm.objective import bits_per_byte, linear_cross_entropy, perplexity
 from tslm.tokenizer import Tokenizer
 from tslm.training.checkpoint import CHECKPOINT_KEY
 from tslm.training.compiling import try_compiled
 from tslm.training.cuda_graph import GraphStep, Run, graph_supported, record_cuda_graph
-from tslm.training.evaluation import check_loss, validation_figures
 from tslm.training.module_state import own_part, restore, saved_arguments
-from tslm.training.nonfinite import propagate_nonfinite
+from tslm.training.nonfinite import check_loss, propagate_nonfinite
 from tslm.training.optimization import OptimizedModule
 from tslm.training.settings import GenerationSettings, OptimizerSettings
 from tslm.training.sharded import divide_weights, gather_weights
@@ -233,7 +233,14 @@ class LanguageModule(OptimizedModule):
         """
         if self.is_sharded:
             gather_weights(self.model, False)
-        self.figures = validation_figures(self.trainer, self)
+        totals = torch.stack([self.valid_nats, torch.tensor(float(self.valid_tokens), dtype=torch.float64)])
+        if self.trainer.world_size > 1:
+            strategy = self.trainer.strategy
+            totals = strategy.reduce(totals.to(strategy.root_device), reduce_op="sum").cpu()
+        nats, tokens = totals.tolist()
+        self.figures = {"loss": nats / tokens, "perplexity": perplexity(nats / tokens)} if tokens else {}
+        if tokens and (data := text_data(self.trainer)) is not None:
+            self.figures["bits_per_byte"] = bits_per_byte(nats, round(tokens * data.valid_bytes_per_token))
         check_loss(self.figures.get("loss", 0.0), self, str(self.trainer.precision))
         logger = False if self.is_reported else None  # None, unlike True, does not warn where there is no logger
         self.log_dict({f"{prefix}/{name}": value for name, value in self.figures.items()}, logger=logger)

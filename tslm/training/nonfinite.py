@@ -6,6 +6,7 @@ flag that `AdamW` obeys, and the counts are read with the next report.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,3 +100,15 @@ def propagate_nonfinite(loss: Tensor) -> Tensor:
     knows only its own loss, but all of them receive the averaged gradient.
     """
     return loss * (1 + 0 * loss.detach())
+
+
+def check_loss(loss: float, module: torch.nn.Module, precision: str) -> None:
+    """Raise a DivergedError that says why the loss of an evaluation is not finite, if it is not."""
+    if math.isfinite(loss):
+        return
+    bad = [name for name, weight in module.named_parameters() if not weight.isfinite().all()]
+    if bad:
+        raise DivergedError(f"the loss is {loss}, because the weights in {bad[0]} are not finite: give an "
+                        "earlier checkpoint with --ckpt_path")
+    raise DivergedError(f"the loss is {loss}, although all weights are finite: they are too large for the precision "
+                    f"{precision}; give --trainer.precision 32-true, or an earlier checkpoint with --ckpt_path")

@@ -11,9 +11,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from tslm.errors import UserError
 from tslm.model import TransformerLM
 from tslm.optim import AdamW, clip_gradients
+from tslm.training.lightning_features import check_clip_algorithm
 from tslm.training.nonfinite import SkippedSteps, check_diverged
 from tslm.training.optimizers import make_optimizer
 from tslm.training.settings import OptimizerSettings
@@ -104,10 +104,7 @@ class OptimizedModule(pl.LightningModule):
         Raises:
             UserError: another algorithm is asked for.
         """
-        if gradient_clip_algorithm not in (None, "norm"):
-            algorithm = getattr(gradient_clip_algorithm, "value", gradient_clip_algorithm)
-            raise UserError(f"trainer.gradient_clip_algorithm is {algorithm!r}, but only 'norm' is implemented: leave "
-                            "--trainer.gradient_clip_algorithm out")
+        check_clip_algorithm(gradient_clip_algorithm)
         self.clip(gradient_clip_val)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
