@@ -59,12 +59,7 @@ def split_batch(batch_size: int, context_length: int, *, world_size: int = 1, de
                 micro_batch_size: int | None = None) -> tuple[int, int]:
     """Split the windows of one optimizer step: batch_size = world_size · accumulate · micro_batch_size.
 
-    Args:
-        batch_size: windows of one optimizer step, over all processes.
-        context_length: tokens in a window.
-        world_size: number of processes.
-        device_type: "cpu", "cuda", …
-        micro_batch_size: windows computed at a time in one process; None for `default_micro_batch`.
+    The first is over all processes, the last in one process: if None, that of `default_micro_batch`.
 
     Returns:
         micro_batch_size and accumulate, the micro-batches that each process computes in one optimizer step.
@@ -160,13 +155,7 @@ def valid_batches(ids: TokenIds, context_length: int, batch_size: int, rank: int
     A batch is placed where its last window is in the text; batches that are not full come at the end. So a validation
     that is limited to the first batches does not select windows by their length.
 
-    Args:
-        ids: the text's tokens.
-        context_length: tokens in a window.
-        batch_size: windows in a batch, at most.
-        rank: number of this process.
-        world_size: number of processes.
-        documents: where documents begin, for windows that begin there; None for consecutive windows.
+    The windows begin where documents begin, or without these follow each other.
     """
     windows = (sequential_windows(ids, context_length) if documents is None
                else document_windows(ids, context_length, documents))

@@ -39,16 +39,8 @@ def prepare(
 ) -> Prepared:
     """Train the tokenizer and encode both texts; reuse what the cache holds.
 
-    Args:
-        texts: the training text and the validation text.
-        cache: the folder that keeps the results.
-        vocab_size: maximum size of the vocabulary, which includes the 256 bytes and the special tokens.
-        special_tokens: strings that are one token each, never split and never merged with text.
-        pattern: how text is split into pre-tokens (see `pretokenize.find_pretokens`); None for that of the tokenizer,
-            or for GPT-2's.
-        tokenizer: an existing tokenizer; None trains one on the training text.
-        num_workers: number of processes; None for one per core.
-        reading: how the user's files are read.
+    Without a tokenizer, one is trained on the training text. Without a pattern (see `pretokenize.find_pretokens`), it
+    is that of the tokenizer, or GPT-2's.
 
     Raises:
         UserError: the tokenizer is larger than vocab_size, there is neither a tokenizer nor a training text, or a file
@@ -100,15 +92,7 @@ def trained_tokenizer(corpus: Corpus, cache: Cache, vocab_size: int, special_tok
 
 
 def token_file(corpus: Corpus, cache: Cache, tokenizer: Tokenizer, role: str, num_workers: int | None) -> Path:
-    """Return the path of a text's token file; encode the text if the cache has none, or a damaged one.
-
-    Args:
-        corpus: the text.
-        cache: the folder that keeps the token file.
-        tokenizer: the tokenizer that encodes the text.
-        role: "training" or "validation", for the notice about a damaged file.
-        num_workers: number of processes; None for one per core.
-    """
+    """Return the path of a text's token file; encode the text if the cache has none, or a damaged one."""
     key = cache.key(corpus.spans, tokenizer=tokenizer.hash, allow_special=corpus.allow_special)
     path = cache.folder / "tokens" / f"{key}.bin"
     try:

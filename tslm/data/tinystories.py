@@ -27,9 +27,7 @@ def fetch_tinystories(folder: str | Path, *, timeout: float = 5.0) -> tuple[Path
     transfer is resumed. A file gets its name only after its checksum was verified. If both files exist, no network is
     used.
 
-    Args:
-        folder: the folder that holds the two files.
-        timeout: seconds to wait for the server's first answer.
+    For the server's first answer, `timeout` seconds are waited.
 
     Raises:
         DownloadError: the download failed.

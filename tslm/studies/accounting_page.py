@@ -39,11 +39,7 @@ GROUPS = {  # of the matmuls, for the table of shares
 class Training:
     """The training whose duration is asked for.
 
-    Attributes:
-        steps: optimizer steps.
-        batch_size: sequences per step.
-        tflops: 10¹² operations per second that a device can do; one duration for each.
-        utilisation: the share of them that is reached.
+    `print_study` explains its figures.
     """
 
     steps: int

@@ -185,10 +185,8 @@ def measure(sides: Sequence[Side], corpus: Corpus | None, most: int) -> Losses:
     Each document is scored from its beginning to the separator after it, as the runs were trained. The units are the
     documents, of which long ones are divided into windows of the first run's context.
 
-    Args:
-        sides: the runs.
-        corpus: the text; None for the validation text of the first run.
-        most: the largest number of documents; of more, so many are taken, evenly spaced.
+    Without a corpus, the text is the first run's for validation. Of more than `most` documents so many are taken,
+    evenly spaced.
 
     Raises:
         UserError: the text of the first run is not here, or is empty.
@@ -221,9 +219,7 @@ def measure(sides: Sequence[Side], corpus: Corpus | None, most: int) -> Losses:
 def _document_losses(loaded: LoadedModel, documents: Sequence[tuple[str, bool]]) -> list[npt.NDArray[np.float32]]:
     """Return -log p of each token of each document, and of the separator after it.
 
-    Args:
-        loaded: the model and its tokenizer.
-        documents: each document, and whether special tokens are recognized in it.
+    Each document comes with whether special tokens are recognized in it.
     """
     front = default_prefix(loaded.tokenizer) if loaded.prefix is None else loaded.prefix
     end = [] if loaded.tokenizer.separator is None or not front else [loaded.tokenizer.separator]

@@ -93,12 +93,6 @@ def run_fit(name: str, words: Sequence[str], root: str, title: str) -> FitRun:
 
     The progress bars of the run are shown on stderr, and its own summary is not printed.
 
-    Args:
-        name: the name of the run.
-        words: the options of `fit`.
-        root: the folder that holds lightning_logs.
-        title: what is announced before the run.
-
     Raises:
         UserError: `fit` refuses an option, or has no validation loss. A training that diverges is no error here.
         SystemExit: Ctrl-C ended the training.

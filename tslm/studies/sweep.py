@@ -32,12 +32,7 @@ VARIANTS = {
 def print_lr_range(fit: Sequence[str], lr: Sequence[float] | None, steps: int, seeds: int, plot: str | None) -> None:
     """Train once for each learning rate and seed; print a table and draw a plot.
 
-    Args:
-        fit: the options of `fit` that all runs share.
-        lr: the learning rates; None for `RATES`.
-        steps: optimizer steps of each run.
-        seeds: runs for each learning rate.
-        plot: the PNG file; None for none.
+    The arguments are the options of `study lr-range`, after those of `fit` that all runs share.
 
     Raises:
         UserError: an option is wrong, or matplotlib is not installed.
@@ -84,11 +79,8 @@ def print_batch_size(fit: Sequence[str], steps: int, max_batch_size: int | None,
     Every batch is computed at once. The learning rate grows with the root of the batch size (Malladi et al. 2022, "On
     the SDEs and Scaling Rules for Adaptive Gradient Algorithms").
 
-    Args:
-        fit: the options of `fit` that all runs share.
-        steps: optimizer steps at the batch size of the configuration; they decide the tokens of all runs.
-        max_batch_size: the largest batch; None for what memory allows.
-        plot: a PNG file; None for none.
+    The arguments are the options of `study batch-size`, after those of `fit` that all runs share. The steps are
+    those at the batch size of the configuration; they decide the tokens of all runs.
 
     Raises:
         UserError: an option is wrong.
@@ -133,11 +125,7 @@ def print_ablation(fit: Sequence[str], steps: int, seeds: int, only: Sequence[st
     Runs of one seed see the same windows, so the difference of two losses is taken seed by seed. Its interval is
     Student's, over the seeds.
 
-    Args:
-        fit: the options of `fit` that all runs share.
-        steps: optimizer steps of each run.
-        seeds: runs of each variant.
-        only: the variants to train; None for all.
+    The arguments are the options of `study ablation`, after those of `fit` that all runs share.
 
     Raises:
         UserError: an option is wrong.

@@ -98,16 +98,7 @@ def study_tokenizer(input: Sequence[str] | None = None, *, num_stories: int = 20
                     num_workers: int | None = None, word: str | None = None, seed: int = 0) -> TokenizerStudy:
     """Measure a tokenizer and its training on a text.
 
-    Args:
-        input: text files; None for stories of the embedded corpus.
-        num_stories: number of those stories.
-        tokenizer: the folder of a tokenizer, whose size and special tokens the training takes; None studies the
-            tokenizer that is trained here.
-        vocab_size: vocabulary size of the training; None for 10,000.
-        special_tokens: special tokens of the training; None for `<|endoftext|>`.
-        num_workers: number of processes; None for one per core.
-        word: the pre-token to encode merge by merge; None for `pick_word`.
-        seed: seed of the stories and of the sample of documents.
+    The arguments are the options of `study tokenizer`; None stands for their defaults.
 
     Raises:
         OSError: a file or the tokenizer's folder cannot be read.

@@ -137,10 +137,7 @@ def read_checkpoint(src: PathOrFile, *, mmap: bool = False) -> dict[str, Any]:
 def fit_part(state: Mapping[str, Any], path: object, *, resume: bool = False) -> dict[str, Any]:
     """Return what `fit` adds to a checkpoint: architecture, tokenizer, configuration, random number generators.
 
-    Args:
-        state: what the file holds.
-        path: the file, for the message.
-        resume: also check the parts that only resuming reads.
+    With `resume`, the parts that only resuming reads are checked, too.
 
     Raises:
         UserError: `fit` did not write this checkpoint, or one of its parts is missing or has another form.
@@ -158,9 +155,7 @@ def fit_part(state: Mapping[str, Any], path: object, *, resume: bool = False) ->
 def check_plain(value: object, name: str) -> None:
     """Check that a part of a checkpoint can be loaded without running code, before a training relies on it.
 
-    Args:
-        value: the part.
-        name: its dotted key, for the message.
+    Its name in the message is a dotted key.
 
     Raises:
         UserError: it holds an object of another kind, such as a number of numpy; the message names its place.
@@ -240,9 +235,6 @@ def named_full_disk(folder: Callable[[], Path]) -> Iterator[None]:
     """Name the run directory if a logger finds the disk full, because the logger's own error names no file.
 
     TensorBoard writes in a thread and raises its error in the main thread, so the thread's own report is suppressed.
-
-    Args:
-        folder: returns the run directory.
 
     Raises:
         WriteError: the disk is full.

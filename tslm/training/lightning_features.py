@@ -97,10 +97,7 @@ def check_callbacks(callbacks: Iterable[pl.Callback], enable_checkpointing: bool
 
     `{valid/loss:.2f}` in the file name of a ModelCheckpoint becomes `{valid_loss:.2f}`; the slash would make a folder.
 
-    Args:
-        callbacks: the callbacks.
-        enable_checkpointing: whether checkpoints are saved.
-        validations: why early stopping would never act, such as "trainer.limit_val_batches is 0"; "" if it would.
+    `validations` says why early stopping would never act, such as "trainer.limit_val_batches is 0"; "" if it would.
 
     Raises:
         UserError: there is such a callback, or one that saves checkpoints although that is switched off.

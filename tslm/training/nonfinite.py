@@ -76,11 +76,7 @@ def check_diverged(skipped: SkipReport, settings: OptimizerSettings, checkpoint:
                    windows: str = "") -> None:
     """Stop a training that has diverged.
 
-    Args:
-        skipped: the steps that were skipped so far.
-        settings: they say how many skipped steps in a row are too many.
-        checkpoint: the newest checkpoint, for the message; None if there is none.
-        windows: names the windows of the last skipped step, for the message.
+    The message names the newest checkpoint, and the windows of the last skipped step.
 
     Raises:
         DivergedError: `max_skipped` steps in a row were skipped.

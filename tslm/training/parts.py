@@ -141,10 +141,7 @@ OPTIONAL_FIGURES: dict[str, Check] = {"train_loss": number(), "skipped_steps": w
 def check_parts(state: Mapping[str, Any], path: object, *, resume: bool = False) -> None:
     """Check the parts of a checkpoint of `fit`.
 
-    Args:
-        state: what the file holds.
-        path: the file, for the message.
-        resume: also check the parts that only resuming reads.
+    With `resume`, the parts that only resuming reads are checked, too.
 
     Raises:
         UserError: a part is missing, or is not in the form that `fit` writes.
@@ -194,12 +191,8 @@ def check_loops(saved: object, expected: object, path: object, name: str = "loop
 def check_optimizer(saved: Mapping[str, Any], name: str, model: TransformerLM, path: object) -> None:
     """Check that the state of an optimizer has the shapes of a model's parameters, and possible numbers.
 
-    Args:
-        saved: the state.
-        name: the optimizer. One of the user's own checks its state itself, because it may hold other things and may
-            leave parameters out.
-        model: the model.
-        path: the checkpoint, for the message.
+    An optimizer of the user's own checks its state itself, because it may hold other things and may leave parameters
+    out.
 
     Raises:
         UserError: it belongs to another model or optimizer, or holds a number that is not finite or a negative square.

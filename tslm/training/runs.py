@@ -42,9 +42,7 @@ class LoadedModel(NamedTuple):
 def load_model(path: str | Path, *, ffn: str | None = None) -> LoadedModel:
     """Load the model and the tokenizer from a checkpoint of `fit`; the model is in evaluation mode on the CPU.
 
-    Args:
-        path: the checkpoint.
-        ffn: the class of a feed-forward layer of one's own, which a checkpoint may name only if the user does.
+    A checkpoint may name the class of a feed-forward layer of one's own, `ffn`, only if the user does.
 
     Example:
         >>> model, tokenizer, path, step, prefix = load_model("lightning_logs/version_0/checkpoints/best.ckpt")

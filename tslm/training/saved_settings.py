@@ -221,9 +221,6 @@ def read_settings(part: dict[str, Any]) -> PlainSettings:
     """Return the settings that `fit` saved in a checkpoint, in the options of today's version.
 
     Whatever else the file holds in place of settings is ignored.
-
-    Args:
-        part: what `fit` adds to a checkpoint.
     """
     config = part.get("config")
     allowed, left_out = plain_settings(config)
@@ -239,11 +236,8 @@ def read_architecture(part: dict[str, Any], path: object, *, ffn: str | None = N
                       for_sizes: bool = False) -> dict[str, Any]:
     """Return the architecture of the model that a checkpoint holds, as the arguments of `TransformerConfig`.
 
-    Args:
-        part: what `fit` adds to a checkpoint.
-        path: the checkpoint, for the message.
-        ffn: the class of a feed-forward layer that the user states, because a model with it imports that class.
-        for_sizes: whether only sizes are needed and no model is made, so that any class may be named.
+    A model with a feed-forward layer of the user's own imports its class, so the user must state it as `ffn`, except
+    where only sizes are needed and no model is made (`for_sizes`).
 
     Raises:
         UserError: the architecture is missing, incomplete or impossible, or names a class that the user does not state.

@@ -22,15 +22,12 @@ from tslm.training.settings import GenerationSettings
 class StoryTeller:
     """A trained model that continues prompts and prints the text while it is generated.
 
+    The others are the options of `generate`.
+
     Args:
         settings: how the tokens are drawn. The n-th story has the seed `settings.seed` + n, counted from 0, so each can
             be told again alone.
-        ckpt_path: a checkpoint file, a run directory, or `last` or `best` of the newest run; unless given, the newest
-            run's best, with a notice.
-        num_samples: how many stories each prompt gets.
         stop: texts that end a story; see `generation.text.cut_at`.
-        allow_special: whether special tokens are recognized in prompts.
-        ffn: the class of the model's own feed-forward layer.
 
     Raises:
         MissingFileError: there is no such checkpoint.

@@ -48,11 +48,7 @@ class Word(NamedTuple):
 
 
 class SurprisePage:
-    """Collects scored documents and writes them as a page.
-
-    Args:
-        loaded: the model that scored them.
-    """
+    """Collects scored documents and writes them as a page."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._vocab, self._loaded = loaded.tokenizer.vocab, loaded

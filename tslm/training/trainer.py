@@ -286,11 +286,7 @@ def with_defaults(callbacks: list[pl.Callback], progress: bool, checkpoints: boo
                   trial: bool = False) -> list[pl.Callback]:
     """Add the callbacks of a run that are not given; their order is the order in which they are called.
 
-    Args:
-        callbacks: the given ones.
-        progress: whether to show a bar, unless one is given; else a line for each report.
-        checkpoints: whether to save checkpoints.
-        trial: whether the run saves nothing.
+    A trial saves nothing. Without `progress`, each report is a line.
     """
     kinds: list[type[pl.Callback]] = [
         StepMetrics, *([] if has_bar(callbacks) else [StepProgress]), *([Checkpoints] if checkpoints else []),
