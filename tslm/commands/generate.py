@@ -43,11 +43,7 @@ def main(argv: list[str]) -> None:
 
 
 def _read_prompt() -> str:
-    """Read standard input to its end; one line break at the end, which `echo` adds, is left out.
-
-    Raises:
-        UserError: the standard input is closed or not UTF-8.
-    """
+    """Read standard input to its end; one line break at the end, which `echo` adds, is left out."""
     if sys.stdin is None:
         raise UserError("--prompt - reads the standard input, which is closed: give the prompt itself")
     try:

@@ -59,7 +59,8 @@ def split_batch(batch_size: int, context_length: int, *, world_size: int = 1, de
                 micro_batch_size: int | None = None) -> tuple[int, int]:
     """Split the windows of one optimizer step: batch_size = world_size · accumulate · micro_batch_size.
 
-    The first is over all processes, the last in one process: if None, that of `default_micro_batch`.
+    `batch_size` counts the windows of all processes, `micro_batch_size` those that one process computes at a time; if
+    None, `default_micro_batch` decides.
 
     Returns:
         micro_batch_size and accumulate, the micro-batches that each process computes in one optimizer step.
@@ -155,7 +156,7 @@ def valid_batches(ids: TokenIds, context_length: int, batch_size: int, rank: int
     A batch is placed where its last window is in the text; batches that are not full come at the end. So a validation
     that is limited to the first batches does not select windows by their length.
 
-    The windows begin where documents begin, or without these follow each other.
+    With `documents`, windows begin where documents begin; else each follows the one before it.
     """
     windows = (sequential_windows(ids, context_length) if documents is None
                else document_windows(ids, context_length, documents))

@@ -144,11 +144,7 @@ class TextDataModule(WindowLoaders):
         self.tokenizer = tokenizer
 
     def _check_special_tokens(self) -> None:
-        """Check that the special tokens are those of an existing tokenizer, which encodes the text.
-
-        Raises:
-            UserError: the user names others, or the corpus has another separator.
-        """
+        """Check that the special tokens are those of an existing tokenizer, which encodes the text."""
         if self.tokenizer is None or self.tokenizer.special_tokens == self.special_tokens:
             return
         found = self.tokenizer.special_tokens

@@ -84,9 +84,6 @@ def _split_end(span: Span, share: float, most: int, least: int, what: str) -> tu
     """Divide a text into a first part and an end of about `share` of its bytes, at a line break if there is one.
 
     The other arguments are those of `hold_out`, and what is wrong with the text.
-
-    Raises:
-        UserError: one of the two parts would be empty.
     """
     size = span.stop - span.start
     wanted = min(max(min(int(size * share), most), least), size // 2)

@@ -49,7 +49,6 @@ def prepare(
     # Each corpus is made before its hash is computed and checked after it was read, so the cache never holds one text
     # under the hash of another.
     def corpus(spans: Sequence[Span]) -> Corpus:
-        """Read spans as the user wants."""
         return Corpus(spans, joined=reading.joined, allow_special=reading.allow_special)
 
     train, valid = corpus(texts.train) if texts.train else None, corpus(texts.valid)

@@ -27,7 +27,7 @@ def fetch_tinystories(folder: str | Path, *, timeout: float = 5.0) -> tuple[Path
     transfer is resumed. A file gets its name only after its checksum was verified. If both files exist, no network is
     used.
 
-    For the server's first answer, `timeout` seconds are waited.
+    `timeout` is how many seconds to wait for the server's first answer.
 
     Raises:
         DownloadError: the download failed.

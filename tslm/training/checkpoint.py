@@ -155,7 +155,7 @@ def fit_part(state: Mapping[str, Any], path: object, *, resume: bool = False) ->
 def check_plain(value: object, name: str) -> None:
     """Check that a part of a checkpoint can be loaded without running code, before a training relies on it.
 
-    Its name in the message is a dotted key.
+    `name` is its dotted key, for the message.
 
     Raises:
         UserError: it holds an object of another kind, such as a number of numpy; the message names its place.

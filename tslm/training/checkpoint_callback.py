@@ -114,11 +114,7 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
                         remove_leftovers(folder)
 
     def _claim_folder(self) -> None:
-        """Lock the folder that the user chose, so that no other run writes to it, and check that it can be written to.
-
-        Raises:
-            UserError: another run writes there, or nothing can be written there.
-        """
+        """Lock the folder that the user chose, so that no other run writes to it, and check that it is writable."""
         if not self.dirpath:
             return
         folder = Path(self.dirpath)

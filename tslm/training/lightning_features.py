@@ -139,7 +139,6 @@ def quieten_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
     def is_wanted(record: logging.LogRecord) -> bool:
-        """Whether a record is a warning or a report."""
         text = record.getMessage()
         return record.levelno >= logging.WARNING or "Profiler Report" in text or "Trainable params" in text
 

@@ -158,11 +158,7 @@ def check_parts(state: Mapping[str, Any], path: object, *, resume: bool = False)
 
 
 def _check_sizes(state: Mapping[str, Any], path: object) -> None:
-    """Check that the file has at least a byte for each parameter of the model, before memory for it is allocated.
-
-    Raises:
-        UserError: the file has fewer bytes, or the rotation table would be huge and larger than the weights.
-    """
+    """Check that the file has at least a byte for each parameter of the model, before memory for it is allocated."""
     config = TransformerConfig(**read_architecture(state["tslm"], path, for_sizes=True))
     storages = [each.untyped_storage() for each in state["state_dict"].values()]
     held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

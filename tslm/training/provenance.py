@@ -40,7 +40,7 @@ def provenance(module: LanguageModule, state: Mapping[str, Any]) -> dict[str, An
 
     `resolved` has the values that replaced `auto` and null in the configuration.
 
-    The state is what Lightning has collected for the checkpoint so far.
+    `state` is what Lightning has collected for the checkpoint so far.
     """
     trainer, resolved = module._trainer, {}
     if trainer is not None:

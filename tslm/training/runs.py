@@ -6,11 +6,12 @@ A run directory holds `checkpoints/`, `config.yaml`, `tokenizer/`, TensorBoard e
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tslm.errors import MissingFileError, UserError
 from tslm.model import TransformerConfig, TransformerLM
@@ -22,6 +23,7 @@ from tslm.training.saved_settings import read_architecture
 
 RUNS = "lightning_logs"
 CHECKPOINTS = "checkpoints"
+SUMMARY = "summary.json"
 FOLDER_FILE = "checkpoints.txt"  # in a run directory: names the folder of its checkpoints if the user chose another one
 MODEL_PREFIX = "model."  # LanguageModule holds the TransformerLM under this name
 
@@ -186,7 +188,6 @@ def runs_newest_first(folder: Path) -> list[Path]:
     """List the run directories by the time of their last training; evaluation and prediction do not count."""
 
     def trained(run: Path) -> int:
-        """Return the time of the last training in nanoseconds."""
         try:
             files = [*run.glob("events.*"), *run.glob("metrics.csv"), *checkpoint_folder(run).glob("*.ckpt")]
         except OSError:  # the directory vanishes at this moment, or cannot be read
@@ -205,6 +206,16 @@ def run_of(checkpoint: Path, root: Path = Path()) -> Path:
         if checkpoint_folder(run).resolve() == folder:
             return run
     return checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else checkpoint.parent
+
+
+def summary_of(checkpoint: Path) -> dict[str, Any]:
+    """Return the content of `summary.json` of a checkpoint's run; empty if there is none, or a damaged one."""
+    path = run_of(checkpoint) / SUMMARY
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return summary if isinstance(summary, dict) else {}
 
 
 def checkpoint_folder(run: Path) -> Path:

@@ -22,7 +22,7 @@ from tslm.training.settings import GenerationSettings
 class StoryTeller:
     """A trained model that continues prompts and prints the text while it is generated.
 
-    The others are the options of `generate`.
+    The arguments that are not listed are the options of `generate`.
 
     Args:
         settings: how the tokens are drawn. The n-th story has the seed `settings.seed` + n, counted from 0, so each can

@@ -6,7 +6,6 @@ import json
 import shutil
 import textwrap
 import time
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -24,9 +23,7 @@ from tslm.training.lightning_features import reason_of_stop
 from tslm.training.metrics import metrics_of, newest_checkpoint
 from tslm.training.module import LanguageModule
 from tslm.training.run_dirs import run_dir
-from tslm.training.runs import run_of
-
-SUMMARY = "summary.json"
+from tslm.training.runs import SUMMARY
 
 
 class StorySamples(pl.Callback):
@@ -137,15 +134,6 @@ def whole_module(trainer: pl.Trainer, module: LanguageModule) -> LanguageModule 
         return None
     return LanguageModule.load_from_checkpoint(newest, ffn=module.model.config.ffn,
                                                generation=module.generation_settings)
-
-
-def is_finished(checkpoint: Path) -> bool:
-    """Whether the run of a checkpoint has validated its last step and has written its summary."""
-    summary = run_of(checkpoint) / SUMMARY
-    try:
-        return summary.is_file() and json.loads(summary.read_text(encoding="utf-8"))["finished"] is True
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return False
 
 
 def floor_of(trainer: pl.Trainer, module: LanguageModule) -> FloorReport | None:

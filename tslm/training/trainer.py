@@ -36,10 +36,10 @@ from tslm.training.minutes import MinutesBudget
 from tslm.training.module import LanguageModule
 from tslm.training.progress import StepProgress
 from tslm.training.run_dirs import checked_name, reserved_run_dir, run_dir
-from tslm.training.runs import find_checkpoint
+from tslm.training.runs import find_checkpoint, summary_of
 from tslm.training.sharded import Sharded
 from tslm.training.start_report import StartReport
-from tslm.training.summary import RunSummary, StorySamples, is_finished
+from tslm.training.summary import RunSummary, StorySamples
 
 Plugin = PrecisionPlugin | ClusterEnvironment | CheckpointIO | LayerSync
 ENDLESS = 1 << 60  # micro-batches
@@ -253,7 +253,8 @@ class StepTrainer(pl.Trainer):
         if counted:  # earlier steps may have had another batch size
             seen = state["callbacks"].get("StepMetrics", {}).get("tokens_seen", seen)
         budget = self._budget(tokens_per_step=tokens, steps_done=done, tokens_seen=seen)
-        only_validation_left = done == budget.max_steps and validation_due(state) and not is_finished(path)
+        is_finished = summary_of(path).get("finished") is True
+        only_validation_left = done == budget.max_steps and validation_due(state) and not is_finished
         if done >= budget.max_steps and not only_validation_left:
             raise UserError(f"{path} is at step {done} and the budget is {budget.max_steps} steps, so nothing is left "
                             "to train: give a larger --trainer.max_steps or --trainer.max_tokens, or "
