@@ -243,11 +243,6 @@ class TextDataModule(WindowLoaders):
                                                          self.tokenizer.vocab)
 
     @property
-    def allow_special(self) -> bool:
-        """Whether special tokens are recognized in records and prompts."""
-        return self.reading.allow_special
-
-    @property
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of the training ids, the validation ids and the tokenizer; what is not loaded is left out."""
         files = {"training text": self.train_tokens, "validation text": self.valid_tokens}

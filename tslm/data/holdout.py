@@ -47,7 +47,7 @@ def hold_out(spans: Sequence[Span], separator: bytes, share: float, most: int,
             for document in find_documents(span, separator):
                 owners.append(owner)
                 ends.append(document.end)
-                hashes.append(_hash(document.text))
+                hashes.append(int.from_bytes(hashlib.blake2b(document.text.strip(), digest_size=8).digest()))
                 if document.end - done >= _SHOWN >> 7 or document.end == span.stop:
                     bar.update(document.end - done)
                     done = document.end
@@ -74,10 +74,6 @@ def hold_out(spans: Sequence[Span], separator: bytes, share: float, most: int,
         part = spans[owners[begin]]._replace(start=int(starts[begin]), stop=ends[after - 1])
         sides[bool(chosen[begin])].append(part)
     return *sides, ""
-
-
-def _hash(document: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(document.strip(), digest_size=8).digest())
 
 
 def _split_end(span: Span, share: float, most: int, least: int, what: str) -> tuple[Span, Span]:

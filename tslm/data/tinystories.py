@@ -56,7 +56,10 @@ def _fetch(name: str, folder: Path, timeout: float) -> None:
             if etag is None or not re.fullmatch("[0-9a-f]{64}", etag):
                 raise ConnectionError(f"the server gives no SHA-256 of {name}, so it could not be verified")
             hf_hub_download(REPOSITORY, name, repo_type="dataset", endpoint=endpoint, token=False, local_dir=incoming)
-        _verify(incoming / name, etag)
+        with open(incoming / name, "rb") as file:  # the library compares only sizes
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != etag:
+            raise ConnectionError(f"{name} arrived with the SHA-256 {found[:8]}… instead of {etag[:8]}…")
         os.replace(incoming / name, folder / name)
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
@@ -69,14 +72,6 @@ def _fetch(name: str, folder: Path, timeout: float) -> None:
                             "network") from error
     finally:
         shutil.rmtree(incoming, ignore_errors=True)
-
-
-def _verify(path: Path, etag: str) -> None:
-    """Compare a file with its ETag, which is the SHA-256 of a large file; the library compares only sizes."""
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != etag:
-        raise ConnectionError(f"{path.name} arrived with the SHA-256 {found[:8]}… instead of {etag[:8]}…")
 
 
 @contextlib.contextmanager

@@ -200,7 +200,8 @@ def measure(sides: Sequence[Side], corpus: Corpus | None, most: int) -> Losses:
     corpus.check_unchanged()
     if not documents:
         raise UserError(f"{text} holds no document: give another text with --input")
-    documents = [documents[n] for n in _spread(len(documents), most)]
+    places = np.linspace(0, len(documents) - 1, min(len(documents), most)).round()
+    documents = [documents[int(place)] for place in np.unique(places)]
     losses = [_document_losses(side.loaded, documents) for side in sides]
     if len({side.loaded.tokenizer.hash for side in sides}) == 1:
         window = sides[0].loaded.model.config.context_length
@@ -228,10 +229,6 @@ def _document_losses(loaded: LoadedModel, documents: Sequence[tuple[str, bool]])
     return [-values[max(len(front) - 1, 0) :] for values in token_log_probs(loaded.model, sequences, progress=True)]
 
 
-def _spread(number: int, most: int) -> list[int]:
-    return [int(place) for place in np.unique(np.linspace(0, number - 1, min(number, most)).round())]
-
-
 def _validation_text(side: Side) -> tuple[Corpus, str]:
     """Return the validation text of a run, and what it is; also whether it has changed since."""
     own = fit_part(read_checkpoint(side.loaded.path, mmap=True), side.loaded.path)
@@ -251,7 +248,7 @@ def _validation_text(side: Side) -> tuple[Corpus, str]:
     now = TokenFile.open(prepared.valid).sha256
     is_changed = own.get("fingerprints", {}).get("validation text", now) != now
     change = " (it has changed since the training, which may have seen a part of it)" if is_changed else ""
-    return Corpus(spans, allow_special=data.allow_special), data.valid_name + change
+    return Corpus(spans, allow_special=data.reading.allow_special), data.valid_name + change
 
 
 def trained_alike(sides: Sequence[Side]) -> bool:

@@ -57,7 +57,7 @@ def print_lr_range(fit: Sequence[str], lr: Sequence[float] | None, steps: int, s
             words = [*fit, f"--trainer.max_steps={steps}", f"--optimizer.lr={rate!r}", f"--seed_everything={seed}"]
             groups[-1].append(run_fit(f"{prefix}-{rate:g}-seed{seed}", words, root,
                                       f"run {number} of {len(lr) * seeds}: lr {rate:g}, seed {seed}"))
-    losses = [_mean_loss(group) for group in groups]
+    losses = [sum(run.loss for run in group) / seeds for group in groups]
     # A loss above that of guessing all tokens alike has diverged, too, even if it is a number.
     losses = [math.inf if loss > start else loss for loss in losses]
     print_title(f"Which learning rate trains best in {steps:,} steps?")
@@ -172,10 +172,6 @@ def print_ablation(fit: Sequence[str], steps: int, seeds: int, only: Sequence[st
         rows.append([name, mean, str(difference), verdict(difference, name, "the base", "nats per token")])
     print_table(rows, "<>><")
     print_note("95% intervals of the paired differences; runs of one seed see the same windows in the same order.")
-
-
-def _mean_loss(runs: Sequence[FitRun]) -> float:
-    return sum(run.loss for run in runs) / len(runs)
 
 
 def _largest_batch(options: Any) -> int:  # noqa: ANN401 - jsonargparse's Namespace

@@ -255,8 +255,9 @@ class LanguageModule(OptimizedModule):
     def predict_step(self, batch: list[str], batch_idx: int) -> list[Completion]:
         """Continue each prompt of a batch."""
         # With the same seed, all batches would use the same random numbers.
-        allow_special = getattr(getattr(self.trainer, "datamodule", None), "allow_special", False)
-        return self.complete_prompts(batch, seed_offset=batch_idx, allow_special=allow_special)
+        data = text_data(self.trainer)
+        return self.complete_prompts(batch, seed_offset=batch_idx,
+                                     allow_special=data is not None and data.reading.allow_special)
 
     def complete_prompts(self, prompts: list[str], seed_offset: int = 0, *,
                          allow_special: bool = False) -> list[Completion]:

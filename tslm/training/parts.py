@@ -75,11 +75,7 @@ def step(value: object) -> bool:
 
 def optimizer_state(value: object) -> bool:
     """Accept what an optimizer saves: groups of parameters, and for each parameter numbers and dense tensors."""
-    if not isinstance(value, dict) or not isinstance(value.get("state"), dict):
-        return False
-    groups = value.get("param_groups")
-    return isinstance(groups, list) and all(isinstance(group, dict) and list_of(whole())(group.get("params"))
-                                            for group in groups) and all(
+    return isinstance(value, dict) and own_optimizer_state(value) and all(
         isinstance(state, dict)
         and step(state.get("step", 0))
         and all(isinstance(name, str) and (each is None or isinstance(each, bool) or number(-math.inf)(each)
@@ -200,7 +196,7 @@ def check_optimizer(saved: Mapping[str, Any], name: str, model: TransformerLM, p
     fits = sorted(of_groups) == list(range(len(ordered))) and set(saved["state"]) <= set(of_groups)
     if fits:  # fsdp2 numbers the parameters in the order of the model; the place in a group is the same
         shapes = {index: parameter.shape for index, parameter in zip(of_groups, ordered, strict=True)}
-        fits = all(set(state) in STATES[name] and all(_shape(state[each]) == shapes[index]
+        fits = all(set(state) in STATES[name] and all(getattr(state[each], "shape", None) == shapes[index]
                                                       for each in set(state) - {"step"})
                    for index, state in saved["state"].items())
     if not fits:
@@ -211,10 +207,6 @@ def check_optimizer(saved: Mapping[str, Any], name: str, model: TransformerLM, p
                    for name, each in tensors.items()):
             raise UserError(f"{path} holds averages of gradients in the part optimizer_states that are not finite, or "
                             "squares that are negative: give another checkpoint")
-
-
-def _shape(value: object) -> object:
-    return value.shape if isinstance(value, torch.Tensor) else None
 
 
 def _table(state: Mapping[str, Any], resume: bool) -> Iterator[tuple[str, Check]]:
