@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # the names that `__getattr__` finds, for type checkers and e
     from tslm.objective import cross_entropy, perplexity
     from tslm.optim import SGD, AdamW, clip_gradients, lr_cosine_schedule
     from tslm.tokenizer import TokenFile, Tokenizer, count_pretokens, encode_files, merge_pretokens, train_bpe
-    from tslm.training import load_checkpoint, save_checkpoint
+    from tslm.training.checkpoint import load_checkpoint, save_checkpoint
     from tslm.training.load_run import Run, load_run
     from tslm.training.scoring import Scores, score
 
@@ -34,7 +34,7 @@ _HOME = {name: package for package, names in {
     "tslm.objective": ["cross_entropy", "perplexity"],
     "tslm.optim": ["AdamW", "SGD", "lr_cosine_schedule", "clip_gradients"],
     "tslm.data.windows": ["get_batch"],
-    "tslm.training": ["save_checkpoint", "load_checkpoint"],
+    "tslm.training.checkpoint": ["save_checkpoint", "load_checkpoint"],
     "tslm.training.load_run": ["load_run", "Run"],
     "tslm.training.scoring": ["score", "Scores"],
     "tslm.generation": ["generate", "complete"],

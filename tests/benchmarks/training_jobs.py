@@ -20,7 +20,7 @@ from tests.benchmarks.training_peers import Shape
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tslm.training import LanguageModule
+    from tslm.training.module import LanguageModule
 
 SHAPES: dict[str, Shape] = {
     # The course's model, 22.7M parameters.
@@ -105,8 +105,8 @@ def _our_step(
 
     from tslm.data.batches import split_batch
     from tslm.loops.bare import BareDriver
-    from tslm.training import LanguageModule
-    from tslm.training.malloc import keep_freed_memory
+    from tslm.training.machine import keep_freed_memory
+    from tslm.training.module import LanguageModule
 
     torch.manual_seed(seed)
     module = LanguageModule(**shape, recompute=form == RECOMPUTED).to(device)
@@ -159,7 +159,7 @@ def matmul_seconds(shape: str, batch_size: int, passes: int, device: str, precis
     """
     import torch
 
-    from tslm.training.malloc import keep_freed_memory
+    from tslm.training.machine import keep_freed_memory
 
     if device == "cpu":
         keep_freed_memory()  # otherwise page faults of the results would count
@@ -209,7 +209,8 @@ def lightning_cost(progress: bool, steps: int, rounds: int, seed: int, folder: s
     import torch
 
     from tslm.loops.bare import BareDriver, train
-    from tslm.training import LanguageModule, StepTrainer
+    from tslm.training.module import LanguageModule
+    from tslm.training.trainer import StepTrainer
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message="The 'train_dataloader' does not have many workers")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tslm.data.batches import ValidBatches
-    from tslm.training import LanguageModule
+    from tslm.training.module import LanguageModule
 
 _TOY_STORIES = 4000
 _HELD_OUT = 10  # the last 1/10 of the text is for validation
@@ -93,7 +93,7 @@ def train(
     """
     import torch
 
-    from tslm.training import LanguageModule
+    from tslm.training.module import LanguageModule
 
     sizes = SHAPES[shape]
     steps = -(-tokens // (batch_size * sizes["context_length"]))

@@ -146,7 +146,8 @@ def train(ids: Path, trial: dict[str, Any]) -> dict[str, Any]:
     """Train one model; return `valid`, its loss (None if not finite), `train`, `seconds` and versions."""
     import torch
 
-    from tslm.training import LanguageModule, OptimizerSettings
+    from tslm.training.module import LanguageModule
+    from tslm.training.settings import OptimizerSettings
 
     sizes = SHAPES[trial["shape"]]
     steps = -(-trial["tokens"] // (trial["batch_size"] * sizes["context_length"]))

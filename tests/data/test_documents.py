@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tslm.data.device_windows import DeviceWindows
 from tslm.data.documents import DocumentStream, document_prefix, document_starts, document_windows
 from tslm.data.windows import WindowStream
-from tslm.training import LanguageModule
+from tslm.training.module import LanguageModule
 
 IDS = st.lists(st.integers(0, 3), min_size=2, max_size=200).map(lambda ids: np.array(ids, dtype=np.uint16))
 

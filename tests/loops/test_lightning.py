@@ -18,7 +18,9 @@ from lightning.pytorch.trainer import call
 from tslm.loops.bare import BareDriver, train
 from tslm.loops.lightning import StepCallback
 from tslm.loops.step import Cadence
-from tslm.training import GenerationSettings, LanguageModule, OptimizerSettings, StepTrainer
+from tslm.training.module import LanguageModule
+from tslm.training.settings import GenerationSettings, OptimizerSettings
+from tslm.training.trainer import StepTrainer
 
 
 def make_module():

@@ -13,11 +13,11 @@ from tslm.data.batches import Batches, default_micro_batch, split_batch
 from tslm.data.datamodule import TextDataModule
 from tslm.errors import UserError
 from tslm.loops.bare import BareDriver
-from tslm.training import GenerationSettings, LanguageModule, OptimizerSettings
 from tslm.training.checkpoint import fit_part, read_checkpoint
 from tslm.training.metrics import StepMetrics
+from tslm.training.module import LanguageModule
 from tslm.training.saved_settings import read_settings
-from tslm.training.settings import translate_batch_settings
+from tslm.training.settings import GenerationSettings, OptimizerSettings, translate_batch_settings
 
 OLD = Path(__file__).parent / "fixtures" / "before_micro_batch_size.ckpt"
 

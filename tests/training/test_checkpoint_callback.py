@@ -10,9 +10,9 @@ from tests.loops.conftest import data  # noqa: F401 (a fixture)
 from tests.loops.test_lightning import Fail, fit, make_module
 from tslm.errors import UserError
 from tslm.loops.lightning import StepCallback
-from tslm.training import OptimizerSettings
 from tslm.training.checkpoint_callback import Checkpoints
 from tslm.training.runs import find_checkpoint
+from tslm.training.settings import OptimizerSettings
 
 WORSE = OptimizerSettings(lr=100.0)
 

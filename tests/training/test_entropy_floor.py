@@ -9,8 +9,8 @@ import torch
 
 from tslm.data.datamodule import TextDataModule
 from tslm.data.toy import sample_stories
-from tslm.training import LanguageModule
 from tslm.training.entropy_floor import measure_floor
+from tslm.training.module import LanguageModule
 
 
 @pytest.fixture

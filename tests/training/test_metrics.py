@@ -9,7 +9,8 @@ from lightning.pytorch.loggers import CSVLogger
 from tests.loops.conftest import data  # noqa: F401 (a fixture)
 from tests.loops.test_lightning import fit
 from tslm.loops.lightning import StepCallback
-from tslm.training.metrics import MetricsFile, StepMetrics
+from tslm.training.loggers import MetricsFile
+from tslm.training.metrics import StepMetrics
 
 STEP, VALIDATION, SAVE = 1.0, 100.0, 10_000.0  # seconds
 WINDOWS, CONTEXT = 4, 32

@@ -15,8 +15,8 @@ from tests.loops.test_lightning import fit, make_module, make_trainer, weights
 from tslm import SGD, AdamW, TransformerConfig, TransformerLM, clip_gradients, cross_entropy, get_batch
 from tslm.errors import UserError
 from tslm.loops.lightning import StepCallback
-from tslm.training import OptimizerSettings
 from tslm.training.nonfinite import SkippedSteps, SkipReport, check_diverged, propagate_nonfinite
+from tslm.training.settings import OptimizerSettings
 
 CPU = torch.device("cpu")
 

@@ -18,8 +18,9 @@ from tests.loops.test_lightning import make_module, make_trainer
 from tslm.errors import MissingFileError, UserError
 from tslm.files import lock
 from tslm.training.checkpoint import WriteError
-from tslm.training.metrics import run_loggers
-from tslm.training.runs import checkpoint_folder, find_checkpoint, newest_intact, reserve_version, runs_newest_first
+from tslm.training.loggers import run_loggers
+from tslm.training.run_dirs import new_run_dir
+from tslm.training.runs import checkpoint_folder, find_checkpoint, newest_intact, runs_newest_first
 
 
 def test_no_two_runs_reserve_the_same_directory(tmp_path):
@@ -28,7 +29,7 @@ def test_no_two_runs_reserve_the_same_directory(tmp_path):
     def reserve():
         start.wait()
         for _ in range(10):
-            reserved.append(reserve_version(tmp_path / "logs"))
+            reserved.append(int(new_run_dir(tmp_path / "logs").name.removeprefix("version_")))
 
     threads = [threading.Thread(target=reserve) for _ in range(8)]
     for thread in threads:

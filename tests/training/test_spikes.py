@@ -7,7 +7,7 @@ import torch
 
 from tests.loops.conftest import data  # noqa: F401 (a fixture)
 from tests.loops.test_lightning import fit, make_module
-from tslm.training.spikes import LossSpikes
+from tslm.training.metrics import LossSpikes
 
 
 def reported(losses, **options):

@@ -12,7 +12,8 @@ from lightning.pytorch.loggers import CSVLogger
 from tests.loops.conftest import data  # noqa: F401 (a fixture)
 from tests.loops.test_lightning import make_module, make_trainer, weights
 from tslm.errors import UserError
-from tslm.training import GenerationSettings, LanguageModule, OptimizerSettings
+from tslm.training.module import LanguageModule
+from tslm.training.settings import GenerationSettings, OptimizerSettings
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The .* does not have many workers", "ignore:`isinstance.treespec", "ignore:The number of training batches",

@@ -8,7 +8,9 @@ from tests.loops.conftest import data  # noqa: F401 (a fixture)
 from tests.loops.test_lightning import make_trainer, weights
 from tslm.generation import generate
 from tslm.model import transformer
-from tslm.training import LanguageModule, StepTrainer, module, trainer
+from tslm.training import machine, module, trainer
+from tslm.training.module import LanguageModule
+from tslm.training.trainer import StepTrainer
 
 SIZES = {"vocab_size": 300, "context_length": 32, "d_model": 16, "num_layers": 2, "num_heads": 2, "d_ff": 32}
 
@@ -21,7 +23,7 @@ def make(**options):
 @pytest.mark.parametrize(("fast", "precision", "words"), [
     (True, "bf16-mixed", "computes in bfloat16"), (False, "32-true", "does not compute in bfloat16")])
 def test_auto_precision_is_bfloat16_if_the_processor_is_fast(tmp_path, monkeypatch, capsys, fast, precision, words):
-    monkeypatch.setattr(trainer, "cpu_multiplies_bfloat16", lambda: fast)
+    monkeypatch.setattr(machine, "cpu_multiplies_bfloat16", lambda: fast)
     made = make_trainer(tmp_path, 1, precision="auto")
     assert made.precision == precision
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Precision")]

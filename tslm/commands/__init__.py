@@ -1,5 +1,7 @@
 """The commands that are not LightningCLI's, one file each: arguments and one call.
 
+Each has a function `main`, which gets the words after the command.
+
 `tslm.__main__` lists the commands. arguments.py is the parser that these commands share with `tslm.cli`; options.py
 reads command lines and configuration files as dotted keys; parsed.py decides the values of LightningCLI's options.
 """

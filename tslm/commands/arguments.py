@@ -105,10 +105,7 @@ class Parser(OneSentenceErrors, ArgumentParser):
 def explain(parser: ArgumentParser, message: str, cause: BaseException | None = None) -> str:
     """Return one sentence about a mistake on the command line or in a configuration file.
 
-    Args:
-        parser: the parser that found the mistake.
-        message: jsonargparse's description; it is returned in one line where nothing better is known.
-        cause: the exception that jsonargparse caught.
+    jsonargparse's message is returned in one line where nothing better is known.
     """
     if isinstance(cause, argparse.ArgumentError) and cause.argument_name and cause.message.startswith("expected"):
         name = cause.argument_name.split("/")[-1]

@@ -32,18 +32,12 @@ def take_architecture(values: dict[str, Any], architecture: dict[str, Any], path
     return {LINKED.get(name, f"model.{name}") for name in architecture}
 
 
-def take_settings(
-    values: dict[str, Any], settings: PlainSettings, decided: set[str], stated: set[str], *, report: bool
-) -> None:
+def take_settings(values: dict[str, Any], settings: PlainSettings, decided: set[str], stated: set[str], *,
+                  report: bool) -> None:
     """Put the settings of a checkpoint in place of options that the user has not stated.
 
-    Args:
-        values: the options, nested.
-        settings: the plain settings of the checkpoint. No others reach the parser, which would import the classes that
-            they name.
-        decided: keys that are not replaced.
-        stated: keys that the user states.
-        report: whether to print what differs, and what is not taken.
+    Only plain settings reach the parser, which would import the classes that others name; the keys in `decided` are not
+    replaced. With `report`, what differs and what is not taken is printed.
     """
     if {"data.train_files", "data.valid_files"} & stated:
         decided = decided | {"data.corpus"}  # it follows from the files
@@ -76,11 +70,6 @@ class Start(NamedTuple):
 
 def load_start(wanted: str, root: Path, ffn: str | None = None) -> tuple[Start, list[str]]:
     """Load what a new run starts from, and return notices for the user.
-
-    Args:
-        wanted: a checkpoint, as for `find_checkpoint`; of a run, the best one.
-        root: the folder that holds the runs.
-        ffn: the class of a feed-forward layer of one's own, if the user states it.
 
     Raises:
         MissingFileError: there is no such file.

@@ -7,11 +7,7 @@ from tslm.commands.input import add_input_options, open_input
 
 
 def main(argv: list[str]) -> None:
-    """Compare runs and print settings, curves, losses and a verdict.
-
-    Args:
-        argv: the words after `python -m tslm compare`.
-    """
+    """Compare runs and print settings, curves, losses and a verdict."""
     parser = Parser(prog="python -m tslm compare", description="Compare runs: settings, curves, and the loss on one "
                     "text with 95% intervals.")
     parser.add_argument("runs", type=str, nargs="+", help="run directories, their names, or checkpoints")

@@ -9,11 +9,7 @@ from tslm.commands.arguments import Parser
 
 
 def main(argv: list[str]) -> None:
-    """Write a checkpoint in the form of another program.
-
-    Args:
-        argv: the words after `python -m tslm export`.
-    """
+    """Write a checkpoint in the form of another program."""
     parser = Parser(prog="python -m tslm export", description="Write a trained model for other programs.")
     parser.add_argument("--format", type=Literal["hf", "gguf", "tokenizer"], required=True,
                         help="hf, a folder for transformers; gguf, a file for llama.cpp; tokenizer, a folder with "

@@ -9,11 +9,7 @@ from tslm.errors import UserError
 
 
 def main(argv: list[str]) -> None:
-    """Continue a prompt and print the text while it is generated.
-
-    Args:
-        argv: the words after `python -m tslm generate`.
-    """
+    """Continue a prompt and print the text while it is generated."""
     from tslm.training.settings import GenerationSettings  # imported here because both need torch
     from tslm.training.stories import StoryTeller
 
@@ -26,10 +22,8 @@ def main(argv: list[str]) -> None:
                         help="how many texts each prompt gets; the first has the seed --seed, the next one more")
     parser.add_argument("--stop", type=str, nargs="+", action="extend", default=[],
                         help="texts that end the generated text, which does not include them")
-    parser.add_argument(
-        "--ckpt_path", type=str | None, default=None,
-        help="a checkpoint, a run directory, or 'last' or 'best' of the newest run; 'best' if left out",
-    )
+    parser.add_argument("--ckpt_path", type=str | None, default=None,
+                        help="a checkpoint, a run directory, or 'last' or 'best' of the newest run; 'best' if left out")
     parser.add_argument("--ffn", type=str | None, default=None,
                         help="the class of the model's own feed-forward layer, as module.Class")
     parser.add_argument("--allow_special", type=bool, default=False,
@@ -49,11 +43,7 @@ def main(argv: list[str]) -> None:
 
 
 def _read_prompt() -> str:
-    """Read standard input to its end; one line break at the end, which `echo` adds, is left out.
-
-    Raises:
-        UserError: the standard input is closed or not UTF-8.
-    """
+    """Read standard input to its end; one line break at the end, which `echo` adds, is left out."""
     if sys.stdin is None:
         raise UserError("--prompt - reads the standard input, which is closed: give the prompt itself")
     try:

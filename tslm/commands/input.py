@@ -14,10 +14,7 @@ from tslm.tokenizer.sources import FIELD
 def add_input_options(parser: Parser, default: str | None = None, *, joins: bool = True) -> None:
     """Add `--input` and the options that say how it is read.
 
-    Args:
-        parser: the parser of a command.
-        default: what is read without `--input`; None if it must be given.
-        joins: whether several files may be one text.
+    Without a default, `--input` must be given. With `joins`, several files may be one text.
     """
     parser.add_argument("--input", type=str, nargs="+", required=default is None, default=None,
                         help="files, folders or glob patterns: text (UTF-8), .jsonl, .ndjson or .parquet, each also "

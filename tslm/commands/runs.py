@@ -7,14 +7,7 @@ from tslm.commands.options import read_yaml
 
 
 def main(argv: list[str]) -> None:
-    """List the runs, newest first, or verify their files.
-
-    Args:
-        argv: the words after `python -m tslm runs`.
-
-    Raises:
-        UserError: there is no run, or a file is damaged.
-    """
+    """List the runs, newest first, or verify their files."""
     from tslm.training.run_files import verify_runs  # imported here because they need torch
     from tslm.training.run_table import COLUMNS, json_lines, list_runs, table
 

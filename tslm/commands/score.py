@@ -15,11 +15,7 @@ from tslm.files import atomic_write, check_outputs
 
 
 def main(argv: list[str]) -> None:
-    """Score texts and print a JSON object a line.
-
-    Args:
-        argv: the words after `python -m tslm score`.
-    """
+    """Score texts and print a JSON object a line."""
     parser = Parser(prog="python -m tslm score", description="Measure how probable a trained model finds a text. Each "
                     "document is scored from its beginning; log_prob is a sum of natural logarithms.")
     add_input_options(parser, joins=False)

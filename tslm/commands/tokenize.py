@@ -12,11 +12,7 @@ from tslm.tokenizer.serialization import input_paths
 
 
 def main(argv: list[str]) -> None:
-    """Encode text files into a token file.
-
-    Args:
-        argv: the words after `python -m tslm tokenize`.
-    """
+    """Encode text files into a token file."""
     parser = Parser(prog="python -m tslm tokenize", description="Turn text files into one file of token ids.")
     parser.add_argument("--tokenizer", type=str, required=True, help="a folder written by `train-tokenizer`, a "
                         "tokenizer.json or a .tiktoken file")

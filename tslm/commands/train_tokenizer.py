@@ -11,11 +11,7 @@ from tslm.tokenizer.serialization import output_paths
 
 
 def main(argv: list[str]) -> None:
-    """Learn a vocabulary, save it, and print time, memory and compression.
-
-    Args:
-        argv: the words after `python -m tslm train-tokenizer`.
-    """
+    """Learn a vocabulary, save it, and print time, memory and compression."""
     parser = Parser(prog="python -m tslm train-tokenizer", description="Learn a byte-pair vocabulary from text files.")
     add_input_options(parser)
     parser.add_argument("--vocab_size", type=int, default=10_000,

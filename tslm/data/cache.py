@@ -62,10 +62,8 @@ class Cache:
             path = str(error.filename or "")
             if isinstance(error, UserError) or not path.startswith(str(self.folder)):
                 raise
-            raise UserError(
-                f"prepared data cannot be kept in {path} ({error.strerror}): make room or allow access there, or give "
-                "--data.cache_dir another folder"
-            ) from error
+            raise UserError(f"prepared data cannot be kept in {path} ({error.strerror}): make room or allow access "
+                            "there, or give --data.cache_dir another folder") from error
         finally:
             lock.release()
 
@@ -129,7 +127,6 @@ class Cache:
     def plain(self, path: PathLike, text_field: str, errors: Errors) -> tuple[PathLike, int]:
         """Return a file in plain form, and how much of it was replaced (see `plain_copy`); copies are kept here."""
         def folder() -> Path:
-            """Return the folder of the copies of this file."""
             key = json.dumps([_FORMAT, self.content_hash(Path(path)), text_field, errors])
             return self.folder / "unpacked" / hashlib.sha256(key.encode()).hexdigest()[:20]
 

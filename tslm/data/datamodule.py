@@ -6,18 +6,9 @@ from typing import Literal
 
 import lightning.pytorch as pl
 
-from tslm.data.batches import (
-    Batches,
-    OnePass,
-    TrainBatches,
-    ValidBatches,
-    check_sizes,
-    split_batch,
-    valid_batches,
-)
+from tslm.data.batches import Batches, WindowLoaders, check_sizes
 from tslm.data.cache import Cache
-from tslm.data.device_windows import DeviceWindows
-from tslm.data.documents import DocumentStream, Positions, document_prefix, document_starts
+from tslm.data.documents import DocumentStream, document_prefix
 from tslm.data.prepare import prepare
 from tslm.data.texts import (
     TOY_VALID_SEED,
@@ -42,7 +33,7 @@ PROMPTS_PER_BATCH = 8
 EVALUATING = ("validate", "test")
 
 
-class TextDataModule(pl.LightningDataModule):
+class TextDataModule(WindowLoaders):
     """Windows of a text. If there is no tokenizer or token file for the text yet, they are made first.
 
     Args:
@@ -113,53 +104,30 @@ class TextDataModule(pl.LightningDataModule):
         allow_special: bool = False,
         allow_changed_text: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(context_length, batch_size, micro_batch_size, seed, align_documents, on_device)
         check_sizes(vocab_size, len(special_tokens), context_length, batch_size, micro_batch_size)
         if align_documents and not special_tokens:
             raise UserError("data.align_documents is on, but data.special_tokens names none to tell documents apart: "
                             f"give --data.special_tokens '[\"{END_OF_TEXT}\"]', or leave --data.align_documents out")
-        for name, files in (("train_files", train_files), ("valid_files", valid_files)):
-            if files == []:
-                raise UserError(f"data.{name} is an empty list: give at least one file, or leave --data.{name} out")
+        for name, values in {"train_files": train_files, "valid_files": valid_files, "prompts": prompts}.items():
+            if values == []:
+                one = "prompt" if name == "prompts" else "file"
+                raise UserError(f"data.{name} is an empty list: give at least one {one}, or leave --data.{name} out")
         self.corpus = corpus or ("files" if train_files or valid_files else "toy")
         if self.corpus != "files" and (train_files or valid_files):
-            raise UserError(
-                f"data.corpus is {self.corpus!r}, but files are named: leave --data.train_files and --data.valid_files "
-                "out, or give --data.corpus files"
-            )
+            raise UserError(f"data.corpus is {self.corpus!r}, but files are named: leave --data.train_files and "
+                            "--data.valid_files out, or give --data.corpus files")
         self.train_files, self.valid_files = train_files, valid_files
-        self.vocab_size, self.context_length = vocab_size, context_length
-        self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         if pattern is not None:
             compiled(pattern)  # checks it
-        self.seed, self.on_device, self.special_tokens, self.pattern = seed, on_device, list(special_tokens), pattern
-        self.align_documents = align_documents
+        self.vocab_size, self.special_tokens, self.pattern = vocab_size, list(special_tokens), pattern
         self.tokenizer = Tokenizer.from_dir(tokenizer) if tokenizer is not None else None
         self.cache = Cache(cache_dir)
         self.num_workers, self.toy_stories, self.toy_seed = num_workers, toy_stories, toy_seed
-        if prompts == []:
-            raise UserError("data.prompts is an empty list: give at least one prompt, or leave --data.prompts out")
         self._check_separator(special_tokens)
         self.prompts, self.prompts_file = prompts, prompts_file
         self.reading = Reading(text_field, errors, join_files, allow_special)
         self.allow_changed_text = allow_changed_text
-        self.train_tokens: TokenFile | None = None
-        self.windows: WindowStream | None = None
-        self.valid_tokens: TokenFile | None = None
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens of one optimizer step, over all processes."""
-        return self.batch_size * self.context_length
-
-    def split(self, world_size: int, device_type: str) -> tuple[int, int]:
-        """Return the windows that each process computes at a time, and how often it does so in an optimizer step.
-
-        Raises:
-            UserError: batch_size is not divisible by world_size · micro_batch_size.
-        """
-        return split_batch(self.batch_size, self.context_length, world_size=world_size, device_type=device_type,
-                           micro_batch_size=self.micro_batch_size)
 
     def use_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Encode with a checkpoint's tokenizer, which defines the ids of its model.
@@ -169,20 +137,14 @@ class TextDataModule(pl.LightningDataModule):
         """
         if self.tokenizer is not None and self.tokenizer.hash != tokenizer.hash:
             if not self.allow_changed_text:
-                raise UserError(
-                    f"data.tokenizer has the fingerprint {self.tokenizer.hash[:12]}, but the checkpoint was trained "
-                    f"with the tokenizer {tokenizer.hash[:12]}: leave --data.tokenizer out, or allow the change with "
-                    "--data.allow_changed_text true"
-                )
+                raise UserError(f"data.tokenizer has the fingerprint {self.tokenizer.hash[:12]}, but the checkpoint "
+                                f"was trained with the tokenizer {tokenizer.hash[:12]}: leave --data.tokenizer out, or "
+                                "allow the change with --data.allow_changed_text true")
             return
         self.tokenizer = tokenizer
 
     def _check_special_tokens(self) -> None:
-        """Check that the special tokens are those of an existing tokenizer, which encodes the text.
-
-        Raises:
-            UserError: the user names others, or the corpus has another separator.
-        """
+        """Check that the special tokens are those of an existing tokenizer, which encodes the text."""
         if self.tokenizer is None or self.tokenizer.special_tokens == self.special_tokens:
             return
         found = self.tokenizer.special_tokens
@@ -227,29 +189,9 @@ class TextDataModule(pl.LightningDataModule):
                   f"{self.context_length}, because the text is short: the validation loss is uncertain.", flush=True)
         if train is not None:
             self.train_tokens = TokenFile.open(train)
-            documents = self._documents(self.train_tokens)
+            documents = self.document_starts(self.train_tokens)
             given = self.train_tokens.ids, self.context_length, self.seed
             self.windows = WindowStream(*given) if documents is None else DocumentStream(*given, documents)
-
-    def _documents(self, tokens: TokenFile) -> Positions | None:
-        """Return where documents begin, for windows that start there; None for windows that start anywhere."""
-        separator = self.separator
-        return None if separator is None else document_starts(tokens.ids, separator)
-
-    @property
-    def separator(self) -> int | None:
-        """The token between documents, if windows are aligned with documents; else None.
-
-        Raises:
-            UserError: the tokenizer has no such token.
-        """
-        if not self.align_documents:
-            return None
-        assert self.tokenizer is not None
-        if self.tokenizer.separator is None:
-            raise UserError("data.align_documents is on, but the tokenizer has no special token to separate documents: "
-                            "give --data.align_documents false, or another --data.tokenizer")
-        return self.tokenizer.separator
 
     def find_texts(self, *, evaluating: bool) -> Texts:
         """Return the training and the validation text; make or download them if they are missing.
@@ -265,10 +207,8 @@ class TextDataModule(pl.LightningDataModule):
         if self.corpus == "tinystories":
             return tinystories_corpus(self.cache)
         if not self.train_files and not (evaluating and self.valid_files):
-            raise UserError(
-                "the corpus is 'files', but no file is named: give --data.train_files '[\"my.txt\"]', or another "
-                "--data.corpus (toy or tinystories)"
-            )
+            raise UserError("the corpus is 'files', but no file is named: give --data.train_files '[\"my.txt\"]', or "
+                            "another --data.corpus (toy or tinystories)")
         special_tokens = self.special_tokens if self.tokenizer is None else self.tokenizer.special_tokens
         separator = (special_tokens or [""])[0]
         return files_corpus(self.train_files or [], self.valid_files, separator, self.cache, self.reading,
@@ -299,14 +239,8 @@ class TextDataModule(pl.LightningDataModule):
             module.fingerprints, module.allow_changed_text = self.fingerprints, self.allow_changed_text
             if self.train_tokens is not None:
                 assert self.tokenizer is not None
-                module.document_prefix = document_prefix(
-                    self.train_tokens.ids, self.tokenizer.separator, self.tokenizer.vocab
-                )
-
-    @property
-    def allow_special(self) -> bool:
-        """Whether special tokens are recognized in records and prompts."""
-        return self.reading.allow_special
+                module.document_prefix = document_prefix(self.train_tokens.ids, self.tokenizer.separator,
+                                                         self.tokenizer.vocab)
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -340,73 +274,13 @@ class TextDataModule(pl.LightningDataModule):
         """Return the validation stories with their exact probabilities; None if the corpus has no known ones."""
         return sample_stories(TOY_VALID_STORIES, self.toy_seed + TOY_VALID_SEED) if self.corpus == "toy" else None
 
-    def train_dataloader(self) -> TrainBatches:
-        """Serve micro-batches of random windows, from the current optimizer step on.
-
-        They come without end, or for a stock Trainer in epochs of as many tokens as the text has.
-
-        Step s has the windows s · batch_size … (s + 1) · batch_size - 1, however they are split. A run that is
-        resumed with another batch size continues after the windows that it has seen.
-
-        Raises:
-            UserError: batch_size is not divisible by the number of processes and micro-batches.
-        """
-        trainer = self._attached()
-        assert self.windows is not None
-        rank, world_size, accumulate = trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches
-        micro_batch_size, rest = divmod(self.batch_size, world_size * accumulate)
-        if rest:  # with a stock Trainer; StepTrainer derives its accumulation from `split`
-            raise UserError(
-                f"data.batch_size is {self.batch_size}, but the trainer divides it among {world_size} processes and "
-                f"{accumulate} micro-batches: give --data.batch_size a multiple of {world_size * accumulate}"
-            )
-        seen = getattr(getattr(trainer, "lightning_module", None), "tokens_seen", None)  # of a resumed run
-        self.windows.offset = 0 if seen is None else seen // self.context_length - trainer.global_step * self.batch_size
-        device = trainer.strategy.root_device
-        on_device = device.type == "cuda" if self.on_device is None else self.on_device
-        windows = DeviceWindows(self.windows, device) if on_device else self.windows
-        counts_steps = hasattr(trainer, "step_loop")  # a StepTrainer; a stock one counts epochs
-        loader = (TrainBatches if counts_steps else OnePass)(
-            windows, micro_batch_size, lambda: trainer.global_step * accumulate, rank, world_size,
-            repeat=getattr(trainer, "overfit_steps", 0) * accumulate,
-        )
-        overfit = getattr(trainer, "overfit_batches", 0)  # of a stock Trainer: micro-batches, or a share of them
-        if isinstance(loader, OnePass) and overfit:
-            loader.repeat = overfit if isinstance(overfit, int) else max(1, int(overfit * len(loader)))
-        return loader
-
-    def _attached(self) -> pl.Trainer:
-        """Return the trainer.
-
-        Raises:
-            UserError: there is none.
-        """
-        if self.trainer is None:
-            raise UserError("TextDataModule serves batches to a trainer only: give it to one as datamodule=...")
-        return self.trainer
-
-    def windows_of(self, step: int) -> str:
-        """Name the windows of an optimizer step, counted from 1: of `self.windows.batch(step - 1, batch_size)`."""
-        assert self.windows is not None
-        first = (step - 1) * self.batch_size + self.windows.offset
-        return f"windows {first} to {first + self.batch_size - 1} of data.seed {self.seed}"
-
-    def val_dataloader(self) -> ValidBatches:
-        """Serve the validation text in order, each target exactly once, divided among the processes.
-
-        As in training, a batch has batch_size windows over all processes.
-        """
-        trainer = self._attached()
-        assert self.valid_tokens is not None
-        rank, world_size = trainer.global_rank, trainer.world_size
-        return valid_batches(self.valid_tokens.ids, self.context_length, max(1, self.batch_size // world_size), rank,
-                             world_size, self._documents(self.valid_tokens))
-
-    def test_dataloader(self) -> ValidBatches:
-        """Serve the validation text: TinyStories and the toy corpus have no third part."""
-        return self.val_dataloader()
-
     def predict_dataloader(self) -> Batches[list[str]]:
         """Serve the prompts in small batches."""
         prompts = self.prompts or (read_prompts(self.prompts_file) if self.prompts_file else OPENINGS)
         return Batches([prompts[i : i + PROMPTS_PER_BATCH] for i in range(0, len(prompts), PROMPTS_PER_BATCH)])
+
+
+def text_data(trainer: pl.Trainer) -> TextDataModule | None:
+    """Return the data of a trainer, if it is a TextDataModule."""
+    data = getattr(trainer, "datamodule", None)
+    return data if isinstance(data, TextDataModule) else None

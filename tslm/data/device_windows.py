@@ -21,10 +21,6 @@ class DeviceWindows:
     """Draws the batches of a `WindowStream` on a device that holds a copy of its token ids.
 
     The copy has the width of the stream's ids: two bytes for a vocabulary of up to 65,536.
-
-    Args:
-        stream: defines the windows.
-        device: holds the ids and makes the batches.
     """
 
     def __init__(self, stream: WindowStream, device: torch.device) -> None:
@@ -61,13 +57,7 @@ class DeviceWindows:
 
 
 def copy_ids(ids: TokenIds, device: torch.device, piece_size: int = 2**25) -> Tensor:
-    """Copy token ids to a device, bit for bit, as integers of the same width that torch can gather.
-
-    Args:
-        ids: one-dimensional; may be a memory map of a file that is larger than the memory.
-        device: holds the copy.
-        piece_size: ids copied at a time.
-    """
+    """Copy token ids to a device, bit for bit, as integers of the same width that torch can gather."""
     dtype = DTYPES[ids.dtype.itemsize]
     copy = torch.empty(len(ids), dtype=dtype, device=device)
     for start in range(0, len(ids), piece_size):

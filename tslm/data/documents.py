@@ -71,10 +71,7 @@ def document_starts(dataset: TokenIds, separator: int, *, chunk_size: int = 2**2
 
     Example: with the separator 0, the ids 5 6 0 7 0 8 have documents at 0, 2 and 4.
 
-    Args:
-        dataset: token ids, (n,).
-        separator: the id of the separator.
-        chunk_size: ids read at a time, because the data set may be a memory map larger than the memory.
+    The ids are read in chunks, because the data set may be a memory map larger than the memory.
 
     Returns:
         (number of documents,), int64, in ascending order.
@@ -84,9 +81,8 @@ def document_starts(dataset: TokenIds, separator: int, *, chunk_size: int = 2**2
     return np.unique(np.concatenate([np.zeros(1, dtype=np.int64), *found]))
 
 
-def document_prefix(
-    dataset: TokenIds, separator: int | None, vocab: Mapping[int, bytes], *, sample: int = 2**24, longest: int = 8
-) -> list[int]:
+def document_prefix(dataset: TokenIds, separator: int | None, vocab: Mapping[int, bytes], *, sample: int = 2**24,
+                    longest: int = 8) -> list[int]:
     r"""Return the ids that precede most documents: the separator, and white space that follows it.
 
     A model is asked to begin or continue a document as it was trained. The rule: after the separator, take the most
@@ -94,12 +90,7 @@ def document_prefix(
 
     Example: in `The end.\n<|endoftext|>\nOnce upon a time`, they are the ids of `<|endoftext|>` and `\n`.
 
-    Args:
-        dataset: token ids, (n,).
-        separator: the id of the separator.
-        vocab: the bytes of each id.
-        sample: how many ids at the start of the data set are looked at.
-        longest: the largest number of ids.
+    At most `longest` ids are returned, by a look at the first `sample` ids of the data set.
 
     Returns:
         The ids; none if there is no separator.
@@ -129,11 +120,6 @@ def document_windows(dataset: TokenIds, context_length: int, documents: Position
     context_length from its start, and its last part may share a window with the documents that follow it.
 
     Example: with documents at 0, 3 and 5 of nine tokens and a context length of 6, the windows are [[0, 5], [5, 3]].
-
-    Args:
-        dataset: token ids, (n,).
-        context_length: tokens in a window, at most.
-        documents: the positions at which documents start, from `document_starts`.
 
     Returns:
         (number of windows, 2), int64: start and length, as in `windows.sequential_windows`.

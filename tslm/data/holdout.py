@@ -17,9 +17,8 @@ from tslm.tokenizer.sources import Span, find_documents, is_jsonl
 _SHOWN = 1 << 28  # bytes from which a progress bar is shown; they take about a second
 
 
-def hold_out(
-    spans: Sequence[Span], separator: bytes, share: float, most: int, least: int
-) -> tuple[list[Span], list[Span], str]:
+def hold_out(spans: Sequence[Span], separator: bytes, share: float, most: int,
+             least: int) -> tuple[list[Span], list[Span], str]:
     """Divide texts into documents to train on and whole documents to hold out.
 
     The rule: documents are ordered by a hash of their bytes, and the first ones are held out until they have `share` of
@@ -48,7 +47,7 @@ def hold_out(
             for document in find_documents(span, separator):
                 owners.append(owner)
                 ends.append(document.end)
-                hashes.append(_hash(document.text))
+                hashes.append(int.from_bytes(hashlib.blake2b(document.text.strip(), digest_size=8).digest()))
                 if document.end - done >= _SHOWN >> 7 or document.end == span.stop:
                     bar.update(document.end - done)
                     done = document.end
@@ -77,17 +76,10 @@ def hold_out(
     return *sides, ""
 
 
-def _hash(document: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(document.strip(), digest_size=8).digest())
-
-
 def _split_end(span: Span, share: float, most: int, least: int, what: str) -> tuple[Span, Span]:
     """Divide a text into a first part and an end of about `share` of its bytes, at a line break if there is one.
 
     The other arguments are those of `hold_out`, and what is wrong with the text.
-
-    Raises:
-        UserError: one of the two parts would be empty.
     """
     size = span.stop - span.start
     wanted = min(max(min(int(size * share), most), least), size // 2)
@@ -99,8 +91,6 @@ def _split_end(span: Span, share: float, most: int, least: int, what: str) -> tu
             while cut < span.stop and text[cut] & 0xC0 == 0x80:
                 cut += 1
     if cut >= span.stop or is_jsonl(span.path):
-        raise UserError(
-            f"{span.label} {what}, and its {size:,} bytes leave nothing to hold out; give more text, or a file for "
-            "validation"
-        )
+        raise UserError(f"{span.label} {what}, and its {size:,} bytes leave nothing to hold out; give more text, or a "
+                        "file for validation")
     return span._replace(stop=cut), span._replace(start=cut)

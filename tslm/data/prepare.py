@@ -39,16 +39,8 @@ def prepare(
 ) -> Prepared:
     """Train the tokenizer and encode both texts; reuse what the cache holds.
 
-    Args:
-        texts: the training text and the validation text.
-        cache: the folder that keeps the results.
-        vocab_size: maximum size of the vocabulary, which includes the 256 bytes and the special tokens.
-        special_tokens: strings that are one token each, never split and never merged with text.
-        pattern: how text is split into pre-tokens (see `pretokenize.find_pretokens`); None for that of the tokenizer,
-            or for GPT-2's.
-        tokenizer: an existing tokenizer; None trains one on the training text.
-        num_workers: number of processes; None for one per core.
-        reading: how the user's files are read.
+    Without a tokenizer, one is trained on the training text. Without a pattern (see `pretokenize.find_pretokens`), it
+    is that of the tokenizer, or GPT-2's.
 
     Raises:
         UserError: the tokenizer is larger than vocab_size, there is neither a tokenizer nor a training text, or a file
@@ -57,7 +49,6 @@ def prepare(
     # Each corpus is made before its hash is computed and checked after it was read, so the cache never holds one text
     # under the hash of another.
     def corpus(spans: Sequence[Span]) -> Corpus:
-        """Read spans as the user wants."""
         return Corpus(spans, joined=reading.joined, allow_special=reading.allow_special)
 
     train, valid = corpus(texts.train) if texts.train else None, corpus(texts.valid)
@@ -66,32 +57,20 @@ def prepare(
             raise UserError("there is no training text to train a tokenizer on: give --data.tokenizer or a checkpoint")
         tokenizer = trained_tokenizer(train, cache, vocab_size, list(special_tokens), num_workers, pattern or GPT2)
     if pattern not in (None, tokenizer.pattern):
-        raise UserError(
-            f"data.pattern is {pattern!r}, but the tokenizer was trained with {tokenizer.pattern!r}: leave "
-            "--data.pattern out, or train another tokenizer"
-        )
+        raise UserError(f"data.pattern is {pattern!r}, but the tokenizer was trained with {tokenizer.pattern!r}: leave "
+                        "--data.pattern out, or train another tokenizer")
     if tokenizer.vocab_size > vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} entries, but data.vocab_size is {vocab_size}: give "
-            f"--data.vocab_size {tokenizer.vocab_size}"
-        )
+        raise UserError(f"the tokenizer has {tokenizer.vocab_size} entries, but data.vocab_size is {vocab_size}: give "
+                        f"--data.vocab_size {tokenizer.vocab_size}")
     train_path = token_file(train, cache, tokenizer, "training", num_workers) if train is not None else None
     return Prepared(tokenizer, train_path, token_file(valid, cache, tokenizer, "validation", num_workers))
 
 
-def trained_tokenizer(
-    corpus: Corpus,
-    cache: Cache,
-    vocab_size: int,
-    special_tokens: list[str],
-    num_workers: int | None,
-    pattern: str = GPT2,
-) -> Tokenizer:
+def trained_tokenizer(corpus: Corpus, cache: Cache, vocab_size: int, special_tokens: list[str], num_workers: int | None,
+                      pattern: str = GPT2) -> Tokenizer:
     """Return a tokenizer trained on a text; train it if the cache has none, or a damaged one."""
-    key = cache.key(
-        corpus.spans, vocab_size=vocab_size, special=special_tokens, allow_special=corpus.allow_special,
-        **({} if pattern == GPT2 else {"pattern": pattern}),
-    )
+    key = cache.key(corpus.spans, vocab_size=vocab_size, special=special_tokens, allow_special=corpus.allow_special,
+                    **({} if pattern == GPT2 else {"pattern": pattern}))
     folder = cache.folder / "tokenizers" / key
     try:
         tokenizer = Tokenizer.from_dir(folder)
@@ -104,26 +83,15 @@ def trained_tokenizer(
         problem = str(error)
     if problem:
         print(f"The tokenizer is trained again, because the cached one is unusable: {problem}", flush=True)
-    vocab, merges = train_bpe(
-        corpus, vocab_size, special_tokens, num_workers=num_workers, progress=True, pattern=pattern
-    )
+    vocab, merges = train_bpe(corpus, vocab_size, special_tokens, num_workers=num_workers, progress=True,
+                              pattern=pattern)
     tokenizer = Tokenizer(vocab, merges, special_tokens, pattern=pattern)
     tokenizer.save(folder)
     return tokenizer
 
 
-def token_file(
-    corpus: Corpus, cache: Cache, tokenizer: Tokenizer, role: str, num_workers: int | None
-) -> Path:
-    """Return the path of a text's token file; encode the text if the cache has none, or a damaged one.
-
-    Args:
-        corpus: the text.
-        cache: the folder that keeps the token file.
-        tokenizer: the tokenizer that encodes the text.
-        role: "training" or "validation", for the notice about a damaged file.
-        num_workers: number of processes; None for one per core.
-    """
+def token_file(corpus: Corpus, cache: Cache, tokenizer: Tokenizer, role: str, num_workers: int | None) -> Path:
+    """Return the path of a text's token file; encode the text if the cache has none, or a damaged one."""
     key = cache.key(corpus.spans, tokenizer=tokenizer.hash, allow_special=corpus.allow_special)
     path = cache.folder / "tokens" / f"{key}.bin"
     try:

@@ -42,10 +42,7 @@ class Texts(NamedTuple):
 def toy_corpus(cache: Cache, num_stories: int, seed: int) -> Texts:
     """Return the embedded corpus; write it first if the cache lacks it.
 
-    Args:
-        cache: the folder that keeps the texts.
-        num_stories: stories of the training text; the validation text has `TOY_VALID_STORIES`.
-        seed: decides the stories.
+    The seed decides the stories; those to validate on are `TOY_VALID_STORIES`.
 
     Raises:
         UserError: the number of stories is below 1.
@@ -94,24 +91,16 @@ def files_corpus(
 ) -> Texts:
     """Return the user's texts; without validation files, some documents of the training text are held out.
 
-    Args:
-        train_files: files, folders and glob patterns to train on.
-        valid_files: files, folders and glob patterns to validate on.
-        separator: the string between two documents of a text file.
-        cache: the folder that keeps plain copies of compressed files.
-        reading: how the files are read.
-        evaluating: ignore the training files if there are validation files; they may be on another machine.
-        window: the tokens of a window; the held-out text should have as many at least.
+    With `evaluating`, the training files are ignored if there are validation files; they may be on another machine. The
+    held-out text should have the tokens of a window at least.
 
     Raises:
         MissingFileError: a file does not exist.
         UserError: a file is empty, is not text, or is too short to hold anything out.
     """
     def spans(files: Sequence[str]) -> list[Span]:
-        """Find the text of files, and print notices about them."""
-        found, notices = find_spans(
-            files, lambda path: cache.plain(path, reading.text_field, reading.errors), reading.text_field
-        )
+        found, notices = find_spans(files, lambda path: cache.plain(path, reading.text_field, reading.errors),
+                                    reading.text_field)
         for notice in notices:
             print(notice, flush=True)
         return found

@@ -27,9 +27,7 @@ def fetch_tinystories(folder: str | Path, *, timeout: float = 5.0) -> tuple[Path
     transfer is resumed. A file gets its name only after its checksum was verified. If both files exist, no network is
     used.
 
-    Args:
-        folder: the folder that holds the two files.
-        timeout: seconds to wait for the server's first answer.
+    `timeout` is how many seconds to wait for the server's first answer.
 
     Raises:
         DownloadError: the download failed.
@@ -58,28 +56,22 @@ def _fetch(name: str, folder: Path, timeout: float) -> None:
             if etag is None or not re.fullmatch("[0-9a-f]{64}", etag):
                 raise ConnectionError(f"the server gives no SHA-256 of {name}, so it could not be verified")
             hf_hub_download(REPOSITORY, name, repo_type="dataset", endpoint=endpoint, token=False, local_dir=incoming)
-        _verify(incoming / name, etag)
+        with open(incoming / name, "rb") as file:  # the library compares only sizes
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != etag:
+            raise ConnectionError(f"{name} arrived with the SHA-256 {found[:8]}… instead of {etag[:8]}…")
         os.replace(incoming / name, folder / name)
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
             raise OSError(error.errno, os.strerror(error.errno), str(error.filename or folder)) from error
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DownloadError(
-            f"TinyStories could not be fetched from {endpoint} ({reason[:160]}): download {TRAIN} and {VALID} by hand "
-            f"from https://huggingface.co/datasets/{REPOSITORY} and give them with `--config configs/text.yaml "
-            "--data.train_files '[…]' --data.valid_files '[…]'`, or set HF_ENDPOINT to a mirror, or use the quick "
-            "start `python -m tslm fit`, which needs no network"
-        ) from error
+        raise DownloadError(f"TinyStories could not be fetched from {endpoint} ({reason[:160]}): download {TRAIN} and "
+                            f"{VALID} by hand from https://huggingface.co/datasets/{REPOSITORY} and give them with "
+                            "`--config configs/text.yaml --data.train_files '[…]' --data.valid_files '[…]'`, or set "
+                            "HF_ENDPOINT to a mirror, or use the quick start `python -m tslm fit`, which needs no "
+                            "network") from error
     finally:
         shutil.rmtree(incoming, ignore_errors=True)
-
-
-def _verify(path: Path, etag: str) -> None:
-    """Compare a file with its ETag, which is the SHA-256 of a large file; the library compares only sizes."""
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != etag:
-        raise ConnectionError(f"{path.name} arrived with the SHA-256 {found[:8]}… instead of {etag[:8]}…")
 
 
 @contextlib.contextmanager

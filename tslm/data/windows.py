@@ -18,13 +18,8 @@ from tslm.errors import UserError
 TokenIds = npt.NDArray[np.integer[Any]]
 
 
-def get_batch(
-    dataset: TokenIds,
-    batch_size: int,
-    context_length: int,
-    device: str | torch.device,
-    generator: torch.Generator | None = None,
-) -> tuple[Tensor, Tensor]:
+def get_batch(dataset: TokenIds, batch_size: int, context_length: int, device: str | torch.device,
+              generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """Draw random windows of a data set.
 
     With n token ids and T = `context_length`, each of the starts 0 … n - T - 1 is equally likely.
@@ -145,10 +140,8 @@ def _check(dataset: TokenIds, context_length: int) -> None:
 def _number_of_starts(dataset: TokenIds, context_length: int) -> int:
     _check(dataset, context_length)
     if len(dataset) <= context_length:
-        raise UserError(
-            f"the data set has {len(dataset)} tokens, but a context_length of {context_length} needs at least "
-            f"{context_length + 1}: use a longer text or a shorter context"
-        )
+        raise UserError(f"the data set has {len(dataset)} tokens, but a context_length of {context_length} needs at "
+                        f"least {context_length + 1}: use a longer text or a shorter context")
     return len(dataset) - context_length
 
 

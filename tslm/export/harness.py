@@ -93,10 +93,8 @@ class HarnessModel(_Base):
             ends = [until] if isinstance(until, str) else until
             length = settings.get("max_gen_toks", self._max_new_tokens)
             sample = settings.get("do_sample", settings.get("temperature", 0.0) > 0)
-            (completion,) = complete(
-                self._model, self._tokenizer, [context], length, prefix=self._prefix,
-                temperature=float(settings.get("temperature", 1.0)) if sample else 0.0,
-                top_p=float(settings.get("top_p", 1.0)), stop=[end for end in ends if end],
-            )
+            (completion,) = complete(self._model, self._tokenizer, [context], length, prefix=self._prefix,
+                                     temperature=float(settings.get("temperature", 1.0)) if sample else 0.0,
+                                     top_p=float(settings.get("top_p", 1.0)), stop=[end for end in ends if end])
             texts.append(completion.text)
         return texts

@@ -124,7 +124,6 @@ def account(config: TransformerConfig, form: Form | None = None) -> Account:
     is_gated, has_norms = config.ffn == "swiglu", config.norm != "none"
 
     def parts(rows: list[tuple[str, str, bool]]) -> list[Part]:
-        """Evaluate the rows of what the model has."""
         return [Part(name, formula, evaluate(formula, sizes)) for name, formula, is_there in rows if is_there]
 
     parameters = parts([

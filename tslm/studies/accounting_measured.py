@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -13,6 +12,7 @@ from tslm.model import TransformerLM
 from tslm.objective import cross_entropy
 from tslm.optim import AdamW
 from tslm.studies.accounting import GIGA, Account, Form
+from tslm.training.forecast import free_bytes
 
 MOST_FLOPS = 2e12  # of the forward pass of a step that is taken for real; a minute on two cores
 
@@ -46,7 +46,7 @@ def measure(account: Account) -> Measured:
     with shut():
         form = cast(Form, account.config.ffn)
         forward, backward = _flops(account)
-        needed, free = 3 * account.memory_bytes(1), available_memory()  # autograd keeps about three times the list
+        needed, free = 3 * account.memory_bytes(1), free_bytes(torch.device("cpu"))  # autograd keeps thrice the list
         if free is not None and needed > free:
             return Measured(form, forward, backward, reason=f"a step takes about {needed / GIGA:.1f} GB, and "
                             f"{free / GIGA:.1f} GB are free here")
@@ -54,15 +54,6 @@ def measure(account: Account) -> Measured:
             return Measured(form, forward, backward, reason=f"a step of {3 * account.forward_flops:.1e} operations "
                             "takes minutes on this processor")
         return Measured(form, forward, backward, *_bytes(account))
-
-
-def available_memory() -> int | None:
-    """Return the bytes of memory that a new process could use; None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def _flops(account: Account) -> tuple[int, int]:

@@ -39,11 +39,7 @@ GROUPS = {  # of the matmuls, for the table of shares
 class Training:
     """The training whose duration is asked for.
 
-    Attributes:
-        steps: optimizer steps.
-        batch_size: sequences per step.
-        tflops: 10¹² operations per second that a device can do; one duration for each.
-        utilisation: the share of them that is reached.
+    `print_study` explains its figures.
     """
 
     steps: int
@@ -119,22 +115,18 @@ def _checked_size(size: str) -> str:
 
 def _of_config(path: str) -> tuple[TransformerConfig, int, int]:
     """Return the model, the batch size and the steps of a configuration of `fit`."""
-    from tslm.studies.fit_runs import parse_fit  # imports lightning
+    from tslm.studies.fit_runs import model_of, parse_fit  # imports lightning
 
     options = parse_fit(["--config", path])
     data, trainer = options.data, options.trainer
-    names = set(TransformerConfig.__dataclass_fields__) - {"vocab_size", "context_length"}
-    model = TransformerConfig(data.vocab_size, data.context_length, **{name: options.model[name] for name in names})
     steps = trainer.max_steps or -(-(trainer.max_tokens or 0) // (data.batch_size * data.context_length))
-    return model, data.batch_size, steps or PROVISIONAL_STEPS  # of a budget in minutes
+    return model_of(options), data.batch_size, steps or PROVISIONAL_STEPS  # of a budget in minutes
 
 
-def as_json(
-    accounts: Sequence[Account], training: Training, memory_gb: float, long_context: int, measured: Measured | None
-) -> str:
+def as_json(accounts: Sequence[Account], training: Training, memory_gb: float, long_context: int,
+            measured: Measured | None) -> str:
     """Return everything that the page shows as one JSON object; memory is in bytes, durations are in seconds."""
     def counts(each: Account) -> dict[str, Any]:
-        """Return the figures of one account by name."""
         long = account(replace(each.config, context_length=long_context))
         return {
             "parameters": _named(each.parameters), "num_parameters": each.num_parameters,
@@ -163,9 +155,8 @@ def _named(parts: Sequence[Part], factor: int = 1) -> dict[str, int]:
     return {part.name: factor * part.number for part in parts}
 
 
-def print_page(
-    accounts: Sequence[Account], training: Training, memory_gb: float, long_context: int, measured: Measured | None
-) -> None:
+def print_page(accounts: Sequence[Account], training: Training, memory_gb: float, long_context: int,
+               measured: Measured | None) -> None:
     """Print all answers for the two forms of the feed-forward layer, the three-matrix form first."""
     model = accounts[0].config
     print(f"V {model.vocab_size:,} tokens in the vocabulary, T {model.context_length:,} tokens in a sequence, "

@@ -21,19 +21,11 @@ from tslm.studies.layout import check_plot
 from tslm.tokenizer.corpus import Corpus
 
 
-def print_comparison(
-    runs: Sequence[str], to: Sequence[str], corpus: Corpus | None, plot: str | None, max_documents: int,
-    ffns: Sequence[str] = (),
-) -> None:
+def print_comparison(runs: Sequence[str], to: Sequence[str], corpus: Corpus | None, plot: str | None,
+                     max_documents: int, ffns: Sequence[str] = ()) -> None:
     """Print settings, curves, losses and a verdict.
 
-    Args:
-        runs: the runs; with `to`, the first group.
-        to: the second group, or nothing.
-        corpus: the text for the losses; None for the first run's validation text.
-        plot: a PNG file for the curves, or None.
-        max_documents: the largest number of documents.
-        ffns: the classes of the models' own feed-forward layers.
+    The arguments are the options of `compare`; without a corpus, the text is the first run's for validation.
 
     Raises:
         UserError: there is nothing to compare, a run is damaged, or the plot cannot be drawn.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate, combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from tslm.commands.options import leaves
 from tslm.data.datamodule import TextDataModule
 from tslm.data.prepare import prepare
 from tslm.data.texts import Texts
@@ -96,17 +97,9 @@ def open_side(path: str, ffns: Sequence[str] = ()) -> Side:
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"{run} has a damaged file ({' '.join(str(error).split())}): see `runs --verify`") from error
     own = fit_part(read_checkpoint(checkpoint, mmap=True), checkpoint)
-    settings = dict(_leaves(config)) if isinstance(config, dict) else read_settings(own).allowed
+    settings = dict(leaves(config)) if isinstance(config, dict) else read_settings(own).allowed
     ffn = next((name for name in ffns if name == own["architecture"].get("ffn")), None)
     return Side(run, settings, metrics, load_model(checkpoint, ffn=ffn))
-
-
-def _leaves(config: object, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(config, dict) and config:
-        for name, value in config.items():
-            yield from _leaves(value, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, config
 
 
 def differing_settings(sides: Sequence[Side]) -> list[tuple[str, list[Any]]]:
@@ -192,10 +185,8 @@ def measure(sides: Sequence[Side], corpus: Corpus | None, most: int) -> Losses:
     Each document is scored from its beginning to the separator after it, as the runs were trained. The units are the
     documents, of which long ones are divided into windows of the first run's context.
 
-    Args:
-        sides: the runs.
-        corpus: the text; None for the validation text of the first run.
-        most: the largest number of documents; of more, so many are taken, evenly spaced.
+    Without a corpus, the text is the first run's for validation. Of more than `most` documents so many are taken,
+    evenly spaced.
 
     Raises:
         UserError: the text of the first run is not here, or is empty.
@@ -209,7 +200,8 @@ def measure(sides: Sequence[Side], corpus: Corpus | None, most: int) -> Losses:
     corpus.check_unchanged()
     if not documents:
         raise UserError(f"{text} holds no document: give another text with --input")
-    documents = [documents[n] for n in _spread(len(documents), most)]
+    places = np.linspace(0, len(documents) - 1, min(len(documents), most)).round()
+    documents = [documents[int(place)] for place in np.unique(places)]
     losses = [_document_losses(side.loaded, documents) for side in sides]
     if len({side.loaded.tokenizer.hash for side in sides}) == 1:
         window = sides[0].loaded.model.config.context_length
@@ -225,24 +217,16 @@ def measure(sides: Sequence[Side], corpus: Corpus | None, most: int) -> Losses:
     return Losses(np.array(nats), sizes, unit, f"{text}: {len(documents):,} documents, {size}")
 
 
-def _document_losses(
-    loaded: LoadedModel, documents: Sequence[tuple[str, bool]]
-) -> list[npt.NDArray[np.float32]]:
+def _document_losses(loaded: LoadedModel, documents: Sequence[tuple[str, bool]]) -> list[npt.NDArray[np.float32]]:
     """Return -log p of each token of each document, and of the separator after it.
 
-    Args:
-        loaded: the model and its tokenizer.
-        documents: each document, and whether special tokens are recognized in it.
+    Each document comes with whether special tokens are recognized in it.
     """
     front = default_prefix(loaded.tokenizer) if loaded.prefix is None else loaded.prefix
     end = [] if loaded.tokenizer.separator is None or not front else [loaded.tokenizer.separator]
     sequences = [np.array([*front, *loaded.tokenizer.encode(document, allow_special=allow_special), *end], np.int64)
                  for document, allow_special in documents]
     return [-values[max(len(front) - 1, 0) :] for values in token_log_probs(loaded.model, sequences, progress=True)]
-
-
-def _spread(number: int, most: int) -> list[int]:
-    return [int(place) for place in np.unique(np.linspace(0, number - 1, min(number, most)).round())]
 
 
 def _validation_text(side: Side) -> tuple[Corpus, str]:
@@ -264,7 +248,7 @@ def _validation_text(side: Side) -> tuple[Corpus, str]:
     now = TokenFile.open(prepared.valid).sha256
     is_changed = own.get("fingerprints", {}).get("validation text", now) != now
     change = " (it has changed since the training, which may have seen a part of it)" if is_changed else ""
-    return Corpus(spans, allow_special=data.allow_special), data.valid_name + change
+    return Corpus(spans, allow_special=data.reading.allow_special), data.valid_name + change
 
 
 def trained_alike(sides: Sequence[Side]) -> bool:

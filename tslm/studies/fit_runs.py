@@ -15,6 +15,7 @@ from tslm.cli import HARMLESS, CommandLine
 from tslm.cli import main as cli
 from tslm.commands.options import flag_keys
 from tslm.errors import DivergedError, UserError
+from tslm.model import TransformerConfig
 from tslm.studies.layout import new_figure, save_plot
 from tslm.training.lightning_features import quieten_lightning
 from tslm.training.run_table import read_metrics, read_summary
@@ -56,7 +57,6 @@ def parse_fit(words: Sequence[str]) -> Any:  # noqa: ANN401 - jsonargparse's Nam
         """A command line that keeps its options, and ends before anything is made of them."""
 
         def before_instantiate_classes(self) -> NoReturn:
-            """Keep the options and end."""
             parsed.append(self.config["fit"])
             raise _ParsedError
 
@@ -65,6 +65,13 @@ def parse_fit(words: Sequence[str]) -> Any:  # noqa: ANN401 - jsonargparse's Nam
             warnings.filterwarnings("ignore", message=message)
         OnlyParse(["fit", *words])
     return parsed[0]
+
+
+def model_of(options: Any) -> TransformerConfig:  # noqa: ANN401 - jsonargparse's Namespace
+    """Return the sizes and parts of the model that options of `fit` describe."""
+    names = set(TransformerConfig.__dataclass_fields__) - {"vocab_size", "context_length"}
+    return TransformerConfig(options.data.vocab_size, options.data.context_length,
+                             **{name: options.model[name] for name in names})
 
 
 class _ParsedError(Exception):
@@ -84,12 +91,6 @@ def run_fit(name: str, words: Sequence[str], root: str, title: str) -> FitRun:
     """Train once with `fit`, under a name, and return the figures of the run.
 
     The progress bars of the run are shown on stderr, and its own summary is not printed.
-
-    Args:
-        name: the name of the run.
-        words: the options of `fit`.
-        root: the folder that holds lightning_logs.
-        title: what is announced before the run.
 
     Raises:
         UserError: `fit` refuses an option, or has no validation loss. A training that diverges is no error here.
@@ -128,9 +129,8 @@ def check_counts(fit: Sequence[str], decided: Sequence[str], **counts: int) -> N
             raise UserError(f"{name} is {value}, but it must be 1 or more: change --{name}")
 
 
-def plot_losses(
-    path: Path, unit: str, values: Sequence[float], losses: Sequence[float], runs: Sequence[FitRun]
-) -> None:
+def plot_losses(path: Path, unit: str, values: Sequence[float], losses: Sequence[float],
+                runs: Sequence[FitRun]) -> None:
     """Draw losses over the values of a sweep, and the training curves, into a PNG; what diverged is a cross.
 
     Raises:

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 
 from tslm.errors import UserError
-from tslm.model import TransformerConfig
 from tslm.studies.accounting import GIGA, Form, account
-from tslm.studies.accounting_measured import available_memory
 from tslm.studies.comparison import verdict
-from tslm.studies.fit_runs import FitRun, check_counts, free_prefix, parse_fit, plot_losses, run_fit
+from tslm.studies.fit_runs import FitRun, check_counts, free_prefix, model_of, parse_fit, plot_losses, run_fit
 from tslm.studies.layout import check_plot, print_note, print_table, print_title
 from tslm.studies.statistics import ratio_interval
+from tslm.training.forecast import free_bytes
 from tslm.training.settings import OptimizerSettings
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0, 10.0)
@@ -30,23 +29,17 @@ VARIANTS = {
 }
 
 
-def print_lr_range(
-    fit: Sequence[str], lr: Sequence[float], steps: int, seeds: int, plot: str | None
-) -> None:
+def print_lr_range(fit: Sequence[str], lr: Sequence[float] | None, steps: int, seeds: int, plot: str | None) -> None:
     """Train once for each learning rate and seed; print a table and draw a plot.
 
-    Args:
-        fit: the options of `fit` that all runs share.
-        lr: the learning rates.
-        steps: optimizer steps of each run.
-        seeds: runs for each learning rate.
-        plot: the PNG file; None for none.
+    The arguments are the options of `study lr-range`, after those of `fit` that all runs share.
 
     Raises:
         UserError: an option is wrong, or matplotlib is not installed.
         SystemExit: Ctrl-C ended a training.
     """
     check_counts(fit, ["optimizer.lr"], steps=steps, seeds=seeds)
+    lr = RATES if lr is None else lr
     if not lr or min(lr) <= 0 or len({f"{rate:g}" for rate in lr}) < len(lr):  # the names of runs have six digits
         raise UserError(f"lr is {list(lr)}, but a sweep needs different learning rates above 0: give --lr "
                         "'[0.001, 0.01]'")
@@ -64,7 +57,7 @@ def print_lr_range(
             words = [*fit, f"--trainer.max_steps={steps}", f"--optimizer.lr={rate!r}", f"--seed_everything={seed}"]
             groups[-1].append(run_fit(f"{prefix}-{rate:g}-seed{seed}", words, root,
                                       f"run {number} of {len(lr) * seeds}: lr {rate:g}, seed {seed}"))
-    losses = [_mean_loss(group) for group in groups]
+    losses = [sum(run.loss for run in group) / seeds for group in groups]
     # A loss above that of guessing all tokens alike has diverged, too, even if it is a number.
     losses = [math.inf if loss > start else loss for loss in losses]
     print_title(f"Which learning rate trains best in {steps:,} steps?")
@@ -80,28 +73,26 @@ def print_lr_range(
         print(f"The plot is in {plot}.")
 
 
-def print_batch_size(fit: Sequence[str], steps: int, largest: int | None, plot: str | None) -> None:
+def print_batch_size(fit: Sequence[str], steps: int, max_batch_size: int | None, plot: str | None) -> None:
     """Train with batches of 1, 2, 4 … windows on the same number of tokens; print a table.
 
     Every batch is computed at once. The learning rate grows with the root of the batch size (Malladi et al. 2022, "On
     the SDEs and Scaling Rules for Adaptive Gradient Algorithms").
 
-    Args:
-        fit: the options of `fit` that all runs share.
-        steps: optimizer steps at the batch size of the configuration; they decide the tokens of all runs.
-        largest: the largest batch; None for what memory allows.
-        plot: a PNG file; None for none.
+    The arguments are the options of `study batch-size`, after those of `fit` that all runs share. The steps are
+    those at the batch size of the configuration; they decide the tokens of all runs.
 
     Raises:
         UserError: an option is wrong.
         SystemExit: Ctrl-C ended a training.
     """
-    check_counts(fit, ["data.micro_batch_size"], steps=steps, max_batch_size=1 if largest is None else largest)
+    limits = {} if max_batch_size is None else {"max_batch_size": max_batch_size}
+    check_counts(fit, ["data.micro_batch_size"], steps=steps, **limits)
     check_plot(plot)
     options = parse_fit(fit)
     root, data = str(options.trainer.default_root_dir), options.data
     windows = steps * data.batch_size
-    most = min(windows, _largest_batch(options) if largest is None else largest)
+    most = min(windows, _largest_batch(options) if max_batch_size is None else max_batch_size)
     sizes = [1 << power for power in range(most.bit_length())]
     prefix = free_prefix("batch-size", root)
     runs: list[FitRun] = []
@@ -134,11 +125,7 @@ def print_ablation(fit: Sequence[str], steps: int, seeds: int, only: Sequence[st
     Runs of one seed see the same windows, so the difference of two losses is taken seed by seed. Its interval is
     Student's, over the seeds.
 
-    Args:
-        fit: the options of `fit` that all runs share.
-        steps: optimizer steps of each run.
-        seeds: runs of each variant.
-        only: the variants to train; None for all.
+    The arguments are the options of `study ablation`, after those of `fit` that all runs share.
 
     Raises:
         UserError: an option is wrong.
@@ -187,17 +174,11 @@ def print_ablation(fit: Sequence[str], steps: int, seeds: int, only: Sequence[st
     print_note("95% intervals of the paired differences; runs of one seed see the same windows in the same order.")
 
 
-def _mean_loss(runs: Sequence[FitRun]) -> float:
-    return sum(run.loss for run in runs) / len(runs)
-
-
 def _largest_batch(options: Any) -> int:  # noqa: ANN401 - jsonargparse's Namespace
     """Return the largest batch that the account of the model allows in the memory that is free here."""
-    model, data = options.model, options.data
-    names = set(TransformerConfig.__dataclass_fields__) - {"vocab_size", "context_length"}
-    config = TransformerConfig(data.vocab_size, data.context_length, **{name: model[name] for name in names})
+    config = model_of(options)
     form: Form = "silu" if config.ffn == "silu" else "swiglu"
-    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else available_memory()
+    free = free_bytes(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     free = 4 * GIGA if free is None else free
     largest = account(config, form).largest_batch(free)
     if largest < 1:

@@ -93,29 +93,12 @@ class TokenizerStudy:
     steps: list[MergeStep]
 
 
-def study_tokenizer(
-    input: Sequence[str] | None = None,
-    *,
-    num_stories: int = 20_000,
-    tokenizer: str | None = None,
-    vocab_size: int | None = None,
-    special_tokens: Sequence[str] | None = None,
-    num_workers: int | None = None,
-    word: str | None = None,
-    seed: int = 0,
-) -> TokenizerStudy:
+def study_tokenizer(input: Sequence[str] | None = None, *, num_stories: int = 20_000, tokenizer: str | None = None,
+                    vocab_size: int | None = None, special_tokens: Sequence[str] | None = None,
+                    num_workers: int | None = None, word: str | None = None, seed: int = 0) -> TokenizerStudy:
     """Measure a tokenizer and its training on a text.
 
-    Args:
-        input: text files; None for stories of the embedded corpus.
-        num_stories: number of those stories.
-        tokenizer: the folder of a tokenizer, whose size and special tokens the training takes; None studies the
-            tokenizer that is trained here.
-        vocab_size: vocabulary size of the training; None for 10,000.
-        special_tokens: special tokens of the training; None for `<|endoftext|>`.
-        num_workers: number of processes; None for one per core.
-        word: the pre-token to encode merge by merge; None for `pick_word`.
-        seed: seed of the stories and of the sample of documents.
+    The arguments are the options of `study tokenizer`; None stands for their defaults.
 
     Raises:
         OSError: a file or the tokenizer's folder cannot be read.
@@ -123,10 +106,8 @@ def study_tokenizer(
         ValueError: the vocabulary lacks a byte of the text or of `word`.
     """
     if tokenizer and (vocab_size is not None or special_tokens is not None):
-        raise UserError(
-            "--vocab_size and --special_tokens describe a tokenizer to train, but --tokenizer names an existing one: "
-            "leave out one or the other"
-        )
+        raise UserError("--vocab_size and --special_tokens describe a tokenizer to train, but --tokenizer names an "
+                        "existing one: leave out one or the other")
     if num_stories < 1:
         raise UserError(f"num_stories is {num_stories}: give 1 or more")
     given = Tokenizer.from_dir(tokenizer) if tokenizer else None
@@ -144,9 +125,7 @@ def study_tokenizer(
             write_corpus(stories, num_stories, seed)
         source = Corpus(input or stories)
         documents = list(iter_documents(source, specials[0].encode() if specials else b""))
-        training = train_with_report(
-            source, size, specials, num_workers=num_workers, progress=True, pattern=pattern
-        )
+        training = train_with_report(source, size, specials, num_workers=num_workers, progress=True, pattern=pattern)
         profile = profile_training(source, size, specials, pattern)
         sample = sample_documents(documents, 10, seed)
         texts = list(filter(None, map(read_document, sample)))  # JSONL can have empty ones
@@ -223,9 +202,8 @@ def check_word(word: str, special_tokens: Sequence[str], pattern: str = GPT2) ->
         raise UserError(f"word {word!r} is a special token, which is never merged: give an ordinary word")
     pretokens = find_pretokens(word, pattern)
     if len(pretokens) != 1:
-        raise UserError(
-            f"word {word!r} is {len(pretokens)} pre-tokens {pretokens}, and merges never cross pre-tokens: give one"
-        )
+        raise UserError(f"word {word!r} is {len(pretokens)} pre-tokens {pretokens}, and merges never cross pre-tokens: "
+                        "give one")
 
 
 def pick_word(counts: Mapping[bytes, int]) -> str:
@@ -247,9 +225,7 @@ def count_common_merges(one: Tokenizer, other: Tokenizer) -> int:
     return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
-def measure_files(
-    tokenizer: Tokenizer, source: Corpus, output: Path, num_workers: int | None
-) -> tuple[Speed, int]:
+def measure_files(tokenizer: Tokenizer, source: Corpus, output: Path, num_workers: int | None) -> tuple[Speed, int]:
     """Encode whole files with `encode_files`; return the speed and the number of tokens.
 
     The start of the workers and the words that are new to them take the same time for a megabyte as for a terabyte. A

@@ -57,10 +57,9 @@ def encode(text: str, encoding: str) -> bytes:
     try:
         return text.encode(encoding)
     except UnicodeEncodeError as error:
-        raise UserError(
-            f"the text contains the lone surrogate U+{ord(text[error.start]):04X} at position {error.start}, which is "
-            "half a character: give whole characters, in the encoding of the terminal"
-        ) from None
+        raise UserError(f"the text contains the lone surrogate U+{ord(text[error.start]):04X} at position "
+                        f"{error.start}, which is half a character: give whole characters, in the encoding of the "
+                        "terminal") from None
 
 
 def decode_bytewise(text: str) -> str:

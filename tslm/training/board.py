@@ -8,13 +8,13 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from tslm.data.datamodule import TextDataModule
+from tslm.data.datamodule import text_data
 from tslm.loops.lightning import StepCallback
 from tslm.tokenizer import END_OF_TEXT
 from tslm.training.checkpoint import replace_atomically
-from tslm.training.checkpoint_callback import run_dir
 from tslm.training.metrics import flat, metrics_of
 from tslm.training.module import LanguageModule
+from tslm.training.run_dirs import run_dir
 
 CURVES = "curves.png"
 FLOOR = "valid/floor"
@@ -101,8 +101,8 @@ def floor_per_token(trainer: pl.Trainer, module: LanguageModule) -> float | None
 
     The loss on windows is another number: with aligned windows it comes near, since most of them hold whole stories.
     """
-    data = getattr(trainer, "datamodule", None)
-    stories = data.held_out_stories() if isinstance(data, TextDataModule) and trainer.is_global_zero else None
+    data = text_data(trainer)
+    stories = data.held_out_stories() if data is not None and trainer.is_global_zero else None
     if not stories or module.tokenizer is None:
         return None
     tokens = sum(len(module.tokenizer.encode(f"{story.text}\n{END_OF_TEXT}\n")) for story in stories)

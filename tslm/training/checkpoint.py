@@ -93,10 +93,8 @@ def check_shapes(saved: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.T
     for key in sorted(set(saved) | set(wanted)):
         have, want = (tuple(side[key].shape) if key in side else "absent" for side in (saved, wanted))
         if have != want:
-            raise UserError(
-                f"{name} does not fit this model: {key} is {have} in the checkpoint and {want} in the model; build the "
-                "model with the sizes that it was trained with"
-            )
+            raise UserError(f"{name} does not fit this model: {key} is {have} in the checkpoint and {want} in the "
+                            "model; build the model with the sizes that it was trained with")
 
 
 def read_checkpoint(src: PathOrFile, *, mmap: bool = False) -> dict[str, Any]:
@@ -117,9 +115,8 @@ def read_checkpoint(src: PathOrFile, *, mmap: bool = False) -> dict[str, Any]:
         if is_llama_folder(path):
             return read_llama(path)
         if not path.is_file():
-            raise MissingFileError(
-                f"there is no checkpoint at {name}; the checkpoints of runs are in lightning_logs/*/checkpoints/"
-            )
+            raise MissingFileError(f"there is no checkpoint at {name}; the checkpoints of runs are in "
+                                   "lightning_logs/*/checkpoints/")
         try:
             path.open("rb").close()
         except OSError as error:
@@ -130,9 +127,8 @@ def read_checkpoint(src: PathOrFile, *, mmap: bool = False) -> dict[str, Any]:
     try:
         state = torch.load(src, map_location="cpu", weights_only=True, mmap=mmap or None)
     except Exception as error:  # torch raises RuntimeError, EOFError, OSError, UnpicklingError, … for a damaged file
-        raise UserError(
-            f"{name} is damaged or no checkpoint ({_first_line(error)}): take an earlier one from its folder"
-        ) from error
+        raise UserError(f"{name} is damaged or no checkpoint ({_first_line(error)}): take an earlier one from its "
+                        "folder") from error
     if not isinstance(state, dict):
         raise UserError(f"{name} is no checkpoint: it holds a {type(state).__name__}, not a dictionary")
     return state
@@ -141,10 +137,7 @@ def read_checkpoint(src: PathOrFile, *, mmap: bool = False) -> dict[str, Any]:
 def fit_part(state: Mapping[str, Any], path: object, *, resume: bool = False) -> dict[str, Any]:
     """Return what `fit` adds to a checkpoint: architecture, tokenizer, configuration, random number generators.
 
-    Args:
-        state: what the file holds.
-        path: the file, for the message.
-        resume: also check the parts that only resuming reads.
+    With `resume`, the parts that only resuming reads are checked, too.
 
     Raises:
         UserError: `fit` did not write this checkpoint, or one of its parts is missing or has another form.
@@ -162,9 +155,7 @@ def fit_part(state: Mapping[str, Any], path: object, *, resume: bool = False) ->
 def check_plain(value: object, name: str) -> None:
     """Check that a part of a checkpoint can be loaded without running code, before a training relies on it.
 
-    Args:
-        value: the part.
-        name: its dotted key, for the message.
+    `name` is its dotted key, for the message.
 
     Raises:
         UserError: it holds an object of another kind, such as a number of numpy; the message names its place.
@@ -244,9 +235,6 @@ def named_full_disk(folder: Callable[[], Path]) -> Iterator[None]:
     """Name the run directory if a logger finds the disk full, because the logger's own error names no file.
 
     TensorBoard writes in a thread and raises its error in the main thread, so the thread's own report is suppressed.
-
-    Args:
-        folder: returns the run directory.
 
     Raises:
         WriteError: the disk is full.

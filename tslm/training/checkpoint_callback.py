@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning
 import lightning.pytorch as pl
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from tslm.errors import UserError
@@ -27,17 +23,8 @@ from tslm.training.checkpoint import (
     replace_atomically,
     write_atomically,
 )
-from tslm.training.runs import (
-    CHECKPOINTS,
-    FOLDER_FILE,
-    RUNS,
-    create_run_dir,
-    reserve_continuation,
-    reserve_version,
-    run_of,
-)
-
-FileLogger = TensorBoardLogger | CSVLogger  # they choose the number of their folder when it is first needed
+from tslm.training.run_dirs import run_dir as run_dir
+from tslm.training.runs import CHECKPOINTS, FOLDER_FILE, run_of
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -47,9 +34,8 @@ class AtomicCheckpointIO(CheckpointIO):
     systems this is a copy, which a crash can truncate.
     """
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str],
+                        storage_options: Any = None) -> None:
         """Write a checkpoint atomically.
 
         Raises:
@@ -60,9 +46,8 @@ class AtomicCheckpointIO(CheckpointIO):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(Path(path), checkpoint)
 
-    def load_checkpoint(
-        self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: str | os.PathLike[str], map_location: Any = None,
+                        weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint on the CPU; it never runs code, whatever `weights_only` is.
 
         Lightning would translate a file by the version that it states. Ours need no translation.
@@ -129,11 +114,7 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
                         remove_leftovers(folder)
 
     def _claim_folder(self) -> None:
-        """Lock the folder that the user chose, so that no other run writes to it, and check that it can be written to.
-
-        Raises:
-            UserError: another run writes there, or nothing can be written there.
-        """
+        """Lock the folder that the user chose, so that no other run writes to it, and check that it is writable."""
         if not self.dirpath:
             return
         folder = Path(self.dirpath)
@@ -254,84 +235,3 @@ class Checkpoints(StepCallback, pl.callbacks.Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the training starts, when the resumed checkpoint is known."""
         self._restored = state_dict
-
-
-@contextmanager
-def reserved_run_dir(trainer: pl.Trainer, resumed: Path | None, begun: Callable[[], bool]) -> Iterator[None]:
-    """Create the run directory, and lock it while the `with` block runs, which marks the run as running.
-
-    A logger uses the version that the user gave it, or else a new `version_N` in its folder. Only the first process
-    calls this; the others receive its paths.
-
-    Args:
-        trainer: the trainer whose loggers write to the directory.
-        resumed: the checkpoint from which the run is resumed; a version that the user gave may be that of its run.
-        begun: whether the training has taken a step. If the block fails before, it leaves no directory.
-
-    Raises:
-        UserError: the directory of a version that the user gave exists, or another process trains in it.
-    """
-    created = _create_run_dirs(trainer, resumed)
-    handle = None if fcntl is None else os.open(run_dir(trainer), os.O_RDONLY)
-    try:
-        if handle is not None:
-            lock(handle, wait=False)  # if `runs` looks at this very moment, the run is not shown as running
-        yield
-    except BaseException:
-        for folder in [] if begun() else created:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    finally:
-        if handle is not None:
-            os.close(handle)
-
-
-def _create_run_dirs(trainer: pl.Trainer, resumed: Path | None) -> list[Path]:
-    loggers = [each for each in trainer.loggers if isinstance(each, FileLogger)]
-    unnamed = [each for each in loggers if each._version is None]
-    created: list[Path] = getattr(trainer, "reserved", [])  # by an earlier `fit` of this trainer
-    earlier = len(created)
-    for folder in {Path(each.log_dir) for each in loggers if each not in unnamed}.difference(created):
-        if folder.exists() and resumed is not None and resumed.resolve().is_relative_to(folder.resolve()):
-            if is_locked(folder):
-                raise UserError(f"another process trains in {folder}: wait for its end, or give the logger another "
-                                "version, or none")
-        else:
-            create_run_dir(folder)
-            created.append(folder)
-    roots = {Path(logger.root_dir) for logger in unnamed}
-    if not any(logger.log_dir for logger in trainer.loggers):
-        roots.add(Path(trainer.default_root_dir) / RUNS)
-    for root in roots:
-        created.append(_reserve(trainer, root, resumed))
-        for logger in unnamed:
-            if Path(logger.root_dir) == root:
-                logger._version = created[-1].name
-    if not any(logger.log_dir for logger in trainer.loggers):
-        setattr(trainer, "unlogged_dir", created[-1])  # noqa: B010 (not of a stock Trainer)
-    run_dir(trainer).mkdir(parents=True, exist_ok=True)  # TensorBoard's `sub_dir` is a folder in that of the version
-    return created[earlier:]
-
-
-def _reserve(trainer: pl.Trainer, root: Path, resumed: Path | None) -> Path:
-    """Create the directory of a run: with the user's name, as the continuation of a run beside it, or `version_N`."""
-    name = getattr(trainer, "run_name", None)
-    run = None if resumed is None else run_of(resumed, Path(trainer.default_root_dir))
-    if run is not None:
-        setattr(trainer, "continues", run.resolve().name)  # noqa: B010 (not of a stock Trainer)
-    if name is not None:
-        create_run_dir(root / name, "give another --name")
-    elif run is not None and run.resolve().parent == root.resolve():
-        name = reserve_continuation(root / run.resolve().name)
-    else:
-        name = f"version_{reserve_version(root)}"
-    return root / name
-
-
-def run_dir(trainer: pl.Trainer) -> Path:
-    """Return the run directory. `trainer.log_dir` is collective; this function may be called by one process alone."""
-    for logger in trainer.loggers:
-        if logger.log_dir:
-            return Path(logger.log_dir)
-    unlogged: Path = getattr(trainer, "unlogged_dir", Path(trainer.default_root_dir))
-    return unlogged

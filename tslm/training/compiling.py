@@ -54,10 +54,7 @@ def try_compiled(module: LanguageModule, batch: tuple[torch.Tensor, torch.Tensor
     The loss and its gradients are computed once and discarded. Otherwise the backward pass would be compiled inside
     Lightning's backward, where its errors could not be caught.
 
-    Args:
-        module: the module to compile.
-        batch: inputs and targets of the shape that all steps have.
-        say: receives messages, a line each.
+    The batch has the shape that all steps have.
 
     Returns:
         Whether the step is compiled now.

@@ -46,12 +46,6 @@ def graph_supported(device: torch.device, alone: bool, accumulate: int, scaled: 
 
     Several processes, or a wrapper for them, exchange gradients during the backward pass. A loss scaler changes its
     factor between steps, and accumulated gradients are added where a graph overwrites.
-
-    Args:
-        device: of the training.
-        alone: whether this is the only process, and nothing wraps the module.
-        accumulate: micro-batches in an optimizer step.
-        scaled: whether the loss is scaled, as with 16-mixed.
     """
     return device.type == "cuda" and alone and accumulate == 1 and not scaled
 
@@ -64,14 +58,10 @@ class GraphStep:
 
     Args:
         loss_of: computes the mean loss of inputs and targets, by the same kernels for every batch of one shape.
-        parameters: receive the gradients.
-        record: turns a function into its replay.
     """
 
-    def __init__(
-        self, loss_of: Callable[[Tensor, Tensor], Tensor], parameters: Iterable[Tensor],
-        record: Callable[[Run], Run] = record_cuda_graph,
-    ) -> None:
+    def __init__(self, loss_of: Callable[[Tensor, Tensor], Tensor], parameters: Iterable[Tensor],
+                 record: Callable[[Run], Run] = record_cuda_graph) -> None:
         self._loss_of, self._parameters, self._record = loss_of, list(parameters), record
         self._batch: tuple[Tensor, Tensor] | None = None  # the graph reads it; allocated by the first call
         self._replay: Run | None = None

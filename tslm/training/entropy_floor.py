@@ -39,9 +39,8 @@ class FloorReport(NamedTuple):
         return (self.ngram_nats - self.floor_nats) / self.floor_nats
 
 
-def measure_floor(
-    model: TransformerLM, tokenizer: Tokenizer, stories: list[Story], train_ids: np.ndarray
-) -> FloorReport:
+def measure_floor(model: TransformerLM, tokenizer: Tokenizer, stories: list[Story],
+                  train_ids: np.ndarray) -> FloorReport:
     """Score whole stories with the model, and with a 5-gram model of the training tokens.
 
     Raises:
@@ -50,18 +49,14 @@ def measure_floor(
     ids = [np.asarray(tokenizer.encode(f"{END_OF_TEXT}\n{story.text}\n{END_OF_TEXT}")) for story in stories]
     longest = max(map(len, ids)) - 1
     if longest > model.config.context_length:
-        raise UserError(
-            f"the longest held-out story has {longest} tokens, but the context is {model.config.context_length}: the "
-            f"floor can only be compared on whole stories, for which --data.context_length must be at least {longest}"
-        )
+        raise UserError(f"the longest held-out story has {longest} tokens, but the context is "
+                        f"{model.config.context_length}: the floor can only be compared on whole stories, for which "
+                        f"--data.context_length must be at least {longest}")
     ngram = KneserNey.fit(train_ids, vocab_size=tokenizer.vocab_size, order=5)
     # One sequence, so that the 5-gram model has its four tokens of context at the beginning of a story too.
     joined = np.concatenate([ids[0], *(story[1:] for story in ids[1:])])
     log_probs = token_log_probs(model, ids, progress=True)
-    return FloorReport(
-        stories=len(stories),
-        tokens=sum(len(story) - 1 for story in ids),
-        floor_nats=-sum(story.log_prob for story in stories),
-        model_nats=-sum(float(each.sum(dtype=np.float64)) for each in log_probs),
-        ngram_nats=-float(ngram.log_probs(joined)[1:].sum()),
-    )
+    return FloorReport(stories=len(stories), tokens=sum(len(story) - 1 for story in ids),
+                       floor_nats=-sum(story.log_prob for story in stories),
+                       model_nats=-sum(float(each.sum(dtype=np.float64)) for each in log_probs),
+                       ngram_nats=-float(ngram.log_probs(joined)[1:].sum()))

@@ -65,13 +65,7 @@ def step_bytes(config: TransformerConfig, step: Step) -> int:
 
 
 def matmul_flops(device: torch.device, *, half: bool, size: int = 1024) -> float:
-    """Measure the operations per second of a plain matmul, the best of three: what utilisation is a share of.
-
-    Args:
-        device: where to multiply.
-        half: whether in bfloat16, else in float32.
-        size: rows and columns of both matrices.
-    """
+    """Measure the operations per second of a plain matmul, the best of three, in bfloat16 (`half`) or float32."""
     matrix = torch.ones(size, size, device=device, dtype=torch.bfloat16 if half else torch.float32)
     fastest = math.inf
     for _ in range(4):  # the first one may have to load code

@@ -9,19 +9,13 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch import callbacks as stock
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from tslm.errors import UserError
-from tslm.training.metrics import MetricsFile
-from tslm.training.runs import RUNS
-
-LoggerName = Literal["TensorBoardLogger", "CSVLogger", "WandbLogger", "MLFlowLogger", "CometLogger", "LitLogger"]
 
 _IN_STEPS = "a training is counted in optimizer steps and has no epochs"
 # Flags of Lightning's Trainer that are refused, unless they have their default: why, and what to use instead.
@@ -76,10 +70,7 @@ def check_flags(flags: Mapping[str, Any]) -> None:
         value = flags.get(name, default)
         if value is not None and value != default:
             raise UserError(f"trainer.{name} is {value}, but {reason}")
-    algorithm = flags.get("gradient_clip_algorithm")
-    if algorithm is not None and str(getattr(algorithm, "value", algorithm)) != "norm":
-        raise UserError(f"trainer.gradient_clip_algorithm is {getattr(algorithm, 'value', algorithm)!r}, but only "
-                        "'norm' is implemented: leave --trainer.gradient_clip_algorithm out")
+    check_clip_algorithm(flags.get("gradient_clip_algorithm"))
     profiler = flags.get("profiler")
     if isinstance(profiler, str | dict) and profiler not in (names := ["simple", "advanced", "pytorch", "xla"]):
         raise UserError(f"trainer.profiler is {str(profiler)[:200]}, but it must be one of {', '.join(names)}, or a "
@@ -93,15 +84,20 @@ def check_flags(flags: Mapping[str, Any]) -> None:
                         "--trainer.overfit_batches a number of batches")
 
 
+def check_clip_algorithm(algorithm: Any) -> None:
+    """Raise a UserError for another way of clipping gradients than by their global norm."""
+    name = getattr(algorithm, "value", algorithm)
+    if name not in (None, "norm"):
+        raise UserError(f"trainer.gradient_clip_algorithm is {name!r}, but only 'norm' is implemented: leave "
+                        "--trainer.gradient_clip_algorithm out")
+
+
 def check_callbacks(callbacks: Iterable[pl.Callback], enable_checkpointing: bool, validations: str = "") -> None:
     """Refuse callbacks of Lightning that would never act, or would act against the step loop.
 
     `{valid/loss:.2f}` in the file name of a ModelCheckpoint becomes `{valid_loss:.2f}`; the slash would make a folder.
 
-    Args:
-        callbacks: the callbacks.
-        enable_checkpointing: whether checkpoints are saved.
-        validations: why early stopping would never act, such as "trainer.limit_val_batches is 0"; "" if it would.
+    `validations` says why early stopping would never act, such as "trainer.limit_val_batches is 0"; "" if it would.
 
     Raises:
         UserError: there is such a callback, or one that saves checkpoints although that is switched off.
@@ -137,38 +133,12 @@ def check_plugins(plugins: Iterable[Any]) -> None:
                             "tslm's own plugin: leave it out")
 
 
-def named_logger(name: str, root: str) -> Logger:
-    """Return a logger of Lightning by its bare name, writing to the run directory or beside it.
-
-    Raises:
-        UserError: the package of the logger is not installed.
-    """
-    if name == "TensorBoardLogger":
-        return TensorBoardLogger(root, name=RUNS, default_hp_metric=False)
-    if name == "CSVLogger":
-        return MetricsFile(root, name=RUNS)
-    options: dict[str, dict[str, Any]] = {
-        "WandbLogger": {"save_dir": root, "project": "tslm"},
-        "MLFlowLogger": {"experiment_name": "tslm", "save_dir": str(Path(root) / "mlruns")},
-        "CometLogger": {"project": "tslm"},
-        "LitLogger": {"root_dir": root},
-    }
-    try:
-        logger: Logger = getattr(pl.loggers, name)(**options[name])
-    except (ModuleNotFoundError, AttributeError) as error:
-        package = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "CometLogger": "comet-ml"}.get(name, "litlogger")
-        raise UserError(f"trainer.logger is {name}, which needs a package: run pip install {package} ({error})"
-                        ) from error
-    return logger
-
-
 def quieten_lightning() -> None:
     """Keep from Lightning's log only warnings, and the reports that a profiler or ModelSummary was asked for."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
     def is_wanted(record: logging.LogRecord) -> bool:
-        """Whether a record is a warning or a report."""
         text = record.getMessage()
         return record.levelno >= logging.WARNING or "Profiler Report" in text or "Trainable params" in text
 

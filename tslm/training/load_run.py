@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from tslm.model import TransformerLM
 from tslm.tokenizer import Tokenizer
 from tslm.training.checkpoint import fit_part, read_checkpoint
-from tslm.training.runs import find_checkpoint, load_model, run_of
+from tslm.training.runs import find_checkpoint, load_model, summary_of
 from tslm.training.saved_settings import read_settings
 
 
@@ -62,8 +61,4 @@ def load_run(path: str | Path, *, ffn: str | None = None) -> Run:
         warnings.warn(notice, stacklevel=2)
     model, tokenizer, _, step, prefix = load_model(checkpoint, ffn=ffn)
     settings = read_settings(fit_part(read_checkpoint(checkpoint, mmap=True), checkpoint)).allowed
-    try:
-        summary = json.loads((run_of(checkpoint) / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        summary = {}
-    return Run(model, tokenizer, settings, step, summary if isinstance(summary, dict) else {}, prefix, checkpoint)
+    return Run(model, tokenizer, settings, step, summary_of(checkpoint), prefix, checkpoint)

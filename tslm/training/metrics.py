@@ -5,12 +5,10 @@ One callback measures. TensorBoard, metrics.csv, the progress bar and the summar
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import sys
 import time
-import warnings
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,21 +16,63 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from tqdm import tqdm
 
-from tslm.data.datamodule import TextDataModule
+from tslm.data.datamodule import text_data
 from tslm.loops.lightning import StepCallback
 from tslm.objective import perplexity
-from tslm.training.checkpoint import replace_atomically
 from tslm.training.checkpoint_callback import Checkpoints
 from tslm.training.forecast import matmul_flops
 from tslm.training.module import LanguageModule
 from tslm.training.nonfinite import SkipReport, check_diverged
-from tslm.training.runs import RUNS
-from tslm.training.spikes import LossSpikes
 
 MOST_UNREAD = 1000  # optimizer steps whose losses may stay on the device
+FLAT = 1e-5  # smallest standard deviation of losses, relative to the mean; below it, rounding would count as a spike
+
+
+class LossSpikes:
+    """Compares the loss of each step with the mean and the standard deviation of the steps before it.
+
+    A spike is a loss above mean + deviations · σ with σ² = mean of squares - square of the mean. After a reported
+    spike nothing is reported for `window` steps; then the mean has adapted if the loss has stayed high.
+
+    Args:
+        window: steps whose losses are compared.
+        least: steps that must precede the first spike.
+        deviations: a loss this many standard deviations above the mean is a spike.
+    """
+
+    def __init__(self, window: int = 1000, least: int = 100, deviations: float = 5.0) -> None:
+        self.window, self.least, self.deviations = window, least, deviations
+        self._losses: deque[float] = deque()
+        self._sum = self._squares = 0.0
+        self._silent = 0  # steps until a spike is reported again
+
+    def add(self, loss: float) -> float | None:
+        """Add the loss of the next step, in nats; if it is a spike to report, return its distance from the mean in σ.
+
+        A loss that is not finite is left out, because its step is skipped and reported as such.
+        """
+        if not math.isfinite(loss):
+            return None
+        count, distance = len(self._losses), 0.0
+        if count >= self.least:
+            mean = self._sum / count
+            deviation = math.sqrt(max(self._squares / count - mean * mean, 0.0))
+            distance = (loss - mean) / max(deviation, FLAT * abs(mean), 1e-12)
+        self._include(loss, 1)
+        if count == self.window:
+            self._include(self._losses.popleft(), -1)
+        self._losses.append(loss)
+        self._silent -= 1
+        if distance <= self.deviations or self._silent > 0:
+            return None
+        self._silent = self.window
+        return distance
+
+    def _include(self, loss: float, sign: int) -> None:
+        self._sum += sign * loss
+        self._squares += sign * loss * loss
 
 
 class StepMetrics(StepCallback):
@@ -86,17 +126,15 @@ class StepMetrics(StepCallback):
         self._skipped_before = self.skipped_steps
         self._steps_at_log = self._steps_read = trainer.global_step
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any,
+                             batch_idx: int) -> None:
         """Remember the step's learning rate before the schedule advances; start the clock if it is stopped."""
         self._learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])
         if self._started is None:
             self._started = self._clock()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+                           batch_idx: int) -> None:
         """Add a micro-batch. Lightning has divided its loss by the number of micro-batches in a step."""
         self._losses.append(outputs["loss"])
         if len(self._losses) >= MOST_UNREAD * trainer.accumulate_grad_batches:
@@ -132,22 +170,20 @@ class StepMetrics(StepCallback):
         sums = torch.tensor([self._loss_sum, self._finite], dtype=torch.float64, device=pl_module.device)
         loss_sum, finite = trainer.strategy.reduce(sums, reduce_op="mean").tolist()  # over processes
         loss = loss_sum / (finite / trainer.accumulate_grad_batches) if finite else math.nan
+        speed = (self.tokens_seen - self._tokens_at_log) / max(self._interval, 1e-9)
         figures = {
             "train/loss": loss,
             "train/perplexity": perplexity(loss),
             "train/learning_rate": self._learning_rate,
             "train/gradient_norm": float(pl_module.gradient_norm),
             "train/skipped_steps": float(self.skipped_steps),
-            "train/tokens_per_second": (self.tokens_seen - self._tokens_at_log) / max(self._interval, 1e-9),
+            "train/tokens_per_second": speed,
             "train/tokens_seen": float(self.tokens_seen),
-            "train/flops_utilisation": (
-                (self.tokens_seen - self._tokens_at_log) / max(self._interval, 1e-9)
-                * pl_module.model.flops_per_token() / self._peak
-            ),
+            "train/flops_utilisation": speed * pl_module.model.flops_per_token() / self._peak,
         }
         if finite:
             self.latest["train_loss"] = loss
-        self.latest["tokens_per_second"] = figures["train/tokens_per_second"]
+        self.latest["tokens_per_second"] = speed
         report(trainer, figures, step)
         self._loss_sum, self._finite = 0.0, 0
         self._steps_at_log, self._tokens_at_log, self._interval = step, self.tokens_seen, 0.0
@@ -212,8 +248,8 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def windows_of(trainer: pl.Trainer, step: int) -> str:
     """Name the windows of an optimizer step, or return "" if they are not those of a TextDataModule."""
-    data = getattr(trainer, "datamodule", None)
-    return data.windows_of(step) if isinstance(data, TextDataModule) else ""
+    data = text_data(trainer)
+    return "" if data is None else data.windows_of(step)
 
 
 def say(text: str) -> None:
@@ -224,14 +260,12 @@ def say(text: str) -> None:
 
 def metrics_of(trainer: pl.Trainer) -> StepMetrics:
     """Return the trainer's callback that measures."""
-    callbacks: list[pl.Callback] = getattr(trainer, "callbacks")  # noqa: B009 (set at run time, unknown to type checkers)
-    return next(each for each in callbacks if isinstance(each, StepMetrics))
+    return next(each for each in trainer.callbacks if isinstance(each, StepMetrics))  # type: ignore[attr-defined]
 
 
 def newest_checkpoint(trainer: pl.Trainer) -> Path | None:
     """Return the checkpoint that the run has saved last, or from which it was resumed."""
-    callbacks: list[pl.Callback] = getattr(trainer, "callbacks")  # noqa: B009 (set at run time, unknown to type checkers)
-    return next((each.newest for each in callbacks if isinstance(each, Checkpoints)), None)
+    return next((each.newest for each in trainer.callbacks if isinstance(each, Checkpoints)), None)  # type: ignore[attr-defined]
 
 
 def report(trainer: pl.Trainer, figures: dict[str, float], step: int) -> None:
@@ -247,40 +281,3 @@ def report(trainer: pl.Trainer, figures: dict[str, float], step: int) -> None:
             sent = {name: value for name, value in figures.items()
                     if name != "train/tokens_seen" and (value or name != "train/skipped_steps")}
         logger.log_metrics(sent, step=step)
-
-
-def run_loggers(root: str) -> list[pl.loggers.Logger]:
-    """Return the TensorBoard and CSV loggers of a run directory `lightning_logs/version_N`."""
-    return [TensorBoardLogger(root, name=RUNS), MetricsFile(root, name=RUNS)]
-
-
-class MetricsFile(CSVLogger):
-    """Writes metrics.csv into a run directory that other loggers share, without CSVLogger's warning about that.
-
-    Each row is written at once, so that a run can be followed and a killed run keeps its rows.
-    """
-
-    def __init__(self, save_dir: str, **kwargs: Any) -> None:
-        super().__init__(save_dir, flush_logs_every_n_steps=1, **kwargs)
-
-    @property
-    def experiment(self) -> Any:
-        """The writer, opened at its first use."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Experiment logs directory")
-            writer = super().experiment
-            if type(self._experiment) is ExperimentWriter:
-                writer = self._experiment = MetricsWriter(self.log_dir)
-        return writer
-
-
-class MetricsWriter(ExperimentWriter):
-    """Adds rows to metrics.csv; a new column replaces the file in one step, so that a killed process loses no row."""
-
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        path = Path(self.metrics_file_path)
-        with path.open(newline="", encoding="utf-8") as file, io.StringIO(newline="") as text:
-            writer = csv.DictWriter(text, fieldnames)
-            writer.writeheader()
-            writer.writerows(csv.DictReader(file))
-            replace_atomically(path, lambda new: new.write(text.getvalue().encode()))

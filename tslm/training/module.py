@@ -6,37 +6,34 @@ the same module. With a stock `lightning.Trainer` it logs by itself, and ends a 
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from tqdm import tqdm
 
 from tslm.data.batches import default_micro_batch
+from tslm.data.datamodule import text_data
 from tslm.errors import UserError
 from tslm.generation import Completion, complete
 from tslm.model import TransformerConfig, TransformerLM
 from tslm.model.config import Norm, Position
 from tslm.model.ops import document_starts_of
-from tslm.objective import linear_cross_entropy
-from tslm.optim import AdamW, clip_gradients
+from tslm.objective import bits_per_byte, linear_cross_entropy, perplexity
 from tslm.tokenizer import Tokenizer
 from tslm.training.checkpoint import CHECKPOINT_KEY
 from tslm.training.compiling import try_compiled
 from tslm.training.cuda_graph import GraphStep, Run, graph_supported, record_cuda_graph
-from tslm.training.evaluation import check_loss, validation_figures
 from tslm.training.module_state import own_part, restore, saved_arguments
-from tslm.training.nonfinite import SkippedSteps, check_diverged, propagate_nonfinite
-from tslm.training.optimizers import make_optimizer
+from tslm.training.nonfinite import check_loss, propagate_nonfinite
+from tslm.training.optimization import OptimizedModule
 from tslm.training.settings import GenerationSettings, OptimizerSettings
+from tslm.training.sharded import divide_weights, gather_weights
 
 
-class LanguageModule(pl.LightningModule):
+class LanguageModule(OptimizedModule):
     """A TransformerLM under training.
 
     Args:
@@ -83,11 +80,9 @@ class LanguageModule(pl.LightningModule):
         optimizer: OptimizerSettings | None = None,
         generation: GenerationSettings | None = None,
     ) -> None:
-        super().__init__()
-        self.model = TransformerLM(
-            TransformerConfig(vocab_size, context_length, d_model, num_layers, num_heads, d_ff, rope_theta, norm,
-                              position, ffn, tie_embeddings, qk_norm)
-        )
+        super().__init__(optimizer or OptimizerSettings(), TransformerLM(TransformerConfig(
+            vocab_size, context_length, d_model, num_layers, num_heads, d_ff, rope_theta, norm, position, ffn,
+            tie_embeddings, qk_norm)))
         # The only buffer is the same constant in all processes. DDP would synchronise it in every forward pass, also in
         # validation, where one process may have a batch more than another and would wait forever.
         self._ddp_params_and_buffers_to_ignore = ["model.rope.table"]
@@ -95,10 +90,7 @@ class LanguageModule(pl.LightningModule):
             raise UserError(f"model.loss_chunk_size is {loss_chunk_size}: give --model.loss_chunk_size at least 1")
         self.loss_chunk_size = loss_chunk_size
         self.model.recompute = recompute
-        self.optimizer_settings = optimizer or OptimizerSettings()
         self.generation_settings = generation or GenerationSettings()
-        self.optimizer_settings.check()
-        make_optimizer(self.optimizer_settings.class_path, self.model, self.optimizer_settings.arguments())  # checks it
         self.generation_settings.check()
         self.tokenizer: Tokenizer | None = None
         self.separator: int | None = None  # attention is masked across this token; set by the data module
@@ -108,17 +100,10 @@ class LanguageModule(pl.LightningModule):
         self.allow_changed_text = False  # on resuming; set by the data module
         self.tokens_seen: int | None = None  # by a run that is resumed; read by the data module
         self.run_config: dict[str, Any] = {}  # the whole configuration; resuming takes from it what is not stated
-        self.gradient_norm = torch.zeros(())
-        self.skipped = SkippedSteps(self.device)
-        self.valid_nats = torch.zeros((), dtype=torch.float64)  # sum over the validation targets so far
-        self.valid_tokens = 0
+        self.reset_validation()
         self.figures: dict[str, float] = {}  # of the last evaluation
         self.is_sharded = False  # whether each process has only a part of the weights, so that all compute together
-        self.is_reported = False  # whether a callback reports the figures
-        self.total_steps: int | None = None  # the budget that the schedule spans
-        self._drops_gradients = False  # of steps to be skipped, because the optimizer cannot skip steps by itself
         self._rng: dict[str, Any] | None = None
-        self._rate: Callable[[int], float] = lambda step: 0.0
         self._compile_now = False
         self._compiled_loss: Callable[..., torch.Tensor] | None = None
         self._graph_step: GraphStep | None = None
@@ -147,19 +132,9 @@ class LanguageModule(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Divide the weights among the processes, if the strategy is `fsdp2`: each keeps a part of every weight."""
-        mesh = self._device_mesh
-        if mesh is None or self.is_sharded:
-            return
-        from torch.distributed.fsdp import (  # slow to import, and rarely needed
-            fully_shard,
-            register_fsdp_forward_method,
-        )
-
-        for layer in self.model.layers:
-            fully_shard(layer, mesh=mesh["data_parallel"])
-        fully_shard(self.model, mesh=mesh["data_parallel"])
-        register_fsdp_forward_method(self.model, "hidden")
-        self.is_sharded = True
+        if self._device_mesh is not None and not self.is_sharded:
+            divide_weights(self.model, self._device_mesh["data_parallel"])
+            self.is_sharded = True
 
     def mean_loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy in nats of windows (..., T) against their next tokens (..., T)."""
@@ -237,21 +212,18 @@ class LanguageModule(pl.LightningModule):
             self.valid_nats += self.mean_loss(*part).cpu().double() * part[1].numel()
         self.valid_tokens += targets.numel()
 
+    test_step = validation_step
+
     def on_validation_epoch_start(self) -> None:
         """Reset the totals."""
         self.reset_validation()
-        self._gather_weights(True)
+        if self.is_sharded:
+            gather_weights(self.model, True)
 
-    def _gather_weights(self, on: bool) -> None:
-        """Let each process keep all weights, if they are divided: processes may have different numbers of batches."""
-        sharded: list[Any] = [self.model, *self.model.layers] if self.is_sharded else []
-        for module in sharded:
-            # The outermost keeps embedding and head after its forward pass anyway: the loss reads the head.
-            module.set_reshard_after_forward(not on and module is not self.model, recurse=False)
-            if on:
-                module.unshard()
-            else:
-                module.reshard()
+    def reset_validation(self) -> None:
+        """Reset the validation totals."""
+        self.valid_nats = torch.zeros((), dtype=torch.float64)  # sum over the validation targets so far
+        self.valid_tokens = 0
 
     def on_validation_epoch_end(self, prefix: str = "valid") -> None:
         """Publish the figures over all tokens of all processes as `callback_metrics`, and in a stock Trainer log them.
@@ -259,8 +231,16 @@ class LanguageModule(pl.LightningModule):
         Raises:
             UserError: the loss is not finite.
         """
-        self._gather_weights(False)
-        self.figures = validation_figures(self.trainer, self)
+        if self.is_sharded:
+            gather_weights(self.model, False)
+        totals = torch.stack([self.valid_nats, torch.tensor(float(self.valid_tokens), dtype=torch.float64)])
+        if self.trainer.world_size > 1:
+            strategy = self.trainer.strategy
+            totals = strategy.reduce(totals.to(strategy.root_device), reduce_op="sum").cpu()
+        nats, tokens = totals.tolist()
+        self.figures = {"loss": nats / tokens, "perplexity": perplexity(nats / tokens)} if tokens else {}
+        if tokens and (data := text_data(self.trainer)) is not None:
+            self.figures["bits_per_byte"] = bits_per_byte(nats, round(tokens * data.valid_bytes_per_token))
         check_loss(self.figures.get("loss", 0.0), self, str(self.trainer.precision))
         logger = False if self.is_reported else None  # None, unlike True, does not warn where there is no logger
         self.log_dict({f"{prefix}/{name}": value for name, value in self.figures.items()}, logger=logger)
@@ -272,30 +252,15 @@ class LanguageModule(pl.LightningModule):
         """As after a validation."""
         self.on_validation_epoch_end("test")
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """End a training that has diverged, if no callback does."""
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if not self.is_reported and self.trainer.scaler is None and every and (batch_idx + 1) % every == 0:
-            check_diverged(self.skipped.report(), self.optimizer_settings, None)
-
-    def test_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
-        """Add a batch to the totals, as `validation_step` does."""
-        self.validation_step(batch, batch_idx)
-
-    def reset_validation(self) -> None:
-        """Reset the validation totals."""
-        self.valid_nats = torch.zeros((), dtype=torch.float64)
-        self.valid_tokens = 0
-
     def predict_step(self, batch: list[str], batch_idx: int) -> list[Completion]:
         """Continue each prompt of a batch."""
         # With the same seed, all batches would use the same random numbers.
-        allow_special = getattr(getattr(self.trainer, "datamodule", None), "allow_special", False)
-        return self.complete_prompts(batch, seed_offset=batch_idx, allow_special=allow_special)
+        data = text_data(self.trainer)
+        return self.complete_prompts(batch, seed_offset=batch_idx,
+                                     allow_special=data is not None and data.reading.allow_special)
 
-    def complete_prompts(
-        self, prompts: list[str], seed_offset: int = 0, *, allow_special: bool = False
-    ) -> list[Completion]:
+    def complete_prompts(self, prompts: list[str], seed_offset: int = 0, *,
+                         allow_special: bool = False) -> list[Completion]:
         """Continue each prompt with the generation settings.
 
         Raises:
@@ -307,81 +272,6 @@ class LanguageModule(pl.LightningModule):
         options["seed"] += seed_offset
         return complete(self.model, self.tokenizer, prompts, prefix=self.document_prefix, allow_special=allow_special,
                         **options)
-
-    def configure_optimizers(self) -> Any:
-        """Return the optimizer with a LambdaLR around the schedule, which spans the trainer's budget."""
-        return self.make_optimizer(self._total_steps())
-
-    def _total_steps(self) -> int | None:
-        """The trainer's budget in optimizer steps; None if it has none, as with max_time alone."""
-        if self.trainer.max_steps >= 0:
-            return self.trainer.max_steps
-        steps = self.trainer.estimated_stepping_batches  # of a stock Trainer
-        return None if math.isinf(steps) else int(steps)
-
-    def make_optimizer(self, max_steps: int | None) -> dict[str, Any]:
-        """Build the optimizer and its schedule for a budget; without one the rate stays constant."""
-        settings = self.optimizer_settings
-        if max_steps is None and settings.cosine_steps is None:
-            warnings.warn("the trainer has no budget in steps or epochs, so the learning rate stays at its peak after "
-                          "a warm-up of 100 steps: give OptimizerSettings(cosine_steps=...)", stacklevel=2)
-            self.optimizer_settings = settings = replace(
-                settings, schedule="constant", warmup_steps=100, cosine_steps=100
-            )
-        self._rate = self._schedule(max_steps or settings.cosine_steps or 1)
-        optimizer = make_optimizer(settings.class_path, self.model, settings.arguments())
-        self.skipped = SkippedSteps(next(self.parameters()).device)
-        self._drops_gradients = not isinstance(optimizer, AdamW)
-        if isinstance(optimizer, AdamW):
-            optimizer.skip = self.skipped.skip
-        # A function, not an object: LambdaLR saves an object's state, and on resuming it would overwrite new settings.
-        factor = (lambda step: self._rate(step) / settings.lr) if settings.lr else (lambda step: 1.0)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _schedule(self, max_steps: int) -> Callable[[int], float]:
-        """Return the learning rate as a function of the step, and remember the budget that it spans."""
-        self.total_steps = max_steps
-        in_minutes = getattr(self._trainer, "max_minutes", None) is not None
-        return self.optimizer_settings.rate(max_steps, in_minutes=in_minutes)
-
-    def set_total_steps(self, max_steps: int) -> None:
-        """Let the schedule span another budget from the next step on."""
-        self._rate = self._schedule(max_steps)
-        for each in self.trainer.lr_scheduler_configs:
-            schedule: Any = each.scheduler
-            schedule.last_epoch -= 1  # the coming step's rate once more, by the new schedule
-            schedule.step()
-
-    def clip(self, max_norm: float | None) -> None:
-        """Clip the gradients in place and remember their norm; if it is not finite, the optimizer skips the step.
-
-        With AdamW the norm is not read here, because on a GPU that would make the CPU wait for every step.
-        """
-        self.gradient_norm = clip_gradients(self.parameters(), math.inf if max_norm is None else max_norm)
-        # The bare loop has no trainer, and its reports do not name the step.
-        self.skipped.update(self.gradient_norm, self.trainer.global_step + 1 if self._trainer is not None else 0)
-        if self._drops_gradients and self.skipped.skip:  # optimizers skip parameters without a gradient
-            self.zero_grad()
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip by the global norm; Lightning calls this at every optimizer step, after unscaling.
-
-        Raises:
-            UserError: another algorithm is asked for.
-        """
-        if gradient_clip_algorithm not in (None, "norm"):
-            algorithm = getattr(gradient_clip_algorithm, "value", gradient_clip_algorithm)
-            raise UserError(
-                f"trainer.gradient_clip_algorithm is {algorithm!r}, but only 'norm' is implemented: "
-                "leave --trainer.gradient_clip_algorithm out"
-            )
-        self.clip(gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the file self-contained: add architecture, tokenizer, configuration and random number generators."""

@@ -24,12 +24,7 @@ if TYPE_CHECKING:
 
 
 def own_part(module: LanguageModule, checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Return what makes a checkpoint self-contained: architecture, tokenizer, configuration, random number generators.
-
-    Args:
-        module: the module that is saved.
-        checkpoint: what Lightning has collected for the file so far.
-    """
+    """Return what makes a checkpoint self-contained: architecture, tokenizer, settings, random number generators."""
     settings = {"optimizer": asdict(module.optimizer_settings), "generation": asdict(module.generation_settings)}
     return {
         "architecture": asdict(module.model.config),
@@ -97,12 +92,7 @@ def restore(module: LanguageModule, checkpoint: dict[str, Any]) -> None:
 
 
 def saved_arguments(path: str | Path, ffn: str | None) -> tuple[dict[str, Any], LoadedModel]:
-    """Return the arguments with which the module of a checkpoint was made, and what it holds.
-
-    Args:
-        path: the checkpoint.
-        ffn: the class of the model's own feed-forward layer, if it has one.
-    """
+    """Return the arguments with which the module of a checkpoint was made, and what it holds."""
     own = fit_part(read_checkpoint(path, mmap=True), path)
     saved = read_settings(own).allowed
     arguments: dict[str, Any] = read_architecture(own, path, ffn=ffn)

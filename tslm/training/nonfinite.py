@@ -6,6 +6,7 @@ flag that `AdamW` obeys, and the counts are read with the next report.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,16 +72,11 @@ class SkippedSteps:
         return SkipReport(total, longest, step, float(self._norm))
 
 
-def check_diverged(
-    skipped: SkipReport, settings: OptimizerSettings, checkpoint: Path | None, windows: str = ""
-) -> None:
+def check_diverged(skipped: SkipReport, settings: OptimizerSettings, checkpoint: Path | None,
+                   windows: str = "") -> None:
     """Stop a training that has diverged.
 
-    Args:
-        skipped: the steps that were skipped so far.
-        settings: they say how many skipped steps in a row are too many.
-        checkpoint: the newest checkpoint, for the message; None if there is none.
-        windows: names the windows of the last skipped step, for the message.
+    The message names the newest checkpoint, and the windows of the last skipped step.
 
     Raises:
         DivergedError: `max_skipped` steps in a row were skipped.
@@ -88,11 +84,9 @@ def check_diverged(
     if skipped.longest < settings.max_skipped:
         return
     saved = "no checkpoint has been saved yet" if checkpoint is None else f"the last checkpoint is {checkpoint}"
-    raise DivergedError(
-        f"the gradient norm is {skipped.norm} at optimizer step {skipped.step}, and {skipped.longest} steps in a row "
-        f"had to be skipped, so the training has diverged: try a lower --optimizer.lr than {settings.lr:g}; "
-        f"{f'that step has the {windows}; ' * bool(windows)}{saved}"
-    )
+    raise DivergedError(f"the gradient norm is {skipped.norm} at optimizer step {skipped.step}, and {skipped.longest} "
+                        "steps in a row had to be skipped, so the training has diverged: try a lower --optimizer.lr "
+                        f"than {settings.lr:g}; {f'that step has the {windows}; ' * bool(windows)}{saved}")
 
 
 def propagate_nonfinite(loss: Tensor) -> Tensor:
@@ -102,3 +96,15 @@ def propagate_nonfinite(loss: Tensor) -> Tensor:
     knows only its own loss, but all of them receive the averaged gradient.
     """
     return loss * (1 + 0 * loss.detach())
+
+
+def check_loss(loss: float, module: torch.nn.Module, precision: str) -> None:
+    """Raise a DivergedError that says why the loss of an evaluation is not finite, if it is not."""
+    if math.isfinite(loss):
+        return
+    bad = [name for name, weight in module.named_parameters() if not weight.isfinite().all()]
+    if bad:
+        raise DivergedError(f"the loss is {loss}, because the weights in {bad[0]} are not finite: give an "
+                        "earlier checkpoint with --ckpt_path")
+    raise DivergedError(f"the loss is {loss}, although all weights are finite: they are too large for the precision "
+                    f"{precision}; give --trainer.precision 32-true, or an earlier checkpoint with --ckpt_path")

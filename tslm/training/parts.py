@@ -14,21 +14,10 @@ import torch
 
 from tslm.errors import UserError
 from tslm.model import TransformerConfig, TransformerLM
+from tslm.training.checks import ABSENT, LARGEST, Check, either, list_of, look_up, number, one_of, optional, whole
 from tslm.training.optimizers import OPTIMIZERS, ordered_parameters
-from tslm.training.saved_settings import (
-    LARGEST,
-    Check,
-    either,
-    list_of,
-    number,
-    one_of,
-    optional,
-    own_class,
-    read_architecture,
-    whole,
-)
+from tslm.training.saved_settings import own_class, read_architecture
 
-_ABSENT = object()
 LARGEST_TABLE = 1 << 28  # bytes of cosines and sines that any checkpoint may ask for
 
 
@@ -86,11 +75,7 @@ def step(value: object) -> bool:
 
 def optimizer_state(value: object) -> bool:
     """Accept what an optimizer saves: groups of parameters, and for each parameter numbers and dense tensors."""
-    if not isinstance(value, dict) or not isinstance(value.get("state"), dict):
-        return False
-    groups = value.get("param_groups")
-    return isinstance(groups, list) and all(isinstance(group, dict) and list_of(whole())(group.get("params"))
-                                            for group in groups) and all(
+    return isinstance(value, dict) and own_optimizer_state(value) and all(
         isinstance(state, dict)
         and step(state.get("step", 0))
         and all(isinstance(name, str) and (each is None or isinstance(each, bool) or number(-math.inf)(each)
@@ -152,19 +137,13 @@ OPTIONAL_FIGURES: dict[str, Check] = {"train_loss": number(), "skipped_steps": w
 def check_parts(state: Mapping[str, Any], path: object, *, resume: bool = False) -> None:
     """Check the parts of a checkpoint of `fit`.
 
-    Args:
-        state: what the file holds.
-        path: the file, for the message.
-        resume: also check the parts that only resuming reads.
+    With `resume`, the parts that only resuming reads are checked, too.
 
     Raises:
         UserError: a part is missing, or is not in the form that `fit` writes.
     """
     for key, check in _table(state, resume):
-        value: Any = state
-        for name in key.split("."):
-            value = value.get(name, _ABSENT) if isinstance(value, dict) else _ABSENT
-        if value is _ABSENT:
+        if (value := look_up(state, key)) is ABSENT:
             raise UserError(f"{path} lacks the part {key}: give another checkpoint")
         if not check(value):
             raise UserError(f"{path} holds the part {key} in another form than fit writes: give another checkpoint")
@@ -175,11 +154,7 @@ def check_parts(state: Mapping[str, Any], path: object, *, resume: bool = False)
 
 
 def _check_sizes(state: Mapping[str, Any], path: object) -> None:
-    """Check that the file has at least a byte for each parameter of the model, before memory for it is allocated.
-
-    Raises:
-        UserError: the file has fewer bytes, or the rotation table would be huge and larger than the weights.
-    """
+    """Check that the file has at least a byte for each parameter of the model, before memory for it is allocated."""
     config = TransformerConfig(**read_architecture(state["tslm"], path, for_sizes=True))
     storages = [each.untyped_storage() for each in state["state_dict"].values()]
     held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
@@ -208,12 +183,8 @@ def check_loops(saved: object, expected: object, path: object, name: str = "loop
 def check_optimizer(saved: Mapping[str, Any], name: str, model: TransformerLM, path: object) -> None:
     """Check that the state of an optimizer has the shapes of a model's parameters, and possible numbers.
 
-    Args:
-        saved: the state.
-        name: the optimizer. One of the user's own checks its state itself, because it may hold other things and may
-            leave parameters out.
-        model: the model.
-        path: the checkpoint, for the message.
+    An optimizer of the user's own checks its state itself, because it may hold other things and may leave parameters
+    out.
 
     Raises:
         UserError: it belongs to another model or optimizer, or holds a number that is not finite or a negative square.
@@ -225,7 +196,7 @@ def check_optimizer(saved: Mapping[str, Any], name: str, model: TransformerLM, p
     fits = sorted(of_groups) == list(range(len(ordered))) and set(saved["state"]) <= set(of_groups)
     if fits:  # fsdp2 numbers the parameters in the order of the model; the place in a group is the same
         shapes = {index: parameter.shape for index, parameter in zip(of_groups, ordered, strict=True)}
-        fits = all(set(state) in STATES[name] and all(_shape(state[each]) == shapes[index]
+        fits = all(set(state) in STATES[name] and all(getattr(state[each], "shape", None) == shapes[index]
                                                       for each in set(state) - {"step"})
                    for index, state in saved["state"].items())
     if not fits:
@@ -236,10 +207,6 @@ def check_optimizer(saved: Mapping[str, Any], name: str, model: TransformerLM, p
                    for name, each in tensors.items()):
             raise UserError(f"{path} holds averages of gradients in the part optimizer_states that are not finite, or "
                             "squares that are negative: give another checkpoint")
-
-
-def _shape(value: object) -> object:
-    return value.shape if isinstance(value, torch.Tensor) else None
 
 
 def _table(state: Mapping[str, Any], resume: bool) -> Iterator[tuple[str, Check]]:

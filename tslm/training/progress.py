@@ -45,14 +45,12 @@ class StepProgress(StepCallback, pl.callbacks.ProgressBar):
         """Open the bar at the step that training starts from."""
         self._first_step = trainer.global_step
         if self._has_terminal:
-            self._train = tqdm(
-                total=_total(trainer), initial=trainer.global_step, desc="training", unit=" steps", smoothing=0.1,
-                dynamic_ncols=True, disable=not trainer.is_global_zero, bar_format=bar_format(),
-            )
+            self._train = tqdm(total=_total(trainer), initial=trainer.global_step, desc="training", unit=" steps",
+                               smoothing=0.1, dynamic_ncols=True, disable=not trainer.is_global_zero,
+                               bar_format=bar_format())
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+                           batch_idx: int) -> None:
         """Advance the bar at the end of an optimizer step."""
         if self._train is not None and trainer.global_step > self._train.n:
             self._train.total = _total(trainer)
@@ -116,9 +114,8 @@ class StepProgress(StepCallback, pl.callbacks.ProgressBar):
         if not self._has_terminal:
             return
         total = sum(batches) if isinstance(batches, list) else batches
-        self._evaluation = tqdm(
-            total=total, desc=what, unit=" batches", leave=False, dynamic_ncols=True, disable=not trainer.is_global_zero
-        )
+        self._evaluation = tqdm(total=total, desc=what, unit=" batches", leave=False, dynamic_ncols=True,
+                                disable=not trainer.is_global_zero)
 
     def _close_evaluation(self) -> None:
         if self._evaluation is not None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import tslm
-from tslm.data.datamodule import TextDataModule
+from tslm.data.datamodule import text_data
 from tslm.errors import UserError
 from tslm.loops.step import OPEN
 from tslm.tokenizer.pretokenize import unicode_hash
@@ -40,9 +40,7 @@ def provenance(module: LanguageModule, state: Mapping[str, Any]) -> dict[str, An
 
     `resolved` has the values that replaced `auto` and null in the configuration.
 
-    Args:
-        module: the module that is saved.
-        state: what Lightning has collected for the checkpoint so far.
+    `state` is what Lightning has collected for the checkpoint so far.
     """
     trainer, resolved = module._trainer, {}
     if trainer is not None:
@@ -55,8 +53,7 @@ def provenance(module: LanguageModule, state: Mapping[str, Any]) -> dict[str, An
             "max_steps": None if is_open else trainer.max_steps,
             "warmup_steps": warmup_steps, "cosine_steps": cosine_steps, "compiled": module.compiled,
         }
-        data = getattr(trainer, "datamodule", None)
-        if isinstance(data, TextDataModule):
+        if (data := text_data(trainer)) is not None:
             resolved |= {"batch_size": data.batch_size, "context_length": data.context_length, "data_seed": data.seed}
     return {
         "versions": versions(),
@@ -72,10 +69,7 @@ def check_inputs(module: LanguageModule, own: Mapping[str, Any], path: object) -
     To resume a training, the texts and the tokenizer must be those of its earlier part; to evaluate a checkpoint, only
     the tokenizer must be the same.
 
-    Args:
-        module: the module that the checkpoint is loaded into; it knows the fingerprints of the present data.
-        own: what `fit` adds to a checkpoint; without fingerprints or versions, nothing is compared.
-        path: the checkpoint, for the messages.
+    Without fingerprints or versions in the checkpoint, nothing is compared.
 
     Raises:
         UserError: a text or the tokenizer is another one, and the user has not allowed it.
@@ -103,12 +97,7 @@ def check_inputs(module: LanguageModule, own: Mapping[str, Any], path: object) -
 
 
 def changed_versions(saved: Mapping[str, str], path: object) -> str | None:
-    """Return one line about the versions that differ from those of a checkpoint; None if none is known to differ.
-
-    Args:
-        saved: the versions that the checkpoint holds.
-        path: the checkpoint, for the message.
-    """
+    """Return one line about the versions that differ from those of a checkpoint; None if none is known to differ."""
     changed = {name: now for name, now in versions().items() if saved.get(name, now) != now}
     if not changed:
         return None

@@ -28,9 +28,7 @@ Read = Callable[[Path], Any]
 def verify_runs(folder: str | Path, read_config: Read) -> None:
     """Check every file of every run, and print a line for each run.
 
-    Args:
-        folder: a project, a folder that holds runs, or a run.
-        read_config: reads a YAML file and raises an error if it is damaged.
+    `read_config` reads a YAML file and raises an error if it is damaged.
 
     Raises:
         MissingFileError: there is no run.

@@ -6,12 +6,12 @@ A run directory holds `checkpoints/`, `config.yaml`, `tokenizer/`, TensorBoard e
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
-from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tslm.errors import MissingFileError, UserError
 from tslm.model import TransformerConfig, TransformerLM
@@ -23,6 +23,7 @@ from tslm.training.saved_settings import read_architecture
 
 RUNS = "lightning_logs"
 CHECKPOINTS = "checkpoints"
+SUMMARY = "summary.json"
 FOLDER_FILE = "checkpoints.txt"  # in a run directory: names the folder of its checkpoints if the user chose another one
 MODEL_PREFIX = "model."  # LanguageModule holds the TransformerLM under this name
 
@@ -43,9 +44,7 @@ class LoadedModel(NamedTuple):
 def load_model(path: str | Path, *, ffn: str | None = None) -> LoadedModel:
     """Load the model and the tokenizer from a checkpoint of `fit`; the model is in evaluation mode on the CPU.
 
-    Args:
-        path: the checkpoint.
-        ffn: the class of a feed-forward layer of one's own, which a checkpoint may name only if the user does.
+    A checkpoint may name the class of a feed-forward layer of one's own, `ffn`, only if the user does.
 
     Example:
         >>> model, tokenizer, path, step, prefix = load_model("lightning_logs/version_0/checkpoints/best.ckpt")
@@ -70,89 +69,10 @@ def load_model(path: str | Path, *, ffn: str | None = None) -> LoadedModel:
     return LoadedModel(model.eval(), tokenizer, Path(path), int(state["global_step"]), own.get("document_prefix"))
 
 
-def reserve_version(root: Path) -> int:
-    """Create the next free `version_N` in a folder and return N; no two processes get the same one.
-
-    Raises:
-        UserError: the folder cannot be created, or nothing can be created in it.
-    """
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        taken = [int(found[1]) for path in root.iterdir() if (found := re.fullmatch(r"version_(\d+)", path.name))]
-        number = max(taken, default=-1) + 1
-        while True:
-            try:
-                (root / f"version_{number}").mkdir()
-                return number
-            except FileExistsError:  # another process was faster
-                number += 1
-    except OSError as error:
-        raise UserError(
-            f"a run directory cannot be made in {root} ({error.strerror}): give --trainer.default_root_dir a folder "
-            "that is writable"
-        ) from error
-
-
-def reserve_continuation(run: Path) -> str:
-    """Create the next free directory for the continuation of a run, beside it, and return its name.
-
-    Example: `version_0` is continued as `version_0-continued`, `version_0-continued-2` and so on.
-
-    Raises:
-        UserError: nothing can be created there.
-    """
-    base = continued_name(run.name) or run.name
-    for number in count(1):
-        folder = run.with_name(f"{base}-continued" + (f"-{number}" if number > 1 else ""))
-        try:
-            folder.mkdir()
-            return folder.name
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UserError(
-                f"a run directory cannot be made in {folder.parent} ({error.strerror}): give "
-                "--trainer.default_root_dir a folder that is writable"
-            ) from error
-    raise AssertionError
-
-
 def continued_name(name: str) -> str | None:
     """Return the name of the run that a run of this name continues; None if the name says nothing of it."""
     found = re.fullmatch(r"(.+)-continued(-\d+)?", name)
     return found and found[1]
-
-
-def checked_name(name: str) -> str:
-    """Return the name of a run, which is that of a folder.
-
-    Raises:
-        UserError: it is no plain name.
-    """
-    if name in ("last", "best"):
-        raise UserError(f"the name of the run is {name!r}, a checkpoint of the newest run: give another --name")
-    if not re.fullmatch(r"[^-/\\\0.][^/\\\0]{0,99}", name) or not name.isprintable() or name != name.strip():
-        raise UserError(f"the name of the run is {name!r}: give --name up to 100 characters without / and \\, of which "
-                        "the first is no full stop, hyphen or space, and the last no space")
-    return name
-
-
-def create_run_dir(folder: Path, remedy: str = "give the logger another version, or none") -> None:
-    """Create a run directory whose name the user chose.
-
-    Raises:
-        UserError: it exists, so it belongs to another run; or it cannot be created.
-    """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir()
-    except FileExistsError as error:
-        raise UserError(
-            f"the run directory {folder} exists, and another run may be in it: {remedy}"
-        ) from error
-    except OSError as error:
-        raise UserError(f"the run directory {folder} cannot be made ({error.strerror}): give the logger another "
-                        "save_dir") from error
 
 
 def find_checkpoint(wanted: str | None, *, prefer: str = "last", root: Path = Path()) -> tuple[Path, list[str]]:
@@ -183,10 +103,8 @@ def find_checkpoint(wanted: str | None, *, prefer: str = "last", root: Path = Pa
             raise MissingFileError(f"the folder {folder} has no {_missing(bad)}; give another checkpoint")
         return found, [*map(skip_notice, bad), f"Checkpoint: {found}"]
     if not path.is_file():
-        raise MissingFileError(
-            f"there is no checkpoint at {path}: name a .ckpt file, a run directory, or 'last' or 'best' "
-            "for the newest run's"
-        )
+        raise MissingFileError(f"there is no checkpoint at {path}: name a .ckpt file, a run directory, or 'last' or "
+                               "'best' for the newest run's")
     return path, []
 
 
@@ -270,7 +188,6 @@ def runs_newest_first(folder: Path) -> list[Path]:
     """List the run directories by the time of their last training; evaluation and prediction do not count."""
 
     def trained(run: Path) -> int:
-        """Return the time of the last training in nanoseconds."""
         try:
             files = [*run.glob("events.*"), *run.glob("metrics.csv"), *checkpoint_folder(run).glob("*.ckpt")]
         except OSError:  # the directory vanishes at this moment, or cannot be read
@@ -289,6 +206,16 @@ def run_of(checkpoint: Path, root: Path = Path()) -> Path:
         if checkpoint_folder(run).resolve() == folder:
             return run
     return checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else checkpoint.parent
+
+
+def summary_of(checkpoint: Path) -> dict[str, Any]:
+    """Return the content of `summary.json` of a checkpoint's run; empty if there is none, or a damaged one."""
+    path = run_of(checkpoint) / SUMMARY
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return summary if isinstance(summary, dict) else {}
 
 
 def checkpoint_folder(run: Path) -> Path:

@@ -8,10 +8,8 @@ callable, or a path to write to.
 
 from __future__ import annotations
 
-import math
 import os
 import re
-from collections.abc import Callable
 from dataclasses import MISSING, asdict, fields
 from typing import Any, NamedTuple, get_args
 
@@ -19,14 +17,28 @@ from tslm.errors import UserError
 from tslm.model import TransformerConfig
 from tslm.model.config import FFNS, Norm, Position
 from tslm.optim import SCHEDULES
+from tslm.training.checks import (
+    ABSENT,
+    LARGEST,
+    LONGEST_TEXT,
+    Check,
+    either,
+    list_of,
+    look_up,
+    max_time,
+    number,
+    numbers,
+    one_of,
+    optional,
+    path_to_read,
+    switch,
+    text,
+    whole,
+)
 from tslm.training.optimizers import OPTIMIZERS
 from tslm.training.settings import translate_batch_settings
 
-Check = Callable[[object], bool]
-
-LARGEST = 2**63 - 1
 LARGEST_SIZE = 2**24  # of one dimension of the model
-LONGEST_TEXT, LONGEST_LIST = 1_000_000, 100_000
 LARGEST_CORPUS = 10_000_000  # stories, which take 5 GB and ten minutes
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
 
@@ -41,68 +53,6 @@ class PlainSettings(NamedTuple):
 
     allowed: dict[str, Any]
     left_out: list[str]
-
-
-def whole(least: int = 0, most: int = LARGEST) -> Check:
-    """Accept an int from `least` to `most`, and no bool."""
-    return lambda value: type(value) is int and least <= value <= most
-
-
-def number(least: float = 0.0) -> Check:
-    """Accept a finite float, or a 64-bit int, of at least `least`."""
-    return lambda value: (
-        (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) <= LARGEST)
-    ) and value >= least
-
-
-def one_of(*names: str) -> Check:
-    """Accept one of these strings."""
-    return lambda value: type(value) is str and value in names
-
-
-def optional(check: Check) -> Check:
-    """Accept None, too."""
-    return lambda value: value is None or check(value)
-
-
-def either(*checks: Check) -> Check:
-    """Accept what one of the checks accepts."""
-    return lambda value: any(check(value) for check in checks)
-
-
-def list_of(check: Check, least: int = 0, most: int = LONGEST_LIST) -> Check:
-    """Accept a flat list or tuple of `least` to `most` values that the check accepts."""
-    return lambda value: (
-        (type(value) is list or type(value) is tuple) and least <= len(value) <= most and all(map(check, value))
-    )
-
-
-def switch(value: object) -> bool:
-    """Accept true and false."""
-    return type(value) is bool
-
-
-def text(value: object) -> bool:
-    """Accept a string that UTF-8 can encode."""
-    return type(value) is str and len(value) <= LONGEST_TEXT and not re.search("[\ud800-\udfff]", value)
-
-
-def numbers(value: object) -> bool:
-    """Accept a few small numbers by names."""
-    return type(value) is dict and 0 < len(value) <= 16 and all(
-        type(name) is str and name.isidentifier() and len(name) < 64 and (number(-1e3)(each) and each <= 1e3)
-        for name, each in value.items()
-    )
-
-
-def path_to_read(value: object) -> bool:
-    """Accept a string of printable characters: the name of a text file."""
-    return type(value) is str and value.isprintable() and 0 < len(value) <= 4096
-
-
-def max_time(value: object) -> bool:
-    """Accept days, hours, minutes and seconds as Lightning writes them: 00:12:00:00."""
-    return type(value) is str and re.fullmatch(r"[0-9]{2}(:[0-9]{2}){3}", value) is not None
 
 
 # Each device is a process, and a process waits for those of the other nodes.
@@ -228,8 +178,6 @@ NOT_TAKEN: dict[str, object] = {
 }
 KNOWN = (*ALLOWED, *NOT_TAKEN)
 
-_ABSENT = object()
-
 
 def plain_settings(config: object) -> PlainSettings:
     """Divide the settings of a checkpoint into those that may be used and those that are left out.
@@ -242,8 +190,8 @@ def plain_settings(config: object) -> PlainSettings:
     allowed: dict[str, Any] = {}
     left_out = []
     for key, check in ALLOWED.items():
-        value = _plain_form(key, _look_up(config, key))
-        if value is _ABSENT:
+        value = _plain_form(key, look_up(config, key))
+        if value is ABSENT:
             continue
         if check(value):
             allowed[key] = list(value) if isinstance(value, list | tuple) else value
@@ -253,8 +201,8 @@ def plain_settings(config: object) -> PlainSettings:
         del allowed["optimizer.init_args"]
         left_out.append("optimizer.init_args")
     for key, default in NOT_TAKEN.items():
-        value = _look_up(config, key)
-        if value is not _ABSENT and not (type(value) is type(default) and value == default):
+        value = look_up(config, key)
+        if value is not ABSENT and not (type(value) is type(default) and value == default):
             left_out.append(key)
     return PlainSettings(allowed, left_out)
 
@@ -273,30 +221,23 @@ def read_settings(part: dict[str, Any]) -> PlainSettings:
     """Return the settings that `fit` saved in a checkpoint, in the options of today's version.
 
     Whatever else the file holds in place of settings is ignored.
-
-    Args:
-        part: what `fit` adds to a checkpoint.
     """
     config = part.get("config")
     allowed, left_out = plain_settings(config)
     if "data.micro_batch_size" not in allowed:
-        former = {key: value for key, check in FORMER.items() if check(value := _look_up(config, key))}
+        former = {key: value for key, check in FORMER.items() if check(value := look_up(config, key))}
         allowed = translate_batch_settings(allowed | former)
     names = part.get("left_out")
     named = {name for name in names if type(name) is str} if type(names) is list else set()
     return PlainSettings(allowed, [key for key in KNOWN if key in named or key in left_out])
 
 
-def read_architecture(
-    part: dict[str, Any], path: object, *, ffn: str | None = None, for_sizes: bool = False
-) -> dict[str, Any]:
+def read_architecture(part: dict[str, Any], path: object, *, ffn: str | None = None,
+                      for_sizes: bool = False) -> dict[str, Any]:
     """Return the architecture of the model that a checkpoint holds, as the arguments of `TransformerConfig`.
 
-    Args:
-        part: what `fit` adds to a checkpoint.
-        path: the checkpoint, for the message.
-        ffn: the class of a feed-forward layer that the user states, because a model with it imports that class.
-        for_sizes: whether only sizes are needed and no model is made, so that any class may be named.
+    A model with a feed-forward layer of the user's own imports its class, so the user must state it as `ffn`, except
+    where only sizes are needed and no model is made (`for_sizes`).
 
     Raises:
         UserError: the architecture is missing, incomplete or impossible, or names a class that the user does not state.
@@ -321,15 +262,6 @@ def read_architecture(
 def own_class(value: object) -> bool:
     """Whether a setting names a class of the user's own, as module.Class."""
     return type(value) is str and len(value) < 256 and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value) is not None
-
-
-def _look_up(config: object, key: str) -> object:
-    """Return the value of a dotted key in nested settings, or `_ABSENT`."""
-    for name in key.split("."):
-        if type(config) is not dict or name not in config:
-            return _ABSENT
-        config = config[name]
-    return config
 
 
 def _plain_form(key: str, value: object) -> object:

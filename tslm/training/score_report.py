@@ -38,7 +38,7 @@ def score_rows(corpus: Corpus, per: Literal["token", "line", "file"], loaded: Lo
         if page is not None:
             page.add(span.label, texts, scored)
         if per == "file":
-            yield {"file": span.label} | _figures(_sum(scored))
+            yield {"file": span.label} | _figures(Scores.joined(scored))
             continue
         for number, (text, scores) in enumerate(zip(texts, scored, strict=True), 1):
             place = {"file": span.label, "document": number}
@@ -84,11 +84,6 @@ def _lines(text: str, scores: Scores, loaded: LoadedModel) -> Iterator[Row]:
         ids = [scores.ids[n] for n in chosen]
         size = sum(len(loaded.tokenizer.vocab[id_]) for id_ in ids)
         yield {"line": 1 + number} | _figures(Scores(ids, [scores.log_probs[n] for n in chosen], size))
-
-
-def _sum(scored: list[Scores]) -> Scores:
-    return Scores([id_ for each in scored for id_ in each.ids], [value for each in scored for value in each.log_probs],
-                  sum(each.num_bytes for each in scored))
 
 
 def _figures(scores: Scores) -> Row:

@@ -39,6 +39,12 @@ class Scores(NamedTuple):
     num_bytes: int
     alternatives: list[list[tuple[int, float]]] = []  # noqa: RUF012 - never changed
 
+    @classmethod
+    def joined(cls, parts: Sequence[Scores]) -> Scores:
+        """Return the scores of several texts as those of one, without alternatives."""
+        return cls([id_ for each in parts for id_ in each.ids], [value for each in parts for value in each.log_probs],
+                   sum(each.num_bytes for each in parts))
+
     @property
     def total(self) -> float:
         """The sum of the log-probabilities, in nats."""
@@ -59,10 +65,8 @@ class Scores(NamedTuple):
         return bits_per_byte(-self.total, self.num_bytes)
 
 
-def score(
-    model: TransformerLM, tokenizer: Tokenizer, text: str, *, prefix: Sequence[int] | None = None,
-    allow_special: bool = False, num_alternatives: int = 0,
-) -> Scores:
+def score(model: TransformerLM, tokenizer: Tokenizer, text: str, *, prefix: Sequence[int] | None = None,
+          allow_special: bool = False, num_alternatives: int = 0) -> Scores:
     """Return the log-probability of every token of a text, which the model reads as a document from its beginning.
 
     In a text longer than the context, each token is predicted from at least half a context: windows of T tokens start
@@ -96,10 +100,9 @@ def score(
     return scores
 
 
-def score_texts(
-    model: TransformerLM, tokenizer: Tokenizer, texts: Sequence[str], *, prefix: Sequence[int] | None = None,
-    allow_special: bool = False, progress: bool = False, num_alternatives: int = 0,
-) -> list[Scores]:
+def score_texts(model: TransformerLM, tokenizer: Tokenizer, texts: Sequence[str], *,
+                prefix: Sequence[int] | None = None, allow_special: bool = False, progress: bool = False,
+                num_alternatives: int = 0) -> list[Scores]:
     """Score several texts, each as `score` does; windows of similar length share a batch."""
     front = list(default_prefix(tokenizer) if prefix is None else prefix)
     encoded = [tokenizer.encode(text, allow_special=allow_special) for text in texts]
@@ -117,9 +120,8 @@ def score_texts(
     return found
 
 
-def token_log_probs(
-    model: TransformerLM, sequences: Sequence[npt.NDArray[np.int64]], *, progress: bool = False
-) -> list[LogProbs]:
+def token_log_probs(model: TransformerLM, sequences: Sequence[npt.NDArray[np.int64]], *,
+                    progress: bool = False) -> list[LogProbs]:
     """Return the log-probability of each token but the first of each sequence of ids.
 
     Sequences longer than the context are scored in windows, as `score` says.
@@ -131,10 +133,8 @@ def token_log_probs(
 
 
 @torch.no_grad()
-def _predict(
-    model: TransformerLM, sequences: Sequence[npt.NDArray[np.int64]], progress: bool,
-    best: list[npt.NDArray[np.float64]] | None = None, vocab_size: int = 0,
-) -> list[LogProbs]:
+def _predict(model: TransformerLM, sequences: Sequence[npt.NDArray[np.int64]], progress: bool,
+             best: list[npt.NDArray[np.float64]] | None = None, vocab_size: int = 0) -> list[LogProbs]:
     """Do as `token_log_probs`, and fill `best` (T, k, 2) of each sequence with the likeliest ids and their log-probs.
 
     Only ids below `vocab_size` are among the likeliest.

@@ -117,7 +117,6 @@ class OptimizerSettings:
         schedule = self._schedule()
 
         def rate(step: int) -> float:
-            """Return the learning rate of a step."""
             try:
                 found = schedule(step, self.lr, self.lr_min, warmup_steps, total_steps)
             except (Exception, SystemExit) as error:  # whatever the user's function raises

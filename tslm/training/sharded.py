@@ -8,6 +8,8 @@ from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from tslm.model import TransformerLM
+
 
 class Sharded(ModelParallelStrategy):
     """Lightning's strategy for FSDP2, for optimizers with several parameter groups too.
@@ -33,11 +35,30 @@ class Sharded(ModelParallelStrategy):
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         for optimizer, state in zip(optimizers, checkpoint["optimizer_states"], strict=bool(optimizers)):
             here = [names[id(each)] for group in optimizer.param_groups for each in group["params"]]
-            set_optimizer_state_dict(
-                self.model, optimizer, optim_state_dict=renamed(state, here),
-                options=StateDictOptions(broadcast_from_rank0=True, full_state_dict=True),
-            )
+            set_optimizer_state_dict(self.model, optimizer, optim_state_dict=renamed(state, here),
+                                     options=StateDictOptions(broadcast_from_rank0=True, full_state_dict=True))
         return checkpoint
+
+
+def divide_weights(model: TransformerLM, mesh: Any) -> None:
+    """Let each process of a mesh keep a part of every weight."""
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # slow to import, and rarely needed
+
+    for module in (*model.layers, model):
+        fully_shard(module, mesh=mesh)
+    register_fsdp_forward_method(model, "hidden")
+
+
+def gather_weights(model: TransformerLM, on: bool) -> None:
+    """Let each process keep all divided weights, because processes may have different numbers of batches; or not."""
+    sharded: list[Any] = [model, *model.layers]
+    for module in sharded:
+        # The outermost keeps embedding and head after its forward pass anyway: the loss reads the head.
+        module.set_reshard_after_forward(not on and module is not model, recurse=False)
+        if on:
+            module.unshard()
+        else:
+            module.reshard()
 
 
 def renamed(state: Mapping[str, Any], names: list[str]) -> dict[str, Any]:

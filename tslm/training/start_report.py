@@ -5,13 +5,13 @@ from __future__ import annotations
 import lightning.pytorch as pl
 import torch
 
-from tslm.data.datamodule import TextDataModule
+from tslm.data.datamodule import text_data
 from tslm.loops.lightning import StepCallback
 from tslm.loops.step import OPEN
-from tslm.training.checkpoint_callback import run_dir
 from tslm.training.forecast import Step, amount, duration, free_bytes, step_bytes, used_bytes
 from tslm.training.metrics import metrics_of, say
 from tslm.training.module import LanguageModule
+from tslm.training.run_dirs import run_dir
 from tslm.training.settings import measured_steps
 
 _MEASURED = 5  # seconds of training from which the speed is known well enough
@@ -56,17 +56,15 @@ def start_text(trainer: pl.Trainer, module: LanguageModule) -> str:
             else f"{device.type}, {threads} thread{'s' * (threads > 1)}")
     processes = f"{trainer.world_size} processes; " if trainer.world_size > 1 else ""
     rows = [("run", str(run_dir(trainer))), ("device", f"{name}; {processes}{trainer.precision}")]
-    data = getattr(trainer, "datamodule", None)
+    data = text_data(trainer)
     parameters = f"{amount(module.model.num_parameters())} parameters"
-    if not isinstance(data, TextDataModule) or data.train_tokens is None:
+    if data is None or data.train_tokens is None:
         return _table([*rows, ("model", parameters), ("steps", f"{_budget_text(trainer)}")])
     tokens = data.tokens_per_step
     rows.append(("model", f"{parameters}; {amount(module.model.flops_per_token() * tokens, 'FLOP')} a step"))
-    step = Step(
-        tokens // (trainer.world_size * trainer.accumulate_grad_batches), trainer.accumulate_grad_batches,
-        "16" in str(trainer.precision), module.model.recompute,
-        module.loss_chunk_size or _DEFAULT_CHUNK.get(device.type, 16_384), module.optimizer_settings.class_path,
-    )
+    step = Step(tokens // (trainer.world_size * trainer.accumulate_grad_batches), trainer.accumulate_grad_batches,
+                "16" in str(trainer.precision), module.model.recompute,
+                module.loss_chunk_size or _DEFAULT_CHUNK.get(device.type, 16_384), module.optimizer_settings.class_path)
     needed, used, free = step_bytes(config, step), used_bytes(device), free_bytes(device)
     if used is not None:
         rows.append(("memory", f"about {amount(used + needed, 'B')} in a step"))

@@ -22,15 +22,12 @@ from tslm.training.settings import GenerationSettings
 class StoryTeller:
     """A trained model that continues prompts and prints the text while it is generated.
 
+    The arguments that are not listed are the options of `generate`.
+
     Args:
         settings: how the tokens are drawn. The n-th story has the seed `settings.seed` + n, counted from 0, so each can
             be told again alone.
-        ckpt_path: a checkpoint file, a run directory, or `last` or `best` of the newest run; unless given, the newest
-            run's best, with a notice.
-        num_samples: how many stories each prompt gets.
         stop: texts that end a story; see `generation.text.cut_at`.
-        allow_special: whether special tokens are recognized in prompts.
-        ffn: the class of the model's own feed-forward layer.
 
     Raises:
         MissingFileError: there is no such checkpoint.
@@ -61,11 +58,10 @@ class StoryTeller:
         """
         for _ in range(self._num_samples):
             seed = self._settings.seed + self._told
-            pieces = stream_text(
-                self._model, self._tokenizer, prompt, self._settings.max_new_tokens, seed=seed,
-                temperature=self._settings.temperature, top_p=self._settings.top_p, top_k=self._settings.top_k,
-                prefix=self._prefix, allow_special=self._allow_special, stop=self._stop,
-            )
+            pieces = stream_text(self._model, self._tokenizer, prompt, self._settings.max_new_tokens, seed=seed,
+                                 temperature=self._settings.temperature, top_p=self._settings.top_p,
+                                 top_k=self._settings.top_k, prefix=self._prefix, allow_special=self._allow_special,
+                                 stop=self._stop)
             first = next(pieces, "")  # raises the errors of the generation before anything is printed
             title = f"--- seed {seed}\n" if self._num_samples > 1 else ""
             print(title + prompt + first, end="", flush=True)

@@ -6,26 +6,24 @@ import json
 import shutil
 import textwrap
 import time
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from tslm.data.datamodule import TextDataModule
+from tslm.data.datamodule import text_data
 from tslm.errors import UserError, as_called
 from tslm.generation import Completion
 from tslm.loops.lightning import StepCallback
 from tslm.loops.step import OPEN
 from tslm.training.checkpoint import replace_atomically
-from tslm.training.checkpoint_callback import Checkpoints, run_dir
+from tslm.training.checkpoint_callback import Checkpoints
 from tslm.training.entropy_floor import FloorReport, measure_floor
 from tslm.training.lightning_features import reason_of_stop
 from tslm.training.metrics import metrics_of, newest_checkpoint
 from tslm.training.module import LanguageModule
-from tslm.training.runs import run_of
-
-SUMMARY = "summary.json"
+from tslm.training.run_dirs import run_dir
+from tslm.training.runs import SUMMARY
 
 
 class StorySamples(pl.Callback):
@@ -134,24 +132,14 @@ def whole_module(trainer: pl.Trainer, module: LanguageModule) -> LanguageModule 
     newest = newest_checkpoint(trainer)
     if newest is None:
         return None
-    return LanguageModule.load_from_checkpoint(
-        newest, ffn=module.model.config.ffn, generation=module.generation_settings
-    )
-
-
-def is_finished(checkpoint: Path) -> bool:
-    """Whether the run of a checkpoint has validated its last step and has written its summary."""
-    summary = run_of(checkpoint) / SUMMARY
-    try:
-        return summary.is_file() and json.loads(summary.read_text(encoding="utf-8"))["finished"] is True
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return False
+    return LanguageModule.load_from_checkpoint(newest, ffn=module.model.config.ffn,
+                                               generation=module.generation_settings)
 
 
 def floor_of(trainer: pl.Trainer, module: LanguageModule) -> FloorReport | None:
     """Compare the model with the exact floor; None if the corpus has none, or if it cannot be measured."""
-    data = getattr(trainer, "datamodule", None)
-    stories = data.held_out_stories() if isinstance(data, TextDataModule) else None
+    data = text_data(trainer)
+    stories = None if data is None else data.held_out_stories()
     if not stories or module.tokenizer is None or data is None or data.train_tokens is None:
         return None
     try:

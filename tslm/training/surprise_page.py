@@ -48,11 +48,7 @@ class Word(NamedTuple):
 
 
 class SurprisePage:
-    """Collects scored documents and writes them as a page.
-
-    Args:
-        loaded: the model that scored them.
-    """
+    """Collects scored documents and writes them as a page."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._vocab, self._loaded = loaded.tokenizer.vocab, loaded
@@ -97,13 +93,12 @@ class SurprisePage:
         """Return the page."""
         names = {id_: printable(self._vocab[id_]) for id_ in sorted(self._shown)}
         data = json.dumps({"names": names, "documents": self._data}, ensure_ascii=False, separators=(",", ":"))
-        whole = Scores([id_ for each in self._scores for id_ in each.ids],
-                       [value for each in self._scores for value in each.log_probs],
-                       sum(each.num_bytes for each in self._scores))
+        uppers = [*(f"to {limit}" for limit in LIMITS[1:]), "and more"]
         parts = {
             "model": f"{_text(self._loaded.path)}, step {self._loaded.step:,}",
-            "figures": _figures(whole),
-            "legend": "".join(f'<li class="s{level}">{lower} {_upper(level)}' for level, lower in enumerate(LIMITS)),
+            "figures": _figures(Scores.joined(self._scores)),
+            "legend": "".join(f'<li class="s{level}">{lower} {upper}'
+                              for level, (lower, upper) in enumerate(zip(LIMITS, uppers, strict=True))),
             "sections": "\n".join(self._sections),
             "data": data.translate({ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}),
         }
@@ -185,10 +180,6 @@ def _figures(scores: Scores) -> str:
         return "no token is scored"
     return (f"{len(scores.ids):,} tokens, {-scores.total / math.log(2):,.1f} bits: {scores.bits_per_byte:.3f} bits per "
             f"byte, perplexity {scores.perplexity:,.2f}")
-
-
-def _upper(level: int) -> str:
-    return f"to {LIMITS[level + 1]}" if level + 1 < len(LIMITS) else "and more"
 
 
 def _text(value: object) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.pytorch.plugins import CheckpointIO, LayerSync
 from lightning.pytorch.plugins import Precision as PrecisionPlugin
@@ -17,31 +16,30 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from tslm.data.datamodule import TextDataModule
 from tslm.errors import UserError
-from tslm.fast.forms import cpu_multiplies_bfloat16
 from tslm.loops.lightning import InterruptAtBoundary, install_step_loop
 from tslm.loops.step import Budget, Cadence, TokenCount
 from tslm.training.board import Board
 from tslm.training.checkpoint import fit_part, named_full_disk, read_checkpoint
-from tslm.training.checkpoint_callback import AtomicCheckpointIO, Checkpoints, reserved_run_dir, run_dir
+from tslm.training.checkpoint_callback import AtomicCheckpointIO, Checkpoints
 from tslm.training.compiling import Choice, pays
 from tslm.training.lightning_features import (
     NOT_IN_TRIAL,
     REFUSED_FLAGS,
-    LoggerName,
     check_callbacks,
     check_flags,
     check_plugins,
-    named_logger,
 )
-from tslm.training.malloc import keep_freed_memory
-from tslm.training.metrics import StepMetrics, run_loggers
+from tslm.training.loggers import LoggerName, chosen_loggers
+from tslm.training.machine import auto_precision, keep_freed_memory, usable_accelerator
+from tslm.training.metrics import StepMetrics
 from tslm.training.minutes import MinutesBudget
 from tslm.training.module import LanguageModule
 from tslm.training.progress import StepProgress
-from tslm.training.runs import checked_name, find_checkpoint
+from tslm.training.run_dirs import checked_name, reserved_run_dir, run_dir
+from tslm.training.runs import find_checkpoint, summary_of
 from tslm.training.sharded import Sharded
 from tslm.training.start_report import StartReport
-from tslm.training.summary import RunSummary, StorySamples, is_finished
+from tslm.training.summary import RunSummary, StorySamples
 
 Plugin = PrecisionPlugin | ClusterEnvironment | CheckpointIO | LayerSync
 ENDLESS = 1 << 60  # micro-batches
@@ -144,15 +142,14 @@ class StepTrainer(pl.Trainer):
         self.began: float | None = None  # when the command began, by time.perf_counter; unless set, when `fit` begins
         self._compile = compile
         self.run_name = name if name is None else checked_name(name)
-        accelerator = _accelerator(accelerator)
+        accelerator = usable_accelerator(accelerator)
         if precision == "auto":
             precision = auto_precision(str(accelerator))
         if (accumulation := kwargs.get("accumulate_grad_batches", 1)) < 1:
             raise UserError(f"trainer.accumulate_grad_batches is {accumulation}: give 1 or more, or leave it out")
         if gradient_clip_val is not None and not gradient_clip_val > 0:
-            raise UserError(
-                f"trainer.gradient_clip_val is {gradient_clip_val}: give a norm above 0, or null for no clipping"
-            )
+            raise UserError(f"trainer.gradient_clip_val is {gradient_clip_val}: give a norm above 0, or null for no "
+                            "clipping")
         if kwargs.get("strategy") == "fsdp2":
             kwargs["strategy"] = Sharded()
         given = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks is not None else []
@@ -170,7 +167,7 @@ class StepTrainer(pl.Trainer):
             precision=precision,
             gradient_clip_val=gradient_clip_val,
             default_root_dir=default_root_dir,
-            logger=_loggers(logger, default_root_dir),
+            logger=chosen_loggers(logger, default_root_dir),
             callbacks=with_defaults(given, enable_progress_bar, enable_checkpointing is not False, bool(self.trial)),
             plugins=[*plugins, AtomicCheckpointIO()],
             # StepProgress writes lines where there are no bars.
@@ -199,15 +196,9 @@ class StepTrainer(pl.Trainer):
         self.step_loop = install_step_loop(self, Cadence(val_every_n_steps, log_every_n_steps, save_every_n_steps))
         self.step_loop.min_steps = min_steps
 
-    def fit(
-        self,
-        model: pl.LightningModule,
-        train_dataloaders: Any = None,
-        val_dataloaders: Any = None,
-        datamodule: pl.LightningDataModule | None = None,
-        ckpt_path: str | Path | None = None,
-        weights_only: bool | None = True,
-    ) -> None:
+    def fit(self, model: pl.LightningModule, train_dataloaders: Any = None, val_dataloaders: Any = None,
+            datamodule: pl.LightningDataModule | None = None, ckpt_path: str | Path | None = None,
+            weights_only: bool | None = True) -> None:
         """Train a model until the budget is spent.
 
         Args:
@@ -262,23 +253,21 @@ class StepTrainer(pl.Trainer):
         if counted:  # earlier steps may have had another batch size
             seen = state["callbacks"].get("StepMetrics", {}).get("tokens_seen", seen)
         budget = self._budget(tokens_per_step=tokens, steps_done=done, tokens_seen=seen)
-        only_validation_left = done == budget.max_steps and validation_due(state) and not is_finished(path)
+        is_finished = summary_of(path).get("finished") is True
+        only_validation_left = done == budget.max_steps and validation_due(state) and not is_finished
         if done >= budget.max_steps and not only_validation_left:
-            raise UserError(
-                f"{path} is at step {done} and the budget is {budget.max_steps} steps, so nothing is left to train: "
-                "give a larger --trainer.max_steps or --trainer.max_tokens, or --trainer.max_minutes"
-            )
+            raise UserError(f"{path} is at step {done} and the budget is {budget.max_steps} steps, so nothing is left "
+                            "to train: give a larger --trainer.max_steps or --trainer.max_tokens, or "
+                            "--trainer.max_minutes")
         return budget
 
     def _split_batch(self, data: TextDataModule) -> int:
         """Derive the accumulation from the batch size of the data; return the tokens of one optimizer step."""
         if self._stated_accumulation > 1:
             windows = data.batch_size * self._stated_accumulation * self.world_size
-            raise UserError(
-                f"trainer.accumulate_grad_batches is {self._stated_accumulation}, but accumulation follows from the "
-                f"windows of one optimizer step and those computed at a time: give --data.batch_size {windows} and "
-                f"--data.micro_batch_size {data.batch_size} instead"
-            )
+            raise UserError(f"trainer.accumulate_grad_batches is {self._stated_accumulation}, but accumulation follows "
+                            "from the windows of one optimizer step and those computed at a time: give "
+                            f"--data.batch_size {windows} and --data.micro_batch_size {data.batch_size} instead")
         _, self.accumulate_grad_batches = data.split(self.world_size, self.strategy.root_device.type)
         return data.tokens_per_step
 
@@ -294,16 +283,11 @@ def validation_due(state: dict[str, Any]) -> bool:
     return isinstance(position, dict) and position.get("validation_due") is True
 
 
-def with_defaults(
-    callbacks: list[pl.Callback], progress: bool, checkpoints: bool = True, trial: bool = False
-) -> list[pl.Callback]:
+def with_defaults(callbacks: list[pl.Callback], progress: bool, checkpoints: bool = True,
+                  trial: bool = False) -> list[pl.Callback]:
     """Add the callbacks of a run that are not given; their order is the order in which they are called.
 
-    Args:
-        callbacks: the given ones.
-        progress: whether to show a bar, unless one is given; else a line for each report.
-        checkpoints: whether to save checkpoints.
-        trial: whether the run saves nothing.
+    A trial saves nothing. Without `progress`, each report is a line.
     """
     kinds: list[type[pl.Callback]] = [
         StepMetrics, *([] if has_bar(callbacks) else [StepProgress]), *([Checkpoints] if checkpoints else []),
@@ -319,35 +303,3 @@ def with_defaults(
 def has_bar(callbacks: list[pl.Callback]) -> bool:
     """Whether the user has given a progress bar."""
     return any(isinstance(callback, pl.callbacks.ProgressBar) for callback in callbacks)
-
-
-def _loggers(logger: Any, root: str) -> Any:
-    """Replace the names of loggers by loggers, and no statement by the loggers of a run directory."""
-    if logger in (None, True):
-        return run_loggers(root)
-    if isinstance(logger, list):
-        return [named_logger(each, root) if isinstance(each, str) else each for each in logger]
-    return named_logger(logger, root) if isinstance(logger, str) else logger
-
-
-def _accelerator(asked: str | pl.accelerators.Accelerator) -> str | pl.accelerators.Accelerator:
-    """Replace `auto` by `cpu` on Apple's machines: their GPUs lack float64, in which validation losses are summed.
-
-    Raises:
-        UserError: an Apple GPU is asked for by name.
-    """
-    if asked == "mps" or (asked == "gpu" and torch.backends.mps.is_available()):
-        raise UserError(f"trainer.accelerator is {asked!r}, but Apple's GPUs have no float64, in which losses are "
-                        "summed: give --trainer.accelerator cpu")
-    return "cpu" if asked == "auto" and torch.backends.mps.is_available() else asked
-
-
-def auto_precision(accelerator: str) -> Literal["32-true", "bf16-mixed"]:
-    """Choose bfloat16 if the hardware multiplies it, and print the choice."""
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        device, fast = torch.cuda.get_device_name(), torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        device, fast = "this processor", cpu_multiplies_bfloat16()
-    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed" if fast else "32-true"
-    print(f"Precision: {precision} ({device} {'computes' if fast else 'does not compute'} in bfloat16)")
-    return precision

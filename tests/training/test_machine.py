@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from tslm.training.malloc import keep_freed_memory
+from tslm.training.machine import keep_freed_memory
 
 ROUNDS = """
 import resource, sys
 import torch
-from tslm.training.malloc import keep_freed_memory
+from tslm.training.machine import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
