@@ -5,6 +5,7 @@ import, and the checkpoint functions and the `generate` command do not need it.
 """
 
 from importlib import import_module
+from typing import Any
 
 _HOME = {
     "LanguageModule": "module", "StepTrainer": "trainer", "OptimizerSettings": "settings",
@@ -13,7 +14,7 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     """Import a name from its file at its first use (PEP 562)."""
     if name not in _HOME:
         raise AttributeError(f"module 'tslm.training' has no attribute {name!r}")
