@@ -66,13 +66,12 @@ class BlockEncoder:
         """
         if not block:
             return np.empty(0, np.uint32)
-        bounds = None
-        if self._segments is not None:
-            bounds = segment_bounds(block, self._across_segments, self._find_bounds)
         with self._lock:
             try:
-                if self._segments is not None and bounds is not None:
-                    return self._segments.lookup(block, bounds)[0]
+                if self._segments is not None:
+                    bounds = segment_bounds(block, self._across_segments, self._find_bounds)
+                    if bounds is not None:
+                        return self._segments.lookup(block, bounds)[0]
                 return self._pretokens.lookup(block, pretoken_bounds(block, self._specials))[0]
             except KeyError:
                 bounds = pretoken_bounds(block, self._specials)
@@ -120,7 +119,7 @@ class _Cache:
         if is_full or not is_complete:
             self._table.clear()
             self._used = self._bytes = 0
-            self._table.number(b"".join(self._known), bounds_of(np.array([*map(len, self._known)], np.intp)))
+            self._table.number(b"".join(self._known), bounds_of([*map(len, self._known)]))
             self._store(0, np.array([*self._known.values()], np.uint32), np.ones(len(self._known), np.intp))
         known = len(self._table)
         numbers = self._table.number(text, bounds)

@@ -37,7 +37,7 @@ class WordEncoder:
         # (a bc), then abc becomes ab c. So all entries are merged.
         entries = [token for token in self._ids if token]
         if len(self._ranks) >= LARGE_VOCABULARY and self.compiled is not None:
-            _, counts = self.compiled.merge(b"".join(entries), _bounds(entries))
+            _, counts = self.compiled.merge(b"".join(entries), bounds_of([*map(len, entries)]))
             is_single = (counts == 1).tolist()
         else:
             is_single = [len(self._merge(token)) == 1 for token in entries]
@@ -51,7 +51,7 @@ class WordEncoder:
         compiled = CompiledMerge(self._ids, self._ranks)
         words = compiled.tokens[:: -(len(compiled.tokens) // 64 + 1)]
         words.append(b"".join(words) * 2)
-        symbols, _ = compiled.merge(b"".join(words), _bounds(words))
+        symbols, _ = compiled.merge(b"".join(words), bounds_of([*map(len, words)]))
         if [compiled.tokens[symbol] for symbol in symbols] == [*chain.from_iterable(map(self._merge, words))]:
             return compiled
         warnings.warn("words are merged without the library in C, because it merges some differently",
@@ -139,10 +139,6 @@ class WordEncoder:
                 if fresh is not None:
                     heappush(heap, fresh * size + preceding)
         return [token for token in tokens if token]
-
-
-def _bounds(words: Sequence[bytes]) -> Positions:
-    return bounds_of(np.array([*map(len, words)], np.intp))
 
 
 _encoders: WeakKeyDictionary[Vocabulary, WordEncoder] = WeakKeyDictionary()

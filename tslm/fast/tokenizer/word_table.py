@@ -96,9 +96,9 @@ def _keys_of(text: bytes, bounds: Positions) -> Values:
     return keys
 
 
-def bounds_of(sizes: Positions) -> Positions:
+def bounds_of(sizes: npt.ArrayLike) -> Positions:
     """Return the start of each of some joined words, and the end of the last one."""
-    return np.append(0, np.cumsum(sizes))
+    return np.append(np.intp(0), np.cumsum(sizes, dtype=np.intp))
 
 
 def keep_freed_memory() -> None:
