@@ -16,9 +16,8 @@ from tslm.tokenizer.tokenizer import Tokenizer
 
 def test_a_vocabulary_without_merges_gives_bytes():
     encoder, _ = make_encoder([])
-    assert encoder.compiled is not None
-    text = bytes(range(256))
-    ids, counts = encoder.encode_all(text, np.array([0, 1, 256]))
+    assert isinstance(encoder.batched, CompiledMerge)
+    ids, counts = encoder.batched.encode(bytes(range(256)), np.array([0, 1, 256]))
     assert (ids.tolist(), counts.tolist()) == ([*range(256)], [1, 255])
 
 
@@ -32,11 +31,11 @@ def test_scripts_without_spaces_are_encoded_by_the_definition(script, kind):
     assert encode_block(text.encode(), tokenizer._vocabulary, kind)[: len(expected)].tolist() == expected
 
 
-def test_without_a_compiler_python_merges(no_compiler):
+def test_without_a_compiler_numpy_merges(no_compiler):
     encoder, _ = make_encoder([(b"a", b"b")])
     with pytest.warns(DisagreementWarning, match="no C compiler"):
-        assert encoder.compiled is None
-    ids, counts = encoder.encode_all(b"abbab" * 200, np.arange(0, 1001, 5))
+        assert not isinstance(encoder.batched, CompiledMerge)
+    ids, counts = encoder.batched.encode(b"abbab" * 200, np.arange(0, 1001, 5))
     assert (ids.tolist(), counts.tolist()) == ([256, 98, 256] * 200, [3] * 200)
 
 
@@ -47,4 +46,4 @@ def test_a_library_that_merges_differently_is_not_used(monkeypatch):
     monkeypatch.setattr(CompiledMerge, "merge", wrong)
     encoder, _ = make_encoder([(b"a", b"b")])
     with pytest.warns(DisagreementWarning, match="without the library in C"):
-        assert encoder.compiled is None
+        assert not isinstance(encoder.batched, CompiledMerge)

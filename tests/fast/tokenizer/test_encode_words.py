@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from tests.conftest import needs_compiler
 from tests.tokenizer.reference import slow_word
 from tslm import merge_pretokens
+from tslm.fast.cpu.merge import CompiledMerge
+from tslm.fast.tokenizer.batched_merge import BatchedMerge
 from tslm.fast.tokenizer.encode_words import LARGE_VOCABULARY, WordEncoder
 from tslm.fast.tokenizer.word_table import bounds_of
 from tslm.tokenizer.bpe import Vocabulary, rank_merges
@@ -36,46 +38,56 @@ def make_encoder(merges):
     return encoder, {id_: token for token, id_ in ids.items()}
 
 
-def encode_all(encoder, words):
-    ids, counts = encoder.encode_all(b"".join(words), bounds_of([*map(len, words)]))
+def encode_all(encoder, form, words):
+    """Encode many words at once with one of the two forms."""
+    batched = form(encoder._ids, encoder._ranks, encoder._merge)
+    ids, counts = batched.encode(b"".join(words), bounds_of([*map(len, words)]))
     assert ids.dtype == np.uint32
     ends = np.cumsum(counts)
     return [ids[end - count : end].tolist() for end, count in zip(ends.tolist(), counts.tolist(), strict=True)]
 
 
-@pytest.mark.parametrize("is_compiled", [False, pytest.param(True, marks=needs_compiler)])
+FORMS = [BatchedMerge, pytest.param(CompiledMerge, marks=needs_compiler)]
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("letters", ["a", "ab", "abc"])
-def test_words_of_any_length_are_merged_by_the_definition_for_merges_in_any_order(letters, is_compiled):
+def test_words_of_any_length_are_merged_by_the_definition_for_merges_in_any_order(letters, form):
     rng = random.Random(letters)
-    for _ in range(200):
+    for round_ in range(200):
         merges = draw_merges(rng, letters, 14)
-        words = [bytes(rng.choices(letters.encode(), k=rng.choice([1, 5, 20, 33, 60, 200]))) for _ in range(12)]
+        sizes = [rng.choice([1, 5, 20, 33, 60, 200]) for _ in range(12)] + ([512, 513] if round_ % 40 == 0 else [])
+        words = [bytes(rng.choices(letters.encode(), k=size)) for size in sizes]
         encoder, token_of = make_encoder(merges)
-        assert not is_compiled or encoder.compiled is not None
         expected = [slow_word(word, merges) for word in words]
-        assert [[token_of[id_] for id_ in ids] for ids in encode_all(encoder, words)] == expected
+        assert [[token_of[id_] for id_ in ids] for ids in encode_all(encoder, form, words)] == expected
+        assert [[token_of[id_] for id_ in ids] for ids in encoder.encode(words)] == expected
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_more_words_than_a_batch_holds_keep_their_order(form):
+    rng = random.Random(2)
+    words = [bytes(rng.choices(b"abcd", k=rng.randint(1, 20))) for _ in range(30_000)]
+    encoder, _ = make_encoder(draw_merges(rng, "abcd", 80))
+    assert encode_all(encoder, form, words) == [[*ids] for ids in encoder.encode(words)]
+
+
+@pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.binary(min_size=1, max_size=40), max_size=60), st.integers(0, 100))
-def test_all_words_equal_one_word_after_the_other(words, max_merges):
+@given(words=st.lists(st.binary(min_size=1, max_size=40), max_size=60), max_merges=st.integers(0, 100))
+def test_all_words_equal_one_word_after_the_other(form, words, max_merges):
     _, merges = merge_pretokens({word: 1 + n % 7 for n, word in enumerate(words)}, 256 + max_merges, [])
     encoder, _ = make_encoder(merges)
-    expected = [[*ids] for ids in encoder.encode(words)]
-    assert encode_all(encoder, words) == expected
-    _ = encoder.compiled
-    assert encode_all(encoder, words) == expected
+    assert encode_all(encoder, form, words) == [[*ids] for ids in encoder.encode(words)]
 
 
-@pytest.mark.parametrize("is_compiled", [False, True])
-def test_a_missing_token_is_the_argument_of_the_error(is_compiled):
-    ids = {token: id_ for token, id_ in BYTES.items() if token != b"q"}
-    encoder = WordEncoder(Vocabulary(ids, {}, {}))
-    if is_compiled:
-        _ = encoder.compiled
-    with pytest.raises(KeyError) as caught:
-        encode_all(encoder, [b"slow", b"quick"])
-    assert caught.value.args == (b"q",)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_missing_token_is_the_argument_of_the_error(form):
+    encoder = WordEncoder(Vocabulary({token: id_ for token, id_ in BYTES.items() if token != b"q"}, {}, {}))
+    for encode in (encoder.encode, lambda words: encode_all(encoder, form, words)):
+        with pytest.raises(KeyError) as caught:
+            encode([b"slow", b"quick"])
+        assert caught.value.args == (b"q",)
 
 
 def test_a_run_of_one_character_is_merged_in_time_n_log_n():

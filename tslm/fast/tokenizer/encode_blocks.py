@@ -41,7 +41,7 @@ class BlockEncoder:
         capacity: about how many distinct segments and how many pre-tokens to keep, with eight ids and 32 bytes each on
             average. When it is reached, all are removed.
         frugal: whether to avoid segments, of which a text has several times as many as pre-tokens, to save memory.
-        compiled: whether to look words up and to merge them in C.
+        compiled: whether to look words up in C.
     """
 
     def __init__(
@@ -51,11 +51,9 @@ class BlockEncoder:
         self._words, self._special_ids = words, special_ids
         self._specials = special_pattern(special_ids)
         self._within_segments, self._across_segments = divide_specials(special_ids)
-        self._pretokens = _Cache(words.encode_all, capacity, compiled, special_ids)
+        self._pretokens = _Cache(words.batched.encode, capacity, compiled, special_ids)
         self._segments = None if frugal else _Cache(self._encode_segments, capacity, compiled, {})
         self._find_bounds = find_bounds if compiled else None
-        if compiled:
-            _ = words.compiled  # `encode_all` uses it from now on
         self._lock = threading.Lock()  # an executor may run its tasks in threads
 
     def encode(self, block: bytes) -> Ids:

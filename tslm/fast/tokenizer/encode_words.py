@@ -15,8 +15,8 @@ import numpy.typing as npt
 from tslm.fast.cpu.merge import CompiledMerge
 from tslm.fast.cpu.words import is_available
 from tslm.fast.door import Case, DisagreementWarning, Substitute
+from tslm.fast.tokenizer.batched_merge import BatchedMerge
 from tslm.fast.tokenizer.probes import Vocabulary, example_vocabulary, example_words, probe_vocabulary
-from tslm.fast.tokenizer.scanner import Positions
 from tslm.fast.tokenizer.word_table import bounds_of
 
 Ids = npt.NDArray[np.uint32]
@@ -36,19 +36,19 @@ class WordEncoder:
         # The words that are one token. An entry of the vocabulary may not be one: if the merges are (a b), (b c) and
         # (a bc), then abc becomes ab c. So all entries are merged.
         entries = [token for token in self._ids if token]
-        if len(self._ranks) >= LARGE_VOCABULARY and self.compiled is not None:
-            _, counts = self.compiled.merge(b"".join(entries), bounds_of([*map(len, entries)]))
+        if len(self._ranks) >= LARGE_VOCABULARY:
+            _, counts = self.batched.merge(b"".join(entries), bounds_of([*map(len, entries)]))
             is_single = (counts == 1).tolist()
         else:
             is_single = [len(self._merge(token)) == 1 for token in entries]
         self._single = {token: self._ids[token] for token in compress(entries, is_single)}
 
     @cached_property
-    def compiled(self) -> CompiledMerge | None:
-        """The form in C; None on a machine that cannot have it, or where it merges some of the tokens differently."""
+    def batched(self) -> BatchedMerge:
+        """The form for many words: in C, or in numpy where C cannot be had or merges some of the tokens differently."""
         if not is_available():
-            return None
-        compiled = CompiledMerge(self._ids, self._ranks)
+            return BatchedMerge(self._ids, self._ranks, self._merge)
+        compiled = CompiledMerge(self._ids, self._ranks, self._merge)
         words = compiled.tokens[:: -(len(compiled.tokens) // 64 + 1)]
         words.append(b"".join(words) * 2)
         symbols, _ = compiled.merge(b"".join(words), bounds_of([*map(len, words)]))
@@ -56,7 +56,7 @@ class WordEncoder:
             return compiled
         warnings.warn("words are merged without the library in C, because it merges some differently",
                       DisagreementWarning, stacklevel=2)
-        return None
+        return BatchedMerge(self._ids, self._ranks, self._merge)
 
     def encode(self, words: Sequence[bytes]) -> list[tuple[int, ...]]:
         """Return the ids of the tokens of each word.
@@ -69,21 +69,6 @@ class WordEncoder:
             (id_,) if (id_ := single(word)) is not None else tuple([ids[token] for token in self._merge(word)])
             for word in words
         ]
-
-    def encode_all(self, text: bytes, bounds: Positions) -> tuple[Ids, Positions]:
-        """Return the joined ids of all words of a text, and how many each word has.
-
-        Args:
-            text: words without gaps.
-            bounds: the start of each word, and the end of the last one.
-
-        Raises:
-            KeyError: the vocabulary lacks a token of the result.
-        """
-        if "compiled" in vars(self) and self.compiled is not None:
-            return self.compiled.encode(text, bounds)
-        found = self.encode([text[start:stop] for start, stop in pairwise(bounds.tolist())])
-        return np.fromiter(chain.from_iterable(found), np.uint32), np.fromiter(map(len, found), np.intp, len(found))
 
     def _merge(self, word: bytes) -> list[bytes]:
         """Merge, again and again, the leftmost pair of the lowest rank."""
