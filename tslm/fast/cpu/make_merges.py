@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from tslm.fast.cpu import build
-from tslm.fast.cpu.words import WORTH_LOADING, is_available, library
+from tslm.fast.cpu.words import is_available, library
 from tslm.fast.door import Substitute
 from tslm.fast.tokenizer.merging import merging_example, merging_probes
 
-_MOST = 1 << 29  # bytes of all distinct words; positions have 31 bits
+# Bytes of all distinct words. Loading the library takes longer than merging fewer; positions have 31 bits.
+_LEAST, _MOST = 1 << 15, 1 << 29
 
 
 def merge_pairs(counts: Mapping[bytes, int], max_merges: int) -> Iterator[tuple[bytes, bytes]]:
@@ -49,7 +50,7 @@ def merge_pairs(counts: Mapping[bytes, int], max_merges: int) -> Iterator[tuple[
 def _supports(counts: Mapping[bytes, int], max_merges: int) -> str | None:
     size = sum(map(len, counts))
     is_exact = sum(counts.values()) * max(map(len, counts), default=0) < 1 << 63  # sums have 64 bits
-    is_supported = WORTH_LOADING <= size < _MOST and is_exact and max_merges < 1 << 30
+    is_supported = _LEAST <= size < _MOST and is_exact and max_merges < 1 << 30
     return "c" if is_supported and is_available() else None
 
 

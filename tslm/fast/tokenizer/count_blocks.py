@@ -46,7 +46,7 @@ def add_counts(parts: Iterable[PackedCounts]) -> dict[bytes, int]:
     """Return the sum of the counts of several parts of a text."""
     parts = iter(parts)
     first = next(parts, (b"", np.empty(0, np.intp), np.empty(0, np.uint64)))
-    total = _new_table(len(first[0]))
+    total = _new_table(8 * len(first[0]))  # about as large was the text
     for text, sizes, counts in chain([first], parts):
         total.count(text, bounds_of(sizes), counts)
     return _unpacked(_packed(total))
