@@ -13,7 +13,8 @@ static const uint64_t FREE = UINT64_MAX, MULTIPLIER = 0x9E3779B97F4A7C15u;
 
 typedef struct { uint64_t key; int64_t rank; } Cell;
 
-/* A symbol stands for a token; one below 256 is a byte. The pair of rank r is lefts[r], rights[r], and becomes merged[r]. */
+/* A symbol stands for a token; one below 256 is a byte. The pair of rank r is lefts[r], rights[r]; it becomes
+ * merged[r]. */
 typedef struct {
     Cell *cells;          /* a hash table of 2^(64 - shift) slots: the ranks of pairs, with linear probing */
     int32_t *byte_ranks;  /* of left * 256 + right */
@@ -127,7 +128,8 @@ int64_t merge_words(const Merges *m, const uint8_t *text, const int64_t *bounds,
                     int64_t *counts)
 {
     int64_t longest = 0, total = 0;
-    for (int64_t n = 0; n < count; n++) longest = bounds[n + 1] - bounds[n] > longest ? bounds[n + 1] - bounds[n] : longest;
+    for (int64_t n = 0; n < count; n++)
+        if (bounds[n + 1] - bounds[n] > longest) longest = bounds[n + 1] - bounds[n];
     Link *links = NULL;
     uint64_t *heap = NULL;
     if (longest > SHORT) {
