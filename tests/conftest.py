@@ -20,7 +20,8 @@ hypothesis.settings.register_profile("tests", deadline=None)  # a busy machine i
 hypothesis.settings.load_profile("tests")
 
 ROOT = Path(__file__).parent.parent
-needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="the C kernels need a C compiler")
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CC") or "cc") is None, reason="the C kernels need a C compiler")
 needs_open_door = pytest.mark.skipif(os.environ.get("TSLM_FAST") == "0", reason="TSLM_FAST=0 shuts the door")
 
 

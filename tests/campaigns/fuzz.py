@@ -29,7 +29,7 @@ from tests.campaigns.fuzz_inputs import (
     with_specials,
 )
 from tests.tokenizer.reference import slow_counts, slow_merges, slow_pretokens, slow_word
-from tslm.fast.tokenizer import encode_words
+from tslm.fast.tokenizer import encode_blocks, encode_words
 from tslm.fast.tokenizer.scanner import pretoken_bounds, special_pattern
 from tslm.tokenizer import END_OF_TEXT, TokenFile, Tokenizer, merge_pretokens
 from tslm.tokenizer import tokenizer as tokenizer_module
@@ -233,13 +233,12 @@ def encode_files(tokenizer: Tokenizer, source: TextInput, output: Path, sizes: t
 
 @contextmanager
 def _other_ways_to_merge(case: Case) -> Iterator[None]:
-    """Perhaps merge few words as a batch, and short ones in rounds and by the heap."""
-    many, short, very_long, poor = (case.rng.choice(pair) for pair in ((0, 256), (0, 32), (0, 4096), (8, 1 << 20)))
-    case.note(many=many, short=short, very_long=very_long, poor=poor)
+    """Perhaps merge short words by the heap, and blocks and vocabularies of any size in C."""
+    short, block, merges = (case.rng.choice(pair) for pair in ((0, 32), (0, 1 << 12), (0, 1000)))
+    case.note(short=short, block=block, merges=merges)
     with (
-        mock.patch.multiple(encode_words, _SHORT=short, _VERY_LONG=very_long),
-        mock.patch.object(encode_words.WordEncoder.__init__, "__defaults__", (many,)),
-        mock.patch.object(encode_words.merge_rounds, "__defaults__", (64, poor)),
+        mock.patch.multiple(encode_words, _SHORT=short, LARGE_VOCABULARY=merges),
+        mock.patch.multiple(encode_blocks, _WORTH_LOADING=block, LARGE_VOCABULARY=merges),
     ):
         yield
 

@@ -64,6 +64,17 @@ def test_tokenizer_encode_files_equals_encode_of_the_whole(tokenizer, text, path
     assert sorted(path.name for path in output.parent.iterdir()) == ["ids.bin", "ids.bin.json"]
 
 
+@pytest.mark.parametrize("task_bytes", [1, 5, 12, 14, 100])
+def test_tokenizer_encode_files_adds_no_separator_to_a_document_that_has_one(tmp_path, task_bytes):
+    """A part that began with the line breaks after the separator did not see it."""
+    tokenizer, text = Tokenizer(*merge_pretokens({}, 257, ["<|e|>"]), ["<|e|>"]), "low lower<|e|>" + "\n" * 6
+    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for path in paths:
+        path.write_bytes(text.encode())
+    file = encode_corpus(tokenizer, Corpus(paths), tmp_path / "ids.bin", num_workers=1, task_bytes=task_bytes)
+    assert file.ids.tolist() == 2 * tokenizer.encode(text)
+
+
 def test_tokenizer_encode_files_shows_its_progress_and_takes_one_path(tokenizer, tmp_path, capsys):
     (tmp_path / "a.txt").write_text("low lower lowest<|e|>\n" * 20)
     encode_files(tokenizer, str(tmp_path / "a.txt"), tmp_path / "ids.bin", progress=True)

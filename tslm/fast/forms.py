@@ -112,3 +112,14 @@ def loss_case(form: Form, tokens: int, d_model: int, vocab_size: int, chunk_size
     weight = drawn(vocab_size, d_model, dtype=form.dtype, device=form.device, seed=1, scale=0.3)
     hidden = drawn(tokens, d_model, dtype=form.dtype, device=form.device)
     return Case((hidden, weight, targets.to(form.device), chunk_size))
+
+
+def adamw_case(form: Form, skip: bool, *sizes: int) -> Case:
+    """Return arguments of `adamw_step` for parameters of some sizes, for probes and examples on every device."""
+    parameters, gradients, means, squares = (
+        [drawn(size, dtype=form.dtype, device=form.device, seed=seed).detach().abs_() for size in sizes]
+        for seed in range(4)
+    )
+    states = [{"step": 3 + number, "exp_avg": m, "exp_avg_sq": v}
+              for number, (m, v) in enumerate(zip(means, squares, strict=True))]
+    return Case((parameters, gradients, states, torch.tensor(skip, device=form.device), 0.1, 0.9, 0.95, 1e-8, 0.1))

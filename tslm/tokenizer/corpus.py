@@ -153,8 +153,11 @@ class Corpus:
                     stop = self._line_end(wanted)
                 else:
                     following = range(bisect_left(self._ends, wanted), len(self.spans))
-                    limit = next((self._ends[index] for index in following if self.spans[index].ends), end)
-                    stop = self._next_cut(wanted, start, min(limit, end), special_tokens, window, pattern)
+                    limit = min(next((self._ends[index] for index in following if self.spans[index].ends), end), end)
+                    stop = self._next_cut(wanted, start, limit, special_tokens, window, pattern)
+                    rest = self.between(stop, limit) if limit - stop <= _LONGEST_END else []
+                    if rest and not b"".join(map(_read, rest)).strip(b"\r\n"):
+                        stop = limit  # the line breaks at the end of a document stay with the separator before them
                 yield self.between(start, stop)
                 start = stop
 

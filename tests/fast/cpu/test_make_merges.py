@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fast.tokenizer.test_merging import as_written
-from tslm.fast import door
-from tslm.fast.cpu import build, make_merges
+from tslm.fast.cpu import make_merges
 from tslm.fast.cpu.make_merges import merge_pairs
 from tslm.fast.door import DisagreementWarning
 from tslm.fast.tokenizer import merging
@@ -71,18 +70,7 @@ def test_a_consumer_may_stop_early():
     merges.close()
 
 
-def test_without_a_compiler_python_merges(monkeypatch):
-    monkeypatch.setenv("CC", "there-is-no-compiler")
+def test_without_a_compiler_python_merges(no_compiler):
     counts = many_words(30_000)
-    forget()
-    try:
-        with pytest.warns(DisagreementWarning, match="no C compiler"):
-            assert list(bpe.merge_pairs(counts, 5)) == list(merging.merge_pairs(counts, 5))
-    finally:
-        forget()
-
-
-def forget():
-    door.forget()
-    build.load.cache_clear()
-    make_merges._library.cache_clear()
+    with pytest.warns(DisagreementWarning, match="no C compiler"):
+        assert list(bpe.merge_pairs(counts, 5)) == list(merging.merge_pairs(counts, 5))

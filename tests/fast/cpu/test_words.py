@@ -11,8 +11,6 @@ import pytest
 from hypothesis import given, settings
 
 from tests.fast.tokenizer.test_segments import PIECES
-from tests.fast.tokenizer.test_word_table import draw
-from tslm.fast import door
 from tslm.fast.cpu import build, words
 from tslm.fast.cpu.words import WORTH_LOADING, CompiledWordTable, find_bounds
 from tslm.fast.door import DisagreementWarning
@@ -38,31 +36,6 @@ def test_the_library_is_used_here():
     assert words.is_available()
 
 
-def test_words_are_numbered_and_counted_as_a_dictionary_does():
-    rng = random.Random(0)
-    table, expected, sums = CompiledWordTable(bits=1), {}, {}
-    for _ in range(60):
-        chosen, bounds = draw(rng, 200)
-        numbers, fresh = table.number(b"".join(chosen), bounds)
-        new = [chosen[index] for index in fresh.tolist()]
-        assert new == [word for word in dict.fromkeys(chosen) if word not in expected]
-        expected |= {word: len(expected) + n for n, word in enumerate(new)}
-        assert numbers.tolist() == [expected[word] for word in chosen]
-        times = [rng.randrange(1 << 40) for _ in chosen]
-        table.count(b"".join(chosen), bounds, np.array(times, np.uint64))
-        table.count(b"".join(chosen), bounds)
-        for word, count in zip(chosen, times, strict=True):
-            sums[word] = sums.get(word, 0) + count + 1
-    assert len(expected) > 1000
-    text, sizes, numbers = table.words()
-    stored = [text[end - size : end] for size, end in zip(sizes.tolist(), np.cumsum(sizes).tolist(), strict=True)]
-    assert dict(zip(stored, numbers.tolist(), strict=True)) == expected
-    assert table.values.tolist() == [sums[word] for word in stored]
-    table.clear()
-    assert (table.words().text, len(table.values)) == (b"", 0)
-    assert table.number(b"new", np.array([0, 3]))[1].tolist() == [0]
-
-
 def test_words_that_are_written_to_collide_do_not():
     """16 bytes (h, t) with h ^ t · constant the same for all: without the factor in between, all had one hash."""
     constant, rng = 0xD6E8FEB86659FD93, random.Random(0)
@@ -86,9 +59,9 @@ def test_a_table_that_cannot_be_cleared_for_lack_of_memory_stays_usable(monkeypa
         patch.setattr(CompiledWordTable, "_new", Mock(side_effect=MemoryError))
         with pytest.raises(MemoryError):
             table.clear()
-    assert table.words().text == b"ab"
+    assert table.words()[0] == b"ab"
     table.clear()
-    assert table.words().text == b""
+    assert table.words()[0] == b""
 
 
 def test_nothing_is_read_beyond_the_end_of_a_text():
@@ -97,7 +70,7 @@ def test_nothing_is_read_beyond_the_end_of_a_text():
     start = ctypes.addressof(ctypes.c_char.from_buffer(pages))
     libc = ctypes.CDLL(None)
     assert libc.mprotect(ctypes.c_void_p(start + mmap.PAGESIZE), mmap.PAGESIZE, 0) == 0
-    library = words._library()
+    library = words.library()
     for size in range(1, 70):
         text = ctypes.c_void_p(start + mmap.PAGESIZE - size)
         ctypes.memset(text, ord("a"), size)
@@ -137,25 +110,16 @@ def test_large_blocks_are_counted_and_encoded_by_the_definition(is_prose):
     assert encode_blocks.encode_block(block, vocabulary).tolist() == ids  # from the cache
 
 
-def test_without_a_compiler_numpy_counts_and_encodes(monkeypatch):
-    monkeypatch.setenv("CC", "there-is-no-compiler")
-    for function in (words.is_available, words._library, build.load):
-        function.cache_clear()
-    door.forget()
-    try:
-        with pytest.warns(DisagreementWarning, match="no C compiler"):
-            assert not words.is_available()
-        block = large_text(2)
-        expected = train.count_blocks.plain([block], [])
-        assert (count_blocks._unpacked(count_blocks.count_blocks([block], []))
-                == count_blocks._unpacked(expected))
-        vocabulary = probe_vocabulary()
-        assert (encode_blocks.encode_block(block, vocabulary).tolist()
-                == bpe.encode_block.plain(block, vocabulary).tolist())
-    finally:
-        door.forget()
-        for function in (words.is_available, words._library, build.load):
-            function.cache_clear()
+def test_without_a_compiler_numpy_counts_and_encodes(no_compiler):
+    block = large_text(2)
+    with pytest.warns(DisagreementWarning, match="no C compiler"):
+        found = count_blocks.count_blocks([block], [])
+    assert not words.is_available()
+    assert count_blocks._unpacked(found) == count_blocks._unpacked(train.count_blocks.plain([block], []))
+    vocabulary = probe_vocabulary()
+    for size in (5000, len(block)):  # of a stream's block, and of a file's
+        assert (bpe.encode_block(block[:size], vocabulary).tolist()
+                == bpe.encode_block.plain(block[:size], vocabulary).tolist())
 
 
 def test_a_library_that_finds_other_segments_is_not_used(monkeypatch):

@@ -123,7 +123,7 @@ def edited_block(block, vocabulary):
 
 
 original = {function: function.plain for function in REPLACEABLE}
-LONG = " low lower, lowest" * 500
+LONG = b" low lower, lowest" * 2000  # numpy encodes it where there is no compiler
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ LONG = " low lower, lowest" * 500
         (train.add_counts, edited_sum, lambda path, tokenizer: count_pretokens(path, [], num_workers=1)),
         (bpe.merge_pairs, edited_merges, lambda path, tokenizer: merge_pretokens({b"low": 5, b"lower": 2}, 259, [])),
         (bpe.encode_pretokens, edited_pretokens, lambda path, tokenizer: tokenizer().encode(" slow xyz")),
-        (bpe.encode_block, edited_block, lambda path, tokenizer: tokenizer().encode(LONG)),
+        (bpe.encode_block, edited_block, lambda path, tokenizer: tokenizer().encode_bytes(LONG).tolist()),
     ],
 )
 def test_an_edited_function_changes_the_public_result_and_warns_once(tmp_path, monkeypatch, function, edited, use):
@@ -146,15 +146,13 @@ def test_an_edited_function_changes_the_public_result_and_warns_once(tmp_path, m
         return Tokenizer(*merge_pretokens({b" low": 5, b" lower": 2}, 262, []))
 
     before = use(path, tokenizer)
-    # `encode_block` calls `encode_pretokens`.
-    names = ["encode_pretokens", "encode_block"] if function is bpe.encode_pretokens else [function.__name__]
     try:
         monkeypatch.setattr(function, "plain", edited)
         door.forget()
-        with pytest.warns(fast.DisagreementWarning, match=f"({'|'.join(names)}) runs as it is written") as caught:
+        with pytest.warns(fast.DisagreementWarning, match=f"{function.__name__} runs as it is written") as caught:
             after = use(path, tokenizer)
         assert after != before
-        assert len(caught) == len(names)
+        assert len(caught) == 1
         assert use(path, tokenizer) == after  # a second warning would be an error
     finally:
         monkeypatch.undo()

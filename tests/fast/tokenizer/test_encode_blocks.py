@@ -3,6 +3,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from tests.conftest import needs_compiler
 from tests.tokenizer.reference import TRICKY, tricky_text
 from tslm.fast.tokenizer.encode_blocks import BlockEncoder
 from tslm.fast.tokenizer.encode_words import WordEncoder
@@ -10,7 +11,7 @@ from tslm.fast.tokenizer.probes import probe_vocabulary
 from tslm.tokenizer import bpe
 
 VOCABULARY = probe_vocabulary()
-SPECIALS = [*VOCABULARY.special_ids]
+SPECIALS = VOCABULARY.special_ids
 WORDS = [" the", " then", " that", ",", ".", "\n", " 12", " ate", "<|e|>", " aaa"]
 
 
@@ -22,7 +23,9 @@ def draw_blocks(rng, count):
 
 
 @pytest.mark.parametrize("capacity", [4, 60, 1 << 14])
-@pytest.mark.parametrize("kind", [{}, {"frugal": True}, {"compiled": True}], ids=str)
+@pytest.mark.parametrize("kind", [
+    {}, pytest.param({"compiled": True}, marks=needs_compiler),
+    pytest.param({"compiled": True, "frugal": True}, marks=needs_compiler)], ids=str)
 def test_blocks_are_encoded_by_the_definition_also_when_the_tables_are_full(capacity, kind):
     encoder = BlockEncoder(WordEncoder(VOCABULARY), SPECIALS, capacity, **kind)
     for block in draw_blocks(random.Random(capacity), 15):
@@ -52,7 +55,7 @@ def test_a_missing_token_leaves_the_tables_intact():
         assert encoder.encode(b" the thin and the " * 9).tolist() == expected
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
 @pytest.mark.parametrize("error", [UnicodeDecodeError, KeyboardInterrupt, MemoryError])
 def test_a_block_after_an_error_is_encoded_whole(compiled, error, monkeypatch):
     """The words of the failed block were in the table without ids, so later blocks lost them."""
@@ -60,7 +63,7 @@ def test_a_block_after_an_error_is_encoded_whole(compiled, error, monkeypatch):
     block, bad = b" the thin and the quick" * 9, b" \xc3\x28 end"
     with monkeypatch.context() as patch:
         if error is not UnicodeDecodeError:
-            patch.setattr(WordEncoder, "_merge_all", Mock(side_effect=error))
+            patch.setattr(encoder._pretokens, "_encode", Mock(side_effect=error))
         with pytest.raises(error):
             encoder.encode(block + bad if error is UnicodeDecodeError else block)
     for _ in range(2):

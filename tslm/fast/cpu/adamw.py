@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tslm.fast.cpu import build
 from tslm.fast.door import Case, Substitute
-from tslm.fast.forms import Form, drawn, form_of
+from tslm.fast.forms import Form, adamw_case, form_of
 
 SOURCES = (Path(__file__).with_name("adamw.c"),)
 _PROBED = 2**12 + 3  # entries of the probe's larger parameter
@@ -47,22 +47,12 @@ def _supports(
     return form_of(parameters[0])._replace(autocast=None) if supported else None
 
 
-def _case(form: Form, skip: bool, *sizes: int) -> Case:
-    parameters, gradients, means, squares = (
-        [drawn(size, dtype=form.dtype, device=form.device, seed=seed).detach().abs_() for size in sizes]
-        for seed in range(4)
-    )
-    states = [{"step": 3 + number, "exp_avg": m, "exp_avg_sq": v}
-              for number, (m, v) in enumerate(zip(means, squares, strict=True))]
-    return Case((parameters, gradients, states, torch.tensor(skip), 0.1, 0.9, 0.95, 1e-8, 0.1))
-
-
 def _probes(form: Form) -> list[Case]:
     build.load(SOURCES, torch.float32)
-    return [_case(form, skip, 5, _PROBED) for skip in (False, True)]
+    return [adamw_case(form, skip, 5, _PROBED) for skip in (False, True)]
 
 
 ADAMW_STEP = Substitute(
     adamw_step, _supports, probes=_probes, tolerance=lambda form: 1e-5,
-    examples=lambda form: _case(form, False, *[2**16] * 22), keys=lambda: [Form("cpu", torch.float32)],
+    examples=lambda form: adamw_case(form, False, *[2**16] * 22), keys=lambda: [Form("cpu", torch.float32)],
 )

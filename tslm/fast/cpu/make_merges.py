@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Mapping
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 
 from tslm.fast.cpu import build
-from tslm.fast.door import Case, Substitute
+from tslm.fast.cpu.words import is_available, library
+from tslm.fast.door import Substitute
 from tslm.fast.tokenizer.merging import merging_example, merging_probes
 
-SOURCES = (Path(__file__).with_name("make_merges.c"),)
 # Bytes of all distinct words. Loading the library takes longer than merging fewer; positions have 31 bits.
-_LEAST, _MOST = 1 << 17, 1 << 29
+_LEAST, _MOST = 1 << 15, 1 << 29
 
 
 def merge_pairs(counts: Mapping[bytes, int], max_merges: int) -> Iterator[tuple[bytes, bytes]]:
@@ -28,18 +26,16 @@ def merge_pairs(counts: Mapping[bytes, int], max_merges: int) -> Iterator[tuple[
     Raises:
         MemoryError: there is no memory.
     """
-    library = _library()
-    words = [(word, count) for word, count in counts.items() if len(word) > 1 and count > 0]
-    sizes = np.array([len(word) for word, _ in words], np.int64)
-    weights = np.array([count for _, count in words], np.int64)
-    training = ctypes.c_void_p(library.new_training(
-        b"".join(word for word, _ in words), build.address(sizes), build.address(weights), ctypes.c_int64(len(words))))
+    counts = {word: count for word, count in counts.items() if len(word) > 1 and count > 0}
+    sizes, weights = np.array([*map(len, counts)], np.int64), np.array([*counts.values()], np.int64)
+    training = ctypes.c_void_p(library().new_training(
+        b"".join(counts), build.address(sizes), build.address(weights), ctypes.c_int64(len(counts))))
     if not training:
         raise MemoryError
     tokens, pair = [bytes([byte]) for byte in range(256)], (ctypes.c_int32(), ctypes.c_int32())
     try:
         for _ in range(max_merges):
-            result = library.next_merge(training, *map(ctypes.byref, pair))
+            result = library().next_merge(training, *map(ctypes.byref, pair))
             if result < 0:
                 raise MemoryError
             if result == 0:
@@ -48,27 +44,16 @@ def merge_pairs(counts: Mapping[bytes, int], max_merges: int) -> Iterator[tuple[
             tokens.append(left + right)
             yield left, right
     finally:
-        library.free_training(training)
-
-
-@cache
-def _library() -> ctypes.CDLL:
-    library = build.load(SOURCES)
-    library.new_training.restype = ctypes.c_void_p
-    return library
+        library().free_training(training)
 
 
 def _supports(counts: Mapping[bytes, int], max_merges: int) -> str | None:
     size = sum(map(len, counts))
     is_exact = sum(counts.values()) * max(map(len, counts), default=0) < 1 << 63  # sums have 64 bits
-    return "c" if _LEAST <= size < _MOST and is_exact and max_merges < 1 << 30 else None
-
-
-def _probes(key: object) -> list[Case]:
-    _library()
-    return merging_probes(key)
+    is_supported = _LEAST <= size < _MOST and is_exact and max_merges < 1 << 30
+    return "c" if is_supported and is_available() else None
 
 
 MERGE_PAIRS = Substitute(
-    merge_pairs, _supports, _probes, tolerance=lambda key: 0, examples=merging_example, keys=lambda: ["c"],
+    merge_pairs, _supports, merging_probes, tolerance=lambda key: 0, examples=merging_example, keys=lambda: ["c"],
 )

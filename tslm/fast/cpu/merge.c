@@ -11,25 +11,38 @@ enum { SHORT = 48 };  /* bytes */
 
 static const uint64_t FREE = UINT64_MAX, MULTIPLIER = 0x9E3779B97F4A7C15u;
 
-/* A slot of the hash table of batched_merge.PairRanks. */
 typedef struct { uint64_t key; int64_t rank; } Cell;
 
-/* What merge.CompiledMerge has prepared. A symbol below 256 is a byte. */
+/* A symbol stands for a token; one below 256 is a byte. The pair of rank r is lefts[r], rights[r]; it becomes
+ * merged[r]. */
 typedef struct {
-    const Cell *cells;
-    const int32_t *byte_ranks;  /* of left * 256 + right */
-    const int32_t *merged;      /* the symbol that the pair of each rank becomes */
-    uint64_t base;
-    int64_t shift, mask;
-    int32_t never;              /* the rank of a pair that is not merged */
+    Cell *cells;          /* a hash table of 2^(64 - shift) slots: the ranks of pairs, with linear probing */
+    int32_t *byte_ranks;  /* of left * 256 + right */
+    const int32_t *lefts, *rights, *merged;
+    int64_t shift, never; /* never: the number of ranks, and the rank of a pair that is not merged */
 } Merges;
 
-static int32_t rank_of(const Merges *m, int32_t left, int32_t right)
+static inline Cell *cell_of(const Merges *m, int32_t left, int32_t right)
 {
-    uint64_t key = (uint64_t)left * m->base + (uint64_t)right;
-    const Cell *cell = m->cells + (key * MULTIPLIER >> m->shift);
-    while (cell->key != key && cell->key != FREE) cell = m->cells + ((cell - m->cells + 1) & m->mask);
-    return (int32_t)cell->rank;
+    uint64_t key = (uint64_t)left << 32 | (uint32_t)right;
+    uint64_t at = (key ^ key >> 29) * MULTIPLIER >> m->shift;
+    while (m->cells[at].key != key && m->cells[at].key != FREE) at = (at + 1) & (UINT64_MAX >> m->shift);
+    return m->cells + at;
+}
+
+static inline int32_t rank_of(const Merges *m, int32_t left, int32_t right)
+{
+    return (int32_t)cell_of(m, left, right)->rank;
+}
+
+/* Fills the tables of ranks. Pairs are distinct. */
+void prepare_merges(const Merges *m)
+{
+    for (uint64_t i = 0; i <= UINT64_MAX >> m->shift; i++) m->cells[i] = (Cell){FREE, m->never};
+    for (int32_t rank = 0; rank < m->never; rank++)
+        *cell_of(m, m->lefts[rank], m->rights[rank]) =
+            (Cell){(uint64_t)m->lefts[rank] << 32 | (uint32_t)m->rights[rank], rank};
+    for (int32_t pair = 0; pair < 256 * 256; pair++) m->byte_ranks[pair] = rank_of(m, pair >> 8, pair & 255);
 }
 
 /* Merges `symbols` in place and returns how many are left. */
@@ -38,7 +51,7 @@ static int merge_short(const Merges *m, int32_t *symbols, int size)
     int32_t ranks[SHORT];
     for (int i = 0; i + 1 < size; i++) ranks[i] = m->byte_ranks[symbols[i] << 8 | symbols[i + 1]];
     while (size > 1) {
-        int32_t lowest = m->never;
+        int32_t lowest = (int32_t)m->never;
         int at = 0;
         for (int i = 0; i + 1 < size; i++) lowest = ranks[i] < lowest ? ranks[i] : lowest;
         if (lowest == m->never) break;
@@ -84,7 +97,7 @@ static int64_t merge_long(const Merges *m, int32_t *symbols, Link *links, uint64
     int64_t count = 0, left = 0;
     for (int64_t i = 0; i < size; i++) {
         links[i] = (Link){(int32_t)(i - 1), (int32_t)(i + 1)};
-        int32_t rank = i + 1 < size ? m->byte_ranks[symbols[i] << 8 | symbols[i + 1]] : m->never;
+        int32_t rank = i + 1 < size ? m->byte_ranks[symbols[i] << 8 | symbols[i + 1]] : (int32_t)m->never;
         if (rank != m->never) push(heap, &count, rank, i);
     }
     while (count > 0) {
@@ -108,14 +121,15 @@ static int64_t merge_long(const Merges *m, int32_t *symbols, Link *links, uint64
     return left;
 }
 
-/* Merges each of `count` words of a text. `symbols` has room for all bytes of the words, and receives the joined symbols;
- * `counts` receives how many each word has. Words are shorter than 2^31 bytes. Returns the number of all symbols, or -1
- * if memory is short. */
-int64_t merge_words(const Merges *m, const uint8_t *text, const int64_t *starts, const int64_t *sizes, int64_t count,
-                    int32_t *symbols, int64_t *counts)
+/* Merges each of `count` words, which fill a text; `bounds` has the start of each and the end of the last one. `symbols`
+ * has room for all bytes, and receives the joined symbols; `counts` receives how many each word has. Words are shorter
+ * than 2^31 bytes. Returns the number of all symbols, or -1 if memory is short. */
+int64_t merge_words(const Merges *m, const uint8_t *text, const int64_t *bounds, int64_t count, int32_t *symbols,
+                    int64_t *counts)
 {
     int64_t longest = 0, total = 0;
-    for (int64_t n = 0; n < count; n++) longest = sizes[n] > longest ? sizes[n] : longest;
+    for (int64_t n = 0; n < count; n++)
+        if (bounds[n + 1] - bounds[n] > longest) longest = bounds[n + 1] - bounds[n];
     Link *links = NULL;
     uint64_t *heap = NULL;
     if (longest > SHORT) {
@@ -125,8 +139,9 @@ int64_t merge_words(const Merges *m, const uint8_t *text, const int64_t *starts,
     }
     for (int64_t n = 0; n < count && total >= 0; n++) {
         int32_t *own = symbols + total;
-        for (int64_t i = 0; i < sizes[n]; i++) own[i] = text[starts[n] + i];
-        counts[n] = sizes[n] <= SHORT ? merge_short(m, own, (int)sizes[n]) : merge_long(m, own, links, heap, sizes[n]);
+        int64_t size = bounds[n + 1] - bounds[n];
+        for (int64_t i = 0; i < size; i++) own[i] = text[bounds[n] + i];
+        counts[n] = size <= SHORT ? merge_short(m, own, (int)size) : merge_long(m, own, links, heap, size);
         total += counts[n];
     }
     free(links);

@@ -105,7 +105,7 @@ static inline Wanted wanted(const Words *w, const uint8_t *word, int64_t size, c
     return found;
 }
 
-/* Returns the number of a word, which is the number of words before if it is new; -1 if memory is short. */
+/* Returns the number of a word; -1 if memory is short. */
 static inline int64_t find(Words *w, const Wanted *wanted)
 {
     uint32_t size = wanted->slot.size;
@@ -168,18 +168,14 @@ int64_t count_words(Words *w, const uint8_t *text, const int64_t *bounds, int64_
     return 0;
 }
 
-/* Writes the number of each word, and the indices of those that are new, each word once. Returns how many are new, or -1
- * where find_some returns 0. */
-int64_t number_words(Words *w, const uint8_t *text, const int64_t *bounds, int64_t count, int64_t *numbers, int64_t *fresh)
+/* Writes the number of each word. Returns -1 where find_some returns 0. */
+int64_t number_words(Words *w, const uint8_t *text, const int64_t *bounds, int64_t count, int64_t *numbers)
 {
-    int64_t found = 0;
     for (int64_t first = 0; first < count; first += AHEAD) {
-        int64_t some = count - first < AHEAD ? count - first : AHEAD, known = w->count;
+        int64_t some = count - first < AHEAD ? count - first : AHEAD;
         if (!find_some(w, text, bounds + first, some, text + bounds[count], numbers + first)) return -1;
-        for (int64_t i = first; i < first + some; i++)
-            if (numbers[i] == known) fresh[found++] = i, known++;
     }
-    return found;
+    return 0;
 }
 
 /* Writes the ids of words one after the other: those that start at value / 2^32 in `ids`, as many as the lower half of

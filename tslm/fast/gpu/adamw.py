@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tslm.fast.door import Case, Substitute
-from tslm.fast.forms import Form, drawn, form_of, forms
+from tslm.fast.door import Substitute
+from tslm.fast.forms import Form, adamw_case, form_of, forms
 
 BLOCK = 2048  # entries that one program updates
 
@@ -107,18 +107,8 @@ def _supports(
     return form_of(parameters[0])._replace(autocast=None) if supported else None
 
 
-def _case(form: Form, skip: bool, *sizes: int) -> Case:
-    parameters, gradients, means, squares = (
-        [drawn(size, dtype=form.dtype, device=form.device, seed=seed).detach().abs_() for size in sizes]
-        for seed in range(4)
-    )
-    states = [{"step": 3, "exp_avg": m, "exp_avg_sq": v} for m, v in zip(means, squares, strict=True)]
-    flag = torch.tensor(skip, device=form.device)
-    return Case((parameters, gradients, states, flag, 0.1, 0.9, 0.95, 1e-8, 0.1))
-
-
 ADAMW_STEP = Substitute(
-    adamw_step, _supports, probes=lambda form: [_case(form, skip, 5, BLOCK + 3) for skip in (False, True)],
-    tolerance=lambda form: 1e-5, examples=lambda form: _case(form, False, *[2**20] * 22),
+    adamw_step, _supports, probes=lambda form: [adamw_case(form, skip, 5, BLOCK + 3) for skip in (False, True)],
+    tolerance=lambda form: 1e-5, examples=lambda form: adamw_case(form, False, *[2**20] * 22),
     keys=lambda: [*forms("cuda")][:1],
 )

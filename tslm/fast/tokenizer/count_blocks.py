@@ -1,8 +1,7 @@
-"""Counts pre-tokens with hash tables, in C or in numpy: for `count_blocks` and `add_counts` of `tokenizer.train`."""
+"""Counts pre-tokens with hash tables: for `count_blocks` and `add_counts` of `tokenizer.train`."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import TypeAlias
@@ -11,13 +10,12 @@ import numpy as np
 
 from tslm.fast.cpu.words import WORTH_LOADING, CompiledWordTable, find_bounds, is_available
 from tslm.fast.door import Case, Substitute
-from tslm.fast.tokenizer.hash_tables import Keys, keep_freed_memory
 from tslm.fast.tokenizer.probes import PROBE_SPECIALS, PROBE_TEXTS, example_words
 from tslm.fast.tokenizer.scanner import Positions, pretoken_bounds, special_pattern
 from tslm.fast.tokenizer.segments import divide_specials, segment_bounds
-from tslm.fast.tokenizer.word_table import WordTable
+from tslm.fast.tokenizer.word_table import Values, WordTable, bounds_of, keep_freed_memory
 
-PackedCounts: TypeAlias = tuple[bytes, Positions, Keys]  # joined words, their sizes and their counts
+PackedCounts: TypeAlias = tuple[bytes, Positions, Values]  # joined words, their sizes and their counts
 
 
 def count_blocks(blocks: Iterable[bytes], special_tokens: Sequence[bytes], pattern: str = "gpt2") -> PackedCounts:
@@ -27,9 +25,8 @@ def count_blocks(blocks: Iterable[bytes], special_tokens: Sequence[bytes], patte
     within_segments, across_segments = divide_specials(special_tokens)
     blocks = iter(blocks)
     first = next(blocks, b"")
-    is_compiled = len(first) >= WORTH_LOADING and is_available()
-    segments, pretokens = (CompiledWordTable() if is_compiled else WordTable() for _ in range(2))
-    find = find_bounds if is_compiled else None
+    segments, pretokens = _new_table(len(first)), _new_table(len(first))
+    find = find_bounds if isinstance(segments, CompiledWordTable) else None
     for block in chain([first], blocks):
         bounds = segment_bounds(block, across_segments, find) if block else None
         if bounds is None:
@@ -40,33 +37,35 @@ def count_blocks(blocks: Iterable[bytes], special_tokens: Sequence[bytes], patte
     bounds = pretoken_bounds(text, within_segments)
     pretokens.count(text, bounds, counts[np.searchsorted(np.cumsum(sizes), bounds[:-1], "right")])
     for token in special_tokens:
-        numbers, _ = pretokens.number(token, np.array([0, len(token)]))
+        numbers = pretokens.number(token, np.array([0, len(token)]))
         pretokens.values[numbers] = 0
     return _packed(pretokens)
 
 
 def add_counts(parts: Iterable[PackedCounts]) -> dict[bytes, int]:
     """Return the sum of the counts of several parts of a text."""
-    total = WordTable()
-    for text, sizes, counts in parts:
-        total.count(text, np.append(0, np.cumsum(sizes)), counts)
+    parts = iter(parts)
+    first = next(parts, (b"", np.empty(0, np.intp), np.empty(0, np.uint64)))
+    total = _new_table(8 * len(first[0]))  # about as large was the text
+    for text, sizes, counts in chain([first], parts):
+        total.count(text, bounds_of(sizes), counts)
     return _unpacked(_packed(total))
+
+
+def _new_table(size: int) -> CompiledWordTable | WordTable:
+    """Return a table for the words of texts of about this size."""
+    return CompiledWordTable() if size >= WORTH_LOADING and is_available() else WordTable()
 
 
 def _packed(table: CompiledWordTable | WordTable) -> PackedCounts:
     """Return the words of a table whose values are their counts, without words of count 0."""
-    text, sizes, numbers = table.words()
-    counts = table.values[numbers]
+    (text, sizes), counts = table.words(), table.values
     kept = counts > 0
     return np.frombuffer(text, np.uint8)[np.repeat(kept, sizes)].tobytes(), sizes[kept], counts[kept]
 
 
 def _supports(blocks: object, special_tokens: object, pattern: str = "gpt2") -> str | None:
-    return "numpy" if sys.byteorder == "little" and pattern == "gpt2" else None  # the pattern of `scanner`
-
-
-def _sum_supports(parts: object) -> str | None:
-    return "numpy" if sys.byteorder == "little" else None
+    return "table" if pattern == "gpt2" else None  # the pattern of `scanner`
 
 
 def _unpacked(packed: PackedCounts) -> dict[bytes, int]:
@@ -93,8 +92,9 @@ def _sum_example(key: object) -> Case:
 
 
 COUNT_BLOCKS = Substitute(
-    count_blocks, _supports, _probes, tolerance=lambda key: 0, examples=_example, keys=lambda: ["numpy"]
+    count_blocks, _supports, _probes, tolerance=lambda key: 0, examples=_example, keys=lambda: ["table"]
 )
 ADD_COUNTS = Substitute(
-    add_counts, _sum_supports, _sum_probes, tolerance=lambda key: 0, examples=_sum_example, keys=lambda: ["numpy"]
+    add_counts, lambda parts: "table", _sum_probes, tolerance=lambda key: 0, examples=_sum_example,
+    keys=lambda: ["table"],
 )

@@ -1,4 +1,4 @@
-"""Encodes blocks of text with hash tables, in C or in numpy: a substitute for `tokenizer.bpe.encode_block`.
+"""Encodes blocks of text with hash tables: a substitute for `tokenizer.bpe.encode_block`.
 
 Each distinct pre-token is merged once. After that its ids are looked up. The tables are bounded.
 """
@@ -7,27 +7,26 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from tslm.fast.cpu.words import WORTH_LOADING, CompiledWordTable, find_bounds, gather, is_available
+from tslm.fast.cpu.words import CompiledWordTable, find_bounds, gather, is_available
 from tslm.fast.door import Case, Substitute
-from tslm.fast.tokenizer.encode_words import Ids, WordEncoder, word_encoder
-from tslm.fast.tokenizer.hash_tables import keep_freed_memory
+from tslm.fast.tokenizer.encode_words import LARGE_VOCABULARY, Ids, WordEncoder, word_encoder
 from tslm.fast.tokenizer.probes import PROBE_TEXTS, Vocabulary, example_vocabulary, example_words, probe_vocabulary
 from tslm.fast.tokenizer.scanner import Positions, pretoken_bounds, special_pattern
 from tslm.fast.tokenizer.segments import divide_specials, segment_bounds
-from tslm.fast.tokenizer.word_table import WordTable
+from tslm.fast.tokenizer.word_table import WordTable, bounds_of, keep_freed_memory
 
 _COUNT_BITS = 32
 _COUNT_MASK = (1 << _COUNT_BITS) - 1
+_WORTH_LOADING = 1 << 12  # bytes; merging the words of smaller blocks takes less time than loading the library
 _LARGE_BLOCK = 1 << 15  # bytes; the blocks of streams, which must need little memory, are smaller
-_MANY_FRESH = 1 << 12  # words; from here on a pass over the block is faster than a loop
-_STREAM_CAPACITY, _FILE_CAPACITY = 1 << 14, 1 << 18
+_STREAM_CAPACITY, _FILE_CAPACITY = 6 << 10, 1 << 18  # words; those of streams take 0.4 MB
 
 
 class BlockEncoder:
@@ -38,27 +37,23 @@ class BlockEncoder:
 
     Args:
         words: encodes pre-tokens.
-        special_tokens: strings that are one pre-token each.
+        special_ids: the ids of strings that are one pre-token each.
         capacity: about how many distinct segments and how many pre-tokens to keep, with eight ids and 32 bytes each on
             average. When it is reached, all are removed.
-        frugal: whether to avoid what takes more memory: segments, of which a text has several times as many as
-            pre-tokens, and merging in batches.
-        compiled: whether to look words up and to merge them in C.
+        frugal: whether to avoid segments, of which a text has several times as many as pre-tokens, to save memory.
+        compiled: whether to look words up in C.
     """
 
     def __init__(
-        self, words: WordEncoder, special_tokens: list[bytes], capacity: int, frugal: bool = False,
+        self, words: WordEncoder, special_ids: Mapping[bytes, int], capacity: int, frugal: bool = False,
         compiled: bool = False,
     ) -> None:
-        self._words = words
-        self._specials, self._special_tokens = special_pattern(special_tokens), {*special_tokens}
-        self._within_segments, self._across_segments = divide_specials(special_tokens)
-        encode_pretokens = partial(words.encode_all, frugal=frugal)
-        self._pretokens = _Cache(encode_pretokens, capacity, frugal, compiled)
-        self._segments = None if frugal else _Cache(self._encode_segments, capacity, frugal, compiled)
+        self._words, self._special_ids = words, special_ids
+        self._specials = special_pattern(special_ids)
+        self._within_segments, self._across_segments = divide_specials(special_ids)
+        self._pretokens = _Cache(words.batched.encode, capacity, compiled, special_ids)
+        self._segments = None if frugal else _Cache(self._encode_segments, capacity, compiled, {})
         self._find_bounds = find_bounds if compiled else None
-        if compiled:
-            _ = words.compiled  # loads the library now, and not only for many words at once
         self._lock = threading.Lock()  # an executor may run its tasks in threads
 
     def encode(self, block: bytes) -> Ids:
@@ -69,19 +64,18 @@ class BlockEncoder:
         """
         if not block:
             return np.empty(0, np.uint32)
-        bounds = None
-        if self._segments is not None:
-            bounds = segment_bounds(block, self._across_segments, self._find_bounds)
         with self._lock:
             try:
-                if self._segments is not None and bounds is not None:
-                    return self._segments.lookup(block, bounds)[0]
+                if self._segments is not None:
+                    bounds = segment_bounds(block, self._across_segments, self._find_bounds)
+                    if bounds is not None:
+                        return self._segments.lookup(block, bounds)[0]
                 return self._pretokens.lookup(block, pretoken_bounds(block, self._specials))[0]
             except KeyError:
                 bounds = pretoken_bounds(block, self._specials)
                 words = [block[start:stop] for start, stop in pairwise(bounds.tolist())]
                 # Raises an error for the first missing token of the block; a special token needs none of its bytes.
-                self._words.encode([word for word in words if word not in self._special_tokens])
+                self._words.encode([word for word in words if word not in self._special_ids])
                 raise
 
     def _encode_segments(self, text: bytes, bounds: Positions) -> tuple[Ids, Positions]:
@@ -97,25 +91,20 @@ class _Cache:
     Args:
         encode: returns the joined ids of words that fill a text without gaps, and how many each has.
         capacity: about how many words to keep.
-        reserve: whether to allocate memory for all of them at once.
         compiled: whether to look words up in C.
+        known: words that have one id each.
     """
 
     def __init__(
-        self,
-        encode: Callable[[bytes, Positions], tuple[Ids, Positions]],
-        capacity: int,
-        reserve: bool,
-        compiled: bool,
+        self, encode: Callable[[bytes, Positions], tuple[Ids, Positions]], capacity: int, compiled: bool,
+        known: Mapping[bytes, int],
     ) -> None:
-        self._encode = encode
-        self._capacity = capacity
+        self._encode, self._capacity, self._known = encode, capacity + len(known), known
         # The value of a word is the position of its ids, times 2 ** _COUNT_BITS, plus their number.
-        bits = min(capacity.bit_length(), 16)
-        self._table = CompiledWordTable(bits) if compiled else WordTable(bits, bits if reserve else bits - 2)
-        self._ids: Ids = np.empty(8 * capacity, np.uint32)  # the joined ids of all words
-        self._is_complete = True  # False after an error or Ctrl-C: the table holds words whose ids are not known
-        self._clear()
+        self._table = CompiledWordTable(min(capacity.bit_length(), 16)) if compiled else WordTable()
+        self._ids: Ids = np.empty(self._capacity, np.uint32)  # the joined ids of all words
+        self._used = self._bytes = 0  # of the ids, and of the words
+        self._is_complete = False  # also after an error or Ctrl-C: the table holds words whose ids are not known
 
     def lookup(self, text: bytes, bounds: Positions) -> tuple[Ids, Positions]:
         """Return the joined ids of the words of a text, and how many each has.
@@ -123,13 +112,19 @@ class _Cache:
         Raises:
             KeyError: the vocabulary lacks a token of the result.
         """
-        is_full = self._words >= self._capacity or max(self._used, self._bytes // 4) >= 8 * self._capacity
+        is_full = len(self._table) >= self._capacity or max(self._used, self._bytes // 4) >= 8 * self._capacity
         is_complete, self._is_complete = self._is_complete, False
         if is_full or not is_complete:
-            self._clear()
-        numbers, fresh = self._table.number(text, bounds)
-        if len(fresh):
-            self._insert(text, bounds, numbers, fresh)
+            self._table.clear()
+            self._used = self._bytes = 0
+            self._table.number(b"".join(self._known), bounds_of([*map(len, self._known)]))
+            self._store(0, np.array([*self._known.values()], np.uint32), np.ones(len(self._known), np.intp))
+        known = len(self._table)
+        numbers = self._table.number(text, bounds)
+        if len(self._table) > known:
+            words, sizes = self._table.words(known)
+            self._store(known, *self._encode(words, bounds_of(sizes)))
+            self._bytes += len(words)
         self._is_complete = True
         values = self._table.values.take(numbers)
         counts = (values & _COUNT_MASK).view(np.intp)
@@ -140,28 +135,14 @@ class _Cache:
         places += np.repeat((values >> _COUNT_BITS).view(np.intp) - (ends - counts), counts)
         return self._ids.take(places), counts
 
-    def _insert(self, text: bytes, bounds: Positions, numbers: Positions, fresh: Positions) -> None:
-        """Encode the words that are new, and store their ids."""
-        fresh.sort()
-        starts, stops = bounds[fresh], bounds[fresh + 1]
-        if len(fresh) < _MANY_FRESH:
-            words = b"".join([text[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)])
-        else:
-            is_fresh = np.zeros(len(bounds) - 1, np.bool_)
-            is_fresh[fresh] = True
-            words = np.frombuffer(text, np.uint8)[np.repeat(is_fresh, np.diff(bounds))].tobytes()
-        ids, counts = self._encode(words, np.append(0, np.cumsum(stops - starts)))
-        self._table.values[numbers[fresh]] = (self._used + np.cumsum(counts) - counts) << _COUNT_BITS | counts
-        if self._used + len(ids) > len(self._ids):
-            self._ids = np.concatenate([self._ids, np.empty(self._used + len(ids), np.uint32)])
-        self._ids[self._used : self._used + len(ids)] = ids
-        self._used += len(ids)
-        self._words += len(fresh)
-        self._bytes += int((stops - starts).sum())
-
-    def _clear(self) -> None:
-        self._table.clear()
-        self._words = self._used = self._bytes = 0  # the number of words, of their ids, of their bytes
+    def _store(self, first: int, ids: Ids, counts: Positions) -> None:
+        """Store the ids of all words from number `first` on."""
+        self._table.values[first:] = (self._used + np.cumsum(counts) - counts) << _COUNT_BITS | counts
+        end = self._used + len(ids)
+        if end > len(self._ids):
+            self._ids.resize(2 * end, refcheck=False)
+        self._ids[self._used : end] = ids
+        self._used = end
 
 
 _encoders: WeakKeyDictionary[Vocabulary, dict[str, BlockEncoder]] = WeakKeyDictionary()
@@ -173,7 +154,7 @@ def encode_block(block: bytes, vocabulary: Vocabulary, kind: str | None = None) 
     Args:
         block: the text.
         vocabulary: the tokens, merges and special tokens.
-        kind: "small", "large" or "compiled"; unless given, by the size of the block.
+        kind: what `_supports` returns; found unless given.
 
     Raises:
         KeyError: the vocabulary lacks a token of the result.
@@ -181,45 +162,42 @@ def encode_block(block: bytes, vocabulary: Vocabulary, kind: str | None = None) 
     encoders = _encoders.get(vocabulary)
     if encoders is None:
         encoders = _encoders[vocabulary] = {}
-    kind = kind or _kind_of(block)
+    kind = kind or _supports(block, vocabulary) or "python"
     if kind not in encoders:
-        if kind != "small":
+        is_stream = kind == "stream"
+        if not is_stream:
             keep_freed_memory()
         encoders[kind] = BlockEncoder(
-            word_encoder(vocabulary), [*vocabulary.special_ids],
-            _STREAM_CAPACITY if kind == "small" else _FILE_CAPACITY, frugal=kind == "small",
-            compiled=kind == "compiled" and is_available(),
+            word_encoder(vocabulary), vocabulary.special_ids, _STREAM_CAPACITY if is_stream else _FILE_CAPACITY,
+            frugal=is_stream, compiled=kind != "python" and is_available(),
         )
     return encoders[kind].encode(block)
 
 
-def _kind_of(block: bytes) -> str:
-    if len(block) < _LARGE_BLOCK:
-        return "small"
-    return "compiled" if len(block) >= WORTH_LOADING else "large"
-
-
 def _supports(block: bytes, vocabulary: Vocabulary) -> str | None:
-    # The pattern of `scanner`
-    return _kind_of(block) if sys.byteorder == "little" and vocabulary.pattern == "gpt2" else None
+    """Return "stream" and "file" for the form in C, "python" for large blocks without a compiler."""
+    is_large = len(block) >= _LARGE_BLOCK
+    if vocabulary.pattern != "gpt2" or sys.byteorder != "little":  # the pattern of `scanner`
+        return None
+    if (len(block) >= _WORTH_LOADING or len(vocabulary.ranks) >= LARGE_VOCABULARY) and is_available():
+        return "file" if is_large else "stream"
+    return "python" if is_large else None
 
 
 def _probes(key: str) -> list[Case]:
     texts = [b"", *PROBE_TEXTS]
-    if key != "small":
-        many_words = b" ".join(b"t%dhe" % n for n in range(300))  # so many new words are merged as a batch
+    if key != "stream":
         filling = PROBE_TEXTS[1] * (_LARGE_BLOCK // len(PROBE_TEXTS[1]) + 1)
-        texts = [b" " + many_words + filling, PROBE_TEXTS[0] + filling]
+        texts = [b" " + filling, PROBE_TEXTS[0] + filling]
     vocabulary = probe_vocabulary()
     return [Case((text, vocabulary), finish=lambda ids: ids.tolist()) for text in texts]
 
 
 def _example(key: str) -> Case:
-    counts = {"small": 2000, "large": 15_000, "compiled": 100_000}
-    return Case((b"".join(example_words(2000, counts[key])), example_vocabulary()))
+    return Case((b"".join(example_words(2000, 2000 if key == "stream" else 100_000)), example_vocabulary()))
 
 
 ENCODE_BLOCK = Substitute(
     encode_block, _supports, _probes, tolerance=lambda key: 0, examples=_example,
-    probed=lambda key: partial(encode_block, kind=key), keys=lambda: ["small", "large", "compiled"],
+    probed=lambda key: partial(encode_block, kind=key), keys=lambda: ["stream", "file", "python"],
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from heapq import heapify, heappop, heappush
 
 from tslm.fast.door import Case, Substitute
@@ -27,14 +27,34 @@ def merge_pairs(counts: Mapping[bytes, int], max_merges: int) -> Iterator[tuple[
     tokens = [bytes([byte]) for byte in range(256)]
     base = 256 + max_merges
     text = _TokenSequence(counts, base)
-    queue = _PairQueue(text.pair_counts, tokens, base)
-    while len(tokens) < base and (key := queue.pop()) is not None:
-        left, right = divmod(key, base)
+    names = [*map(_name_of, tokens)]
+
+    def entry(pair: int) -> tuple[int, str, str, int]:
+        """Return an entry of the heap: smaller for the more frequent pair, then for the greater one."""
+        left, right = divmod(pair, base)
+        return -text.pair_counts[pair], names[left], names[right], pair
+
+    heap = [entry(pair) for pair in text.pair_counts]
+    heapify(heap)
+    while heap and len(tokens) < base:
+        count, _, _, pair = heappop(heap)
+        present = text.pair_counts.get(pair, 0)
+        if present != -count:  # it has become rarer; a pair never becomes more frequent after the merge that makes it
+            if present:
+                heappush(heap, entry(pair))
+            continue
+        left, right = divmod(pair, base)
         yield tokens[left], tokens[right]
         tokens.append(tokens[left] + tokens[right])
-        queue.add_token(tokens[-1])
-        for pair in text.merge(left, right, len(tokens) - 1):
-            queue.add(pair)
+        names.append(_name_of(tokens[-1]))
+        for new in text.merge(left, right, len(tokens) - 1):
+            if text.pair_counts[new]:
+                heappush(heap, entry(new))
+
+
+def _name_of(token: bytes) -> str:
+    """Return a string that sorts in reverse order: the bytes inverted, and an end above all bytes."""
+    return "".join(chr(255 - byte) for byte in token) + "\u0100"
 
 
 class _TokenSequence:
@@ -101,71 +121,6 @@ class _TokenSequence:
                     created[fresh] = None
         del counts[left * base + right]
         return list(created)
-
-
-class _PairQueue:
-    """Returns the most frequent pair; among equally frequent pairs, the lexicographically greater pair of byte strings.
-
-    Pairs are in buckets by count. When the count of a pair decreases, the pair stays in its bucket until this is the
-    top bucket, and is moved then. Byte strings are compared only in the top bucket, whose pairs form a heap.
-
-    Args:
-        counts: the count of each pair; the caller updates them as it merges.
-        tokens: the bytes of each token.
-        base: pair (a, b) has the key a * base + b.
-    """
-
-    def __init__(self, counts: dict[int, int], tokens: Sequence[bytes], base: int) -> None:
-        self._counts, self._tokens, self._base = counts, tokens, base
-        self._names: list[str] = []
-        for token in tokens:
-            self.add_token(token)
-        self._buckets: dict[int, list[int]] = {}
-        self._heights: list[int] = []  # a heap of the negated counts that have a bucket
-        self._top = 0  # the count of the pairs in the heap
-        self._heap: list[tuple[str, int]] = []
-        for pair in counts:
-            self.add(pair)
-
-    def add_token(self, token: bytes) -> None:
-        """Give the next token a name that sorts in reverse order: its bytes inverted, and an end above all bytes."""
-        self._names.append("".join(chr(255 - byte) for byte in token) + "\u0100")
-
-    def add(self, pair: int) -> None:
-        """Add a pair with its present count."""
-        count = self._counts[pair]
-        if count == self._top:
-            heappush(self._heap, self._entry(pair))
-        elif count in self._buckets:
-            self._buckets[count].append(pair)
-        elif count > 0:
-            self._buckets[count] = [pair]
-            heappush(self._heights, -count)
-
-    def pop(self) -> int | None:
-        """Remove the best pair and return its key; None if no pair is left."""
-        counts = self._counts
-        while True:
-            while self._heap:
-                pair = heappop(self._heap)[1]
-                count = counts.get(pair, 0)
-                if count == self._top:
-                    return pair
-                if count:
-                    self.add(pair)
-            if not self._heights:
-                return None
-            self._top = -heappop(self._heights)
-            bucket = self._buckets.pop(self._top)
-            for pair in bucket:
-                if 0 < counts.get(pair, 0) < self._top:
-                    self.add(pair)
-            self._heap = [self._entry(pair) for pair in bucket if counts.get(pair, 0) == self._top]
-            heapify(self._heap)
-
-    def _entry(self, pair: int) -> tuple[str, int]:
-        left, right = divmod(pair, self._base)
-        return self._names[left] + self._names[right], pair
 
 
 def merging_probes(key: object) -> list[Case]:

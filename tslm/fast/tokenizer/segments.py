@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from tslm.fast.tokenizer.hash_tables import PACKED_BYTES
 from tslm.fast.tokenizer.scanner import Positions, special_pattern
 
 _SAMPLE = 1 << 14  # bytes that decide whether a block is cut into segments
+_LONG = 16  # bytes; longer segments are rarely repeated
 
 
 def segment_bounds(
@@ -45,7 +45,7 @@ def segment_bounds(
         return None
     find = find or find_bounds
     sample = find(text[:_SAMPLE])
-    long_ones = np.count_nonzero(np.diff(sample) > PACKED_BYTES)
+    long_ones = np.count_nonzero(np.diff(sample) > _LONG)
     if 10 * len(sample) < len(text[:_SAMPLE]) or 50 * long_ones > len(sample):
         return None
     return find(text)
