@@ -1,5 +1,6 @@
 """One thing of one's own, in one's own file: an optimizer, a schedule, a layer; and the built-in alternatives."""
 
+import json
 import sys
 
 import pytest
@@ -442,3 +443,19 @@ def test_the_seed_of_a_later_file_decides_the_windows(project, tiny):
         settings = yaml.safe_load((project / f"lightning_logs/version_{number}/config.yaml").read_text())
         found.append(settings["data"]["seed"])
     assert found == [7, 5]
+
+
+@pytest.mark.parametrize(("words", "refused"), [
+    ([], True), (["--optimizer.class_path=Muon", "--optimizer.eps=1e-6"], True),
+    (["--optimizer.class_path=torch.optim.AdamW"], True),
+    (["--optimizer.class_path=SGD"], False), (["--optimizer.eps=1e-4"], False),
+    (["--trainer.precision=bf16-true"], False),
+])
+def test_in_float16_a_small_eps_would_make_steps_of_infinite_size(project, tiny, capsys, words, refused):
+    options = [*tiny, "--trainer.precision=16-true", "--trainer.max_steps=40", "--optimizer.warmup_steps=0"]
+    assert main(["fit", *options, *words]) == 2 * refused
+    if refused:
+        assert "give --optimizer.eps 0.0001 or more, or another --trainer.precision" in complaint(capsys)
+        assert not (project / "lightning_logs").exists()
+    else:
+        assert json.loads((run_of(project) / "summary.json").read_text())["skipped_steps"] == 0
