@@ -21,6 +21,7 @@ import functools
 import importlib
 import multiprocessing
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -34,7 +35,7 @@ R = TypeVar("R")
 
 
 class DisagreementWarning(UserWarning):
-    """A substitute does not compute what the function computes, or cannot be built, so the function itself runs."""
+    """A substitute does not compute what its function computes, cannot be built, or cannot be kept."""
 
 
 class UnavailableError(RuntimeError):
@@ -181,11 +182,16 @@ def disagreement(name: str, place: Place, key: Hashable) -> str:
 
 
 def warn_unavailable(error: UnavailableError) -> None:
-    """Warn, once for each reason, that a library cannot be had on this machine; not in each worker process, too."""
-    message = f"functions run as they are written, or by slower substitutes, because {error}"
-    if message not in _warned and multiprocessing.parent_process() is None:
-        _warned.add(message)
-        warnings.warn(message, DisagreementWarning, stacklevel=6)
+    """Warn, once for each reason, that a library cannot be had on this machine."""
+    warn_once(f"functions run as they are written, or by slower substitutes, because {error}")
+
+
+def warn_once(message: str) -> None:
+    """Warn once, also if the message names a temporary file and another one later; not in each worker process, too."""
+    key = re.sub(r"\S*/\S*", "", message)
+    if key not in _warned and multiprocessing.parent_process() is None:
+        _warned.add(key)
+        warnings.warn(message, DisagreementWarning, stacklevel=7)
 
 
 def _compare(name: str, substitute: Substitute, key: Hashable) -> tuple[str, str]:
