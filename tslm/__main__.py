@@ -243,7 +243,9 @@ def _stop_if_interrupted(unraisable: sys.UnraisableHookArgs) -> None:
 
 def _stop(*_: object) -> NoReturn:
     """Say that the command was interrupted, and end the process without clean-up."""
-    os.write(2, b"tslm: interrupted\n")  # print would fail if the signal came in the middle of another print
+    bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())  # one is an unfinished line
+    # print would fail if the signal came in the middle of another print
+    os.write(2, b"\n" * bool(bars) + b"tslm: interrupted\n")
     _exit_at_once()
 
 
