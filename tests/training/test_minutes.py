@@ -98,6 +98,7 @@ def test_what_does_not_fit_is_announced(tmp_path, data, monkeypatch, capsys, ste
         assert "1 min 0 s, which are over at step 1" in said
         return
     assert re.search(rf"{steps} steps, in about \d+ min \d+ s\nwarning +this is more than 1 min 0 s: a step", said)
+    assert re.search(r"a validation [\d.,]+ s, and what came before the first step took 0 s; give more minutes", said)
     planned = re.search(r"in about (\d+) min (\d+) s", said)
     assert 60 * int(planned[1]) + int(planned[2]) == pytest.approx(time.now + minutes.AT_THE_END, abs=1)
 
