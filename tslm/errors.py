@@ -1,6 +1,6 @@
 """The exceptions whose messages are written for the user; every other exception is a bug and shows its traceback.
 
-Every room may import this file. `__main__` prints the message of a `UserError` as one line and exits with code 2.
+Every package may import this file. `__main__` prints the message of a `UserError` as one line and exits with code 2.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """Something that the user can mend: a value, with what is allowed and what to do, in one sentence."""
+    """Something that the user can correct: a value, with what is allowed and what to do, in one sentence."""
 
 
 class MissingFileError(UserError, FileNotFoundError):

@@ -54,7 +54,7 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int | None = None) -> Tensor:
     """`cross_entropy(hidden Wᵀ, targets)`: the head of the model and the loss.
 
-    The two are one function because a substitute can do without the logits of the whole batch: it computes those of
+    The two are one function so that a substitute need not hold the logits of the whole batch: it computes those of
     `chunk_size` tokens at a time, and their gradient, which is softmax - onehot, along with them.
 
     Args:

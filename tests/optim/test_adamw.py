@@ -263,11 +263,14 @@ def test_adamw_refuses_values_outside_their_range(settings, message):
         AdamW(make_parameters(), **({"lr": 1e-3} | settings))
 
 
-def test_adamw_refuses_sparse_gradients():
-    embedding = torch.nn.Embedding(10, 3, sparse=True)
-    embedding(torch.tensor([1])).sum().backward()
+def test_adamw_refuses_sparse_gradients_before_anything_is_changed():
+    embedding, gain = torch.nn.Embedding(10, 3, sparse=True), torch.ones(3, requires_grad=True)
+    (embedding(torch.tensor([1])) * gain).sum().backward()
+    optimizer = AdamW([{"params": [gain]}, {"params": embedding.parameters()}], lr=0.1)
     with pytest.raises(ValueError, match=r"shape \(10, 3\) is sparse"):
-        AdamW(embedding.parameters(), lr=0.1).step()
+        optimizer.step()
+    assert gain.tolist() == [1, 1, 1]
+    assert not optimizer.state
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -204,8 +204,13 @@ def test_a_pattern_that_leaves_out_characters_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match="leaves out ', more' at character 9 of a text"):
         train_bpe(tmp_path / "text.txt", 300, [], pattern=r"\w+| ")
     tokenizer = Tokenizer({n: bytes([n]) for n in range(256)}, [], pattern="(?r)[a-z]+| ")
-    with pytest.raises(UserError, match="leaves out"):  # in reverse order
+    for text in ("a b", "aba", "a a"):  # also a text that reads the same in reverse order
+        with pytest.raises(UserError, match="leaves out"):
+            find_pretokens(text, "(?r)[a-z ]")
+    with pytest.raises(UserError, match="leaves out"):
         tokenizer.encode("a b")
+    with pytest.raises(UserError, match="leaves out 'aac' at character 1 "):  # the a that is skipped, not the last one
+        find_pretokens(" aac", r"[a-c]\K[a-c]|.")
     assert find_pretokens("ab1", r"(a)|\d*|.") == ["a", "b", "1"]  # groups, and matches of no character
 
 

@@ -19,8 +19,8 @@ from tslm.data.windows import TokenIds, WindowStream, sequential_windows
 from tslm.errors import UserError
 
 # Limits on a CPU, in tokens. Up to WHOLE_TOKENS a process computes all its windows at once; more are split into
-# micro-batches of at most MICRO_BATCH_TOKENS. Most memory of a training step holds activations, so micro-batches halve
-# it for 64 windows. Adding up their gradients takes time, but touching less memory saves as much.
+# micro-batches of at most MICRO_BATCH_TOKENS. Activations take most of the memory of a training step, so micro-batches
+# halve it for 64 windows. Adding up their gradients takes time, but touching less memory saves as much.
 WHOLE_TOKENS, MICRO_BATCH_TOKENS = 4096, 2048
 
 Item = TypeVar("Item")
@@ -28,7 +28,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 def default_micro_batch(windows: int, context_length: int, device_type: str) -> int:
-    """Return how many of a process's windows are computed at a time, unless the user states it; at least 1.
+    """Return how many of a process's windows are computed at a time if the user does not state it.
 
     A GPU computes all of them at once. A CPU does so up to `WHOLE_TOKENS`, else it takes the largest divisor of
     `windows` that has at most `MICRO_BATCH_TOKENS`.
@@ -94,10 +94,18 @@ def split_batch(
 
 
 class TrainBatches:
-    """Micro-batches of random windows without end, from number `first()` on, which is asked when an iteration begins.
+    """An endless sequence of micro-batches of random windows.
 
-    There is no state to save: micro-batch i of process r holds the windows (i · world_size + r) · batch_size and the
-    following ones, batch_size in all. With `repeat`, the first so many micro-batches come again and again.
+    There is no state to save: micro-batch i of process r holds the `batch_size` windows from number
+    (i · world_size + r) · batch_size on.
+
+    Args:
+        windows: the windows.
+        batch_size: windows in a micro-batch.
+        first: called when an iteration begins; returns the number of its first micro-batch.
+        rank: number of this process, r.
+        world_size: number of processes.
+        repeat: if not 0, the first `repeat` micro-batches are repeated forever.
     """
 
     def __init__(

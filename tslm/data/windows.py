@@ -88,7 +88,7 @@ class WindowStream:
     def random(self, indices: npt.ArrayLike) -> npt.NDArray[np.uint64]:
         """Return the random numbers r_i, uniform in 0 … 2⁶⁴ - 1, for indices i ≥ 0: (k,) → (k,)."""
         counters = np.atleast_1d(indices).astype(np.uint64) + np.uint64(1)
-        return _mix(self.origin + counters * GOLDEN)
+        return _mix(self.origin + counters * _GOLDEN)
 
     def starts(self, indices: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Return the positions in the data set at which the windows with indices i ≥ 0 start: (k,) → (k,), int64."""
@@ -158,15 +158,15 @@ def _gather(dataset: TokenIds, starts: npt.NDArray[np.int64], context_length: in
     return torch.from_numpy(rows[:, :-1].astype(np.int64)), torch.from_numpy(rows[:, 1:].astype(np.int64))
 
 
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ / golden ratio, made odd: the increment of SplitMix64's counter
-MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))  # shift and factor of each round of its output function
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ / golden ratio, made odd: the increment of SplitMix64's counter
+_MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))  # shift and factor of each round of its output function
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 
 
 def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """Apply the output function of SplitMix64 to counters; uint64 arithmetic is modulo 2⁶⁴, as it requires."""
-    for shift, factor in MIX:
+    for shift, factor in _MIX:
         z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
     return z ^ (z >> np.uint64(31))
 

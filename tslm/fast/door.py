@@ -7,7 +7,7 @@ The core marks a function as replaceable:
 
 At the first call on a device and dtype the door looks for a substitute in `table.py`, runs both on small probes, and
 compares values and gradients. If they agree, the substitute runs from then on. If they differ, the function has been
-edited (or a compiler is wrong): the function runs as it is written, and one warning says so.
+edited (or a compiler is wrong): the function runs as it is written, and a warning says so, once for each function.
 
 A change that shows on no probe is not noticed, for instance one that only matters beyond the 330 positions of the
 longest probe of attention. With `TSLM_FAST=0` in the environment, or inside `with shut():`, every function runs as it
@@ -113,7 +113,7 @@ def replaceable(function: Callable[P, R]) -> Replaceable[P, R]:
     """
     name = f"{function.__module__}.{function.__qualname__}"
     torch = sys.modules.get("torch")
-    is_compiling: Callable[[], bool] = torch.compiler.is_compiling if torch is not None else _never
+    is_compiling: Callable[[], bool] = (lambda: False) if torch is None else torch.compiler.is_compiling
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -137,7 +137,7 @@ def choose(name: str, *args: Any, **kwargs: Any) -> Callable[..., Any]:  # noqa:
         kwargs: keyword arguments of the call.
     """
     plain = _functions[name].plain
-    if _shut_depth or _SHUT_BY_ENVIRONMENT:
+    if not is_open():
         return plain
     where = name, _device_of(args, kwargs)
     if where not in _candidates:
@@ -165,19 +165,13 @@ def _choose_for_compiler(name: str, function: Callable[..., Any], *args: Any, **
 
 
 def disagreement(name: str, place: Place, key: Hashable) -> str:
-    """Return why a substitute does not run for a key, or "" if it agrees. A key is compared once, and may warn then."""
+    """Return why a substitute does not run for a key, or "" if it agrees. A key is compared once."""
     if (place, key) not in _disagreements:
         substitute = load(place)
         assert substitute is not None
         precise = substitute.precise(key)
         reason = "" if precise is None else disagreement(name, place, precise)
-        message = ""
-        if not reason:
-            reason, message = _compare(name, substitute, key)
-        _disagreements[place, key] = reason
-        if message and name not in _warned:
-            _warned.add(name)
-            warnings.warn(message, DisagreementWarning, stacklevel=4)
+        _disagreements[place, key] = reason or _compare(name, substitute, key)
     return _disagreements[place, key]
 
 
@@ -187,24 +181,27 @@ def warn_unavailable(error: UnavailableError) -> None:
 
 
 def warn_once(message: str) -> None:
-    """Warn once, also if the message names a temporary file and another one later; not in each worker process, too."""
+    """Warn once, and only in the main process; messages that differ in the names of files only are the same one."""
     key = re.sub(r"\S*/\S*", "", message)
     if key not in _warned and multiprocessing.parent_process() is None:
         _warned.add(key)
         warnings.warn(message, DisagreementWarning, stacklevel=7)
 
 
-def _compare(name: str, substitute: Substitute, key: Hashable) -> tuple[str, str]:
-    """Return the reason why a substitute does not run, "" if it agrees, and the text of the warning about it."""
+def _compare(name: str, substitute: Substitute, key: Hashable) -> str:
+    """Return why a substitute does not run, "" if it agrees. If it disagrees, warn, once for each function."""
     from tslm.fast.agreement import difference
 
     try:
         reason = difference(_functions[name].plain, substitute, key)
     except UnavailableError as error:
         warn_unavailable(error)
-        return str(error), ""
-    message = f"{name} runs as it is written, without its substitute, because {reason}"
-    return reason, message if reason else ""
+        return str(error)
+    if reason and name not in _warned:
+        _warned.add(name)
+        message = f"{name} runs as it is written, without its substitute, because {reason}"
+        warnings.warn(message, DisagreementWarning, stacklevel=5)
+    return reason
 
 
 def load(place: Place) -> Substitute | None:
@@ -255,7 +252,3 @@ def forget() -> None:
 def functions() -> dict[str, Replaceable[..., Any]]:
     """Return every replaceable function that has been imported so far, by dotted name."""
     return dict(_functions)
-
-
-def _never() -> bool:
-    return False

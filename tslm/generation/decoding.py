@@ -20,10 +20,10 @@ from torch import Tensor
 
 from tslm.errors import UserError
 from tslm.fast import replaceable
-from tslm.generation.cache import KeyValueCache
 from tslm.generation.sampling import SamplingRule, choose_tokens, is_whole
 from tslm.model import TransformerConfig, TransformerLM
 from tslm.model.dtypes import matmul_dtype
+from tslm.model.kv_cache import KeyValueCache
 
 # Logits (B, V) of the next token of each unfinished sequence, given {row: all its tokens so far}.
 NextLogits = Callable[[dict[int, list[int]]], Tensor]
@@ -117,8 +117,8 @@ def stream(
             raise UserError("a prompt is empty; put at least one token into it, such as the id of <|endoftext|>")
         if not 0 <= min(prompt) <= max(prompt) < vocab_size:
             wrong = next(token for token in prompt if not 0 <= token < vocab_size)
-            raise UserError(f"a prompt holds the token id {wrong}; the token ids go from 0 to "
-                             f"{vocab_size - 1}, so the prompt may come from another tokenizer")
+            raise UserError(f"a prompt holds the token id {wrong}; the token ids go from 0 to {vocab_size - 1}, so the "
+                            "prompt may come from another tokenizer")
     longest = max(map(len, prompts), default=0)
     if longest > context:
         warnings.warn(f"a prompt of {longest} tokens is longer than the model's context of {context}; only its last "
@@ -182,7 +182,7 @@ class CachedLogits:
     def __init__(self, model: TransformerLM, max_length: int) -> None:
         self.model, self.max_length = model, max_length
         self.cache: KeyValueCache | None = None
-        self.rows: list[int] = []  # rows of the batch, in the order of the cache
+        self.rows: list[int] = []  # the sequences in the cache
 
     def __call__(self, growing: dict[int, list[int]]) -> Tensor:
         """Logits (B, V) after each sequence, in the order of `growing`."""
@@ -207,17 +207,14 @@ class CachedLogits:
         return _last_logits(self.model, list(growing.values()), self.cache)
 
     def _advance(self, cache: KeyValueCache, growing: dict[int, list[int]]) -> Tensor:
-        for row in [row for row in self.rows if row not in growing]:
-            index, moved = self.rows.index(row), self.rows.pop()
-            cache.drop(index)
-            if moved != row:
-                self.rows[index] = moved
-        sequences, device = [growing[row] for row in self.rows], self.model.lm_head.weight.device
+        if len(growing) < len(self.rows):
+            cache.keep([self.rows.index(row) for row in growing])
+            self.rows = list(growing)
+        sequences, device = list(growing.values()), self.model.lm_head.weight.device
         newest = torch.tensor([tokens[-1:] for tokens in sequences], device=device)  # (B, 1)
         positions = torch.tensor([[len(tokens) - 1] for tokens in sequences], device=device)
         cache.length = max(map(len, sequences))
-        logits = self.model(newest, positions, cache)[:, -1]
-        return logits[[self.rows.index(row) for row in growing]]  # type: ignore[no-any-return]
+        return self.model(newest, positions, cache)[:, -1]  # type: ignore[no-any-return]
 
 
 def uncached_logits(model: TransformerLM, growing: dict[int, list[int]]) -> Tensor:

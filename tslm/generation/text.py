@@ -62,7 +62,7 @@ def complete(model: TransformerLM, tokenizer: Tokenizer, prompts: Iterable[str],
     if isinstance(prompts, str):
         raise UserError(f"prompts is the text {prompts[:40]!r}; give a list of texts, such as [{prompts[:40]!r}]")
     prompts = list(prompts)
-    if wrong := [str(prompt)[:40] for prompt in prompts if not is_text(prompt)]:
+    if wrong := [str(prompt)[:40] for prompt in prompts if not isinstance(prompt, str)]:
         raise UserError(f"prompts holds {wrong[0]}, which is no text; give a list of texts")
     if not is_whole(batch_size, 1):
         raise UserError(f"batch_size is {batch_size}; it must be a whole number of at least 1")
@@ -112,7 +112,7 @@ def cut_at(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
 
     Example: the pieces "a st", "op b" with "stop" give "a ".
     """
-    if isinstance(stop, str) or not all(is_text(text) and text for text in stop):
+    if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
         raise UserError(f"stop is {stop!r}; give a list of texts of at least one character each")
     return _cut_at(iter(pieces), stop)
 
@@ -170,11 +170,6 @@ def encode_prompt(
         raise UserError("the prompt is empty, and nothing preceded the texts that the model was trained on, "
                         "so it cannot begin a text: give at least one character")
     return ids
-
-
-def is_text(value: object) -> bool:
-    """Whether a value is a text."""
-    return isinstance(value, str)
 
 
 def check_tokenizer(tokenizer: object) -> None:

@@ -1,7 +1,7 @@
 """The bare loop: `StepLoop` drives the LightningModule in plain PyTorch, without a Trainer.
 
-`BareDriver.train_step` shows what a training step is. A test holds the two drivers together: twenty steps of the bare
-loop and twenty steps of a Trainer give bit-identical weights.
+`BareDriver.train_step` shows what a training step is. A test checks that twenty steps of the bare loop and twenty steps
+of a Trainer give bit-identical weights.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class BareDriver:
         self.loss = torch.zeros(())
 
     def train_step(self) -> None:
-        """Add up the gradients of `accumulate` micro-batches, clip, update, advance the schedule."""
+        """Add up the gradients of `accumulate` micro-batches; clip them; update the weights and the learning rate."""
         self.optimizer.zero_grad()
         self.loss = torch.zeros(())
         for _ in range(self.accumulate):

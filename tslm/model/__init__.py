@@ -1,6 +1,6 @@
 """Token ids to logits: the Transformer, its layers, and the formulas that they use.
 
-Reading order: ops.py (every formula, once), layers.py, attention.py, rope.py, transformer.py, init.py.
+Reading order: ops.py (every formula, once), layers.py, attention.py, rope.py, transformer.py, init.py, kv_cache.py.
 """
 
 from tslm.model.attention import MultiHeadSelfAttention

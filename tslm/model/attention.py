@@ -11,8 +11,8 @@ from torch.nn import Module
 
 from tslm.errors import UserError
 from tslm.model import ops
+from tslm.model.kv_cache import LayerCache
 from tslm.model.layers import Linear, RMSNorm
-from tslm.model.ops import LayerCacheLike
 
 
 class MultiHeadSelfAttention(Module):
@@ -40,18 +40,18 @@ class MultiHeadSelfAttention(Module):
         self.output_proj = Linear(d_model, d_model)
         self.q_norm, self.k_norm = (RMSNorm(d_model // num_heads) if qk_norm else None for _ in range(2))
 
-    def forward(self, x: Tensor, rotation: Tensor | None = None, cache: LayerCacheLike | None = None,
-                positions: Tensor | None = None, mask: Tensor | None = None,
-                document_starts: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor | None = None, document_starts: Tensor | None = None,
+                cache: LayerCache | None = None, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Let every position attend to itself and to earlier positions.
 
         Args:
             x: (..., T, D).
             rotation: rows of `RotaryEmbedding.at` for the T positions; None for no rotary embedding.
-            cache: keys and values of earlier positions, as in `ops.self_attention`, also for the arguments below.
+            document_starts: the first position of each position's document (..., T), as in `ops.self_attention`, also
+                for the arguments below.
+            cache: keys and values of earlier positions.
             positions: the cache slots of x (B, T).
             mask: boolean (..., T, S) over the cached positions.
-            document_starts: the first position of each position's document (..., T).
 
         Returns:
             (..., T, D).

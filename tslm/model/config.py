@@ -12,6 +12,7 @@ Norm = Literal["pre", "post", "none"]
 Position = Literal["rope", "none"]
 FFNS = ("swiglu", "silu")
 
+
 @dataclass(frozen=True)
 class TransformerConfig:
     """Sizes and parts of a decoder-only Transformer language model.
@@ -22,13 +23,13 @@ class TransformerConfig:
         d_model: width of the residual stream, D.
         num_layers: number of Transformer blocks.
         num_heads: attention heads per block, H; the head dimension is K = D / H.
-        d_ff: width of the feed-forward layer, F; customary are about 8/3 of d_model for SwiGLU, in a multiple of 32 or
-            64, and 4 times d_model for SiLU.
-        rope_theta: base of the rotary embedding's wavelengths.
-        norm: where a block normalises: `pre`, the input of each branch; `post`, the sum of a branch and its input;
-            `none`, nowhere. With `pre` the output of the last block is normalised too.
-        position: how the order of the tokens enters: `rope`, or `none`, where only the causal mask tells it.
-        ffn: the feed-forward layer: `swiglu`, with three matrices; `silu`, with two; or the class of another one as
+        d_ff: inner width of the feed-forward layer, F; usually about 8/3 · D for SwiGLU, rounded to a multiple of 32
+            or 64, and 4 · D for SiLU.
+        rope_theta: base of the rotary embedding's angles.
+        norm: what a block normalises: `pre`, the input of each layer; `post`, the sum of a layer's output and its
+            input; `none`, nothing. With `pre` the output of the last block is normalised too.
+        position: `rope`, or `none`: then the order of the tokens enters through the causal mask only.
+        ffn: the feed-forward layer: `swiglu`, with three matrices; `silu`, with two; or a class of your own as
             `module.Class`, which is called with d_model and d_ff.
         tie_embeddings: whether the head uses the matrix of the token embeddings.
         qk_norm: whether queries and keys of each head are normalised before they are rotated.
@@ -76,7 +77,7 @@ class TransformerConfig:
 
     @property
     def num_parameters(self) -> int:
-        """Number of trainable parameters, without those of a feed-forward layer of one's own."""
+        """Number of trainable parameters, without those of a feed-forward layer of your own."""
         d_model = self.d_model
         norms = {"pre": 2 * self.num_layers + 1, "post": 2 * self.num_layers, "none": 0}[self.norm] * d_model
         block = 4 * d_model * d_model + {"swiglu": 3, "silu": 2}.get(self.ffn, 0) * d_model * self.d_ff

@@ -31,15 +31,15 @@ def init_gain_(weight: Tensor) -> Tensor:
         return weight.fill_(1.0)
 
 
-def truncated_normal_(tensor: Tensor, std: float, truncation: float = TRUNCATION) -> Tensor:
-    """Fill `tensor` in place with samples x of N(0, std²), conditioned on |x| <= truncation · std, and return it.
+def truncated_normal_(tensor: Tensor, std: float) -> Tensor:
+    """Fill `tensor` in place with samples x of N(0, std²), conditioned on |x| ≤ 3 std, and return it.
 
-    For U uniform on (-e, e) with e = erf(truncation / √2), x = std · √2 · erfinv(U) has this distribution: up to scale,
-    erfinv is the inverse of the normal distribution function, and U = ±e gives x = ±truncation · std. No sample is
-    rejected, so the number of draws is fixed.
+    For U uniform on (-e, e) with e = erf(3 / √2), x = std · √2 · erfinv(U) has this distribution: up to scale, erfinv
+    is the inverse of the normal distribution function, and U = ±e gives x = ±3 std. No sample is rejected, so the
+    number of draws is fixed.
     """
-    edge = math.erf(truncation / math.sqrt(2))
+    edge = math.erf(TRUNCATION / math.sqrt(2))
     with torch.no_grad():
         draw = torch.empty_like(tensor, dtype=torch.float32).uniform_(-edge, edge)  # half precision has few values
-        draw = draw.erfinv_().mul_(std * math.sqrt(2)).clamp_(-truncation * std, truncation * std)
+        draw = draw.erfinv_().mul_(std * math.sqrt(2)).clamp_(-TRUNCATION * std, TRUNCATION * std)
         return tensor.copy_(draw)

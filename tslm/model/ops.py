@@ -9,13 +9,13 @@ Shapes: B batch (any leading dimensions), T positions or queries, S keys, D d_mo
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from tslm.fast import replaceable
 from tslm.model.dtypes import matmul_dtype
+from tslm.model.kv_cache import LayerCache
 
 
 def linear(x: Tensor, *weights: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
 def swiglu_linear(gate_up: Tensor, weight: Tensor) -> Tensor:
     """(SiLU(gate) · up) Wᵀ: the gated activation and the down projection of SwiGLU (Shazeer 2020, "GLU Variants").
 
-    The two are one function because a substitute need not keep the activation for the backward pass.
+    The two are one function so that a substitute need not keep the activation for the backward pass.
 
     Args:
         gate_up: W₁x and W₃x, concatenated in the last dimension: (..., 2F).
@@ -110,6 +110,8 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q kᵀ / √K) v, the softmax in float32 (Vaswani et al. 2017, section 3.2.1).
 
+    The dot product of two vectors of K independent entries of variance 1 has variance K; dividing by √K makes it 1.
+
     Args:
         q: queries (..., T, K).
         k: keys (..., S, K).
@@ -133,7 +135,7 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor |
 @replaceable
 def self_attention(
     qkv: Tensor, rotation: Tensor | None = None, document_starts: Tensor | None = None,
-    cache: LayerCacheLike | None = None, positions: Tensor | None = None, mask: Tensor | None = None,
+    cache: LayerCache | None = None, positions: Tensor | None = None, mask: Tensor | None = None,
 ) -> Tensor:
     """Causal self-attention of each head, with rotated queries and keys, in training and in generation.
 
@@ -145,7 +147,7 @@ def self_attention(
             rotates nothing.
         document_starts: the first position of each position's document, int64 (..., T), see `document_starts_of`.
             None if each sequence is one document. Not together with a cache or a mask.
-        cache: keys and values of earlier positions, which this call extends by those of qkv.
+        cache: keys and values of earlier positions, which this call extends by those of qkv (see kv_cache.py).
         positions: the cache slots of qkv (B, T); None if qkv holds the first T tokens of its sequences.
         mask: boolean (..., T, S) over the cached positions, needed with `positions`; None for a causal mask.
 
@@ -162,17 +164,6 @@ def self_attention(
         mask = document_mask(document_starts)
     mask = causal_mask(qkv.shape[-4], qkv.device) if mask is None else mask.unsqueeze(-3)  # the same for every head
     return scaled_dot_product_attention(q, k, v, mask).transpose(-3, -2)
-
-
-class LayerCacheLike(Protocol):
-    """The interface of one layer's key-value cache; `generation.cache.LayerCache` implements it."""
-
-    def update(self, keys: Tensor, values: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Store keys and values (B, H, T, K) in the slots `positions` (B, T); return those to attend to (B, H, S, K).
-
-        Without positions the T tokens are the first ones of their sequences.
-        """
-        ...
 
 
 def causal_mask(length: int, device: torch.device | None = None) -> Tensor:

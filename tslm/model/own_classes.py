@@ -1,4 +1,4 @@
-"""Imports the classes of a user's own: a layer, an optimizer, a schedule; and finds the line of them that failed."""
+"""Imports what users write themselves, a layer, an optimizer or a schedule, and finds the line in it that failed."""
 
 from __future__ import annotations
 

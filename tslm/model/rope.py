@@ -21,15 +21,15 @@ from tslm.model.ops import rotate
 
 
 class RotaryEmbedding(Module):
-    """The cosines and sines of every position, and the rotation of queries and keys by them.
+    """Rotates queries and keys by the angles of their positions.
 
     The table (max_seq_len, K/2, 2) is a buffer outside the state dict, because it follows from the sizes. It stays
-    float32 whatever dtype the model is cast to: bfloat16 cannot tell positions above 256 apart.
+    float32 whatever dtype the model is cast to: bfloat16 rounds cosines near 1 to multiples of 1/256.
 
     Args:
         head_dim: K, even.
         max_seq_len: number of positions in the table; every position is below it.
-        theta: base of the wavelengths; pair i rotates by theta^(-2i/K) from one position to the next.
+        theta: base of the angles; pair i rotates by theta^(-2i/K) from one position to the next.
 
     Raises:
         UserError: head_dim is odd.

@@ -2,7 +2,7 @@
 
     token_embeddings → num_layers × block → ln_final → lm_head;   block:  x += attn(ln1 x);  x += ffn(ln2 x)
 
-This is the default; `TransformerConfig` names the parts that can be others.
+These are the default parts; `TransformerConfig` names the alternatives.
 
 Shapes: B batch (any leading dimensions), T positions, S cached positions, D d_model, V vocab_size.
 """
@@ -10,9 +10,8 @@ Shapes: B batch (any leading dimensions), T positions, S cached positions, D d_m
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,8 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from tslm.errors import UserError
 from tslm.model.attention import MultiHeadSelfAttention
 from tslm.model.config import Norm, TransformerConfig
+from tslm.model.kv_cache import KeyValueCache, LayerCache
 from tslm.model.layers import Embedding, Linear, RMSNorm, SiLUFeedForward, SwiGLU
-from tslm.model.ops import LayerCacheLike
 from tslm.model.own_classes import import_named
 from tslm.model.rope import RotaryEmbedding
 
@@ -68,11 +67,11 @@ class TransformerLM(Module):
         self._run_compiled: Callable[..., Tensor] | None = None
 
     def forward(self, token_ids: Tensor, positions: Tensor | None = None,
-                cache: KeyValueCacheLike | None = None) -> Tensor:
+                cache: KeyValueCache | None = None) -> Tensor:
         """Logits (..., T, V) of the token after each of `token_ids` (..., T); arguments as in `hidden`."""
         return self.lm_head(self.hidden(token_ids, positions, cache))  # type: ignore[no-any-return]
 
-    def hidden(self, token_ids: Tensor, positions: Tensor | None = None, cache: KeyValueCacheLike | None = None,
+    def hidden(self, token_ids: Tensor, positions: Tensor | None = None, cache: KeyValueCache | None = None,
                document_starts: Tensor | None = None) -> Tensor:
         """The normalised output of the last block (..., T, D), from which the head computes the logits.
 
@@ -100,12 +99,12 @@ class TransformerLM(Module):
             mask = torch.arange(cache.length, device=token_ids.device) <= positions.unsqueeze(-1)  # (B, T, S)
         x = self.token_embeddings(token_ids)
         training = cache is None and torch.is_grad_enabled()
-        run = self._run_compiled if self._run_compiled is not None and training else _run
-        run_block = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False) if (
-            self.recompute and training) else run
+        run = (self._run_compiled or _run) if training else _run
+        recomputed = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+        run_block = recomputed if self.recompute and training else run
         for i, block in enumerate(self.layers):
             layer_cache = None if cache is None else cache.layers[i]
-            x = run_block(block, x, rotation, layer_cache, positions, mask, document_starts)
+            x = run_block(block, x, rotation, document_starts, layer_cache, positions, mask)
         return x if self.ln_final is None else run(self.ln_final, x)
 
     def compile_layers(self, on: bool = True) -> None:
@@ -154,11 +153,10 @@ class TransformerBlock(Module):
         self.ln2 = None if norm == "none" else RMSNorm(d_model)
         self.ffn = feed_forward(ffn, d_model, d_ff)
 
-    def forward(self, x: Tensor, rotation: Tensor | None = None, cache: LayerCacheLike | None = None,
-                positions: Tensor | None = None, mask: Tensor | None = None,
-                document_starts: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor | None = None, document_starts: Tensor | None = None,
+                cache: LayerCache | None = None, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Apply the block to (..., T, D); the other arguments are those of the attention."""
-        x = self._add(x, self.ln1, lambda x: self.attn(x, rotation, cache, positions, mask, document_starts))
+        x = self._add(x, self.ln1, lambda x: self.attn(x, rotation, document_starts, cache, positions, mask))
         return self._add(x, self.ln2, self.ffn)
 
     def _add(self, x: Tensor, ln: Module | None, layer: Callable[[Tensor], Tensor]) -> Tensor:
@@ -194,21 +192,6 @@ def feed_forward(kind: str, d_model: int, d_ff: int) -> Module:
         found = f"the shape {(*y.shape,)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
         raise UserError(f"{place} makes {found} of an input of the shape {(*x.shape,)}: it must keep the shape")
     return layer
-
-
-class KeyValueCacheLike(Protocol):
-    """The interface of a key-value cache; `generation.cache.KeyValueCache` implements it.
-
-    Attributes:
-        length: S, the number of slots to attend to.
-    """
-
-    length: int
-
-    @property
-    def layers(self) -> Sequence[LayerCacheLike]:
-        """The caches of the layers, first layer first."""
-        ...
 
 
 def _run(layer: Module, *arguments: object) -> Tensor:

@@ -84,13 +84,16 @@ class AdamW(Optimizer):
         Parameters without a gradient stay as they are, their t included.
 
         Raises:
-            UserError: a gradient is sparse.
+            UserError: a gradient is sparse; then nothing has changed.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        skip = self.skip if self.skip is not None else self._any_not_finite()
+        gradients = [parameter.grad for group in self.param_groups for parameter in group["params"]
+                     if parameter.grad is not None]
+        self._check_dense(gradients)
+        skip = self.skip if self.skip is not None else self._any_not_finite(gradients)
         for group in self.param_groups:
             self._step_group(group, skip)
         return loss
@@ -99,7 +102,10 @@ class AdamW(Optimizer):
         alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         for parameter in group["params"]:
             if parameter.grad is not None:
-                self._prepare(parameter)
+                if not (state := self.state[parameter]):  # its first step
+                    state["step"] = 0
+                    state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                 alike.setdefault((parameter.device, parameter.dtype), []).append(parameter)
         for parameters in alike.values():
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -108,15 +114,13 @@ class AdamW(Optimizer):
             adamw_step(parameters, gradients, states, skip, group["lr"], beta1, beta2, group["eps"],
                        group["weight_decay"])
 
-    def _any_not_finite(self) -> Tensor | None:
+    def _any_not_finite(self, gradients: list[Tensor]) -> Tensor | None:
         """Return whether an entry of a gradient is not finite, on the device of the first; a GPU is not waited for.
 
         A sum is finite only if all its terms are. Sums of finite gradients overflow float32 only far above 10¹⁹, where
         their squares overflow, too.
         """
-        sums = [parameter.grad.sum(dtype=torch.promote_types(parameter.grad.dtype, torch.float32))
-                for group in self.param_groups for parameter in group["params"]
-                if parameter.grad is not None and not parameter.grad.is_sparse]
+        sums = [each.sum(dtype=torch.promote_types(each.dtype, torch.float32)) for each in gradients]
         if not sums:
             return None
         skip = ~torch.stack([each.to(sums[0]) for each in sums]).isfinite().all()
@@ -124,20 +128,13 @@ class AdamW(Optimizer):
             warnings.warn(f"a gradient is not finite, so {type(self).__name__} skips the step", stacklevel=4)
         return skip
 
-    def _check(self, parameter: Tensor) -> None:
-        if parameter.grad is not None and parameter.grad.is_sparse:
-            raise UserError(
-                f"the gradient of a parameter of shape {tuple(parameter.shape)} is sparse, but {type(self).__name__} "
-                "moves every entry at every step: use an embedding with a dense gradient"
-            )
-
-    def _prepare(self, parameter: Tensor) -> None:
-        """Check the gradient, and create the state at the parameter's first step."""
-        self._check(parameter)
-        if not (state := self.state[parameter]):
-            state["step"] = 0
-            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+    def _check_dense(self, gradients: list[Tensor]) -> None:
+        for gradient in gradients:
+            if gradient.is_sparse:
+                raise UserError(
+                    f"the gradient of a parameter of shape {tuple(gradient.shape)} is sparse, but "
+                    f"{type(self).__name__} moves every entry at every step: use an embedding with a dense gradient"
+                )
 
 
 @replaceable

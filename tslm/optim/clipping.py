@@ -23,7 +23,7 @@ def clip_gradients(parameters: Iterable[Tensor] | Tensor, max_norm: float, eps: 
     the difficulty of training recurrent neural networks"). If the norm is NaN, all gradients become NaN, as with
     torch's `clip_grad_norm_`. The decision is made on the device, so that the processor does not wait for a GPU.
 
-    A step whose gradient is not finite would spoil the weights for good. `AdamW` skips it by itself. In a loop of your
+    A step whose gradient is not finite would spoil the weights permanently. `AdamW` skips it. In a loop of your
     own with another optimizer, skip it by the norm. `SkippedSteps` also counts such steps, without waiting for a GPU.
 
         >>> norm = clip_gradients(model.parameters(), max_norm=1.0)
@@ -33,7 +33,7 @@ def clip_gradients(parameters: Iterable[Tensor] | Tensor, max_norm: float, eps: 
     Args:
         parameters: parameters in any iterable; those without a gradient are skipped.
         max_norm: the norm from which on gradients are scaled, above 0.
-        eps: keeps the division away from 0.
+        eps: added to the norm in the division, as in torch's `clip_grad_norm_`.
 
     Returns:
         The norm before clipping, a scalar tensor; 0 if no parameter has a gradient.

@@ -1,4 +1,4 @@
-"""Muon: the momentum of each weight matrix is replaced by the nearest orthogonal matrix."""
+"""Muon: each weight matrix moves by its momentum, orthogonalised, so that all singular values are near 1."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ _MATCH_ADAMW = 0.2  # the root mean square of AdamW's updates (Liu et al. 2025, 
 
 
 class Muon(AdamW):
-    r"""Momentum, orthogonalised by Newton-Schulz iterations, for matrices; AdamW for the rest.
+    r"""Momentum with orthogonalised updates for matrices; AdamW for the rest.
 
         b ← μ b + g;   o ← orthogonal(g + μ b);   θ ← θ - 0.2 √max(d_out, d_in) · α · o;   θ ← θ - α λ θ
 
+    A momentum has a few large singular values. Orthogonalised, it moves the weights as far in its other directions.
     The factor 0.2 √max(d_out, d_in) gives the update the size of one of AdamW, so that both use the same α and λ.
 
     Sources: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"
@@ -31,7 +32,7 @@ class Muon(AdamW):
 
     Args:
         params: parameters, or parameter groups as dictionaries. In a group with `orthogonalize` False, and for
-            parameters that are no matrices, the step is that of AdamW. `Muon.groups` divides a language model.
+            parameters that are not matrices, the step is that of AdamW. `Muon.groups` divides a language model.
         lr: α.
         betas: β₁, β₂ of AdamW.
         eps: ε of AdamW.
@@ -67,28 +68,30 @@ class Muon(AdamW):
     def groups(model: Module) -> list[dict[str, Any]]:
         """Divide the parameters of a language model: the matrices of its blocks are orthogonalised, and no others.
 
-        A row of the embedding or of the head belongs to one token, so these matrices are no linear maps of the
+        A row of the embedding or of the head belongs to one token, so these matrices are not linear maps of the
         residual stream.
         """
-        outside = {id(weight) for name, weight in model.named_parameters(remove_duplicate=False)
-                   if name.rpartition(".")[0].endswith(("token_embeddings", "lm_head"))}
-        matrices = [each for each in model.parameters() if each.ndim == 2 and id(each) not in outside]
-        chosen = {id(each) for each in matrices}
-        rest = [each for each in model.parameters() if id(each) not in chosen]
+        tables = {id(weight) for name, weight in model.named_parameters(remove_duplicate=False)
+                  if name.endswith(("token_embeddings.weight", "lm_head.weight"))}
+        matrices: list[Tensor] = []
+        rest: list[Tensor] = []
+        for each in model.parameters():
+            (matrices if each.ndim == 2 and id(each) not in tables else rest).append(each)
         return [{"params": matrices}, {"params": rest, "orthogonalize": False}]
 
     def _step_group(self, group: dict[str, Any], skip: Tensor | None) -> None:
-        matrices = [each for each in group["params"] if group["orthogonalize"] and each.ndim == 2]
-        alike: dict[tuple[Any, ...], list[Tensor]] = {}
-        for each in matrices:
-            if each.grad is not None:
-                self._check(each)
+        rest: list[Tensor] = []
+        alike: dict[tuple[Any, ...], list[Tensor]] = {}  # matrices of one shape or its transpose
+        for each in group["params"]:
+            if not group["orthogonalize"] or each.ndim != 2:
+                rest.append(each)
+            elif each.grad is not None:
                 alike.setdefault((*sorted(each.shape), each.device, each.dtype), []).append(each)
-        for parameters in alike.values() if skip is None or not skip else ():
-            muon_step(parameters, [each.grad for each in parameters], [self.state[each] for each in parameters],
-                      group["lr"], group["momentum"], group["iterations"], group["weight_decay"])
-        chosen = {id(each) for each in matrices}
-        super()._step_group(group | {"params": [each for each in group["params"] if id(each) not in chosen]}, skip)
+        if skip is None or not skip:
+            for matrices in alike.values():
+                muon_step(matrices, [each.grad for each in matrices], [self.state[each] for each in matrices],
+                          group["lr"], group["momentum"], group["iterations"], group["weight_decay"])
+        super()._step_group(group | {"params": rest}, skip)
 
 
 def muon_step(
@@ -125,8 +128,8 @@ def orthogonalized(matrices: Tensor, iterations: int) -> Tensor:
 
         X ← G / ‖G‖;   repeat:  X ← a X + (b A + c A²) X  with A = X Xᵀ and (a, b, c) = (3.4445, -4.7750, 2.0315)
 
-    Each iteration maps a singular value s to a s + b s³ + c s⁵. The coefficients let small values grow fast; after five
-    iterations all but the smallest values are between about 0.7 and 1.2, which is close enough (Jordan et al. 2024).
+    Each iteration maps a singular value s to a s + b s³ + c s⁵. The coefficients let small values grow fast: after five
+    iterations all from 0.002 to 1 are between 0.68 and 1.21, which is close enough (Jordan et al. 2024).
 
     Shapes: (batch, rows, columns), with at least as many columns as rows, so that A is the smaller product.
     """

@@ -72,7 +72,7 @@ def lr_wsd_schedule(t: int, lr_max: float, lr_min: float, warmup_steps: int, tot
 
 
 def lr_constant_schedule(t: int, lr_max: float, lr_min: float, warmup_steps: int, total_steps: int) -> float:
-    """Return the learning rate of step t: a warm-up, then lr_max for good; lr_min has no effect."""
+    """Return the learning rate of step t: a warm-up, then lr_max to the end; lr_min has no effect."""
     check_schedule(lr_max, lr_min, warmup_steps, total_steps)
     return lr_max * t / warmup_steps if t < warmup_steps else lr_max
 

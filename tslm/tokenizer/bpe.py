@@ -31,7 +31,8 @@ def merge_pairs(counts: Mapping[bytes, int], max_merges: int) -> Iterator[Pair]:
     """Yield the merges of BPE training in the order in which they are made.
 
     The rule: count all pairs of neighbouring tokens, merge the most frequent pair everywhere, repeat. Among equally
-    frequent pairs, the greater pair of byte strings is merged. `{b"low": 5, b"lower": 2}` gives four merges:
+    frequent pairs, the greater pair of byte strings is merged. All pairs are counted again for each merge; the
+    substitutes update only the counts that a merge changes. `{b"low": 5, b"lower": 2}` gives four merges:
 
         l o w × 5    l o w e r × 2     l o: 7, o w: 7, w e: 2, e r: 2     merge o w, which is greater than l o
         l ow  × 5    l ow e r  × 2     l ow: 7, ow e: 2, e r: 2           merge l ow
@@ -87,8 +88,9 @@ def encode(pretoken: bytes, ranks: Mapping[Pair, int]) -> list[bytes]:
 
         `e r` is merged first. `e w` precedes `w er`. After that there is no `n e` left.
     """
-    *_, last = replay(pretoken, ranks)
-    return last.tokens
+    for step in replay(pretoken, ranks):
+        tokens = step.tokens
+    return tokens
 
 
 class MergeStep(NamedTuple):

@@ -166,13 +166,12 @@ def _encode_part(task: _Task) -> _Part:
     parts, allow_special = [], bool(task.specials)
     for ids in tokenizer.encode_blocks(blocks(), allow_special=allow_special):
         is_end = ids == tokenizer.vocab_size  # the id of `DOCUMENT_END`
-        if not is_end.any():
-            parts.append(ids.astype(dtype))
-            continue
-        is_unneeded = np.full(len(ids), separator is None)
-        if allow_special:
-            is_unneeded[1:] |= ids[:-1] == separator
-        added += int((is_end & ~is_unneeded).sum())
-        parts.append(np.where(is_end, separator or 0, ids)[~(is_end & is_unneeded)].astype(dtype))
+        if is_end.any():  # the separator takes its place, unless there is none or the text spells it there
+            is_added = is_end & (separator is not None)
+            if allow_special:
+                is_added[1:] &= ids[:-1] != separator
+            added += int(is_added.sum())
+            ids = np.where(is_added, separator or 0, ids)[is_added | ~is_end]
+        parts.append(ids.astype(dtype))
     file_bytes = sum(span.stop - span.start for span in task.spans)
     return _Part(parts, text_bytes, file_bytes, added, is_jsonl(task.spans[0].path))

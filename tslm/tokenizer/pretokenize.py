@@ -1,4 +1,4 @@
-"""Splits text into pre-tokens, which no merge of BPE crosses, with a pattern; splits off special tokens first."""
+"""Splits text at special tokens, and the pieces between them into pre-tokens, which no merge of BPE crosses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def split_pattern(letter: str, number: str, white: str) -> str:
         f" ?[{letter}]+",  # letters, with one space before them if there is one
         f" ?[{number}]+",  # numbers, likewise
         f" ?[^{white}{letter}{number}]+",  # other characters, likewise
-        f"[{white}]+(?![^{white}])",  # white space, but not the last character before a word: it may belong to the word
+        f"[{white}]+(?![^{white}])",  # white space, without its last character if other text follows, as in "  word"
         f"[{white}]+",  # white space
     ])
 
@@ -37,28 +37,9 @@ _CL100K = (  # of GPT-4, as in tiktoken_ext/openai_public.py of tiktoken 0.14
     r"\s+(?!\S)|\s"
 )
 _NAMED = {GPT2: PATTERN, CL100K: regex.compile(_CL100K), NONE: regex.compile("(?s).+")}
-# A pattern may come from a checkpoint of somebody else. `regex` compiles x{n} as n copies of x: ((a{1000}){1000}){1000}
-# would fill the memory.
-_LONGEST_PATTERN = 2048  # characters
-_MOST_COPIES = 100_000  # of a character of the pattern
-_REPETITION = re.compile(r"\{(?=[\s#\d])([^}]*)", re.ASCII)
-# A pattern may take exponential time. The least time, and the slowest speed, that one text may take.
-_SECONDS, _CHARACTERS_PER_SECOND = 10.0, 1e5
 # For ASCII strings the standard library's `re` takes 11 µs for 500 characters, `regex` 27 µs. The classes are written
 # out, because \s of `re` also matches \x1c to \x1f, which \s of `regex` does not.
 _ASCII_PATTERN = re.compile(split_pattern("A-Za-z", "0-9", r"\t-\r "))
-
-
-@cache
-def unicode_hash() -> str:
-    """Return the SHA-256 of the classes that `regex` gives to all characters: letter, number, white space or none.
-
-    They change with the version of Unicode that a version of `regex` knows. Then a text can have other pre-tokens, and
-    so other ids. The first call takes about 0.1 s.
-    """
-    characters = "".join(map(chr, range(0x110000)))
-    classes = [(*each.span(), each.lastindex) for each in regex.finditer(r"(\p{L}+)|(\p{N}+)|(\s+)", characters)]
-    return hashlib.sha256(repr(classes).encode()).hexdigest()
 
 
 def find_pretokens(text: str, pattern: str = GPT2) -> list[str]:
@@ -78,29 +59,38 @@ def find_pretokens(text: str, pattern: str = GPT2) -> list[str]:
         >>> find_pretokens("I'll  wait, 3 days", r"\w+|\W")
         ['I', "'", 'll', ' ', ' ', 'wait', ',', ' ', '3', ' ', 'days']
     """
-    found: list[str]
     if pattern in _NAMED:
-        found = (_ASCII_PATTERN if pattern == GPT2 and text.isascii() else _NAMED[pattern]).findall(text)
-        return found
+        named = _ASCII_PATTERN if pattern == GPT2 and text.isascii() else _NAMED[pattern]
+        return named.findall(text)
     seconds = _SECONDS + len(text) / _CHARACTERS_PER_SECOND
+    found, end = [], 0
     try:
-        found = [each.group() for each in compiled(pattern).finditer(text, timeout=seconds) if each.group()]
+        for match in compiled(pattern).finditer(text, timeout=seconds):
+            if match.start() != end:
+                break
+            if match.end() > end:
+                found.append(match.group())
+                end = match.end()
     except (TimeoutError, MemoryError):
         raise UserError(
             f"the pattern {pattern[:200]!r} took more than {seconds:.0f} seconds, or all memory, for a text of "
             f"{len(text):,} characters: give one without nested repetitions, such as (a+)+"
         ) from None
-    if "".join(found) != text:
-        end = 0
-        for each in found:
-            if not text.startswith(each, end):
-                break
-            end += len(each)
+    if end < len(text):
         raise UserError(
             f"the pattern {pattern[:200]!r} leaves out {text[end : end + 20]!r} at character {end} of a text: give "
             f"{GPT2}, {CL100K}, {NONE}, or a regular expression that matches any text, such as one that ends in |(?s:.)"
         )
     return found
+
+
+# A pattern may come from a checkpoint that another person made. `regex` compiles x{n} as n copies of x, so that
+# ((a{1000}){1000}){1000} would fill the memory.
+_LONGEST_PATTERN = 2048  # characters
+_MOST_COPIES = 100_000  # of a character of the pattern
+_REPETITION = re.compile(r"\{(?=[\s#\d])([^}]*)", re.ASCII)
+# A pattern may take exponential time: a text gets 10 s, and 1 s more for each 100,000 characters.
+_SECONDS, _CHARACTERS_PER_SECOND = 10.0, 1e5
 
 
 def compiled(pattern: str) -> Any:  # noqa: ANN401 - `regex` has no types
@@ -165,3 +155,15 @@ def split_specials(text: bytes, specials: re.Pattern[bytes] | None) -> Iterator[
         yield match.group(), True
         end = match.end()
     yield text[end:], False
+
+
+@cache
+def unicode_hash() -> str:
+    """Return the SHA-256 of the classes that `regex` gives to all characters: letter, number, white space or none.
+
+    They change with the version of Unicode that a version of `regex` knows. Then a text can have other pre-tokens, and
+    so other ids. The first call takes about 0.1 s.
+    """
+    characters = "".join(map(chr, range(0x110000)))
+    classes = [(*each.span(), each.lastindex) for each in regex.finditer(r"(\p{L}+)|(\p{N}+)|(\s+)", characters)]
+    return hashlib.sha256(repr(classes).encode()).hexdigest()

@@ -22,7 +22,7 @@ from tslm.tokenizer.surrogates import to_utf8, utf8_pieces
 
 END_OF_TEXT = "<|endoftext|>"  # the separator between documents in GPT-2's data and in TinyStories
 
-LARGEST_ID = (1 << 32) - 2  # token files have 32 bits for an id, and `DOCUMENT_END` has the id after the largest
+_LARGEST_ID = (1 << 32) - 2  # token files have 32 bits for an id, and `DOCUMENT_END` has the id after the largest
 _LONG_TEXT = 1 << 12  # characters; from here on encoding by blocks is faster than encoding by pre-tokens
 _STREAM_BYTES = 1 << 14  # the size of a stream's blocks; a block and its arrays take about 0.6 MB
 _STREAM_OVERLAP = 1 << 10  # so that overlapping blocks are not much larger than the others
@@ -79,10 +79,10 @@ class Tokenizer:
                 self.vocab[ids[token]] = token
             self.special_ids[token.decode()] = ids[token]
         for id_ in (min(self.vocab, default=0), max(self.vocab, default=0)):
-            if not 0 <= id_ <= LARGEST_ID:
+            if not 0 <= id_ <= _LARGEST_ID:
                 raise UserError(
-                    f"the vocabulary has the id {id_} for the token {self.vocab[id_]!r}; ids are 0 to {LARGEST_ID}, so "
-                    "that a token file can hold them: number the tokens again"
+                    f"the vocabulary has the id {id_} for the token {self.vocab[id_]!r}; ids are 0 to {_LARGEST_ID}, "
+                    "so that a token file can hold them: number the tokens again"
                 )
         self._special_bytes = [token.encode() for token in self.special_ids]
         longest_first = sorted(self.special_ids, key=len, reverse=True)
@@ -148,7 +148,7 @@ class Tokenizer:
 
         serialization.write_dir(self, path)
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """One more than the largest id: the number of rows that an embedding needs."""
         return max(self.vocab, default=-1) + 1
@@ -192,11 +192,10 @@ class Tokenizer:
         """
         if len(text) >= _LONG_TEXT:
             return list(self.encode_iterable([text], allow_special=allow_special))
-        if not allow_special or self._special_split is None:
-            return list(chain.from_iterable(self._encode_pretokens(find_pretokens(text, self.pattern))))
+        pieces = self._special_split.split(text) if allow_special and self._special_split is not None else [text]
         ids: list[int] = []
-        for piece in self._special_split.split(text):
-            if piece in self.special_ids:
+        for index, piece in enumerate(pieces):
+            if index % 2:  # a special token; the other pieces are the text between special tokens
                 ids.append(self.special_ids[piece])
             else:
                 ids += chain.from_iterable(self._encode_pretokens(find_pretokens(piece, self.pattern)))
@@ -227,7 +226,7 @@ class Tokenizer:
         """Yield, lazily, the ids of a text that arrives in parts of any size, such as the lines of an open file.
 
         The ids equal those of `encode` for the joined parts. Memory stays below 1 MB beyond the largest part, provided
-        the text can be cut every few thousand characters; else it stays below 5 MB.
+        the text can be cut every few thousand characters; else it stays below 5 MB. (With `TSLM_FAST=0` it is more.)
 
         Args:
             iterable: the parts of the text.

@@ -8,15 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tslm.model import TransformerConfig
+from tslm.model.config import TransformerConfig
 
 
 class KeyValueCache:
     """Keys and values of every layer for a batch of sequences; slot p of a sequence belongs to its position p.
 
     Sequences may differ in length. Prompts are padded on the right: a slot after the end of a shorter sequence holds
-    keys of padding until the real token at that position overwrites them. No query attends to the slot before that,
-    because queries attend to slots up to their own position only.
+    the keys of padding until the token at that position overwrites them. No query attends to them, because queries
+    attend only to slots up to their own position.
 
     Args:
         config: the model's sizes.
@@ -38,12 +38,12 @@ class KeyValueCache:
         self.length = 0
         self.layers = [LayerCache(self, keys, values) for keys, values in self._memory]
 
-    def drop(self, row: int) -> None:
-        """Remove a sequence from the batch; the last one moves to its row, so that only one row is copied."""
-        last = self._memory.shape[2] - 1
-        if row != last:
-            self._memory[:, :, row, :, : self.length] = self._memory[:, :, last, :, : self.length]
-        self._memory = self._memory[:, :, :last]
+    def keep(self, rows: list[int]) -> None:
+        """Remove all sequences but those of `rows`, given in ascending order; they move up to the first rows."""
+        for new, old in enumerate(rows):
+            if new != old:
+                self._memory[:, :, new, :, : self.length] = self._memory[:, :, old, :, : self.length]
+        self._memory = self._memory[:, :, : len(rows)]
         for layer, (keys, values) in zip(self.layers, self._memory, strict=True):
             layer.keys, layer.values = keys, values
 
