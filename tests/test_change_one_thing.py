@@ -1,5 +1,6 @@
 """One thing of one's own, in one's own file: an optimizer, a schedule, a layer; and the built-in alternatives."""
 
+import json
 import sys
 
 import pytest
@@ -409,3 +410,52 @@ def test_the_arguments_in_a_file_belong_to_the_optimizer_in_the_file(project, ti
         settings = yaml.safe_load((project / f"lightning_logs/version_{number}/config.yaml").read_text())
         kept.append(settings["optimizer"]["init_args"])
     assert kept == [None, {"momentum": 0.5}]
+
+
+@pytest.mark.parametrize(("words", "init_args", "notice"), [
+    (["--optimizer.class_path=AdamW"], None, True),
+    (["--config=adamw.yaml"], None, True),
+    (["--optimizer={class_path: AdamW, lr: 0.001}"], None, False),
+    (["--optimizer.class_path=Muon"], {"momentum": 0.5}, False),
+    (["--config=adamw.yaml", "--optimizer.class_path=Muon", "--optimizer.init_args.iterations=2"], {"iterations": 2},
+     True),
+    (["--optimizer.init_args.iterations=2"], {"momentum": 0.5, "iterations": 2}, False),
+    (["--config=muon3.yaml", "--optimizer.lr=0.001"], {"iterations": 3}, False),
+])
+def test_what_an_optimizer_keeps_of_the_settings_for_another_one(project, capsys, words, init_args, notice):
+    for name, text in (("muon", "{class_path: Muon, init_args: {momentum: 0.5}, lr: 0.02}"),
+                       ("adamw", "{class_path: AdamW}"), ("muon3", "{class_path: Muon, init_args: {iterations: 3}}")):
+        (project / f"{name}.yaml").write_text(f"optimizer: {text}\n")
+    assert main(["fit", "--config=muon.yaml", *words, "--print_config"]) == 0
+    said = capsys.readouterr()
+    assert yaml.safe_load(said.out)["optimizer"]["init_args"] == init_args
+    assert ("with settings that the configuration has for" in said.err) is notice
+    assert said.err.count("\n") == notice
+    assert not notice or said.err.rstrip().endswith("lr 0.02")
+
+
+def test_the_seed_of_a_later_file_decides_the_windows(project, tiny):
+    (project / "a.yaml").write_text("data: {seed: 5}\n")
+    (project / "b.yaml").write_text("seed_everything: 7\n")
+    found = []
+    for number, words in enumerate((["a", "b"], ["b", "a"])):
+        assert main(["fit", *(f"--config={name}.yaml" for name in words), *tiny]) == 0
+        settings = yaml.safe_load((project / f"lightning_logs/version_{number}/config.yaml").read_text())
+        found.append(settings["data"]["seed"])
+    assert found == [7, 5]
+
+
+@pytest.mark.parametrize(("words", "refused"), [
+    ([], True), (["--optimizer.class_path=Muon", "--optimizer.eps=1e-6"], True),
+    (["--optimizer.class_path=torch.optim.AdamW"], True),
+    (["--optimizer.class_path=SGD"], False), (["--optimizer.eps=1e-4"], False),
+    (["--trainer.precision=bf16-true"], False),
+])
+def test_in_float16_a_small_eps_would_make_steps_of_infinite_size(project, tiny, capsys, words, refused):
+    options = [*tiny, "--trainer.precision=16-true", "--trainer.max_steps=40", "--optimizer.warmup_steps=0"]
+    assert main(["fit", *options, *words]) == 2 * refused
+    if refused:
+        assert "give --optimizer.eps 0.0001 or more, or another --trainer.precision" in complaint(capsys)
+        assert not (project / "lightning_logs").exists()
+    else:
+        assert json.loads((run_of(project) / "summary.json").read_text())["skipped_steps"] == 0

@@ -18,7 +18,7 @@ import sys
 import time
 import types
 import warnings
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import tslm
 from tslm.commands.first_page import asks_for_first_page, first_page
@@ -119,6 +119,19 @@ def _format_warning(
     return _python_format(message, category, filename, lineno, line)
 
 
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning above the progress bars, if there are any, and not behind the last one."""
+    text, out = warnings.formatwarning(message, category, filename, lineno, line), sys.stderr if file is None else file
+    with contextlib.suppress(OSError):  # a closed pipe
+        if "tqdm" in sys.modules:
+            sys.modules["tqdm"].tqdm.write(text, file=out, end="")
+        else:
+            out.write(text)
+
+
 def _overview() -> str:
     lines = [f"  {name:<16} {description}" for name, (_, description) in COMMANDS.items()]
     return as_called("\n".join([
@@ -194,6 +207,7 @@ def run() -> int:
         sys.stdout.reconfigure(errors="replace")
     if sys.platform == "linux" and os.environ.get("LOCAL_RANK", "0") != "0":  # the first process has started this one
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # or it would wait half an hour for a dead process
+    warnings.showwarning = _show_warning
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # `nohup` and a shell's `&` ask for this
         return main()
     signal.signal(signal.SIGINT, _interrupt)
@@ -229,7 +243,9 @@ def _stop_if_interrupted(unraisable: sys.UnraisableHookArgs) -> None:
 
 def _stop(*_: object) -> NoReturn:
     """Say that the command was interrupted, and end the process without clean-up."""
-    os.write(2, b"tslm: interrupted\n")  # print would fail if the signal came in the middle of another print
+    bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())  # one is an unfinished line
+    # print would fail if the signal came in the middle of another print
+    os.write(2, b"\n" * bool(bars) + b"tslm: interrupted\n")
     _exit_at_once()
 
 

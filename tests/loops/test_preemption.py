@@ -2,12 +2,14 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.loops.test_lightning import fit, weights
 from tslm.loops.lightning import StepCallback
+from tslm.training.run_table import run_figures
 
 JOB = {"NTASKS": "1", "NTASKS_PER_NODE": "1", "JOB_NAME": "train", "JOB_ID": "1234", "PROCID": "0", "LOCALID": "0",
        "NODEID": "0"}
@@ -31,6 +33,8 @@ def test_a_pre_emption_ends_after_a_saved_step_and_the_resumed_run_is_exact(
     step = 3 if during == "on_train_batch_start" else 2
     assert f"SIGTERM: stopped after optimizer step {step}, which is saved" in capsys.readouterr().out
     assert torch.load("lightning_logs/version_0/checkpoints/last.ckpt")["global_step"] == step
+    figures = run_figures(Path("lightning_logs/version_0"))
+    assert (figures.state, figures.steps) == ("stopped", step)
     assert not list(project.glob("hpc_ckpt*"))  # Lightning's own
     resumed, _ = fit(project, data, 5, "last", val_every_n_steps=2)
     assert torch.equal(weights(whole), weights(resumed))

@@ -1,11 +1,13 @@
 import os
+import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
 
-from tslm.tokenizer.workers import map_in_order
+from tslm.tokenizer.workers import _blocked_interrupt, map_in_order
 
 
 def shuffled(number):
@@ -60,3 +62,26 @@ def test_tokenizer_workers_include_this_process():
     processes = {process for _, process in results}
     assert os.getpid() in processes
     assert len(processes) == 2
+
+
+def test_ctrl_c_that_another_thread_receives_waits_until_a_worker_has_started():
+    begun, started = threading.Event(), []
+
+    def receive():
+        begun.wait()
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    def start():
+        thread = threading.Thread(target=receive)
+        thread.start()
+        with _blocked_interrupt():
+            begun.set()
+            thread.join()
+            time.sleep(0.01)
+            started.append(True)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert started
+    assert signal.getsignal(signal.SIGINT) is before

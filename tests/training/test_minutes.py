@@ -98,6 +98,7 @@ def test_what_does_not_fit_is_announced(tmp_path, data, monkeypatch, capsys, ste
         assert "1 min 0 s, which are over at step 1" in said
         return
     assert re.search(rf"{steps} steps, in about \d+ min \d+ s\nwarning +this is more than 1 min 0 s: a step", said)
+    assert re.search(r"a validation [\d.,]+ s, and what came before the first step took 0 s; give more minutes", said)
     planned = re.search(r"in about (\d+) min (\d+) s", said)
     assert 60 * int(planned[1]) + int(planned[2]) == pytest.approx(time.now + minutes.AT_THE_END, abs=1)
 
@@ -245,3 +246,58 @@ def test_the_time_is_printed_once(tmp_path, data, clock, capsys, monkeypatch):  
         options = {"max_steps": None, "logger": False, "log_every_n_steps": 5} | budget
         make_trainer(tmp_path, **options).fit(make(), datamodule=data())
         assert capsys.readouterr().out.count("validations come on top") == expected
+
+
+def budget_of(name):
+    settings = yaml.safe_load(Path(f"lightning_logs/{name}/config.yaml").read_text())["trainer"]
+    return settings["max_steps"], settings["max_tokens"], settings["max_minutes"]
+
+
+@pytest.mark.parametrize(("words", "expected"), [
+    (["--config=a.yaml", "--trainer.max_minutes=null", "--trainer.max_steps=3"], (3, None, None)),
+    (["--config=a.yaml", "--config=b.yaml"], (None, 512, None)),  # a later file wins
+    (["--config=b.yaml", "--config=a.yaml", "--trainer.max_steps", "3"], (3, None, None)),
+    (["--config=a.yaml", "--config=nulls.yaml"], (3, None, None)),
+    (["--config=a.yaml", "--trainer={max_tokens: 512}"], (None, 512, None)),
+    (["--config=a.yaml", "--trainer=group.yaml"], (None, 512, None)),
+    (["--config=a.yaml", "--config=named.yaml"], (None, 512, None)),
+    (["--config=b.yaml", "--ckpt_path=null", "--init_from=~"], (None, 512, None)),
+])
+def test_a_null_is_no_budget_and_the_last_source_with_a_budget_decides(project, tiny, capsys, words, expected):
+    for name, text in (("a", "trainer: {max_minutes: 9, max_steps: null}"), ("b", "trainer.max_tokens: 512"),
+                       ("nulls", "trainer: {max_minutes: null, max_tokens: null, max_steps: 3}"),
+                       ("group", "max_tokens: 512"), ("named", "trainer: group.yaml")):
+        Path(f"{name}.yaml").write_text(text)
+    tiny = [word for word in tiny if "max_steps" not in word]
+    assert main(["fit", "--config", TEXT, *tiny, *words, "--print_config"]) == 0  # which can be used as a file
+    Path("printed.yaml").write_text(capsys.readouterr().out)
+    assert main(["fit", "--config", TEXT, *tiny, *words, "--name=direct"]) == 0
+    assert main(["fit", "--config", "printed.yaml", "--name=printed"]) == 0
+    assert budget_of("direct") == budget_of("printed") == expected
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("trainer: {max_minutes: 1, max_tokens: 512}", []), ("trainer: {max_steps: 3, max_tokens: 512}", []),
+    ("trainer: {max_steps: 3}", ["--trainer.max_minutes=1", "--trainer.max_tokens=512"]),
+    ("trainer: {max_steps: 3}", ["--trainer.max_minutes=null", "--trainer.max_steps=null"]),
+])
+def test_two_budgets_of_one_source_or_none_at_all(project, tiny, capsys, text, words):
+    Path("a.yaml").write_text(text)
+    assert main(["fit", "--config", "a.yaml", *[word for word in tiny if "max_steps" not in word], *words]) == 2
+    assert "the budget is exactly one of them" in capsys.readouterr().err
+
+
+def test_a_null_on_resuming_leaves_the_other_part_of_the_saved_budget(project, tiny, clock, capsys):
+    words = [word for word in tiny if "max_steps" not in word]
+    assert train(*words, "--trainer.max_minutes=0.25", "--trainer.save_every_n_steps=10", "--checkpoint.keep=99") == 0
+    steps, *_ = budget_of("version_0")
+    resume = ["fit", "--ckpt_path", "lightning_logs/version_0/checkpoints/step-00000090.ckpt"]
+    assert main([*resume, "--trainer.max_minutes=null", "--name=steps"]) == 0
+    assert budget_of("steps") == (steps, None, None)
+    config = "--config=lightning_logs/version_0/config.yaml"
+    assert main([*resume, config, "--trainer.max_steps=null", "--name=again"]) == 0
+    assert budget_of("again")[0] > steps
+    capsys.readouterr()
+    assert main([*resume, "--trainer={max_steps: 95}", "--name=mapping"]) == 0
+    assert budget_of("mapping") == (95, None, None)
+    assert re.findall("Changed: (.*);", capsys.readouterr().out) == ["trainer.max_steps is 95"]

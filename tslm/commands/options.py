@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 from collections.abc import Iterator, Mapping
@@ -48,21 +49,61 @@ def split_words(argv: list[str]) -> tuple[list[str], list[str]]:
     return own, fit
 
 
-def configs_first(argv: list[str]) -> list[str]:
+def configs_first(argv: list[str], between: list[str] | None = None) -> list[str]:
     """Move `--config` and its values to the place after the command, so that the other options win over the files.
 
     Example: `fit --ckpt_path last --config a.yaml` gives `fit --config a.yaml --ckpt_path last`.
+
+    Args:
+        argv: the command line.
+        between: words that are put after the files and before the other options.
     """
     first, rest = list[str](), list[str]()
     for before, word in zip(["", *argv], argv, strict=False):
         is_config = word in ("-c", "--config") or word.startswith("--config=") or before in ("-c", "--config")
         (first if is_config else rest).append(word)
-    return [*rest[:1], *first, *rest[1:]]
+    return [*rest[:1], *first, *(between or []), *rest[1:]]
 
 
 def flag_keys(argv: list[str]) -> set[str]:
     """Return the keys of the options that a command line states."""
     return {"config" if name == "-c" else name.lstrip("-") for name, _ in stated_options(argv)}
+
+
+def stated_values(argv: list[str]) -> dict[str, Any]:
+    """Return the dotted keys that a command line states, also within a group of options, and their values.
+
+    A group is given as a mapping or as a YAML file. `--trainer.max_steps 5` is {"trainer.max_steps": 5}, and so is
+    `--trainer '{max_steps: 5}'`.
+    """
+    found: dict[str, Any] = {}
+    for name, text in stated_options(argv):
+        key, value = "config" if name == "-c" else name.lstrip("-"), text
+        if key != "config":
+            with contextlib.suppress(yaml.YAMLError):  # the parser explains what is wrong with it
+                value = load_yaml(text)
+        found |= _without_groups({key: value})
+    return found
+
+
+def values_in(path: str | Path) -> dict[str, Any]:
+    """Return the dotted keys that a configuration file states, and their values, with those of files that it names.
+
+    Raises:
+        UserError: as for `read_yaml`.
+    """
+    return _without_groups(read_yaml(path))
+
+
+GROUPS = ("model", "data", "trainer", "optimizer", "generation", "checkpoint")
+
+
+def _without_groups(values: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in leaves(values):
+        is_file = key in GROUPS and isinstance(value, str) and Path(value).is_file()
+        found |= dict(leaves(read_yaml(value), f"{key}.")) if is_file else {key.removesuffix("+"): value}
+    return found
 
 
 def is_stated(key: str, stated: set[str]) -> bool:

@@ -26,10 +26,10 @@ from tslm.commands.options import (
     config_folder,
     configs_first,
     find_shipped,
-    flag_keys,
     is_stated,
-    leaves,
-    read_yaml,
+    stated_options,
+    stated_values,
+    values_in,
 )
 from tslm.data.datamodule import EVALUATING, TextDataModule
 from tslm.errors import UserError
@@ -105,6 +105,8 @@ class ParsedCommandLine(LightningCLI):
         self.checkpoint: Path | None = None
         self.saved: dict[str, Any] = {}
         self.stated: set[str] = set()
+        self._sources: list[dict[str, Any]] = []  # the keys and values of command line and files, the strongest first
+        self._budget: set[str] = set()  # its keys, if one is stated
         self.start: Start | None = None
         self.exit_code = 0
         super().__init__(
@@ -151,25 +153,22 @@ class ParsedCommandLine(LightningCLI):
         """Parse the command line over its configuration files, over the checkpoint, over the defaults."""
         assert args is None or isinstance(args, list)
         argv = sys.argv[1:] if args is None else list(args)
-        command, flags = argv[0] if argv else "", flag_keys(argv[1:])
-        if command == "fit" and not flags & {"config", "ckpt_path", "init_from"} and not asks_for_help(argv):
+        command, flags = argv[0] if argv else "", stated_values(argv[1:])
+        given = {key for key, value in flags.items() if value is not None}
+        if command == "fit" and not given & {"config", "ckpt_path", "init_from"} and not asks_for_help(argv):
             argv = [command, "--config", str(config_folder() / QUICK_START), *argv[1:]]
-        args, notices = find_shipped(configs_first(argv))
+        args, notices = find_shipped(argv)
+        files = [values_in(path) for name, path in stated_options(args) if name in ("-c", "--config") and path]
+        self._sources = [flags, *reversed(files)]
+        self.stated = set[str]().union(*self._sources)
+        cleared, more_notices = self._settle_optimizer()
+        words = [f"--{key}=null" for key in [*self._settle_budget(), *cleared]]
+        notices += more_notices
         # Not on the standard output, which may be the YAML of --print_config or the JSON of a study.
         print(*notices, sep="\n", end="\n" * bool(notices), file=sys.stderr, flush=True)
-        super().parse_arguments(parser, args)
+        super().parse_arguments(parser, configs_first(args, words))
         command = self.config.subcommand
         config = self.config[command]
-        in_files = {key for path in config.get("config") or [] for key, _ in leaves(read_yaml(path))}
-        if {"trainer.max_steps", "trainer.max_minutes"} <= flags:
-            raise UserError("--trainer.max_steps and --trainer.max_minutes are two budgets: give one of them")
-        self.stated = flags | in_files
-        of_class = config.optimizer.init_args and not is_stated("optimizer.init_args", flags)
-        if "optimizer.class_path" in flags and of_class:
-            options = self._dump(parser)
-            options[command]["optimizer"]["init_args"] = None  # those of a file belong to the class in the file
-            self.config = parser.parse_object(options)
-            config = self.config[command]
         if command != "fit" or config.get("ckpt_path") is not None:
             prefer = "last" if command == "fit" else "best"
             self.checkpoint, remarks = find_checkpoint(config.get("ckpt_path"), prefer=prefer, root=self._root)
@@ -179,18 +178,16 @@ class ParsedCommandLine(LightningCLI):
             if command in EVALUATING and not (read_settings(self.saved).allowed or is_stated("data", self.stated)):
                 raise UserError(f"{self.checkpoint} does not say which text it was trained and validated on: give "
                                 "--data.valid_files, or --data.corpus")
-            self._keep_found_steps(state["global_step"], flags, in_files)
-            self._settle_budget(flags, in_files)  # before what is stated is compared with what is saved
+            self._keep_found_steps(state["global_step"])
             self._take_over_saved(parser, command)
         if command == "fit" and config.get("init_from") is not None:
             self._start_from(parser, config.init_from)
-        elif (stated := {"name", "init_from"} & flags) and command != "fit":
+        elif (stated := {"name", "init_from"} & given) and command != "fit":
             raise UserError(f"--{min(stated)} belongs to fit: leave it out of {command}")
-        self._settle_seed(flags, in_files)
+        self._settle_seed()
         seed = self.config[command].seed_everything
         if not isinstance(seed, bool) and not 0 <= (seed or 0) < 2**32:
             raise UserError(f"seed_everything is {seed}: give a whole number from 0 to {2**32 - 1}")
-        self._settle_budget(flags, in_files)
 
     @property
     def _root(self) -> Path:
@@ -208,6 +205,7 @@ class ParsedCommandLine(LightningCLI):
         assert self.checkpoint is not None
         architecture = read_architecture(self.saved, self.checkpoint, ffn=self._stated_ffn)
         decided = take_architecture(options[command], architecture, self.checkpoint, self.stated)
+        decided |= self._budget and {*BUDGETS} - self._budget
         take_settings(options[command], read_settings(self.saved), decided, self.stated, report=command == "fit")
         options[command]["ckpt_path"] = str(self.checkpoint)
         self.config = parser.parse_object(options)
@@ -242,39 +240,60 @@ class ParsedCommandLine(LightningCLI):
                             "state them in init_args as plain values") from error
         return yaml.safe_load(text)  # type: ignore[no-any-return]
 
-    def _settle_seed(self, flags: set[str], in_files: set[str]) -> None:
-        """Let `seed_everything` decide the windows of a new run too, unless `data.seed` is stated beside it."""
+    def _settle_seed(self) -> None:
+        """Let `seed_everything` decide the windows of a new run too, unless `data.seed` is stated beside or over it."""
         options = self.config[self.config.subcommand]
         if options.seed_everything is True:
             options.seed_everything = secrets.randbelow(2**32)  # config.yaml keeps it
         is_new = self.config.subcommand == "fit" and self.checkpoint is None
-        beside = flags if "seed_everything" in flags else flags | in_files
-        if is_new and "data.seed" not in beside and type(options.seed_everything) is int:
+        seeds = next(filter(None, (each.keys() & {"seed_everything", "data.seed"} for each in self._sources)), ())
+        if is_new and "data.seed" not in seeds and type(options.seed_everything) is int:
             options.data.seed = options.seed_everything
 
-    def _keep_found_steps(self, done: int, *sources: set[str]) -> None:
+    def _keep_found_steps(self, done: int) -> None:
         """Let minutes that are stated as before mean the steps that were found for them, until these are done."""
         before = read_settings(self.saved).allowed
         steps, minutes = before.get("trainer.max_steps"), before.get("trainer.max_minutes")
         options = self.config[self.config.subcommand].trainer
-        stated = next((keys for keys in sources if keys.intersection(BUDGETS)), set())
-        only_minutes = stated.intersection(BUDGETS) == {"trainer.max_minutes"}
-        if only_minutes and options.max_minutes == minutes and done < (steps or 0):
+        if self._budget == {"trainer.max_minutes"} and options.max_minutes == minutes and done < (steps or 0):
             options.max_steps = steps
-            stated.add("trainer.max_steps")
 
-    def _settle_budget(self, *sources: set[str]) -> None:
-        """Keep the budget that the first source of stated keys has, and clear the other kinds.
+    def _settle_budget(self) -> list[str]:
+        """Find the budget of the strongest source that has one; return the kinds of budget that it replaces.
 
-        Of several kinds in one source, the trainer refuses all but minutes with the steps that fit into them. These
-        are both in the config.yaml of a run.
+        Of several kinds in one file, the trainer refuses all but minutes with the steps that fit into them. These are
+        both in the config.yaml of a run.
+
+        Raises:
+            UserError: the command line has both.
         """
-        options = self.config[self.config.subcommand].trainer
-        for stated in sources:
-            if here := stated.intersection(BUDGETS):
-                for key in set(BUDGETS) - here:
-                    options[key.removeprefix("trainer.")] = None
-                return
+        given = [{key for key in BUDGETS if each.get(key) is not None} for each in self._sources]
+        if {"trainer.max_steps", "trainer.max_minutes"} <= given[0]:
+            raise UserError("--trainer.max_steps and --trainer.max_minutes are two budgets: give one of them")
+        self._budget = next(filter(None, given), set[str]())
+        return [key for key in BUDGETS if self._budget and key not in self._budget]
+
+    def _settle_optimizer(self) -> tuple[list[str], list[str]]:
+        """Let another optimizer than that of weaker sources have none of their `init_args`.
+
+        Returns:
+            The key of `init_args`, if they are to be cleared, and a notice about the other settings, which stay.
+        """
+        place = next((n for n, each in enumerate(self._sources) if each.get("optimizer.class_path")), None)
+        if place is None:
+            return [], []
+        chosen, weaker = self._sources[place]["optimizer.class_path"], dict[str, Any]()
+        for each in reversed(self._sources[place + 1 :]):
+            weaker |= {key: value for key, value in each.items() if key.startswith("optimizer.")}
+        before = weaker.pop("optimizer.class_path", OptimizerSettings.class_path)
+        stronger = set[str]().union(*self._sources[: place + 1])
+        kept = ", ".join(f"{key.removeprefix('optimizer.')} {value}" for key, value in weaker.items()
+                         if not is_stated(key, stronger) and not key.startswith("optimizer.init_args"))
+        if chosen == before or not weaker:
+            return [], []
+        notice = f"optimizer.class_path is {chosen}, with settings that the configuration has for {before}: {kept}"
+        in_files = set[str]().union(*self._sources[1 : place + 1])
+        return ["optimizer.init_args"] * (not is_stated("optimizer.init_args", in_files)), [notice] * bool(kept)
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing, because `parse_arguments` has read the checkpoint."""

@@ -21,6 +21,7 @@ import functools
 import importlib
 import multiprocessing
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -34,7 +35,7 @@ R = TypeVar("R")
 
 
 class DisagreementWarning(UserWarning):
-    """A substitute does not compute what the function computes, or cannot be built, so the function itself runs."""
+    """A substitute does not compute what its function computes, cannot be built, or cannot be kept."""
 
 
 class UnavailableError(RuntimeError):
@@ -175,11 +176,16 @@ def disagreement(name: str, place: Place, key: Hashable) -> str:
 
 
 def warn_unavailable(error: UnavailableError) -> None:
-    """Warn, once for each reason and only in the main process, that a library cannot be had on this machine."""
-    message = f"functions run as they are written, or by slower substitutes, because {error}"
-    if message not in _warned and multiprocessing.parent_process() is None:
-        _warned.add(message)
-        warnings.warn(message, DisagreementWarning, stacklevel=6)
+    """Warn, once for each reason, that a library cannot be had on this machine."""
+    warn_once(f"functions run as they are written, or by slower substitutes, because {error}")
+
+
+def warn_once(message: str) -> None:
+    """Warn once, and only in the main process; messages that differ in the names of files only are the same one."""
+    key = re.sub(r"\S*/\S*", "", message)
+    if key not in _warned and multiprocessing.parent_process() is None:
+        _warned.add(key)
+        warnings.warn(message, DisagreementWarning, stacklevel=7)
 
 
 def _compare(name: str, substitute: Substitute, key: Hashable) -> str:

@@ -179,15 +179,27 @@ class _Process(SpawnProcess):
 
 @contextlib.contextmanager
 def _blocked_interrupt() -> Iterator[None]:
-    """Block Ctrl-C for a moment, where the system can do that."""
+    """Block Ctrl-C for a moment, where the system can do that.
+
+    Another thread may still receive it. Python would then call the handler in the main thread, where the exception
+    would leave a process that waits for its task. So the handler is called at the end.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    handler, pressed = signal.getsignal(signal.SIGINT), list[int]()
+    is_main = threading.current_thread() is threading.main_thread() and callable(handler)
+    if is_main:
+        signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
+        if is_main:
+            signal.signal(signal.SIGINT, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
 
 
 class _Context(SpawnContext):

@@ -43,6 +43,7 @@ class MinutesBudget(StepCallback):
         self.minutes, self.began = minutes, began
         self._clock = clock
         self._first_step = 0
+        self._start = 0.0  # seconds from the start of the command to the first step
         self._ends: list[float] = []  # of the steps so far, without the time of validations
         self._validations: list[float] = []  # seconds of each so far
         self._validation_began = 0.0
@@ -55,10 +56,10 @@ class MinutesBudget(StepCallback):
             UserError: the time is over before the first step.
         """
         self._first_step, self._ends, self._validations = trainer.global_step, [], []
-        passed = self._clock() - self.began
-        if passed >= 60 * self.minutes:
-            raise UserError(f"trainer.max_minutes is {self.minutes:g}, but {duration(passed)} have passed before the "
-                            "first step: give more minutes, or --trainer.max_steps")
+        self._start = self._clock() - self.began
+        if self._start >= 60 * self.minutes:
+            raise UserError(f"trainer.max_minutes is {self.minutes:g}, but {duration(self._start)} have passed before "
+                            "the first step: give more minutes, or --trainer.max_steps")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -141,9 +142,9 @@ class MinutesBudget(StepCallback):
         say(f"{'budget':<11}{tokens / self._seconds_per_step():,.0f} tokens/s here: "
             f"{amount(here * tokens)} tokens, {here:,} step{'s' * (here > 1)}, in {time}")
         if late:
-            say(f"{'warning':<11}this is more than {budget}: a step takes {self._seconds_per_step():,.2f} s, and a "
-                f"validation {self._seconds_per_validation(trainer):,.2f} s; give more minutes, or a smaller "
-                "--trainer.limit_val_batches")
+            say(f"{'warning':<11}this is more than {budget}: a step takes {self._seconds_per_step():,.2f} s, a "
+                f"validation {self._seconds_per_validation(trainer):,.2f} s, and what came before the first step took "
+                f"{duration(self._start)}; give more minutes, or a smaller --trainer.limit_val_batches")
 
 
 def _tokens_per_step(trainer: pl.Trainer) -> int:

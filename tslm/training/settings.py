@@ -18,6 +18,7 @@ MEASURED_STEPS = 80  # of a training whose budget is in minutes, until the numbe
 FIRST = 3  # of these, whose time says nothing: kernels are compiled, memory is fetched from the system
 PROVISIONAL_STEPS = 3000
 SMALLEST = 1e-37  # above 0 in a float32
+SMALLEST_HALF = 1e-4  # of ε, if the parameters are in float16
 LARGEST = 1e18  # of a setting of the optimizer; the product of any two fits in a float32
 
 
@@ -83,6 +84,18 @@ class OptimizerSettings:
         """Return the arguments of the optimizer's class."""
         common = {name: getattr(self, name) for name in COMMON if name in parameter_names(self.class_path)}
         return {"lr": self.lr, **common, **(self.init_args or {})}
+
+    def check_precision(self, precision: str) -> None:
+        """Refuse AdamW's division by √v + ε where v vanishes: the squares of gradients below 1e-3 are 0 in float16.
+
+        Raises:
+            UserError: the parameters are in float16, and ε is too small to take the place of v.
+        """
+        eps = self.arguments().get("eps", SMALLEST_HALF)
+        if precision == "16-true" and isinstance(eps, float) and eps < SMALLEST_HALF:
+            raise UserError(f"trainer.precision is 16-true, where the squares of gradients below 0.001 are 0, and "
+                            f"optimizer.eps is {eps:g}: give --optimizer.eps {SMALLEST_HALF:g} or more, or another "
+                            "--trainer.precision, such as bf16-mixed")
 
     def _schedule(self) -> Schedule:
         if self.schedule in SCHEDULES:

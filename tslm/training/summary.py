@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from tslm.data.datamodule import text_data
 from tslm.errors import UserError, as_called
@@ -74,9 +75,7 @@ class RunSummary(StepCallback):
         stopped = trainer.global_step < trainer.max_steps or (step_loop and step_loop.loop.validation_due)
         module = None if stopped else whole_module(trainer, pl_module)
         floor = None if module is None else floor_of(trainer, module)
-        summary = self.summarize(trainer, floor) | {"finished": not stopped}
-        text = json.dumps(summary, indent=2) + "\n"
-        replace_atomically(run_dir(trainer) / SUMMARY, lambda file: file.write(text.encode()))
+        summary = self._save(trainer, floor, finished=not stopped)
         if stopped:
             print(stopped_text(summary, trainer.max_steps, reason_of_stop(trainer)), flush=True)
             return
@@ -84,6 +83,18 @@ class RunSummary(StepCallback):
             # From nothing, no story can begin.
             [prompt for prompt in self.prompts if prompt or module.document_prefix])
         print(summary_text(summary, floor, stories), flush=True)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Write `summary.json` of a run that SIGTERM has stopped: its last step is saved."""
+        if trainer.is_global_zero and isinstance(exception, SIGTERMException):
+            self._save(trainer, None, finished=False)
+
+    def _save(self, trainer: pl.Trainer, floor: FloorReport | None, *, finished: bool) -> dict[str, Any]:
+        """Write `summary.json`, and return what it holds."""
+        summary = self.summarize(trainer, floor) | {"finished": finished}
+        text = json.dumps(summary, indent=2) + "\n"
+        replace_atomically(run_dir(trainer) / SUMMARY, lambda file: file.write(text.encode()))
+        return summary
 
     def summarize(self, trainer: pl.Trainer, floor: FloorReport | None) -> dict[str, Any]:
         """Collect the run's figures; a figure that could not be measured is None.

@@ -233,7 +233,8 @@ class StepTrainer(pl.Trainer):
             assert self.max_minutes is not None
             callbacks.insert(0, MinutesBudget(self.max_minutes, began))
         if isinstance(model, LanguageModule):
-            # This checks the warm-up before there is a run directory.
+            # These check precision and warm-up before there is a run directory.
+            model.optimizer_settings.check_precision(str(self.precision))
             model.optimizer_settings.rate(budget.max_steps, in_minutes=budget.is_open)
             flops = budget.max_steps * tokens * model.model.flops_per_token()
             if pays(self._compile, flops, self.strategy.root_device.type, self.max_minutes if budget.is_open else None):

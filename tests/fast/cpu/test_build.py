@@ -2,14 +2,16 @@
 
 import os
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from tests.conftest import needs_compiler
+from tslm.fast import door
 from tslm.fast.cpu import build, kernels
-from tslm.fast.door import UnavailableError
+from tslm.fast.door import DisagreementWarning, UnavailableError
 
 SOURCES = kernels.SOURCES
 
@@ -124,12 +126,76 @@ def test_a_compiler_error_is_named_by_its_first_line(tmp_path, monkeypatch):
     assert _kept(tmp_path) == []
 
 
+@pytest.fixture
+def fresh_warnings():
+    door.forget()
+    yield
+    door.forget()
+
+
 @needs_compiler
-def test_an_unwritable_cache_folder_is_an_unavailable_kernel(tmp_path, monkeypatch):
+@pytest.mark.parametrize("refuse", ["folder", "write", "load"])
+def test_a_library_that_cannot_be_kept_is_compiled_for_this_process(tmp_path, monkeypatch, fresh_warnings, refuse):
+    """As in a read-only home, on a full disk, and where nothing may be executed from the home folder."""
+    if refuse == "folder":
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    elif refuse == "write":
+        (tmp_path / "cache" / "tslm").mkdir(mode=0o700, parents=True)
+        monkeypatch.setattr(build, "atomic_write", lambda path, write=build.atomic_write:
+                            write(path if "cache" not in path.parts else tmp_path / "missing" / path.name))
+    else:
+        monkeypatch.setattr(build.ctypes, "CDLL", lambda name, load=build.ctypes.CDLL:
+                            load(name if "cache" not in name.split("/") else __file__))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    sources = [tmp_path / f"{number}.c" for number in range(2)]
+    for number, source in enumerate(sources):
+        source.write_text(f"int answer(void) {{ return {number}; }}\n")
+    with pytest.warns(DisagreementWarning, match="compiled again by each command, because they cannot be kept") as seen:
+        libraries = [build.load((source,)) for source in sources]
+    assert len(seen) == 1
+    assert [library.answer() for library in libraries] == [0, 1]
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+@needs_compiler
+def test_without_any_folder_to_write_to_the_kernel_is_unavailable(small, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
     with pytest.raises(UnavailableError, match="the C kernels are missing"):
-        build.load(SOURCES, torch.float32)
+        build.load(small, torch.float32)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("script", "reason"), [
+    ("exit 0", "makes no library"), ("head -c 99 /dev/urandom; exit 0", "makes no library"),
+    ('for each; do [ "$before" = -o ] && echo "no library" > "$each"; before=$each; done', "file too short"),
+    ("echo error: in /tmp/$$.s >&2; exit 1", r"error: in /tmp/\d+\.s"), ("sleep 9", "hangs"),
+    ('[ "$1" = --version ] || sleep 9', "hangs")])
+def test_a_compiler_that_fails_in_its_own_way_is_one_warning(tmp_path, monkeypatch, fresh_warnings, script, reason):
+    """Although the names of temporary files differ; and a compiler that hangs is not waited for again."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f"#!/bin/sh\n{script}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setattr(build, "_TIMEOUT", 0.5)
+    monkeypatch.setattr(build, "_TIMEOUT_VERSION", 0.5)
+    runs, run = [], build.subprocess.run
+    monkeypatch.setattr(build.subprocess, "run", lambda *words, **named: [runs.append(words), run(*words, **named)][1])
+
+    def fails(name):
+        (tmp_path / name).write_text("\n")
+        with pytest.raises(UnavailableError) as error:
+            build.load((tmp_path / name,), torch.float32)
+        door.warn_unavailable(error.value)
+
+    with pytest.warns(DisagreementWarning, match=f"the C kernels are missing .*{reason}") as seen:
+        [*map(fails, ("a.c", "b.c", "c.c"))]
+    assert len(seen) == 1
+    if reason == "hangs":
+        assert len(runs) == (2 if "version" in script else 1)
 
 
 def test_windows_has_no_kernels(monkeypatch):

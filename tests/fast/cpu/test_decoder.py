@@ -206,6 +206,13 @@ def test_a_layer_of_another_class_is_compared_again(fresh_door):
         assert isinstance(decoding.next_logits(changed, 1, 16), decoding.CachedLogits)
 
 
+@pytest.mark.parametrize("multiplies", sorted({cpu_multiplies_bfloat16(), False}))
+def test_a_model_with_weights_in_bfloat16_agrees(monkeypatch, fresh_door, multiplies):
+    """Also where the formula is checked with float32 products: the weights are the same, their products are not."""
+    monkeypatch.setattr(decoder, "cpu_multiplies_bfloat16", lambda: multiplies)
+    assert isinstance(decoding.next_logits(_model(CONFIG).bfloat16(), 1, 16), Decoder)
+
+
 @pytest.fixture
 def fresh_door():
     build.load.cache_clear()

@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tslm.fast.door import UnavailableError
+from tslm.fast.door import UnavailableError, warn_once
 from tslm.files import atomic_write, remove_leftovers
 
 if TYPE_CHECKING:  # the tokenizer loads its library without torch
@@ -33,7 +33,8 @@ FLAGS = ["-O3", "-march=native", "-shared", "-fPIC"]
 # For code with vectors and threads. For AVX2, GCC vectorises comparisons only if they need not raise floating-point
 # exceptions, and square roots only if they need not set errno.
 VECTOR_FLAGS = ["-fno-trapping-math", "-fno-math-errno", "-fopenmp"]
-_TIMEOUT = 120  # seconds, for a compiler that hangs; compiling takes about one
+_TIMEOUT, _TIMEOUT_VERSION = 120, 20  # seconds, for a compiler that hangs; compiling takes about one
+_hanging: set[str] = set()  # compilers that are not asked again
 
 
 @functools.cache
@@ -49,20 +50,32 @@ def load(sources: tuple[Path, ...], dtype: torch.dtype | None = None) -> ctypes.
         UnavailableError: the library cannot be compiled or loaded on this machine; the message says why.
     """
     try:
-        return ctypes.CDLL(str(build(sources, dtype)))
+        try:
+            return ctypes.CDLL(str(build(sources, dtype)))
+        except OSError as error:
+            with tempfile.TemporaryDirectory() as folder:  # a loaded library needs its file no longer
+                library = ctypes.CDLL(str(build(sources, dtype, Path(folder, "tslm"))))
+            warn_once(f"the C kernels are compiled again by each command, because they cannot be kept ({error}): name "
+                      "another cache folder in XDG_CACHE_HOME")
+            return library
     except (RuntimeError, OSError) as error:  # RuntimeError: the user has no home folder
         raise UnavailableError(f"the C kernels are missing ({error})") from error
 
 
-def build(sources: tuple[Path, ...], dtype: torch.dtype | None = None) -> Path:
+def build(sources: tuple[Path, ...], dtype: torch.dtype | None = None, folder: Path | None = None) -> Path:
     """Compile the sources unless an intact library exists, and return its path.
 
     The environment variable `CC` names the compiler (default `cc`), `XDG_CACHE_HOME` the cache folder (default
     `~/.cache`), and `TSLM_CFLAGS` further flags, such as -mno-avx512f to compile for a processor without AVX-512.
 
+    Args:
+        sources: as for `load`.
+        dtype: as for `load`.
+        folder: where to keep the library, if not in the cache folder.
+
     Raises:
         UnavailableError: there is no compiler, or it fails; always on Windows.
-        OSError: the cache folder cannot be written.
+        OSError: the folder cannot be written.
     """
     if platform.system() == "Windows":
         raise UnavailableError("they are not compiled on Windows")
@@ -71,25 +84,33 @@ def build(sources: tuple[Path, ...], dtype: torch.dtype | None = None) -> Path:
         raise UnavailableError(f"no C compiler: {compiler[0]} is not found; install one, or name one in CC")
     flags = [*FLAGS, *(VECTOR_FLAGS if dtype is not None else [])]
     flags += [*(["-DBFLOAT16"] if str(dtype) == "torch.bfloat16" else []), *_words_of("TSLM_CFLAGS")]
-    path = _private(_folder()) / f"kernel-{_key(sources, compiler, flags)}.so"
+    path = _private(folder or _folder()) / f"kernel-{_key(sources, compiler, flags)}.so"
     digest_path = path.with_suffix(".sha256")
     if not _is_intact(path, digest_path):
         remove_leftovers(path.parent)
-        with tempfile.TemporaryDirectory() as folder:
-            new = Path(folder) / path.name
-            command = [*compiler, *flags, "-o", str(new), *map(str, sources), "-lm"]
-            try:
-                _run(command)
-            except UnavailableError:
-                if dtype is not None:
-                    raise
-                _run([word for word in command if word != "-march=native"])
-            library = new.read_bytes()
-        for to, content in ((digest_path, _digest(library).encode()), (path, library)):
-            with atomic_write(to) as file:
-                os.fchmod(file.fileno(), 0o700)  # whatever the umask is
-                file.write(content)
+        with atomic_write(path) as file:  # first, because a folder that cannot be written needs no compiler
+            library = _compile([*compiler, *flags], sources, without_vectors=dtype is None)
+            with atomic_write(digest_path) as digest_file:
+                os.fchmod(digest_file.fileno(), 0o700)  # whatever the umask is
+                digest_file.write(_digest(library).encode())
+            os.fchmod(file.fileno(), 0o700)
+            file.write(library)
     return path
+
+
+def _compile(command: list[str], sources: tuple[Path, ...], *, without_vectors: bool) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        new = Path(folder) / "kernel.so"
+        command = [*command, "-o", str(new), *map(str, sources), "-lm"]
+        try:
+            _run(command, _TIMEOUT)
+        except UnavailableError:
+            if not without_vectors:
+                raise
+            _run([word for word in command if word != "-march=native"], _TIMEOUT)
+        if not new.is_file():
+            raise UnavailableError(f"{command[0]} makes no library")
+        return new.read_bytes()
 
 
 def address(array: npt.NDArray[Any]) -> ctypes.c_void_p:
@@ -148,7 +169,7 @@ def _folder() -> Path:
 
 
 def _key(sources: tuple[Path, ...], compiler: list[str], flags: list[str]) -> str:
-    parts = [_run([*compiler, "--version"]), shlex.join([*compiler, *flags]), _processor()]
+    parts = [_run([*compiler, "--version"], _TIMEOUT_VERSION), shlex.join([*compiler, *flags]), _processor()]
     parts += [path.read_text(encoding="utf-8") for path in [*sources, HEADER]]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
@@ -163,12 +184,17 @@ def _processor() -> str:
     return "\n".join([platform.machine(), platform.processor(), *sorted(features)])
 
 
-def _run(command: list[str]) -> str:
+def _run(command: list[str], timeout: float) -> str:
+    if command[0] in _hanging:
+        raise UnavailableError(f"{command[0]} hangs")
     try:
         # In a session of its own, because Ctrl-C would end the compiler while training finishes its step.
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT, check=False,
-                              start_new_session=True)
-    except (OSError, subprocess.TimeoutExpired) as error:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+                              timeout=timeout, check=False, start_new_session=True)
+    except subprocess.TimeoutExpired as error:
+        _hanging.add(command[0])
+        raise UnavailableError(f"{command[0]} hangs") from error
+    except OSError as error:
         raise UnavailableError(f"{command[0]} does not run: {error}") from error
     if done.returncode != 0:
         line = next((line for line in done.stderr.splitlines() if "error:" in line), f"exit code {done.returncode}")

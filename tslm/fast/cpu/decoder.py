@@ -9,6 +9,7 @@ Shapes: B sequences, N tokens of a call, D d_model, H heads, K head dimension, F
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import mmap
 import weakref
@@ -219,6 +220,8 @@ def _probes(form: ModelForm) -> list[Case]:
     build.load(SOURCES, form.dtype)
     model = form.model()
     assert model is not None
+    if form.dtype != model.lm_head.weight.dtype == torch.bfloat16:  # the plain function would multiply in bfloat16
+        model = copy.deepcopy(model).float()
     config = model.config
     length = min(_PROBE_TOKENS, config.context_length)
     tokens = [position % config.vocab_size for position in range(length)]
