@@ -11,6 +11,7 @@ from tslm.data.datamodule import TextDataModule
 from tslm.data.toy import sample_stories
 from tslm.training.entropy_floor import measure_floor
 from tslm.training.module import LanguageModule
+from tslm.training.summary import longer_run
 
 
 @pytest.fixture
@@ -60,5 +61,14 @@ def test_a_run_on_the_embedded_corpus_reports_its_floor(project, cache_dir, caps
     summary = json.loads((project / "lightning_logs/version_0/summary.json").read_text())
     assert summary["floor_gap"] > summary["ngram_gap"] > 0.3  # three steps learn less than counting does
     out = capsys.readouterr().out
-    for part in ("exact floor", "5-gram model", "bits per byte", "python -m tslm generate", "tensorboard"):
+    for part in ("exact floor", "a longer run", "5-gram model", "bits per byte", "python -m tslm generate", "tensorboard"):
         assert part in out
+
+
+def test_the_summary_says_what_the_next_larger_budget_brings():
+    def row(millions: float, speed: float) -> str:
+        return "".join(text for _, text in longer_run({"tokens_seen": 1e6 * millions, "tokens_per_second": speed}))
+
+    assert row(4.9, 31_000).endswith("1.6% above it after 8 million tokens: --trainer.max_minutes 5")
+    assert row(1.6, 10_000).endswith("1.9% above it after 4 million tokens: --trainer.max_minutes 8")
+    assert row(6, 31_000) == row(1, 0) == ""

@@ -36,9 +36,10 @@ from tslm.errors import UserError
 from tslm.loops.lightning import StepCallback
 from tslm.loops.step import TokenCount
 from tslm.training.checkpoint import fit_part, read_checkpoint, replace_atomically
-from tslm.training.checkpoint_callback import Checkpoints, run_dir
+from tslm.training.checkpoint_callback import Checkpoints
 from tslm.training.lightning_features import REFUSED_FLAGS
 from tslm.training.module import LanguageModule
+from tslm.training.run_dirs import run_dir
 from tslm.training.runs import find_checkpoint
 from tslm.training.saved_settings import read_architecture, read_settings
 from tslm.training.settings import GenerationSettings, OptimizerSettings

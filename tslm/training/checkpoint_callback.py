@@ -23,7 +23,7 @@ from tslm.training.checkpoint import (
     replace_atomically,
     write_atomically,
 )
-from tslm.training.run_dirs import run_dir as run_dir
+from tslm.training.run_dirs import run_dir
 from tslm.training.runs import CHECKPOINTS, FOLDER_FILE, run_of
 
 
