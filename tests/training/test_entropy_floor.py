@@ -61,7 +61,7 @@ def test_a_run_on_the_embedded_corpus_reports_its_floor(project, cache_dir, caps
     summary = json.loads((project / "lightning_logs/version_0/summary.json").read_text())
     assert summary["floor_gap"] > summary["ngram_gap"] > 0.3  # three steps learn less than counting does
     out = capsys.readouterr().out
-    for part in ("exact floor", "a longer run", "5-gram model", "bits per byte", "python -m tslm generate", "tensorboard"):
+    for part in ("exact floor", "a longer run", "5-gram", "bits per byte", "python -m tslm generate", "tensorboard"):
         assert part in out
 
 
