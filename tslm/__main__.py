@@ -123,7 +123,7 @@ def _show_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Print a warning above the progress bars, if there are any, and not behind the last one."""
+    """Print a warning in a new line above the progress bars, if there are any."""
     text, out = warnings.formatwarning(message, category, filename, lineno, line), sys.stderr if file is None else file
     with contextlib.suppress(OSError):  # a closed pipe
         if "tqdm" in sys.modules:
@@ -243,7 +243,7 @@ def _stop_if_interrupted(unraisable: sys.UnraisableHookArgs) -> None:
 
 def _stop(*_: object) -> NoReturn:
     """Say that the command was interrupted, and end the process without clean-up."""
-    bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())  # one is an unfinished line
+    bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())  # a bar is a line without an end
     # print would fail if the signal came in the middle of another print
     os.write(2, b"\n" * bool(bars) + b"tslm: interrupted\n")
     _exit_at_once()

@@ -129,4 +129,4 @@ def test_a_missing_compiler_is_one_sentence(workers, tmp_path):
             cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
         assert done.stderr.count("because the C kernels are missing (no C compiler: there-is-no-compiler") == 1
         assert "Warning" not in done.stderr
-        assert "\ntslm: functions run" in f"\n{done.stderr}"  # on a line of its own, not behind a bar
+        assert "\ntslm: functions run" in f"\n{done.stderr}"  # at the start of a line

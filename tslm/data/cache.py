@@ -127,6 +127,7 @@ class Cache:
     def plain(self, path: PathLike, text_field: str, errors: Errors) -> tuple[PathLike, int]:
         """Return a file in plain form, and how much of it was replaced (see `plain_copy`); copies are kept here."""
         def folder() -> Path:
+            """Return the folder for this content, which may change while it is read."""
             key = json.dumps([_FORMAT, self.content_hash(Path(path)), text_field, errors])
             return self.folder / "unpacked" / hashlib.sha256(key.encode()).hexdigest()[:20]
 

@@ -49,6 +49,7 @@ def prepare(
     # Each corpus is made before its hash is computed and checked after it was read, so the cache never holds one text
     # under the hash of another.
     def corpus(spans: Sequence[Span]) -> Corpus:
+        """Make the corpus of some spans."""
         return Corpus(spans, joined=reading.joined, allow_special=reading.allow_special)
 
     train, valid = corpus(texts.train) if texts.train else None, corpus(texts.valid)

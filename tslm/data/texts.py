@@ -99,6 +99,7 @@ def files_corpus(
         UserError: a file is empty, is not text, or is too short to hold anything out.
     """
     def spans(files: Sequence[str]) -> list[Span]:
+        """Find the files of patterns and folders, and print what was noticed about them."""
         found, notices = find_spans(files, lambda path: cache.plain(path, reading.text_field, reading.errors),
                                     reading.text_field)
         for notice in notices:

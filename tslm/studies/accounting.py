@@ -124,6 +124,7 @@ def account(config: TransformerConfig, form: Form | None = None) -> Account:
     is_gated, has_norms = config.ffn == "swiglu", config.norm != "none"
 
     def parts(rows: list[tuple[str, str, bool]]) -> list[Part]:
+        """Return the rows of parts that the model has, with their values."""
         return [Part(name, formula, evaluate(formula, sizes)) for name, formula, is_there in rows if is_there]
 
     parameters = parts([

@@ -22,13 +22,7 @@ from tslm.training.board import Board
 from tslm.training.checkpoint import fit_part, named_full_disk, read_checkpoint
 from tslm.training.checkpoint_callback import AtomicCheckpointIO, Checkpoints
 from tslm.training.compiling import Choice, pays
-from tslm.training.lightning_features import (
-    NOT_IN_TRIAL,
-    REFUSED_FLAGS,
-    check_callbacks,
-    check_flags,
-    check_plugins,
-)
+from tslm.training.lightning_features import NOT_IN_TRIAL, REFUSED_FLAGS, check_callbacks, check_flags, check_plugins
 from tslm.training.loggers import LoggerName, chosen_loggers
 from tslm.training.machine import auto_precision, keep_freed_memory, usable_accelerator
 from tslm.training.metrics import StepMetrics

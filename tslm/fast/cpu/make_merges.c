@@ -3,8 +3,8 @@
  *
  * All words are in one sequence, with a boundary before and after each. A token is linked to its neighbours. The places
  * of a pair are recorded when the pair first appears, in ascending order. They are never removed, so at some of them the
- * pair may no longer exist. A pair (a, b) appears in the merge that makes the newer of a and b, and later becomes only rarer. So a heap
- * need not be updated: a pair that has become rarer is put back when it comes to the top.
+ * pair may no longer exist. A pair (a, b) appears in the merge that makes the newer of a and b, and later becomes only
+ * rarer. So a heap need not be updated: a pair that has become rarer is put back when it comes to the top.
  */
 #include <stdint.h>
 #include <stdlib.h>
