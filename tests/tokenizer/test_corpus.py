@@ -4,7 +4,8 @@ import pytest
 
 from tests.tokenizer.reference import TRICKY, slow_pretokens, tricky_text
 from tslm.tokenizer import Span
-from tslm.tokenizer.corpus import Corpus, read_pieces
+from tslm.tokenizer.blocks import read_pieces
+from tslm.tokenizer.corpus import Corpus
 
 SPECIALS = ["<|e|>", "<|e|><|e|>", "a b", "e ", "\n\n"]
 BYTES = [token.encode() for token in SPECIALS]

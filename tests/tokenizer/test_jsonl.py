@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tests.tokenizer.reference import TRICKY, slow_counts, tricky_text
 from tslm import Tokenizer, merge_pretokens
 from tslm.tokenizer import END_OF_TEXT, Span
-from tslm.tokenizer.corpus import Corpus, read_blocks
+from tslm.tokenizer.blocks import read_blocks
+from tslm.tokenizer.corpus import Corpus
 from tslm.tokenizer.encode import encode_corpus
 from tslm.tokenizer.jsonl import DOCUMENT_END, read_documents
 from tslm.tokenizer.sources import is_jsonl

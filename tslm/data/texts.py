@@ -12,7 +12,7 @@ from tslm.data.toy import write_corpus
 from tslm.data.toy_grammar import load_grammar
 from tslm.errors import MissingFileError, UserError
 from tslm.tokenizer import Span
-from tslm.tokenizer.corpus import read_blocks
+from tslm.tokenizer.blocks import read_blocks
 from tslm.tokenizer.plain import Errors
 from tslm.tokenizer.sources import FIELD, find_documents, find_spans
 

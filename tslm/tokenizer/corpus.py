@@ -1,4 +1,4 @@
-"""Reads text files as documents, and splits them into parts that can be tokenized independently.
+"""The text of files as documents, split into parts that can be tokenized independently; `blocks` reads these.
 
 In a text file the separator stands between documents, and the end of the file ends one. In a JSONL file (see `jsonl`)
 each record is a document. The parts of a text have the same pre-tokens and special tokens as the whole.
@@ -11,28 +11,20 @@ import shutil
 import tempfile
 import weakref
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate, chain, groupby, zip_longest
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, groupby, zip_longest
 from pathlib import Path
 from typing import TypeAlias
 
 from tslm.errors import UserError
 from tslm.files import Stamp, check_unchanged, file_stamp
-from tslm.tokenizer.chunking import (
-    BLOCK_BYTES,
-    CUT_WINDOW,
-    Block,
-    complete_end,
-    overlapping_blocks,
-    trim_characters,
-    usable_cuts,
-)
-from tslm.tokenizer.jsonl import DOCUMENT_END, end_of_line, read_documents
+from tslm.tokenizer.blocks import LONGEST_END, read_span
+from tslm.tokenizer.chunking import CUT_WINDOW, trim_characters, usable_cuts
+from tslm.tokenizer.jsonl import end_of_line
 from tslm.tokenizer.plain import Errors, plain_copy
 from tslm.tokenizer.pretokenize import GPT2
 from tslm.tokenizer.sources import FIELD, PathLike, Span, find_spans, is_jsonl
 
-_LONGEST_END = 1 << 12  # bytes in which the separator at the end of a file is searched
 _LARGEST_WINDOW = 1 << 20  # bytes that are searched for a cut at once
 
 
@@ -155,8 +147,8 @@ class Corpus:
                     following = range(bisect_left(self._ends, wanted), len(self.spans))
                     limit = min(next((self._ends[index] for index in following if self.spans[index].ends), end), end)
                     stop = self._next_cut(wanted, start, limit, special_tokens, window, pattern)
-                    rest = self.between(stop, limit) if limit - stop <= _LONGEST_END else []
-                    if rest and not b"".join(map(_read, rest)).strip(b"\r\n"):
+                    rest = self.between(stop, limit) if limit - stop <= LONGEST_END else []
+                    if rest and not b"".join(map(read_span, rest)).strip(b"\r\n"):
                         stop = limit  # the line breaks at the end of a document stay with the separator before them
                 yield self.between(start, stop)
                 start = stop
@@ -173,7 +165,7 @@ class Corpus:
         margin = max(map(len, special_tokens), default=1) - 1
         while position < end:
             first, last = max(start, position - margin), min(end, position + window + margin + 1)
-            text, skipped = trim_characters(b"".join(map(_read, self.between(first, last))))
+            text, skipped = trim_characters(b"".join(map(read_span, self.between(first, last))))
             try:
                 cut = next(usable_cuts(text, special_tokens, pattern=pattern), None)
             except UnicodeDecodeError:  # reading this part in full will report the byte
@@ -207,119 +199,3 @@ def end_documents(spans: Sequence[Span]) -> list[Span]:
     if sum(ends) == 1 and not is_jsonl(spans[0].path):
         return list(spans)
     return [span._replace(ends=end) for span, end in zip(spans, ends, strict=True)]
-
-
-def read_blocks(
-    spans: Iterable[Span],
-    special_tokens: Sequence[bytes],
-    size: int = BLOCK_BYTES,
-    overlap: int = 0,
-    pattern: str = GPT2,
-) -> Iterator[Block]:
-    """Read spans as blocks of about `size` bytes that can be tokenized independently.
-
-    Where a text cannot be cut, a block is larger, or with an `overlap` such as `chunking.OVERLAP` blocks overlap.
-
-    Each document of a JSONL file, and each span that is marked so, is followed by `DOCUMENT_END`, unless its text ends
-    with the separator already. A block holds many short documents or a part of a long one.
-
-    Args:
-        spans: parts of text files, or of JSONL files, never of both.
-        special_tokens: the special tokens that are recognized in these texts, the separator first.
-        size: the size of a block in bytes.
-        overlap: see above.
-        pattern: the pattern of pre-tokens.
-
-    Raises:
-        UserError: a file is not UTF-8, or a line of a JSONL file is not a record; the message names the place.
-    """
-    buffer = bytearray()
-    for text, ends in _texts(spans, special_tokens[:1]):
-        if isinstance(text, bytes) and len(text) <= size:
-            blocks = iter([Block(text)])
-        else:
-            pieces = [text] if isinstance(text, bytes) else text
-            blocks = overlapping_blocks(pieces, special_tokens, size, overlap=overlap, pattern=pattern)
-        last = next(blocks, Block(b""))
-        for block in blocks:
-            if buffer:
-                yield Block(bytes(buffer))
-                buffer = bytearray()
-            yield last
-            last = block
-        buffer += last.text
-        if ends:
-            buffer += DOCUMENT_END
-        if len(buffer) >= size or not ends:
-            yield Block(bytes(buffer))
-            buffer = bytearray()
-    if buffer:
-        yield Block(bytes(buffer))
-
-
-def _texts(spans: Iterable[Span], separators: Sequence[bytes]) -> Iterator[tuple[bytes | Iterable[bytes], bool]]:
-    """Yield each text, whole or in pieces, and whether `DOCUMENT_END` follows it."""
-    pieces: list[Iterable[bytes]] = []
-    for span in spans:
-        if is_jsonl(span.path):
-            yield from ((document, True) for document in read_documents(span))
-            continue
-        pieces.append(read_pieces([span]))
-        if span.ends:
-            yield chain.from_iterable(pieces), not _ends_with(span, separators)
-            pieces = []
-    if pieces:
-        yield chain.from_iterable(pieces), False
-
-
-def _ends_with(span: Span, separators: Sequence[bytes]) -> bool:
-    """Whether a separator is the last thing in a span, apart from line breaks."""
-    end = _read(span._replace(start=max(span.start, span.stop - _LONGEST_END)))
-    return any(end.endswith(separator) or end.rstrip(b"\r\n").endswith(separator) for separator in separators)
-
-
-def read_pieces(spans: Iterable[Span], size: int = BLOCK_BYTES) -> Iterator[bytes]:
-    """Read spans of plain files in pieces of whole characters, and check that each file is UTF-8.
-
-    Raises:
-        UserError: a byte is not UTF-8; the message names the file and the offset of the byte.
-    """
-    for span in spans:
-        start, stop = span.start, span.stop
-        with open(span.path, "rb") as file:
-            file.seek(start)
-            rest = b""
-            while start < stop:
-                fresh = file.read(min(size, stop - start))
-                if not fresh:
-                    raise UserError(
-                        f"{span.label} became shorter while it was read: {stop - start:,} bytes are missing"
-                    )
-                start += len(fresh)
-                piece = rest + fresh
-                end = len(piece) if start == stop else complete_end(piece)
-                piece, rest = piece[:end], piece[end:]
-                check_utf8(piece, span.label, start - len(rest) - len(piece))
-                yield piece
-
-
-def check_utf8(piece: bytes, name: str, offset: int) -> None:
-    """Check a part of a file that begins at `offset`.
-
-    Raises:
-        UserError: a byte is not UTF-8; the message names the file and the offset of the byte.
-    """
-    try:
-        piece.decode()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{name} is not UTF-8: byte 0x{piece[error.start]:02x} at offset {offset + error.start}; convert the file, "
-            "for example with `iconv -f latin1 -t utf-8`, or replace its bad bytes by U+FFFD with --data.errors "
-            "replace (--errors replace in `tokenize` and the like)"
-        ) from None
-
-
-def _read(span: Span) -> bytes:
-    with open(span.path, "rb") as file:
-        file.seek(span.start)
-        return file.read(span.stop - span.start)

@@ -17,8 +17,9 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from tslm.files import check_outputs
+from tslm.tokenizer.blocks import read_blocks
 from tslm.tokenizer.chunking import OVERLAP, Block
-from tslm.tokenizer.corpus import Corpus, TextInput, read_blocks
+from tslm.tokenizer.corpus import Corpus, TextInput
 from tslm.tokenizer.jsonl import DOCUMENT_END
 from tslm.tokenizer.sources import Span, is_jsonl
 from tslm.tokenizer.token_file import TokenFile, TokenFileWriter, dtype_for, sidecar_path

@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from tslm.errors import UserError
 from tslm.fast import replaceable
+from tslm.tokenizer.blocks import read_blocks
 from tslm.tokenizer.bpe import Pair, merge_pairs
 from tslm.tokenizer.chunking import BLOCK_BYTES
-from tslm.tokenizer.corpus import Corpus, TextInput, read_blocks
+from tslm.tokenizer.corpus import Corpus, TextInput
 from tslm.tokenizer.jsonl import DOCUMENT_END
 from tslm.tokenizer.pretokenize import GPT2, compiled, encode_specials, find_pretokens, special_pattern, split_specials
 from tslm.tokenizer.sources import Span

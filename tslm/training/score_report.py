@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any, Literal
 
-from tslm.tokenizer.corpus import Corpus, check_utf8
+from tslm.tokenizer.blocks import check_utf8
+from tslm.tokenizer.corpus import Corpus
 from tslm.tokenizer.jsonl import read_documents
 from tslm.tokenizer.sources import Span, find_documents, is_jsonl
 from tslm.training.runs import LoadedModel
