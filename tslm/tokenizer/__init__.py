@@ -3,8 +3,8 @@
 In reading order: `bpe` (the method), `pretokenize` (text to pre-tokens), `train` (files to merges), `tokenizer` (the
 class `Tokenizer`), `serialization` (its files; `tokenizer_json` and `tiktoken_file` have those of other programs),
 `encode` and `token_file` (files to ids on disk). `sources` finds files and documents, `plain` unpacks files,
-`surrogates` joins halves of characters, `corpus`, `jsonl` and `chunking` read text in blocks, `joining` joins the
-tokens of blocks that overlap, `workers` distributes blocks over processes, and `report` measures a training.
+`surrogates` joins halves of characters, `corpus`, `blocks`, `jsonl` and `chunking` read text in blocks, `joining` joins
+the tokens of blocks that overlap, `workers` distributes blocks over processes, and `report` measures a training.
 
 Functions marked `@replaceable` have faster substitutes in `fast/tokenizer/`, which give the same results.
 """
