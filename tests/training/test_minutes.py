@@ -18,7 +18,7 @@ from tests.training.test_trainer import make
 from tslm.__main__ import main
 from tslm.optim import SCHEDULES
 from tslm.training import minutes, start_report, trainer
-from tslm.training.settings import MEASURED_STEPS, PROVISIONAL_STEPS, OptimizerSettings
+from tslm.training.settings import PROVISIONAL_STEPS, OptimizerSettings
 
 STEP = 0.1  # seconds, by the clock of these tests
 
@@ -108,7 +108,7 @@ def test_it_is_then_a_run_of_so_many_steps(project, tiny, clock, capsys):
     words = [word for word in tiny if "max_steps" not in word]
     assert train(*words, "--trainer.max_minutes=0.25", "--trainer.save_every_n_steps=10", "--checkpoint.keep=99") == 0
     said = capsys.readouterr().out
-    assert "15 s; the first 80 steps tell how many steps of 128 tokens fit" in said
+    assert "15 s; the first steps tell how many steps of 128 tokens fit" in said
     steps = int(re.search(r"budget +1,280 tokens/s here: .* tokens, ([\d,]+) steps, in 15 s", said)[1])
     assert steps > 90
     run = Path("lightning_logs/version_0")
@@ -132,17 +132,17 @@ def test_it_is_then_a_run_of_so_many_steps(project, tiny, clock, capsys):
 
     # After the last step the same minutes are further minutes.
     assert main(["fit", "--ckpt_path", str(run), "--trainer.max_minutes=0.25", "--name=more"]) == 0
-    assert "the next 13 steps tell how many" in capsys.readouterr().out
+    assert "the next steps tell how many" in capsys.readouterr().out
     assert yaml.safe_load(Path("lightning_logs/more/config.yaml").read_text())["trainer"]["max_steps"] > steps
 
-    # Before the number was fixed there is none, so a resumed run measures again, up to the same step.
-    assert main(["fit", "--ckpt_path", f"{run}/checkpoints/step-00000020.ckpt", "--name=killed"]) == 0
+    # Before the number was fixed there is none, so a resumed run measures again.
+    assert main(["fit", "--ckpt_path", f"{run}/checkpoints/step-00000010.ckpt", "--name=killed"]) == 0
     said = capsys.readouterr().out
-    assert "the next 60 steps tell how many" in said
+    assert "the next steps tell how many" in said
     more = int(re.search(r", ([\d,]+) steps, in 15 s", said)[1])
-    uninterrupted = yaml.safe_load((run / "config.yaml").read_text())
-    uninterrupted["trainer"]["max_steps"] = 20 + more
-    Path("uninterrupted.yaml").write_text(yaml.safe_dump(uninterrupted))
+    found = yaml.safe_load(Path("lightning_logs/killed/config.yaml").read_text())
+    assert (found["trainer"]["max_steps"], found["optimizer"]["measured_steps"]) == (10 + more, 23)
+    Path("uninterrupted.yaml").write_text(yaml.safe_dump(found | {"ckpt_path": None}))
     assert main(["fit", "--config", "uninterrupted.yaml", "--name=whole"]) == 0
     killed, whole = (weights_of(f"lightning_logs/{name}/checkpoints/last.ckpt") for name in ("killed", "whole"))
     assert equal(killed, whole)
@@ -161,7 +161,7 @@ def test_a_stated_budget_replaces_the_minutes_and_what_was_found_for_them(projec
         assert main(["fit", "--config", config, *more]) == 0
         newest = max(Path("lightning_logs").glob("version_?"))
         found = yaml.safe_load((newest / "config.yaml").read_text())["trainer"]
-        steps = "found" if (found["max_minutes"] or 0) and found["max_steps"] > MEASURED_STEPS else found["max_steps"]
+        steps = "found" if (found["max_minutes"] or 0) and found["max_steps"] > 80 else found["max_steps"]
         assert (steps, found["max_tokens"], found["max_minutes"]) == expected
 
 
@@ -177,12 +177,23 @@ def test_a_second_fit_of_the_same_trainer_has_its_own_minutes(tmp_path, data, cl
 
 
 def test_the_rates_of_the_measured_steps_are_those_of_a_provisional_length():
-    settings = OptimizerSettings()
+    settings = OptimizerSettings(measured_steps=40)
     rate = settings.rate(400, in_minutes=True)
     cosine = partial(SCHEDULES["cosine"], lr_max=settings.lr, lr_min=0.0)
     for step in range(400):
-        length = PROVISIONAL_STEPS if step < MEASURED_STEPS else 400
+        length = PROVISIONAL_STEPS if step < 40 else 400
         assert rate(step) == cosine(step, warmup_steps=length // 20, cosine_steps=length)
+
+
+@pytest.mark.parametrize(("budget", "measured"), [(0.1, 13), (1.0, 53), (4.0, 160)])
+def test_a_tenth_of_the_steps_is_measured(tmp_path, data, monkeypatch, budget, measured):  # noqa: F811
+    fixed = []
+    monkeypatch.setattr(minutes.MinutesBudget, "on_budget_fixed",
+                        lambda self, trainer, module, steps: fixed.append((trainer.global_step, steps)))
+    trained(monkeypatch, tmp_path, data(), Time(0.1 if budget > 0.1 else 0.05, 0.0), budget, 0, 0)
+    ((step, steps),) = fixed
+    assert step == measured
+    assert step == min(160, max(13, steps // 10))
 
 
 def test_the_next_step_has_the_rate_of_the_new_length(tmp_path, data, clock):  # noqa: F811

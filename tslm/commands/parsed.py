@@ -80,8 +80,8 @@ class SaveRunConfig(StepCallback, SaveConfigCallback):
             replace_atomically(run_dir(trainer) / "config.yaml", lambda file: file.write(text.encode()))
 
     def on_budget_fixed(self, trainer: Any, pl_module: Any, steps: int) -> None:
-        """Write the number of steps, too."""
-        self.config.trainer.max_steps = steps
+        """Write the number of steps, too, and of those that were measured."""
+        self.config.trainer.max_steps, self.config.optimizer.measured_steps = steps, trainer.global_step
         if trainer.is_global_zero:
             self.save_config(trainer, pl_module, "fit")
 

@@ -16,7 +16,7 @@ from tslm.loops.step import OPEN, Budget
 from tslm.training.forecast import amount, duration
 from tslm.training.metrics import say
 from tslm.training.module import LanguageModule
-from tslm.training.settings import FIRST, measured_steps
+from tslm.training.settings import FIRST, MEASURED_PART, MEASURED_STEPS
 
 # Time of a token that is only evaluated, as a share of that of a trained one; the operations are a third. It is used
 # until a validation is measured.
@@ -28,10 +28,10 @@ AT_THE_END = 3.0  # seconds: stories, summary, curves
 class MinutesBudget(StepCallback):
     """Fixes the number of steps so that everything ends in time, validation and stories included.
 
-    The first `measured_steps` steps are measured, without the validations between them. They are ordinary steps of the
-    run, and `OptimizerSettings.rate` has their learning rates. If fewer steps fit, the last of these ends the run. The
-    number found becomes part of the settings, in config.yaml and in checkpoints, beside the minutes. A run whose
-    settings have both does not measure: it repeats the one that did, bit for bit.
+    The first tenth of the steps, `MEASURED_STEPS` at most, is measured, without the validations between them. They are
+    ordinary steps of the run, and `OptimizerSettings.rate` has their learning rates. The number of all steps and that
+    of the measured ones become part of the settings, in config.yaml and in checkpoints, beside the minutes. A run whose
+    settings have them does not measure: it repeats the one that did, bit for bit.
 
     Args:
         minutes: the budget.
@@ -86,8 +86,10 @@ class MinutesBudget(StepCallback):
             raise UserError(f"optimizer.warmup_steps is {warmup_steps}, but only {steps} steps fit into "
                             f"{duration(60 * self.minutes)}: give fewer --optimizer.warmup_steps, or more minutes")
         step_loop.set_budget(Budget(steps))
-        pl_module.set_total_steps(steps)
-        pl_module.run_config.setdefault("trainer", {})["max_steps"] = steps
+        pl_module.set_total_steps(steps, trainer.global_step)
+        if pl_module.run_config:  # else the settings of the module are saved
+            pl_module.run_config["trainer"]["max_steps"] = steps
+            pl_module.run_config["optimizer"]["measured_steps"] = trainer.global_step
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, StepCallback):
                 callback.on_budget_fixed(trainer, pl_module, steps)
@@ -113,14 +115,15 @@ class MinutesBudget(StepCallback):
         left += (step - before) * seconds - AT_THE_END - validation  # from there to the end, without the last one
         periods, rest = divmod(left, every * seconds + validation)
         steps = max(step, before + int(periods * every + min(every, rest / seconds)))
-        if done < measured_steps(self._first_step) and steps > step:
+        measured = done >= FIRST + 10 and step >= min(MEASURED_STEPS, steps // MEASURED_PART)
+        if steps > step and not measured:
             return None
         validations = (steps - 1) // every - before // every + 1
         self._seconds = now - self.began + (steps - step) * seconds + validations * validation + AT_THE_END
         return steps
 
     def _seconds_per_step(self) -> float:
-        first = max(FIRST, len(self._ends) // 2)  # the first forty steps take an eighth longer than later ones
+        first = max(FIRST, len(self._ends) // 2)  # the first ones take longer than all later ones
         return max(self._ends[-1] - self._ends[first - 1], 1e-9) / (len(self._ends) - first)
 
     def _seconds_per_validation(self, trainer: pl.Trainer) -> float:

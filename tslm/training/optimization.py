@@ -78,8 +78,9 @@ class OptimizedModule(pl.LightningModule):
         in_minutes = getattr(self._trainer, "max_minutes", None) is not None
         return self.optimizer_settings.rate(max_steps, in_minutes=in_minutes)
 
-    def set_total_steps(self, max_steps: int) -> None:
-        """Let the schedule span another budget from the next step on."""
+    def set_total_steps(self, max_steps: int, measured_steps: int) -> None:
+        """Let the schedule span another budget from the next step on; the `measured_steps` had a provisional one."""
+        self.optimizer_settings = replace(self.optimizer_settings, measured_steps=measured_steps)
         self._rate = self._schedule(max_steps)
         for each in self.trainer.lr_scheduler_configs:
             schedule: Any = each.scheduler

@@ -135,6 +135,7 @@ ALLOWED: dict[str, Check] = {
     "optimizer.betas": list_of(number(), least=2, most=2),
     "optimizer.eps": number(),
     "optimizer.weight_decay": number(),
+    "optimizer.measured_steps": optional(whole(1)),
     "optimizer.max_skipped": whole(1),
     "generation.max_new_tokens": whole(0, LONGEST_TEXT),
     "generation.temperature": number(),

@@ -14,17 +14,13 @@ from tslm.model.own_classes import import_named
 from tslm.optim import SCHEDULES, Schedule, check_schedule
 from tslm.training.optimizers import COMMON, optimizer_class, parameter_names
 
-MEASURED_STEPS = 80  # of a training whose budget is in minutes, until the number of its steps is fixed
+MEASURED_STEPS = 160  # at most, of a training whose budget is in minutes, until the number of its steps is fixed
+MEASURED_PART = 10  # at most a tenth of these steps
 FIRST = 3  # of these, whose time says nothing: kernels are compiled, memory is fetched from the system
 PROVISIONAL_STEPS = 3000
 SMALLEST = 1e-37  # above 0 in a float32
 SMALLEST_HALF = 1e-4  # of ε, if the parameters are in float16
 LARGEST = 1e18  # of a setting of the optimizer; the product of any two fits in a float32
-
-
-def measured_steps(first_step: int) -> int:
-    """Return how many steps are measured: to step `MEASURED_STEPS`, or 10 after `FIRST` in a run resumed near it."""
-    return max(MEASURED_STEPS - first_step, FIRST + 10)
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,8 @@ class OptimizerSettings:
         betas: Decay rates of the first and the second moment.
         eps: Added to the root of the second moment.
         weight_decay: Decay per step, times the learning rate; decoupled from the gradient.
+        measured_steps: Written by a run whose budget is in minutes: its first steps, before their number was fixed.
+            They followed the schedule of `PROVISIONAL_STEPS`.
         max_skipped: A step whose loss or gradient is not finite is skipped; this many skipped steps in a row end the
             training at the next report.
     """
@@ -58,6 +56,7 @@ class OptimizerSettings:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.01
+    measured_steps: int | None = None
     max_skipped: int = 3
 
     def check(self) -> None:
@@ -116,7 +115,7 @@ class OptimizerSettings:
         Args:
             max_steps: number of optimizer steps; `OPEN` if it is not fixed yet.
             in_minutes: whether the budget is in minutes, so that `max_steps` was not known in the first
-                `MEASURED_STEPS` steps. These follow the schedule of `PROVISIONAL_STEPS`.
+                `measured_steps`.
 
         Raises:
             UserError: the warm-up is longer than the schedule, or a schedule of the user's own returns no rate.
@@ -124,7 +123,7 @@ class OptimizerSettings:
         if in_minutes:
             early = self.rate(max(PROVISIONAL_STEPS, self.warmup_steps or 0))
             later = early if max_steps >= OPEN else self.rate(max_steps)
-            return lambda step: (early if step < MEASURED_STEPS else later)(step)
+            return lambda step: (early if step < (self.measured_steps or 0) else later)(step)
         warmup_steps, total_steps = self.lengths(max_steps)
         check_schedule(self.lr, self.lr_min, warmup_steps, total_steps)
         schedule = self._schedule()

@@ -12,7 +12,6 @@ from tslm.training.forecast import Step, amount, duration, free_bytes, step_byte
 from tslm.training.metrics import metrics_of, say
 from tslm.training.module import LanguageModule
 from tslm.training.run_dirs import run_dir
-from tslm.training.settings import measured_steps
 
 _MEASURED = 5  # seconds of training from which the speed is known well enough
 _DEFAULT_CHUNK = {"cpu": 512}  # tokens; as in fast/cpu/kernels.py, and elsewhere as in fast/gpu/cross_entropy.py
@@ -83,7 +82,7 @@ def _budget_text(trainer: pl.Trainer) -> str:
         return f"{trainer.max_steps - trainer.global_step:,} steps"
     minutes: float = trainer.max_minutes  # type: ignore[attr-defined]
     which = "next" if trainer.global_step else "first"
-    return f"{duration(60 * minutes)}; the {which} {measured_steps(trainer.global_step)} steps tell how many steps"
+    return f"{duration(60 * minutes)}; the {which} steps tell how many steps"
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
