@@ -381,6 +381,7 @@ def test_a_profiler_prints_its_report(name, project, tiny, caplog):
     assert "FIT Profiler Report" in caplog.text  # pytest takes the records from Lightning's handler
 
 
-def test_a_profiler_that_does_not_exist_is_a_sentence(project, tiny, capsys):
-    assert fit(tiny, "--trainer.profiler=fast") == 2
-    assert "simple" in complaint(capsys)
+@pytest.mark.parametrize("name", ["fast", "xla"])
+def test_a_profiler_that_cannot_be_had_is_a_sentence(name, project, tiny, capsys):
+    assert fit(tiny, f"--trainer.profiler={name}") == 2
+    assert f"trainer.profiler is {name}, but it must be one of simple, advanced, pytorch, or a" in complaint(capsys)

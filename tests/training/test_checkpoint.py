@@ -16,6 +16,7 @@ import tslm
 from tslm.errors import UserError
 from tslm.files import remove_leftovers
 from tslm.model import TransformerConfig, TransformerLM
+from tslm.optim import Muon
 from tslm.training import checkpoint as files
 
 CONFIG = TransformerConfig(vocab_size=40, context_length=8, d_model=16, num_layers=1, num_heads=2, d_ff=32)
@@ -68,6 +69,30 @@ def test_checkpointing_says_which_weight_has_another_shape(tmp_path):
     wide = TransformerConfig(vocab_size=50, context_length=8, d_model=16, num_layers=1, num_heads=2, d_ff=32)
     with pytest.raises(ValueError, match=r"lm_head\.weight is \(40, 16\) in the checkpoint and \(50, 16\)"):
         tslm.load_checkpoint(tmp_path / "a.pt", *trained(0, wide))
+
+
+@pytest.mark.parametrize(("saved", "other"), [
+    (tslm.AdamW, tslm.SGD), (tslm.SGD, tslm.AdamW), (tslm.AdamW, Muon), (Muon, tslm.SGD),
+])
+def test_checkpointing_refuses_the_state_of_another_kind_of_optimizer(tmp_path, saved, other):
+    model = trained(0)[0]
+    optimizer = saved(model.parameters(), lr=0.5)
+    step(model, optimizer, 1)
+    tslm.save_checkpoint(model, optimizer, 1, tmp_path / "a.pt")
+    unchanged, _ = trained(2)
+    optimizer = other(unchanged.parameters(), lr=0.25)
+    before = optimizer.state_dict()
+    with pytest.raises(UserError, match=f"those of {other.__name__} .*: build the optimizer that was saved"):
+        tslm.load_checkpoint(tmp_path / "a.pt", unchanged, optimizer)
+    assert optimizer.state_dict() == before
+    assert same(unchanged, trained(2)[0])
+
+
+def test_checkpointing_takes_what_a_scheduler_has_added(tmp_path):
+    model, optimizer = trained()
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    tslm.save_checkpoint(model, optimizer, 3, tmp_path / "a.pt")
+    assert tslm.load_checkpoint(tmp_path / "a.pt", *trained(0)) == 3
 
 
 def test_checkpointing_never_runs_code(tmp_path):

@@ -167,6 +167,9 @@ def _wrong_value(parser: ArgumentParser, key: str, message: str, cause: BaseExce
         if lacks := re.fullmatch(r"the following arguments are required: (.*)", problem[2]):
             needs = " and ".join(f"--{key}.{each}" for each in lacks[1].split(", "))
             return f"{key} cannot be {problem[1]} without more options: give {needs}"
+        if inner := re.match(r'Parser key "([^"]*)":\s*Does not validate.*?Subtypes: \[(.*?)\]', problem[2], re.S):
+            name, value = next((each for each in values if each[0] == f"--{key}.{inner[1]}"), (name, value))
+            return f"{name} is {str(value)!r:.80}, but {problem[1]} takes one of {inner[2]}"
         return f"{key} cannot be used: {_shorten(problem[0])}"
     if type_hint is None:
         if _is_group(parser, f"--{key}"):
@@ -176,7 +179,12 @@ def _wrong_value(parser: ArgumentParser, key: str, message: str, cause: BaseExce
     if allowed is None:  # a class; jsonargparse's message about the first alternative of the type names the mistake
         while cause is not None and isinstance(cause.__cause__, TypeError | ValueError):
             cause = cause.__cause__
+        if re.match("Expected a (<class 'list'>|dot import path)", str(cause)):
+            return (f"{name} is {_shorten(str(value), 80)!r}, but it must be the name of a class of Lightning, or of a "
+                    "class of your own as module.Class")
         return f"{key} cannot be used: {_shorten(str(cause or message))}"
+    if name.startswith(f"--{key}."):  # a part of a value that has none
+        return f"unknown option {name}: give --{key}, which takes {allowed}"
     return f"{name} is {_shorten(str(value), 80)!r}, but it must be {allowed}"
 
 

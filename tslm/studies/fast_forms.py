@@ -27,6 +27,7 @@ class FormReport(NamedTuple):
         form: device, dtype and autocast.
         runs: name of the substitute, or "as written".
         reason: why the function runs as written; "" if a substitute runs.
+        error: the largest relative error of the substitute that the comparison allows; None where it does not run.
         speedup: time of the function as written over time of the substitute; None where it was not measured.
     """
 
@@ -34,6 +35,7 @@ class FormReport(NamedTuple):
     form: str
     runs: str
     reason: str
+    error: float | None
     speedup: float | None
 
 
@@ -45,17 +47,21 @@ def print_study(seconds: float = 0.5, function: str = "") -> None:
         function: a part of the dotted names of the functions to list; all if left out.
 
     Raises:
-        UserError: no replaceable function has such a name.
+        UserError: no replaceable function has such a name, or the time is negative.
     """
+    if seconds < 0:
+        raise UserError(f"seconds is {seconds}, but it must be 0 or more: change --seconds")
     if not any(function in name for name in SUBSTITUTES):
         raise UserError(f"function is {function!r}, which no replaceable function has in its name: give a part of one "
                         f"of {', '.join(SUBSTITUTES)}")
     state = "open" if door.is_open() else "shut (TSLM_FAST=0)"
-    print(f"The door is {state}. A substitute runs if it agrees with the function as it is written.\n")
-    print(f"{'function':<42}{'form':<28}{'runs':<32}{'faster':>8}")
+    print(f"The door is {state}. A substitute runs if it agrees with the function as it is written: on probes,\n"
+          "results and gradients of the two differ by a relative error of at most `within`.\n")
+    print(f"{'function':<36}{'form':<26}{'runs':<42}{'within':>8}{'faster':>8}")
     for row in reports(seconds, function):
         speedup = "" if row.speedup is None else f"{row.speedup:.1f}×"
-        print(f"{row.function.removeprefix('tslm.'):<42}{row.form:<28}{row.runs:<32}{speedup:>8}", flush=True)
+        error = "" if row.error is None else f"{row.error:g}"
+        print(f"{row.function.removeprefix('tslm.'):<36}{row.form:<26}{row.runs:<42}{error:>8}{speedup:>8}", flush=True)
         if row.reason:
             print(f"    {row.reason}")
 
@@ -72,23 +78,23 @@ def reports(seconds: float, function: str = "") -> Iterator[FormReport]:
             continue
         importlib.import_module(name.rpartition(".")[0])
         rows = list(_rows(name, places, seconds))
-        yield from rows or [FormReport(name, "every form", "as written", "", None)]
+        yield from rows or [FormReport(name, "every form", "as written", "", None, None)]
 
 
 def _rows(name: str, places: tuple[Place, ...], seconds: float) -> Iterator[FormReport]:
     plain = door.functions()[name].plain
     for key, case in _examples(name, places):
-        with _autocast(key):
+        with autocast(key):
             chosen = door.choose(name, *case.arguments)
-        reason, speedup, runs = "", None, "as written"
+        reason, speedup, error, runs = "", None, None, "as written"
         for place in places:
             if (substitute := door.load(place)) is not None and substitute.function is chosen:
-                runs = f"{place.module.removeprefix('tslm.')}.{chosen.__name__}"
+                runs, error = f"{place.module.removeprefix('tslm.')}.{chosen.__name__}", substitute.tolerance(key)
         if chosen is plain:
             reason = _reason(name, places, key) if door.is_open() else "the door is shut"
         elif seconds:
             speedup = _seconds(plain, case, key, seconds) / _seconds(chosen, case, key, seconds)
-        yield FormReport(name, _form(key), runs, reason, speedup)
+        yield FormReport(name, _form(key), runs, reason, error, speedup)
 
 
 def _reason(name: str, places: tuple[Place, ...], key: Hashable) -> str:
@@ -101,8 +107,7 @@ def _reason(name: str, places: tuple[Place, ...], key: Hashable) -> str:
 
 def _examples(name: str, places: tuple[Place, ...]) -> Iterator[tuple[Hashable, door.Case]]:
     """Yield the forms that exist on this machine, each with arguments of realistic size."""
-    for place in places:
-        substitute = door.load(place)
+    for substitute in dict.fromkeys(map(door.load, places)):  # one substitute may serve several devices
         if substitute is None:
             continue
         if name == "tslm.generation.decoding.next_logits":
@@ -131,7 +136,7 @@ def _seconds(function: Callable[..., Any], case: door.Case, key: Hashable, budge
     started = time.perf_counter()
     while len(times) < 4 or time.perf_counter() - started < budget:
         begin = time.perf_counter()
-        with _autocast(key):
+        with autocast(key):
             result = case.finish(function(*case.arguments))
         if isinstance(result, torch.Tensor) and result.requires_grad:
             result.sum().backward()
@@ -141,7 +146,8 @@ def _seconds(function: Callable[..., Any], case: door.Case, key: Hashable, budge
     return statistics.median(times[1:])  # the first call warms up
 
 
-def _autocast(key: Hashable) -> torch.autocast:
+def autocast(key: Hashable) -> torch.autocast:
+    """Return the context in which calls of a form run."""
     dtype = getattr(key, "autocast", None)
     return torch.autocast(_device(key), dtype or torch.bfloat16, enabled=dtype is not None)
 

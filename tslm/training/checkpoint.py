@@ -21,6 +21,8 @@ from tslm.files import atomic_write, lock, sync_folder, temporary_name
 from tslm.training.llama import is_llama_folder, read_llama
 from tslm.training.parts import check_parts
 
+# Keys of an optimizer's groups that do not tell its kind: the last six are from torch's schedulers.
+_NOT_OWN = {"params", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # the errors of a disk or file without room
 CHECKPOINT_KEY = "tslm"  # what `fit` adds to Lightning's checkpoint: architecture, configuration, tokenizer, RNG states
 ADVICE = "; earlier files are unchanged: make room or allow access there, or choose another folder"
@@ -67,7 +69,8 @@ def load_checkpoint(src: PathOrFile, model: torch.nn.Module, optimizer: torch.op
 
     Raises:
         MissingFileError: the path does not exist.
-        UserError: the file is damaged, or was not written by `save_checkpoint`, or the model has other names or shapes.
+        UserError: the file is damaged, or was not written by `save_checkpoint`, or the model has other names or shapes,
+            or the optimizer is of another kind.
     """
     state = read_checkpoint(src)
     missing = {"model", "optimizer", "iteration"} - set(state)
@@ -81,6 +84,11 @@ def load_checkpoint(src: PathOrFile, model: torch.nn.Module, optimizer: torch.op
     before = optimizer.state_dict()
     try:
         optimizer.load_state_dict(state["optimizer"])
+        saved, own = (sorted(set[str]().union(*groups) - _NOT_OWN)
+                      for groups in (optimizer.param_groups, before["param_groups"]))
+        if saved != own:
+            raise ValueError(f"its groups have {', '.join(saved)}, and those of {type(optimizer).__name__} "
+                             f"{', '.join(own)}: build the optimizer that was saved")
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         optimizer.load_state_dict(before)
         raise UserError(f"{_name(src)} does not fit this optimizer: {' '.join(str(error).split())}") from error

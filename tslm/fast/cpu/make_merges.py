@@ -55,5 +55,6 @@ def _supports(counts: Mapping[bytes, int], max_merges: int) -> str | None:
 
 
 MERGE_PAIRS = Substitute(
-    merge_pairs, _supports, merging_probes, tolerance=lambda key: 0, examples=merging_example, keys=lambda: ["c"],
+    merge_pairs, _supports, merging_probes, tolerance=lambda key: 0, examples=merging_example,
+    keys=lambda: ["c"] * is_available(),
 )

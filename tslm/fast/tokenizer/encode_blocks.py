@@ -199,5 +199,6 @@ def _example(key: str) -> Case:
 
 ENCODE_BLOCK = Substitute(
     encode_block, _supports, _probes, tolerance=lambda key: 0, examples=_example,
-    probed=lambda key: partial(encode_block, kind=key), keys=lambda: ["stream", "file", "python"],
+    probed=lambda key: partial(encode_block, kind=key),
+    keys=lambda: ["stream", "file"] if is_available() else ["python"],
 )
