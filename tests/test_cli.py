@@ -429,6 +429,7 @@ def test_resuming_refuses_another_architecture_and_a_spent_budget(in_runs, capsy
     (["fit", "--data.tokenizer=\udcff"], "data.tokenizer contains the lone surrogate U+DCFF at position 0"),
     (["fit", "--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=a", "--trainer.callbacks.mode=best"],
      "cannot be used: `mode` can be min, max, got best"),
+    (["fit", "--config", TEXT, "--trainer.max_tokens=3Q"], "--trainer.max_tokens is '3Q', but it must be a number"),
     (["fit", "--trainer.callbacks=NoSuch"], "--trainer.callbacks is 'NoSuch', but it must be the name of a class of"),
     (["fit", "--trainer.callbacks=[EarlyStoping]"], "'[EarlyStoping]', but it must be the name of a class of"),
     (["fit", "--trainer.callbacks=LambdaCallback", "--trainer.callbacks.on_fit_start=print"],

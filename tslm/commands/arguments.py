@@ -162,7 +162,8 @@ def _wrong_value(parser: ArgumentParser, key: str, message: str, cause: BaseExce
     values = list(_stated_values(parser, key))
     if not values:
         return _shorten(message)
-    name, value = min(values, key=lambda each: str(each[1]) not in message)  # the first that the message quotes
+    wrong = [each for each in values if each[0].startswith(f"--{key}.") or _is_refused(type_hint, each[1])]
+    name, value = (wrong or values)[0]
     if problem := re.search(r"Problem with given class_path '([^']*)':\s*(.*?)(?=\n *- |\n *Given|\Z)", message, re.S):
         if lacks := re.fullmatch(r"the following arguments are required: (.*)", problem[2]):
             needs = " and ".join(f"--{key}.{each}" for each in lacks[1].split(", "))
@@ -186,6 +187,19 @@ def _wrong_value(parser: ArgumentParser, key: str, message: str, cause: BaseExce
     if name.startswith(f"--{key}."):  # a part of a value that has none
         return f"unknown option {name}: give --{key}, which takes {allowed}"
     return f"{name} is {_shorten(str(value), 80)!r}, but it must be {allowed}"
+
+
+def _is_refused(type_hint: object, value: object) -> bool:
+    """Whether an option of a type, or a group of options, which has none, does not allow a value."""
+    if type_hint is None:
+        return not isinstance(value, Mapping)
+    alone = ArgumentParser(exit_on_error=False)
+    alone.add_argument("--value", type=type_hint)
+    try:
+        alone.parse_object({"value": value})
+    except argparse.ArgumentError:
+        return True
+    return False
 
 
 def _stated_values(parser: ArgumentParser, key: str) -> Iterator[tuple[str, Any]]:
