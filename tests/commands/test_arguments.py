@@ -132,6 +132,7 @@ def test_arguments_explain_a_mistake_in_a_configuration(text, expected, tmp_path
     (["--data.vocab_size=512"], "data: {vocab_size: 2e3}", "data.vocab_size in a.yaml is '2e3', but it must be a"),
     (["--data.source=wiki"], "data: {source: toy}", "--data.source is 'wiki', but it must be one of toy, text"),
     (["--data=3"], "data: {source: toy}", "--data is '3', but it is a group of options"),
+    (["--data.source=toy", "--data=b.yaml"], "data: {source: toy}", "--data is 'b.yaml', but it is a group of options"),
 ])
 def test_arguments_name_the_wrong_one_of_several_values(words, text, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

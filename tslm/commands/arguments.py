@@ -162,8 +162,9 @@ def _wrong_value(parser: ArgumentParser, key: str, message: str, cause: BaseExce
     values = list(_stated_values(parser, key))
     if not values:
         return _shorten(message)
-    wrong = [each for each in values if each[0].startswith(f"--{key}.") or _is_refused(type_hint, each[1])]
-    name, value = (wrong or values)[0]
+    parts = [each for each in values if each[0].startswith(f"--{key}.")]
+    wrong = [each for each in values if each not in parts and _is_refused(type_hint, each[1])]
+    name, value = ((parts if type_hint is not None else []) or wrong or values)[0]
     if problem := re.search(r"Problem with given class_path '([^']*)':\s*(.*?)(?=\n *- |\n *Given|\Z)", message, re.S):
         if lacks := re.fullmatch(r"the following arguments are required: (.*)", problem[2]):
             needs = " and ".join(f"--{key}.{each}" for each in lacks[1].split(", "))
@@ -180,7 +181,7 @@ def _wrong_value(parser: ArgumentParser, key: str, message: str, cause: BaseExce
     if allowed is None:  # a class; jsonargparse's message about the first alternative of the type names the mistake
         while cause is not None and isinstance(cause.__cause__, TypeError | ValueError):
             cause = cause.__cause__
-        if re.match("Expected a (<class 'list'>|dot import path)", str(cause)):
+        if re.match("Expected a (<class 'list'>|dot import path)|Not a valid subclass", str(cause)):
             return (f"{name} is {_shorten(str(value), 80)!r}, but it must be the name of a class of Lightning, or of a "
                     "class of your own as module.Class")
         return f"{key} cannot be used: {_shorten(str(cause or message))}"

@@ -44,12 +44,13 @@ def default_micro_batch(windows: int, context_length: int, device_type: str) -> 
 
 
 def check_sizes(vocab_size: int, num_special: int, context_length: int, batch_size: int,
-                micro_batch_size: int | None) -> None:
+                micro_batch_size: int | None, num_workers: int | None) -> None:
     """Raise a UserError for impossible sizes, before anything is prepared."""
     if vocab_size < 256 + num_special:
         raise UserError(f"data.vocab_size is {vocab_size}, but the 256 bytes and the special tokens alone need "
                         f"{256 + num_special}: give --data.vocab_size at least {256 + num_special}")
-    sizes = {"context_length": context_length, "batch_size": batch_size, "micro_batch_size": micro_batch_size}
+    sizes = {"context_length": context_length, "batch_size": batch_size, "micro_batch_size": micro_batch_size,
+             "num_workers": num_workers}
     for name, value in sizes.items():
         if value is not None and value < 1:
             raise UserError(f"data.{name} is {value}: give --data.{name} at least 1")

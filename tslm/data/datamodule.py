@@ -105,7 +105,7 @@ class TextDataModule(WindowLoaders):
         allow_changed_text: bool = False,
     ) -> None:
         super().__init__(context_length, batch_size, micro_batch_size, seed, align_documents, on_device)
-        check_sizes(vocab_size, len(special_tokens), context_length, batch_size, micro_batch_size)
+        check_sizes(vocab_size, len(special_tokens), context_length, batch_size, micro_batch_size, num_workers)
         if align_documents and not special_tokens:
             raise UserError("data.align_documents is on, but data.special_tokens names none to tell documents apart: "
                             f"give --data.special_tokens '[\"{END_OF_TEXT}\"]', or leave --data.align_documents out")

@@ -73,6 +73,8 @@ class OptimizerSettings:
             ("eps", self.eps, SMALLEST <= self.eps <= LARGEST, f"between {SMALLEST:g} and {LARGEST:g}"),
             ("weight_decay", self.weight_decay, 0 <= self.weight_decay <= LARGEST, f"between 0 and {LARGEST:g}"),
             ("max_skipped", self.max_skipped, self.max_skipped >= 1, "1 or more"),
+            ("warmup_steps", self.warmup_steps, (self.warmup_steps or 0) >= 0, "0 or more"),
+            ("cosine_steps", self.cosine_steps, (self.cosine_steps or 0) >= 0, "0 or more"),
         ):
             if not fine:
                 raise UserError(f"optimizer.{name} is {value}, but it must be {allowed}: change --optimizer.{name}")
