@@ -117,6 +117,16 @@ def test_an_edited_function_runs_and_one_warning_names_it(monkeypatch, name):
 
 
 @needs_compiler
+def test_the_second_process_of_a_training_repeats_no_warning(monkeypatch):
+    before = loss_and_gradients()[0]
+    function = door.functions()["tslm.model.ops.rms_norm"]
+    monkeypatch.setattr(function, "plain", EDITS["tslm.model.ops.rms_norm"](function.plain))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    door.forget()
+    assert differs(before, loss_and_gradients()[0])  # and a warning would be an error
+
+
+@needs_compiler
 @pytest.mark.parametrize("name", ["rms_norm", "self_attention", "swiglu_linear"])
 def test_an_edited_formula_changes_generation(monkeypatch, name):
     before = greedy_tokens()

@@ -183,9 +183,14 @@ def warn_unavailable(error: UnavailableError) -> None:
 def warn_once(message: str) -> None:
     """Warn once, and only in the main process; messages that differ in the names of files only are the same one."""
     key = re.sub(r"\S*/\S*", "", message)
-    if key not in _warned and multiprocessing.parent_process() is None:
+    if key not in _warned and multiprocessing.parent_process() is None and _is_first():
         _warned.add(key)
         warnings.warn(message, DisagreementWarning, stacklevel=7)
+
+
+def _is_first() -> bool:
+    """Whether this is the first process of a training on this machine; the others find the same."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _compare(name: str, substitute: Substitute, key: Hashable) -> str:
@@ -197,7 +202,7 @@ def _compare(name: str, substitute: Substitute, key: Hashable) -> str:
     except UnavailableError as error:
         warn_unavailable(error)
         return str(error)
-    if reason and name not in _warned:
+    if reason and name not in _warned and _is_first():
         _warned.add(name)
         message = f"{name} runs as it is written, without its substitute, because {reason}"
         warnings.warn(message, DisagreementWarning, stacklevel=5)
