@@ -159,6 +159,31 @@ def test_predict_reads_prompts_from_a_file(in_runs, tmp_path):
     assert [line["prompt"] for line in lines] == ["One day", "Two days"]
 
 
+def test_stated_prompts_replace_those_of_weaker_sources(project, tiny, capsys):
+    def predicted(*options):
+        assert main(["predict", "--generation.max_new_tokens=1", *options]) == 0
+        path = project / "lightning_logs" / "version_0" / "predictions.jsonl"
+        return [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
+
+    (project / "prompts.txt").write_text("file\n")
+    (project / "prompts.yaml").write_text("data: {prompts: [yaml]}\n")
+    assert main(["fit", "--config", TEXT, *tiny, "--data.prompts=[fit]"]) == 0
+    assert predicted() == ["fit"]
+    assert predicted("--data.prompts_file=prompts.txt") == ["file"]
+    assert predicted("--config=prompts.yaml") == ["yaml"]
+    assert predicted("--config=prompts.yaml", "--data.prompts_file=prompts.txt") == ["file"]
+    assert main(["predict", "--data.prompts=[a]", "--data.prompts_file=prompts.txt"]) == 2
+    assert "--data.prompts and --data.prompts_file both give the prompts: leave one of them out" in complaint(capsys)
+
+
+def test_a_stated_corpus_replaces_the_files_of_a_checkpoint(project, tiny, capsys):
+    assert main(["fit", "--config", TEXT, *tiny]) == 0
+    assert main(["validate", "--data.corpus=toy", "--data.toy_stories=20"]) == 0
+    assert "held-out stories of the embedded corpus" in capsys.readouterr().out
+    assert main(["validate", "--data.corpus=files"]) == 0
+    assert "held-out stories" not in capsys.readouterr().out
+
+
 def test_generate_prints_the_prompt_and_repeats_itself_with_one_seed(in_runs, capsys):
     assert main(["generate", "--prompt", "Once upon", "--max_new_tokens", "5", "--seed", "1"]) == 0
     first = capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from tslm.tokenizer import Tokenizer
 from tslm.training.runs import find_checkpoint, load_model
 from tslm.training.saved_settings import PlainSettings, plain_settings
 
+PROMPTS = {"data.prompts", "data.prompts_file"}  # two ways to give them, of which one is used
 LINKED = {"vocab_size": "data.vocab_size", "context_length": "data.context_length"}  # the model takes the data's values
 
 
@@ -41,6 +43,10 @@ def take_settings(values: dict[str, Any], settings: PlainSettings, decided: set[
     """
     if {"data.train_files", "data.valid_files"} & stated:
         decided = decided | {"data.corpus"}  # it follows from the files
+    elif is_stated("data.corpus", stated) and get_key(values, "data.corpus") != "files":
+        decided = decided | {"data.train_files", "data.valid_files"}
+    if any(is_stated(key, stated) for key in PROMPTS):
+        decided = decided | PROMPTS
     before = settings.allowed.get("optimizer.class_path")
     if is_stated("optimizer.class_path", stated) and get_key(values, "optimizer.class_path") != before is not None:
         decided = decided | {"optimizer.init_args"}  # they are of the other class
@@ -57,6 +63,21 @@ def take_settings(values: dict[str, Any], settings: PlainSettings, decided: set[
     if left_out and report:
         pronoun = "it" if len(left_out) == 1 else "them"
         print(f"Not taken from the checkpoint: {', '.join(left_out)}; state {pronoun} again if you want {pronoun}.")
+
+
+def other_prompts(sources: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return which of `PROMPTS` a stronger source replaces by the other one.
+
+    Args:
+        sources: the stated options and their values, the strongest source first.
+
+    Raises:
+        UserError: the strongest source, which is the command line, has both.
+    """
+    given = [{key for key in PROMPTS if each.get(key) is not None} for each in sources]
+    if given[0] == PROMPTS:
+        raise UserError("--data.prompts and --data.prompts_file both give the prompts: leave one of them out")
+    return PROMPTS - next(filter(None, given), PROMPTS)
 
 
 class Start(NamedTuple):

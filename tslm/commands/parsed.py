@@ -20,7 +20,7 @@ from jsonargparse.typing import register_type
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from tslm.commands.arguments import OneSentenceErrors
-from tslm.commands.checkpoint_options import LINKED, Start, load_start, take_architecture, take_settings
+from tslm.commands.checkpoint_options import LINKED, Start, load_start, other_prompts, take_architecture, take_settings
 from tslm.commands.options import (
     asks_for_help,
     config_folder,
@@ -163,7 +163,7 @@ class ParsedCommandLine(LightningCLI):
         self._sources = [flags, *reversed(files)]
         self.stated = set[str]().union(*self._sources)
         cleared, more_notices = self._settle_optimizer()
-        words = [f"--{key}=null" for key in [*self._settle_budget(), *cleared]]
+        words = [f"--{key}=null" for key in [*self._settle_budget(), *other_prompts(self._sources), *cleared]]
         notices += more_notices
         # Not on the standard output, which may be the YAML of --print_config or the JSON of a study.
         print(*notices, sep="\n", end="\n" * bool(notices), file=sys.stderr, flush=True)
