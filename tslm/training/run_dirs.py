@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from types import FrameType
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -39,22 +42,40 @@ def reserved_run_dir(trainer: pl.Trainer, resumed: Path | None, begun: Callable[
     Args:
         trainer: the trainer whose loggers write to the directory.
         resumed: the checkpoint from which the run is resumed; a version that the user gave may be that of its run.
-        begun: whether the training has taken a step. If the block fails before, it leaves no directory.
+        begun: whether the training has taken a step. If the block fails before, or SIGTERM ends the process, no
+            directory is left.
 
     Raises:
         UserError: the directory of a version that the user gave exists, or another process trains in it.
     """
     created = _create_run_dirs(trainer, resumed)
     handle = None if fcntl is None else os.open(run_dir(trainer), os.O_RDONLY)
+
+    def remove_unused() -> None:
+        for folder in [] if begun() else created:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        """End the process, unless Lightning's handler, which calls this one, has asked for a stop after a step."""
+        if not trainer.received_sigterm:
+            remove_unused()
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+
+    is_ours = (threading.current_thread() is threading.main_thread()
+               and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+    if is_ours:
+        signal.signal(signal.SIGTERM, end)
     try:
         if handle is not None:
             lock(handle, wait=False)  # if `runs` looks at this very moment, the run is not shown as running
         yield
     except BaseException:
-        for folder in [] if begun() else created:
-            shutil.rmtree(folder, ignore_errors=True)
+        remove_unused()
         raise
     finally:
+        if is_ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if handle is not None:
             os.close(handle)
 
