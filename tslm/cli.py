@@ -130,9 +130,10 @@ class CommandLine(ParsedCommandLine):
             self.datamodule.use_tokenizer(self.start.tokenizer)
 
     def before_fit(self) -> None:
-        """Let a budget in minutes begin with the command."""
+        """Let a budget in minutes begin with the command, and number the runs that a file gives the same name."""
         assert isinstance(self.trainer, StepTrainer)
         self.trainer.began = self.began
+        self.trainer.numbered = "name" not in self._sources[0]
 
     def after_fit(self) -> None:
         """Set the exit code of an interrupted training.

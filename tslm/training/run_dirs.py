@@ -113,14 +113,16 @@ def _reserve(trainer: pl.Trainer, root: Path, resumed: Path | None) -> Path:
     run = None if resumed is None else run_of(resumed, Path(trainer.default_root_dir)).resolve()
     if run is not None:
         setattr(trainer, "continues", run.name)  # noqa: B010 (not of a stock Trainer)
-    if name is None:
-        return new_run_dir(root, None if run is None or run.parent != root.resolve() else run.name)
+    if name is None and run is not None and run.parent == root.resolve():
+        return new_run_dir(root, f"{continued_name(run.name) or run.name}-continued")
+    if name is None or getattr(trainer, "numbered", False):
+        return new_run_dir(root, name)
     create_run_dir(root / name, "give another --name")
     return root / str(name)
 
 
-def new_run_dir(root: Path, continues: str | None = None) -> Path:
-    """Create the next free `version_N` in a folder, or the next free `NAME-continued` of a run; no other run gets it.
+def new_run_dir(root: Path, name: str | None = None) -> Path:
+    """Create the next free `version_N` in a folder, or the first free one of NAME, NAME-2, …; no other run gets it.
 
     Example: `version_0` is continued as `version_0-continued`, `version_0-continued-2` and so on.
 
@@ -131,12 +133,10 @@ def new_run_dir(root: Path, continues: str | None = None) -> Path:
         root.mkdir(parents=True, exist_ok=True)
         taken = [int(found[1]) for path in root.iterdir() if (found := re.fullmatch(r"version_(\d+)", path.name))]
         for number in count(1):
-            name = f"version_{max(taken, default=-1) + number}"
-            if continues is not None:
-                name = f"{continued_name(continues) or continues}-continued" + f"-{number}" * (number > 1)
+            free = f"version_{max(taken, default=-1) + number}" if name is None else name + f"-{number}" * (number > 1)
             with suppress(FileExistsError):  # another process was faster
-                (root / name).mkdir()
-                return root / name
+                (root / free).mkdir()
+                return root / free
     except OSError as error:
         raise UserError(f"a run directory cannot be made in {root} ({error.strerror}): give "
                         "--trainer.default_root_dir a folder that is writable") from error

@@ -51,8 +51,7 @@ class StepTrainer(pl.Trainer):
         val_every_n_steps: Validate every this many optimizer steps, and at the end; 0 means at the end only.
         log_every_n_steps: Report loss, learning rate, gradient norm and speed every this many optimizer steps.
         save_every_n_steps: Save a checkpoint every this many optimizer steps, after each validation, and at the end.
-        accelerator: cpu, gpu and the like, or `auto`: a GPU if there is one. Apple's GPUs are not used, because they
-            lack float64.
+        accelerator: cpu, gpu and the like, or `auto`: a GPU if there is one. Apple's lack float64 and are not used.
         precision: Lightning's precision, or `auto`: bf16-mixed if the device computes in bfloat16, else 32-true.
         compile: Whether to compile the training step: true, false, or `auto`, which compiles if that saves more time
             than it takes, as in long runs on a GPU. Without a C++ compiler the step runs as written, with a notice.
@@ -136,6 +135,7 @@ class StepTrainer(pl.Trainer):
         self.began: float | None = None  # when the command began, by time.perf_counter; unless set, when `fit` begins
         self._compile = compile
         self.run_name = name if name is None else checked_name(name)
+        self.numbered = False  # whether a run whose name exists gets a number, as in NAME-2
         accelerator = usable_accelerator(accelerator)
         if precision == "auto":
             precision = auto_precision(str(accelerator))
