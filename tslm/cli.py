@@ -27,6 +27,7 @@ HARMLESS = (  # regular expressions of Lightning's warnings that a user can do n
     "LightningCLI's args parameter is intended",
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
     "The `.*dataloader` does not have many workers",
+    "Be aware that when using `ckpt_path`, .*: \\['Checkpoints'\\]",  # a trial saves nothing
     "It is recommended to use `self.log\\(.*sync_dist=True",  # the figures are those of all processes
 )
 

@@ -244,13 +244,13 @@ class StepTrainer(pl.Trainer):
     def _resumed_budget(self, state: dict[str, Any], path: Path, tokens: int, *, counted: bool) -> Budget:
         """Return the budget of a resumed run, or raise a UserError if its checkpoint has spent it already."""
         done = int(state["global_step"])
-        seen = done * tokens
-        if counted:  # earlier steps may have had another batch size
-            seen = state["callbacks"].get("StepMetrics", {}).get("tokens_seen", seen)
+        metrics = state["callbacks"].get("StepMetrics", {}) if counted else {}
+        seen = metrics.get("tokens_seen", done * tokens)  # earlier steps may have had another batch size
+        if self.trial:  # of further steps
+            return Budget(done + self.trial)
         budget = self._budget(tokens_per_step=tokens, steps_done=done, tokens_seen=seen)
-        is_finished = summary_of(path).get("finished") is True
-        only_validation_left = done == budget.max_steps and validation_due(state) and not is_finished
-        if done >= budget.max_steps and not only_validation_left:
+        is_left = done == budget.max_steps and validation_due(state) and summary_of(path).get("finished") is not True
+        if done >= budget.max_steps and not is_left:  # the validation
             raise UserError(f"{path} is at step {done} and the budget is {budget.max_steps} steps, so nothing is left "
                             "to train: give a larger --trainer.max_steps or --trainer.max_tokens, or "
                             "--trainer.max_minutes")
