@@ -416,6 +416,9 @@ def test_the_arguments_in_a_file_belong_to_the_optimizer_in_the_file(project, ti
     (["--optimizer.class_path=AdamW"], None, True),
     (["--config=adamw.yaml"], None, True),
     (["--optimizer={class_path: AdamW, lr: 0.001}"], None, False),
+    (["--optimizer={class_path: AdamW}"], None, True),
+    (["--optimizer=group.yaml"], None, True),
+    (["--optimizer={init_args: {iterations: 2}}"], {"iterations": 2}, False),
     (["--optimizer.class_path=Muon"], {"momentum": 0.5}, False),
     (["--config=adamw.yaml", "--optimizer.class_path=Muon", "--optimizer.init_args.iterations=2"], {"iterations": 2},
      True),
@@ -426,6 +429,7 @@ def test_what_an_optimizer_keeps_of_the_settings_for_another_one(project, capsys
     for name, text in (("muon", "{class_path: Muon, init_args: {momentum: 0.5}, lr: 0.02}"),
                        ("adamw", "{class_path: AdamW}"), ("muon3", "{class_path: Muon, init_args: {iterations: 3}}")):
         (project / f"{name}.yaml").write_text(f"optimizer: {text}\n")
+    (project / "group.yaml").write_text("class_path: AdamW\n")  # of the settings of the optimizer alone
     assert main(["fit", "--config=muon.yaml", *words, "--print_config"]) == 0
     said = capsys.readouterr()
     assert yaml.safe_load(said.out)["optimizer"]["init_args"] == init_args

@@ -100,6 +100,19 @@ def test_the_saved_configuration_repeats_the_training(runs, project, capsys):
         assert first[name] == second[name]
 
 
+def test_the_saved_configuration_of_a_named_run_repeats_it_under_the_next_name(in_runs, capsys):
+    (in_runs.parent / "mine").mkdir()
+    settings = yaml.safe_load((in_runs / "config.yaml").read_text())
+    (in_runs.parent.parent / "named.yaml").write_text(yaml.safe_dump(settings | {"name": "mine"}))
+    for name in ("mine-2", "mine-3"):
+        assert main(["fit", "--config", "named.yaml"]) == 0
+        assert f"{name}\n" in capsys.readouterr().out
+        first, again = (json.loads((run / "summary.json").read_text()) for run in (in_runs, in_runs.parent / name))
+        assert first["valid_loss"] == again["valid_loss"]
+    assert main(["fit", "--config", "named.yaml", "--name", "mine"]) == 2
+    assert "mine exists, and another run may be in it: give another --name" in complaint(capsys)
+
+
 def test_validate_names_the_newest_run_and_measures_its_best_checkpoint(in_runs, capsys):
     assert main(["validate"]) == 0
     out = capsys.readouterr().out

@@ -215,6 +215,16 @@ def run_process(body, **kwargs):
     return subprocess.Popen([sys.executable, "-c", source], cwd=ROOT, text=True, preexec_fn=hear_ctrl_c, **kwargs)
 
 
+@pytest.mark.parametrize(("error", "said"), [
+    ("Cannot allocate memory", "tslm: out of memory (Cannot allocate memory): use fewer processes"),
+    ("a bug", "Exception in thread"),
+])
+def test_a_thread_that_lacks_memory_says_so_in_one_sentence(error, said):
+    body = f"""import threading; t = threading.Thread(target=exec, args=('raise RuntimeError("{error}")',))"""
+    with run_process(f"{body}; t.start(); t.join()", stderr=subprocess.PIPE) as process:
+        assert process.communicate(timeout=60)[1].startswith(said)
+
+
 def test_ctrl_c_is_reported_in_one_line():
     process = run_process("import time; print('ready', flush=True); time.sleep(60)",
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -15,6 +15,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 import types
 import warnings
@@ -212,6 +213,7 @@ def run() -> int:
         return main()
     signal.signal(signal.SIGINT, _interrupt)
     sys.unraisablehook = _stop_if_interrupted
+    threading.excepthook = _report_thread
     # For the processes that multiprocessing starts: its tracker warns of semaphores that `_stop` leaves to be removed.
     sys.warnoptions.append("ignore:resource_tracker:UserWarning")
     code = main()
@@ -239,6 +241,15 @@ def _stop_if_interrupted(unraisable: sys.UnraisableHookArgs) -> None:
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
         _stop()
     sys.__unraisablehook__(unraisable)
+
+
+def _report_thread(ended: threading.ExceptHookArgs) -> None:
+    """Say in one sentence that a thread has ended for lack of memory; print the traceback of everything else."""
+    sentence = None if ended.exc_value is None else _sentence(ended.exc_value)
+    if sentence is None:
+        threading.__excepthook__(ended)
+    else:
+        _report(sentence)
 
 
 def _stop(*_: object) -> NoReturn:

@@ -27,6 +27,7 @@ HARMLESS = (  # regular expressions of Lightning's warnings that a user can do n
     "LightningCLI's args parameter is intended",
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
     "The `.*dataloader` does not have many workers",
+    "Be aware that when using `ckpt_path`, .*: \\['Checkpoints'\\]",  # a trial saves nothing
     "It is recommended to use `self.log\\(.*sync_dist=True",  # the figures are those of all processes
 )
 
@@ -130,9 +131,10 @@ class CommandLine(ParsedCommandLine):
             self.datamodule.use_tokenizer(self.start.tokenizer)
 
     def before_fit(self) -> None:
-        """Let a budget in minutes begin with the command."""
+        """Let a budget in minutes begin with the command, and number the runs that a file gives the same name."""
         assert isinstance(self.trainer, StepTrainer)
         self.trainer.began = self.began
+        self.trainer.numbered = "name" not in self._sources[0]
 
     def after_fit(self) -> None:
         """Set the exit code of an interrupted training.

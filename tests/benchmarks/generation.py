@@ -5,6 +5,7 @@ Each figure is one JSON line on stdout, printed as soon as it is measured, with 
 and the medians count. The model has the course's sizes (vocabulary 10,000, context 256, d_model 512, 4 layers, 16
 heads, d_ff 1344) and random weights, so its nucleus is most of the vocabulary. `batch_N_vs_best` has the target; its
 peer is the fastest form of transformers. `pip install -e '.[bench]'` installs transformers.
+--mode takes away from this process what other machines lack.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import torch
 
 from tests.benchmarks import generation_forms as forms
 from tests.benchmarks.measure import Figure, Target, exit_code, is_installed, machine, markdown, table
+from tests.modes import add_mode, enter
 from tslm.errors import UserError
 from tslm.fast.cpu.decoder import kernel_dtype
 from tslm.model import TransformerConfig
@@ -31,6 +33,7 @@ _READS = 5  # reads per run; the fastest counts
 def main(arguments: Sequence[str] | None = None, config: TransformerConfig = forms.COURSE) -> int:
     """Measure the figures and return the exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
+    enter(options.mode, "tests.benchmarks.generation", arguments)
     return exit_code(lambda: _measure(options, config))
 
 
@@ -39,7 +42,7 @@ def _measure(options: argparse.Namespace, config: TransformerConfig) -> None:
     for figure in _figures(options, config):
         print(figure.json_line(), flush=True)
         figures.append(figure)
-    conditions = machine(["tslm", "torch", "transformers"]) + f", {torch.get_num_threads()} threads"
+    conditions = f"{machine(['tslm', 'torch', 'transformers'])}, {torch.get_num_threads()} threads, mode {options.mode}"
     print(f"{table(figures)}\n{conditions}", file=sys.stderr)
     if options.markdown:
         print(f"{markdown(figures)}\n\n{conditions}")
@@ -115,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--runs", type=int, default=3, help="runs on each side (default: 3)")
     add("--seed", type=int, default=0, help="seed of weights, prompts and sampling (default: 0)")
     add("--threads", type=int, help="threads of every side (default: torch's choice)")
+    add_mode(parser)
     add("--compiled", action="store_true", help="also run transformers through torch.compile, which takes minutes")
     add("--markdown", action="store_true", help="also print a Markdown table at the end")
     return parser

@@ -1,12 +1,16 @@
 """`python -m tests.benchmarks.generation` with a small model."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from tests.benchmarks import generation
 from tests.benchmarks.generation_forms import COURSE, FORMS, weight_bytes
 from tests.benchmarks.test_benchmark_tokenizer import KEYS
+from tests.conftest import ROOT
 from tslm.model import TransformerConfig
 
 SMALL = TransformerConfig(vocab_size=300, context_length=32, d_model=32, num_layers=1, num_heads=2, d_ff=48)
@@ -41,3 +45,15 @@ def test_a_step_reads_every_weight_except_the_embedding():
 def test_a_wrong_option_is_one_sentence(arguments, capsys):
     assert generation.main(arguments) == 2
     assert "--tokens 1 to" in capsys.readouterr().err
+
+
+def test_a_mode_holds_from_the_start_of_a_process():
+    """torch reads its variables when it is imported."""
+    source = ("import torch, sys\nfrom tests.benchmarks import generation\n"
+              "generation._measure = lambda *rest: print(torch.get_num_threads())\n"
+              "sys.exit(generation.main(['--mode', 'one_thread', '--runs', '0']))\n")
+    for threads, out, said in (("2", "", "--runs, --prompt and --batch must be above 0"), ("1", "1\n", "")):
+        done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": threads},
+                              capture_output=True, text=True, timeout=100, check=False)
+        assert done.stdout == out  # with two threads, another process has taken the place of this one
+        assert said in done.stderr

@@ -22,7 +22,7 @@ from tests.benchmarks import training_peers
 from tests.benchmarks.measure import Figure, Plan, choose, exit_code, is_installed, machine, markdown, run_alone, table
 from tests.benchmarks.training_figures import Runner, Training, plans
 from tests.benchmarks.training_jobs import SHAPES
-from tests.modes import MODES
+from tests.modes import MODES, add_mode
 from tslm.errors import MissingFileError, UserError
 
 
@@ -110,8 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         help="device of tokens_vs_…, matmul_share, memory… and compile_time (default: cpu)")
     add("--precision", choices=["auto", "bf16", "fp32"], default="auto",
         help="of the figures of --device (default: what `fit` chooses in the --mode)")
-    add("--mode", choices=MODES, default="native",
-        help="avx2 and sse2 limit the vectors, no_compiler hides the C compiler, one_thread is one (default: native)")
+    add_mode(parser)
     add("--peer-forms", nargs="+", choices=training_peers.FORMS, default=training_peers.FORMS, metavar="FORM",
         help=f"how the peers run, some of {', '.join(training_peers.FORMS)} (default: all)")
     add("--shape", choices=SHAPES, default="course", help="model of most figures (default: course)")

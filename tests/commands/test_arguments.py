@@ -88,7 +88,8 @@ COMMAND_LINE = [
     (["--data.train_files.x", "1"],
      "unknown option --data.train_files.x: give --data.train_files, which takes a list, written as '[one, two]' or"),
     (["--optimizer.betas", "[1, 2, 3]"], "--optimizer.betas is '[1, 2, 3]', but it must be a list of 2 values"),
-    (["--optimizer", "3"], "--optimizer is '3', but it is a group of options: set each of them by its own name"),
+    (["--optimizer", "3"], "--optimizer is '3', but it is a group of options: set each of them by its own name, or "
+                           "name a YAML file that has them"),
     (["--size", "3"], 'Linked "size" must be given via "data.vocab_size".'),
     (["--config"], "--config needs a value"),
     (["--config", "/"], "configuration / is not a file: give the path of a YAML file"),

@@ -259,6 +259,17 @@ def test_a_trial_takes_its_steps_and_leaves_nothing(steps, project, tiny, capsys
     assert not list(project.iterdir())
 
 
+def test_a_trial_of_a_resumed_run_takes_its_steps_after_the_checkpoint(project, tiny, capsys):
+    assert fit(tiny) == 0
+    before = {path: path.stat().st_mtime_ns for path in project.rglob("*")}
+    cache = next(each for each in tiny if "cache_dir" in each)
+    assert main(["fit", "--ckpt_path=last", "--trainer.fast_dev_run=2", cache]) == 0
+    out, err = capsys.readouterr()
+    assert "step 6 of 6" in err
+    assert "2 optimizer steps and a validation of as many batches have run. Nothing was saved." in out
+    assert {path: path.stat().st_mtime_ns for path in project.rglob("*")} == before
+
+
 def test_a_trial_leaves_out_callbacks_that_save_or_log(project, tiny):
     names = ["ModelCheckpoint", "LearningRateMonitor", "DeviceStatsMonitor",
              {"class_path": "EarlyStopping", "init_args": {"monitor": "valid/loss"}}]

@@ -1,4 +1,5 @@
 import copy
+import os
 import pickle
 import random
 import tracemalloc
@@ -230,7 +231,7 @@ def test_tokenizer_encode_iterable_needs_little_memory(trained, tmp_path):
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert count > 1_000_000
-    assert peak < 1_000_000
+    assert peak < (3_000_000 if os.environ.get("TSLM_FAST") == "0" else 1_000_000)  # for a text of 5 MB
 
 
 def test_tokenizer_hash_tells_tokenizers_apart(trained):

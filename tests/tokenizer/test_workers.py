@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import threading
@@ -62,6 +63,24 @@ def test_tokenizer_workers_include_this_process():
     processes = {process for _, process in results}
     assert os.getpid() in processes
     assert len(processes) == 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_thread_of_the_pool_that_cannot_start_is_an_error(number, monkeypatch):
+    """First starts the thread that hands on the tasks, and then, from it, the one that writes them to a pipe."""
+    start, started = threading.Thread.start, []
+
+    def start_or_fail(thread):
+        started.append(thread)
+        if len(started) > number:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_or_fail)
+    with pytest.raises((RuntimeError, ChildProcessError), match=r"can't start new thread|worker processes died"):
+        list(map_in_order(process_of, range(100), 1, num_workers=2, pool_bytes=0))
+    assert multiprocessing.active_children() == []
 
 
 def test_ctrl_c_that_another_thread_receives_waits_until_a_worker_has_started():

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from tests.loops.conftest import data  # noqa: F401 (a fixture)
 from tests.loops.test_lightning import make_module, make_trainer, weights
 from tslm.errors import UserError
+from tslm.optim import AdamW
 from tslm.training.module import LanguageModule
 from tslm.training.settings import GenerationSettings, OptimizerSettings
 
@@ -161,3 +162,28 @@ def test_parts_that_do_not_fit_together_are_refused(tmp_path, data):  # noqa: F8
             loader()
     with pytest.raises(UserError, match=r"gradient_clip_algorithm is 'value', but only 'norm' is implemented"):
         stock(tmp_path, max_steps=1, gradient_clip_algorithm="value").fit(make_module(), datamodule=data())
+
+
+class OwnOptimizer(LanguageModule):
+    """Makes its optimizer itself, without a schedule and with a rate that is not in the settings."""
+
+    def configure_optimizers(self):
+        return AdamW(self.parameters(), 3e-3, (0.9, 0.95), 1e-8, 0.1)
+
+
+@pytest.mark.parametrize("make", [stock, lambda folder, max_steps, **_: make_trainer(folder, max_steps)])
+def test_a_subclass_that_makes_its_optimizer_resumes(tmp_path, data, make):  # noqa: F811
+    def fit(folder, steps, ckpt_path=None):
+        torch.manual_seed(0)
+        module = OwnOptimizer(300, 32, 16, 2, 2, 32)
+        fitting = make(tmp_path / folder, max_steps=steps, enable_checkpointing=False)
+        fitting.fit(module, datamodule=data(), ckpt_path=ckpt_path)
+        fitting.save_checkpoint(tmp_path / f"{folder}.ckpt")
+        return module, fitting
+
+    whole, _ = fit("whole", 6)
+    fit("half", 3)
+    resumed, fitting = fit("resumed", 6, str(tmp_path / "half.ckpt"))
+    assert fitting.global_step == 6
+    assert fitting.optimizers[0].param_groups[0]["lr"] == 3e-3
+    assert torch.equal(weights(whole), weights(resumed))

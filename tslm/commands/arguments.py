@@ -214,7 +214,8 @@ def _stated_values(parser: ArgumentParser, key: str) -> Iterator[tuple[str, Any]
 
 
 def _group_as_value(name: str, value: object) -> str:
-    return f"{name} is {_shorten(str(value), 80)!r}, but it is a group of options: set each of them by its own name"
+    return (f"{name} is {_shorten(str(value), 80)!r}, but it is a group of options: set each of them by its own name, "
+            "or name a YAML file that has them")
 
 
 _WORDS = {

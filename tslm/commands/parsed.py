@@ -59,15 +59,6 @@ def _optimizer_settings(values: Any) -> OptimizerSettings:  # with types, or the
 class CommandParser(OneSentenceErrors, LightningArgumentParser):
     """Lightning's parser, with a UserError for every mistake."""
 
-    def _apply_actions(self, cfg: Any, *others: Any, **named: Any) -> Any:
-        """Keep the parser from taking `class_path` and `init_args` alone for the class of the settings themselves."""
-        settings = cfg.get("optimizer") if isinstance(cfg, dict) else None
-        if isinstance(settings, dict) and settings and set(settings) <= {"class_path", "init_args"}:
-            before = named.get("prev_cfg")
-            given = (before and before.get("optimizer")) or OptimizerSettings()
-            cfg = cfg | {"optimizer": {"lr": given.lr} | settings}
-        return super()._apply_actions(cfg, *others, **named)
-
 
 class SaveRunConfig(StepCallback, SaveConfigCallback):
     """Saves config.yaml in the run directory of a training; the other commands save nothing."""
@@ -134,6 +125,8 @@ class ParsedCommandLine(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of optimizer, generation and checkpoints to those of model, data and trainer."""
         parser.add_argument("--optimizer", type=OptimizerSettings, default=OptimizerSettings())
+        # `class_path` is one of the settings, and not the class of the settings themselves.
+        parser._option_string_actions["--optimizer"].basetype = None  # type: ignore[attr-defined]
         parser.add_argument("--generation", type=GenerationSettings, default=GenerationSettings())
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_argument("--name", type=str | None, default=None, help="name of the run directory of `fit`")

@@ -226,7 +226,8 @@ class Tokenizer:
         """Yield, lazily, the ids of a text that arrives in parts of any size, such as the lines of an open file.
 
         The ids equal those of `encode` for the joined parts. Memory stays below 1 MB beyond the largest part, provided
-        the text can be cut every few thousand characters; else it stays below 5 MB. (With `TSLM_FAST=0` it is more.)
+        the text can be cut every few thousand characters; else it stays below 5 MB. The plain form (`TSLM_FAST=0`)
+        needs about 2 MB for such a text; this does not grow with the text, either.
 
         Args:
             iterable: the parts of the text.

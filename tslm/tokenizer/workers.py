@@ -14,7 +14,7 @@ import threading
 import types
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Generic, TypeVar
@@ -64,7 +64,12 @@ def map_in_order(
                 f"one of {workers} worker processes died, most often for lack of memory; try again with num_workers=1"
             ) from None
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            # The pool's thread ends the processes, unless it has died or never started.
+            thread, processes = _thread_of(pool), [*pool._processes.values()]
+            pool.shutdown(wait=thread is not None and thread.is_alive(), cancel_futures=True)
+            for process in processes:
+                process.terminate()
+                process.join()
 
 
 def resolve_workers(num_workers: int | None) -> int:
@@ -78,6 +83,11 @@ def resolve_workers(num_workers: int | None) -> int:
     if num_workers < 1:
         raise UserError(f"num_workers is {num_workers}; give 1 or more, or None for one per core")
     return num_workers
+
+
+def _thread_of(executor: Executor) -> threading.Thread | None:
+    """Return the thread that hands on the tasks of a process pool; for lack of memory it may not start, or may die."""
+    return getattr(executor, "_executor_manager_thread", None)
 
 
 class _Feed(Generic[Task, Result]):
@@ -120,12 +130,21 @@ class _Feed(Generic[Task, Result]):
                     return
                 if self._take_part and not self._futures[0].done() and self._start_next(here=True):
                     continue
-                yield self._futures.popleft().result()
+                yield self._wait_for(self._futures.popleft())
         finally:
             with self._lock:
                 self._is_closed = True
             for future in self._futures:
                 future.cancel()
+
+    def _wait_for(self, future: Future[Result]) -> Result:
+        """Return a result, or raise an error if none will come, because the pool's thread has died."""
+        while not future.done():
+            wait([future], timeout=1)
+            thread = _thread_of(self._executor)
+            if thread is not None and not thread.is_alive() and not future.done():
+                raise BrokenProcessPool
+        return future.result()
 
     def _start_next(self, here: bool = False) -> bool:
         """Start the next task, in the executor or here; return whether there was one and space for its result."""

@@ -52,7 +52,7 @@ def restore(module: LanguageModule, checkpoint: dict[str, Any]) -> None:
     if module.is_sharded:  # the trainer has checked the file, and its strategy has loaded weights and optimizer
         own = checkpoint[CHECKPOINT_KEY]
     else:
-        own = fit_part(checkpoint, path, resume=resume)
+        own = fit_part(checkpoint, path, resume=resume and not module.has_own_optimizer)
         weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items()}
         check_shapes(weights, module.model.state_dict(), str(path))
     with_data = trainer is not None and trainer.state.fn != "predict"
@@ -66,13 +66,15 @@ def restore(module: LanguageModule, checkpoint: dict[str, Any]) -> None:
     if trainer is None or not resume:
         return
     check_loops(checkpoint["loops"]["fit_loop"], fit_loop_state(trainer), path)
+    module.tokens_seen = checkpoint["callbacks"].get("StepMetrics", {}).get("tokens_seen")
+    if module.has_own_optimizer:
+        return
     settings, step = module.optimizer_settings, checkpoint["global_step"]
     if (before := own.get("optimizer", "AdamW")) != settings.class_path:
         raise UserError(f"{path} holds the state of the optimizer {before}, but optimizer.class_path is "
                         f"{settings.class_path}: give --optimizer.class_path {before}, or start a new run from its "
                         "weights with --init_from")
     check_optimizer(checkpoint["optimizer_states"][0], before, module.model, path)
-    module.tokens_seen = checkpoint["callbacks"].get("StepMetrics", {}).get("tokens_seen")
     rate = module._schedule(module._total_steps() or 1)(step)
     before_lr = read_settings(own).allowed.get("optimizer.lr")
     now = make_optimizer(before, module.model, settings.arguments()).param_groups

@@ -46,6 +46,11 @@ class OptimizedModule(pl.LightningModule):
         """Return the optimizer with a LambdaLR around the schedule, which spans the trainer's budget."""
         return self.make_optimizer(self._total_steps())
 
+    @property
+    def has_own_optimizer(self) -> bool:
+        """Whether a subclass makes the optimizer; then Lightning alone restores its state, with its own settings."""
+        return type(self).configure_optimizers is not OptimizedModule.configure_optimizers
+
     def _total_steps(self) -> int | None:
         """The trainer's budget in optimizer steps; None if it has none, as with max_time alone."""
         if self.trainer.max_steps >= 0:

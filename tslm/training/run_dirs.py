@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from types import FrameType
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -39,22 +42,40 @@ def reserved_run_dir(trainer: pl.Trainer, resumed: Path | None, begun: Callable[
     Args:
         trainer: the trainer whose loggers write to the directory.
         resumed: the checkpoint from which the run is resumed; a version that the user gave may be that of its run.
-        begun: whether the training has taken a step. If the block fails before, it leaves no directory.
+        begun: whether the training has taken a step. If the block fails before, or SIGTERM ends the process, no
+            directory is left.
 
     Raises:
         UserError: the directory of a version that the user gave exists, or another process trains in it.
     """
     created = _create_run_dirs(trainer, resumed)
     handle = None if fcntl is None else os.open(run_dir(trainer), os.O_RDONLY)
+
+    def remove_unused() -> None:
+        for folder in [] if begun() else created:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        """End the process, unless Lightning's handler, which calls this one, has asked for a stop after a step."""
+        if not trainer.received_sigterm:
+            remove_unused()
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+
+    is_ours = (threading.current_thread() is threading.main_thread()
+               and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+    if is_ours:
+        signal.signal(signal.SIGTERM, end)
     try:
         if handle is not None:
             lock(handle, wait=False)  # if `runs` looks at this very moment, the run is not shown as running
         yield
     except BaseException:
-        for folder in [] if begun() else created:
-            shutil.rmtree(folder, ignore_errors=True)
+        remove_unused()
         raise
     finally:
+        if is_ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if handle is not None:
             os.close(handle)
 
@@ -92,14 +113,16 @@ def _reserve(trainer: pl.Trainer, root: Path, resumed: Path | None) -> Path:
     run = None if resumed is None else run_of(resumed, Path(trainer.default_root_dir)).resolve()
     if run is not None:
         setattr(trainer, "continues", run.name)  # noqa: B010 (not of a stock Trainer)
-    if name is None:
-        return new_run_dir(root, None if run is None or run.parent != root.resolve() else run.name)
+    if name is None and run is not None and run.parent == root.resolve():
+        return new_run_dir(root, f"{continued_name(run.name) or run.name}-continued")
+    if name is None or getattr(trainer, "numbered", False):
+        return new_run_dir(root, name)
     create_run_dir(root / name, "give another --name")
     return root / str(name)
 
 
-def new_run_dir(root: Path, continues: str | None = None) -> Path:
-    """Create the next free `version_N` in a folder, or the next free `NAME-continued` of a run; no other run gets it.
+def new_run_dir(root: Path, name: str | None = None) -> Path:
+    """Create the next free `version_N` in a folder, or the first free one of NAME, NAME-2, …; no other run gets it.
 
     Example: `version_0` is continued as `version_0-continued`, `version_0-continued-2` and so on.
 
@@ -110,12 +133,10 @@ def new_run_dir(root: Path, continues: str | None = None) -> Path:
         root.mkdir(parents=True, exist_ok=True)
         taken = [int(found[1]) for path in root.iterdir() if (found := re.fullmatch(r"version_(\d+)", path.name))]
         for number in count(1):
-            name = f"version_{max(taken, default=-1) + number}"
-            if continues is not None:
-                name = f"{continued_name(continues) or continues}-continued" + f"-{number}" * (number > 1)
+            free = f"version_{max(taken, default=-1) + number}" if name is None else name + f"-{number}" * (number > 1)
             with suppress(FileExistsError):  # another process was faster
-                (root / name).mkdir()
-                return root / name
+                (root / free).mkdir()
+                return root / free
     except OSError as error:
         raise UserError(f"a run directory cannot be made in {root} ({error.strerror}): give "
                         "--trainer.default_root_dir a folder that is writable") from error

@@ -20,6 +20,7 @@ from tslm.training.runs import (
     CHECKPOINTS,
     FOLDER_FILE,
     RUNS,
+    SUMMARY,
     checkpoint_folder,
     continued_name,
     runs_newest_first,
@@ -84,8 +85,7 @@ def find_runs(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     inside = folder / RUNS if (folder / RUNS).is_dir() else folder
     runs = runs_newest_first(inside) if inside.is_dir() else []
-    if inside.name != RUNS:
-        runs = [inside] if is_run(inside) else [run for run in runs if is_run(run)]
+    runs = [inside] if is_run(inside) else [run for run in runs if is_run(run) or is_locked(run)]  # a new one is empty
     if not runs:
         raise MissingFileError(f"there is no run in {inside}: train with `python -m tslm fit`, or give another --dir")
     return runs
@@ -93,7 +93,7 @@ def find_runs(folder: str | Path) -> list[Path]:
 
 def is_run(folder: Path) -> bool:
     """Return whether a folder is a run directory."""
-    return any((folder / name).exists() for name in (CHECKPOINTS, FOLDER_FILE, "config.yaml", "metrics.csv"))
+    return any((folder / name).exists() for name in (CHECKPOINTS, FOLDER_FILE, SUMMARY, "config.yaml", "metrics.csv"))
 
 
 def list_runs(folder: str | Path, sort: str | None = None, contains: str = "") -> list[RunFigures]:

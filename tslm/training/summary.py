@@ -60,10 +60,12 @@ class RunSummary(StepCallback):
     def __init__(self, prompts: list[str] | None = None) -> None:
         self.prompts = prompts if prompts is not None else ["Once upon a time", ""]
         self.started = time.perf_counter()
+        self._due = False  # whether a training has begun whose summary is not written yet
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the tokenizer at the start, so that the run directory is usable from the first checkpoint on."""
         assert isinstance(pl_module, LanguageModule)
+        self._due = True
         if trainer.is_global_zero and pl_module.tokenizer is not None:
             pl_module.tokenizer.save(run_dir(trainer) / "tokenizer")
 
@@ -72,8 +74,7 @@ class RunSummary(StepCallback):
         assert isinstance(pl_module, LanguageModule)
         if not trainer.is_global_zero:
             return
-        step_loop: Any = getattr(trainer, "step_loop", None)
-        stopped = trainer.global_step < trainer.max_steps or (step_loop and step_loop.loop.validation_due)
+        stopped = has_stopped(trainer)
         module = None if stopped else whole_module(trainer, pl_module)
         floor = None if module is None else floor_of(trainer, module)
         summary = self._save(trainer, floor, finished=not stopped)
@@ -86,15 +87,16 @@ class RunSummary(StepCallback):
         print(summary_text(summary, floor, stories), flush=True)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Write `summary.json` of a run that SIGTERM has stopped: its last step is saved."""
-        if trainer.is_global_zero and isinstance(exception, SIGTERMException):
-            self._save(trainer, None, finished=False)
+        """Write `summary.json` of a run that SIGTERM has stopped, or Ctrl-C at once, also while it was finishing."""
+        if trainer.is_global_zero and self._due and isinstance(exception, SIGTERMException | KeyboardInterrupt):
+            self._save(trainer, None, finished=not has_stopped(trainer))
 
     def _save(self, trainer: pl.Trainer, floor: FloorReport | None, *, finished: bool) -> dict[str, Any]:
         """Write `summary.json`, and return what it holds."""
         summary = self.summarize(trainer, floor) | {"finished": finished}
         text = json.dumps(summary, indent=2) + "\n"
         replace_atomically(run_dir(trainer) / SUMMARY, lambda file: file.write(text.encode()))
+        self._due = False
         return summary
 
     def summarize(self, trainer: pl.Trainer, floor: FloorReport | None) -> dict[str, Any]:
@@ -132,6 +134,12 @@ class RunSummary(StepCallback):
             "started_from": getattr(trainer.lightning_module, "run_config", {}).get("init_from"),
             "seconds": round(time.perf_counter() - self.started, 1),
         }
+
+
+def has_stopped(trainer: pl.Trainer) -> bool:
+    """Whether steps of the budget, or the validation of the last one, are left."""
+    step_loop: Any = getattr(trainer, "step_loop", None)
+    return trainer.global_step < trainer.max_steps or bool(step_loop and step_loop.loop.validation_due)
 
 
 def whole_module(trainer: pl.Trainer, module: LanguageModule) -> LanguageModule | None:

@@ -51,8 +51,7 @@ class StepTrainer(pl.Trainer):
         val_every_n_steps: Validate every this many optimizer steps, and at the end; 0 means at the end only.
         log_every_n_steps: Report loss, learning rate, gradient norm and speed every this many optimizer steps.
         save_every_n_steps: Save a checkpoint every this many optimizer steps, after each validation, and at the end.
-        accelerator: cpu, gpu and the like, or `auto`: a GPU if there is one. Apple's GPUs are not used, because they
-            lack float64.
+        accelerator: cpu, gpu and the like, or `auto`: a GPU if there is one. Apple's lack float64 and are not used.
         precision: Lightning's precision, or `auto`: bf16-mixed if the device computes in bfloat16, else 32-true.
         compile: Whether to compile the training step: true, false, or `auto`, which compiles if that saves more time
             than it takes, as in long runs on a GPU. Without a C++ compiler the step runs as written, with a notice.
@@ -136,6 +135,7 @@ class StepTrainer(pl.Trainer):
         self.began: float | None = None  # when the command began, by time.perf_counter; unless set, when `fit` begins
         self._compile = compile
         self.run_name = name if name is None else checked_name(name)
+        self.numbered = False  # whether a run whose name exists gets a number, as in NAME-2
         accelerator = usable_accelerator(accelerator)
         if precision == "auto":
             precision = auto_precision(str(accelerator))
@@ -217,7 +217,7 @@ class StepTrainer(pl.Trainer):
             print(*notices[:-1], sep="\n", end="\n" * bool(notices[:-1]))  # about skipped files
             state = read_checkpoint(ckpt_path, mmap=True)
             if isinstance(model, LanguageModule):
-                fit_part(state, ckpt_path, resume=True)
+                fit_part(state, ckpt_path, resume=not model.has_own_optimizer)
             budget = self._resumed_budget(state, ckpt_path, tokens, counted=data is not None)
         self.step_loop.set_budget(budget)
         began, self.began = time.perf_counter() if self.began is None else self.began, None
@@ -244,13 +244,13 @@ class StepTrainer(pl.Trainer):
     def _resumed_budget(self, state: dict[str, Any], path: Path, tokens: int, *, counted: bool) -> Budget:
         """Return the budget of a resumed run, or raise a UserError if its checkpoint has spent it already."""
         done = int(state["global_step"])
-        seen = done * tokens
-        if counted:  # earlier steps may have had another batch size
-            seen = state["callbacks"].get("StepMetrics", {}).get("tokens_seen", seen)
+        metrics = state["callbacks"].get("StepMetrics", {}) if counted else {}
+        seen = metrics.get("tokens_seen", done * tokens)  # earlier steps may have had another batch size
+        if self.trial:  # of further steps
+            return Budget(done + self.trial)
         budget = self._budget(tokens_per_step=tokens, steps_done=done, tokens_seen=seen)
-        is_finished = summary_of(path).get("finished") is True
-        only_validation_left = done == budget.max_steps and validation_due(state) and not is_finished
-        if done >= budget.max_steps and not only_validation_left:
+        is_left = done == budget.max_steps and validation_due(state) and summary_of(path).get("finished") is not True
+        if done >= budget.max_steps and not is_left:  # the validation
             raise UserError(f"{path} is at step {done} and the budget is {budget.max_steps} steps, so nothing is left "
                             "to train: give a larger --trainer.max_steps or --trainer.max_tokens, or "
                             "--trainer.max_minutes")
