@@ -88,6 +88,8 @@ COMMAND_LINE = [
     (["--data.train_files.x", "1"], "--data.train_files.x is '1', but it must be a list"),
     (["--optimizer.betas", "[1, 2, 3]"], "--optimizer.betas is '[1, 2, 3]', but it must be a list of 2 values"),
     (["--optimizer", "3"], "--optimizer is '3', but it is a group of options: set each of them by its own name"),
+    (["--data.weights", "[" * 3000], "--data.weights is '[[[["),
+    (["--data.weights", "{a: " * 3000], "--data.weights is '{a: {a: "),
     (["--size", "3"], 'Linked "size" must be given via "data.vocab_size".'),
     (["--config"], "--config needs a value"),
     (["--config", "/"], "configuration / is not a file: give the path of a YAML file"),
