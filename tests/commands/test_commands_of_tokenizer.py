@@ -7,6 +7,8 @@ import pytest
 
 from tests.conftest import ROOT
 from tslm.__main__ import main
+from tslm.data import TextDataModule
+from tslm.errors import UserError
 from tslm.tokenizer import TokenFile, Tokenizer
 
 TEXT = "The cat sat on the mat.\nThe mat was flat.<|endoftext|>\nA café at the end.\n" * 20
@@ -130,3 +132,14 @@ def test_a_missing_compiler_is_one_sentence(workers, tmp_path):
         assert done.stderr.count("because the C kernels are missing (no C compiler: there-is-no-compiler") == 1
         assert "Warning" not in done.stderr
         assert "\ntslm: functions run" in f"\n{done.stderr}"  # at the start of a line
+
+
+def test_a_special_token_that_is_lost_with_the_configuration_is_named(text, capsys, tmp_path):
+    train("--vocab_size", "280", "--output", "t")
+    (tmp_path / "t" / "tokenizer_config.json").unlink()
+    capsys.readouterr()
+    assert tokenize("--tokenizer", "t", "--output", "ids.bin") == 0
+    assert "t has the token <|endoftext|>, but its tokenizer_config.json does not name it" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"data\.tokenizer is t, whose vocabulary has the token '<\|endoftext\|>', but"):
+        TextDataModule(tokenizer="t")
+    assert TextDataModule(tokenizer="t", special_tokens=[]).tokenizer.special_tokens == []
