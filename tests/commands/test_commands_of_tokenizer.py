@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tslm.__main__ import main
-from tslm.data import TextDataModule
+from tslm.data.datamodule import TextDataModule
 from tslm.errors import UserError
 from tslm.tokenizer import TokenFile, Tokenizer
 
