@@ -143,3 +143,12 @@ def test_a_special_token_that_is_lost_with_the_configuration_is_named(text, caps
     with pytest.raises(UserError, match=r"data\.tokenizer is t, whose vocabulary has the token '<\|endoftext\|>', but"):
         TextDataModule(tokenizer="t")
     assert TextDataModule(tokenizer="t", special_tokens=[]).tokenizer.special_tokens == []
+
+
+def test_a_token_of_a_megabyte_is_not_printed_whole(text, capsys, tmp_path):
+    (tmp_path / "long.txt").write_text("a" * 2**20)
+    assert main(["train-tokenizer", "--input", "long.txt", "--vocab_size", "300", "--output", "t"]) == 0
+    out, err = capsys.readouterr()
+    assert f"longest token  '{'a' * 100}' … (1048576 bytes)" in out
+    assert "merging" in err
+    assert len(err) < 20_000
