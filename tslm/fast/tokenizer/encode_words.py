@@ -50,7 +50,7 @@ class WordEncoder:
         if not is_available():
             return BatchedMerge(self._ids, self._ranks, self._merge)
         compiled = CompiledMerge(self._ids, self._ranks, self._merge)
-        words = compiled.tokens[:: -(len(compiled.tokens) // 64 + 1)]
+        words = [each for each in compiled.tokens[:: -(len(compiled.tokens) // 64 + 1)] if len(each) <= _LONG]
         words.append(b"".join(words) * 2)
         symbols, _ = compiled.merge(b"".join(words), bounds_of([*map(len, words)]))
         if [compiled.tokens[symbol] for symbol in symbols] == [*chain.from_iterable(map(self._merge, words))]:
