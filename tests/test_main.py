@@ -120,6 +120,8 @@ MISTAKES = {
     "copy": ("import shutil; shutil.copyfile('missing.txt', 'x')", "missing.txt: No such file or directory"),
     "no temporary folder": ("import errno; raise FileNotFoundError(errno.ENOENT, 'No usable temporary directory')",
                             "No usable temporary directory"),
+    "full file": ("import errno; raise OSError(errno.EFBIG, 'File too large')", "File too large"),
+    "quota": ("import errno; raise OSError(errno.EDQUOT, 'Disk quota exceeded')", "Disk quota exceeded"),
     "full disk": ("import errno; raise OSError(errno.ENOSPC, 'No space left on device')", "No space left on device"),
     "memory": ("import torch; raise MemoryError", "out of memory (MemoryError): use a smaller batch"),
     "memory of a GPU": ("import torch; raise torch.OutOfMemoryError('CUDA out of memory')",

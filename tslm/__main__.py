@@ -43,6 +43,8 @@ COMMANDS = {
 INTERRUPTED = 128 + signal.SIGINT  # the exit code after Ctrl-C
 SPINS = "1000"  # how often a thread of GNU's OpenMP looks for work before it sleeps; its default is 300,000
 PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent ends
+# Errors without the name of a file: of writing to the output, and of a missing temporary folder.
+NAMELESS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.ENOENT)
 CLOSED_OUTPUT = 141  # that of a program that SIGPIPE ended, as in `python -m tslm … | head`
 
 _python_format = warnings.formatwarning
@@ -178,7 +180,7 @@ def _sentence(error: BaseException) -> str | None:
         if error.filename is not None:
             name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
             return f"{name if len(name) <= 300 else name[:300] + ' …'}: {error.strerror}"
-        if error.errno in (errno.ENOSPC, errno.ENOENT):  # of a write, or of all temporary folders: without a file name
+        if error.errno in NAMELESS:
             return error.strerror
     if re.search(r"gloo/|monitoredBarrier", text) or type(error).__module__ == "torch.distributed":
         return PEER_ENDED

@@ -79,7 +79,7 @@ def trained() -> object:
     newest = max(Path("lightning_logs").glob("version_*/summary.json"), key=lambda path: path.parent.name)
     state = torch.load(newest.parent / "checkpoints" / "last.ckpt", weights_only=True)
     figures = json.loads(newest.read_text())
-    for name in ("seconds", "tokens_per_second", "checkpoint"):
+    for name in ("seconds", "tokens_per_second", "checkpoint", "continues"):
         del figures[name]
     parts = [state[name] for name in ("global_step", "state_dict", "optimizer_states", "lr_schedulers")]
     return [digest([*parts, state["tslm"]["rng"], state["tslm"]["tokenizer"]]), figures]

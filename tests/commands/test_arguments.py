@@ -90,6 +90,8 @@ COMMAND_LINE = [
     (["--optimizer.betas", "[1, 2, 3]"], "--optimizer.betas is '[1, 2, 3]', but it must be a list of 2 values"),
     (["--optimizer", "3"], "--optimizer is '3', but it is a group of options: set each of them by its own name, or "
                            "name a YAML file that has them"),
+    (["--data.weights", "[" * 3000], "--data.weights is '[[[["),
+    (["--data.weights", "{a: " * 3000], "--data.weights is '{a: {a: "),
     (["--size", "3"], 'Linked "size" must be given via "data.vocab_size".'),
     (["--config"], "--config needs a value"),
     (["--config", "/"], "configuration / is not a file: give the path of a YAML file"),

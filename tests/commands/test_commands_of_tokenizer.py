@@ -7,6 +7,8 @@ import pytest
 
 from tests.conftest import ROOT
 from tslm.__main__ import main
+from tslm.data.datamodule import TextDataModule
+from tslm.errors import UserError
 from tslm.tokenizer import TokenFile, Tokenizer
 
 TEXT = "The cat sat on the mat.\nThe mat was flat.<|endoftext|>\nA café at the end.\n" * 20
@@ -130,3 +132,23 @@ def test_a_missing_compiler_is_one_sentence(workers, tmp_path):
         assert done.stderr.count("because the C kernels are missing (no C compiler: there-is-no-compiler") == 1
         assert "Warning" not in done.stderr
         assert "\ntslm: functions run" in f"\n{done.stderr}"  # at the start of a line
+
+
+def test_a_special_token_that_is_lost_with_the_configuration_is_named(text, capsys, tmp_path):
+    train("--vocab_size", "280", "--output", "t")
+    (tmp_path / "t" / "tokenizer_config.json").unlink()
+    capsys.readouterr()
+    assert tokenize("--tokenizer", "t", "--output", "ids.bin") == 0
+    assert "t has the token <|endoftext|>, but its tokenizer_config.json does not name it" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"data\.tokenizer is t, whose vocabulary has the token '<\|endoftext\|>', but"):
+        TextDataModule(tokenizer="t")
+    assert TextDataModule(tokenizer="t", special_tokens=[]).tokenizer.special_tokens == []
+
+
+def test_a_token_of_a_megabyte_is_not_printed_whole(text, capsys, tmp_path):
+    (tmp_path / "long.txt").write_text("a" * 2**20)
+    assert main(["train-tokenizer", "--input", "long.txt", "--vocab_size", "300", "--output", "t"]) == 0
+    out, err = capsys.readouterr()
+    assert f"longest token  '{'a' * 100}' … (1048576 bytes)" in out
+    assert "merging" in err
+    assert len(err) < 20_000

@@ -11,6 +11,7 @@ from tslm.commands.options import (
     put_key,
     read_yaml,
     stated_options,
+    stated_values,
 )
 from tslm.errors import MissingFileError, UserError
 
@@ -24,6 +25,10 @@ def test_stated_options_pairs_each_option_with_its_value():
 def test_flag_keys_are_the_dotted_keys_of_a_command_line():
     assert flag_keys(["--optimizer.lr=3", "--data.train_files+", "a.txt", "-c", "b.yaml"]) == {
         "optimizer.lr", "data.train_files", "config"}
+
+
+def test_a_value_that_nests_too_deeply_is_left_to_the_parser():
+    assert stated_values(["--optimizer.warmup_steps", "[" * 3000]) == {"optimizer.warmup_steps": "[" * 3000}
 
 
 def test_a_command_line_asks_for_help_by_any_of_three_options():

@@ -54,7 +54,9 @@ def test_a_folder_gives_its_files_in_the_order_of_their_names(tmp_path):
     (tmp_path / "empty.txt").touch()
     corpus = Corpus(tmp_path)
     assert [os.path.relpath(span.path, tmp_path) for span in corpus.spans] == ["a.jsonl", "b.txt", "sub/c.TXT"]
-    assert corpus.notices == ["1 empty file is left out."]
+    left_out = f"{tmp_path}: 1 of 5 files are left out, such as {tmp_path}/notes.md; known endings are .txt, "
+    assert corpus.notices[0].startswith(left_out)
+    assert corpus.notices[1:] == ["1 empty file is left out."]
     assert decoded(f"{tmp_path}/*.txt", tmp_path) == "two"
     assert decoded(f"{tmp_path}/**/*.[tT]*", tmp_path) == "two¦three¦"
     assert decoded(tmp_path / "notes.md", tmp_path) == "no"  # a file that is named may have any ending

@@ -125,3 +125,12 @@ def test_an_architecture_without_the_weights_for_it_is_refused_before_a_model_is
     torch.save(state, tmp_path / "spoilt.ckpt")
     with pytest.raises(UserError, match=r"spoilt\.ckpt holds [0-9,]+ bytes of weights, which do not suffice"):
         load_model(tmp_path / "spoilt.ckpt")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_no_command_uses_weights_that_are_not_finite(saved, tmp_path, value):
+    state = torch.load(saved, weights_only=True)
+    state["state_dict"]["model.lm_head.weight"][3, 3] = value
+    torch.save(state, tmp_path / "spoilt.ckpt")
+    with pytest.raises(UserError, match=r"spoilt\.ckpt has weights in lm_head\.weight that are not finite"):
+        load_model(tmp_path / "spoilt.ckpt")

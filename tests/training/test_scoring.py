@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 import shutil
@@ -54,6 +55,14 @@ def test_each_token_has_its_log_probability_given_what_precedes_it(model, size):
         expected = slow_log_probs(model, ids.tolist(), 16)
     (found,) = token_log_probs(model, [ids])
     np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+def test_losses_that_are_not_finite_are_refused(model, tokenizer):
+    broken = copy.deepcopy(model)
+    broken.lm_head.weight.data[:] = 3e38  # finite, but the products are not
+    broken.ln_final.weight.data[:] = 1e3
+    with pytest.raises(UserError, match="the model's losses are not finite"):
+        token_log_probs(broken, [np.arange(9)])
 
 
 def test_texts_are_scored_alone_whatever_shares_their_batch(model, tokenizer, monkeypatch):

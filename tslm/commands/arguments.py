@@ -149,7 +149,7 @@ def _check_mappings(words: list[str]) -> None:
     """Refuse a mapping on the command line that states a key twice; jsonargparse would take the last value."""
     for name, value in stated_options(words):
         if "{" in value:
-            with contextlib.suppress(yaml.YAMLError):  # what is wrong with it is explained later
+            with contextlib.suppress(yaml.YAMLError, RecursionError):  # what is wrong with it is explained later
                 try:
                     load_yaml(value)
                 except DuplicateKeyError as error:

@@ -98,8 +98,4 @@ def load_start(wanted: str, root: Path, ffn: str | None = None) -> tuple[Start, 
     """
     path, notices = find_checkpoint(wanted, prefer="best", root=root)
     model, tokenizer, *_ = load_model(path, ffn=ffn)
-    weights = model.state_dict()
-    if not all(weight.isfinite().all() for weight in weights.values()):
-        raise UserError(f"{path} has weights that are not finite, so nothing can start from it: give another "
-                        "--init_from")
-    return Start(asdict(model.config), weights, tokenizer, path), notices
+    return Start(asdict(model.config), model.state_dict(), tokenizer, path), notices

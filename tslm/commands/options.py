@@ -80,7 +80,7 @@ def stated_values(argv: list[str]) -> dict[str, Any]:
     for name, text in stated_options(argv):
         key, value = "config" if name == "-c" else name.lstrip("-"), text
         if key != "config":
-            with contextlib.suppress(yaml.YAMLError):  # the parser explains what is wrong with it
+            with contextlib.suppress(yaml.YAMLError, RecursionError):  # the parser explains what is wrong with it
                 value = load_yaml(text)
         found |= _without_groups({key: value})
     return found

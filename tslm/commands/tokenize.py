@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 from tslm.commands.arguments import Parser
 from tslm.commands.input import add_input_options, open_input
 from tslm.files import check_outputs
-from tslm.tokenizer import Tokenizer, encode_files
+from tslm.tokenizer import END_OF_TEXT, Tokenizer, encode_files
 from tslm.tokenizer.serialization import input_paths
 
 
@@ -23,9 +24,12 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
 
     check_outputs([options.output, f"{options.output}.json"], input_paths(options.tokenizer))
-    start = time.perf_counter()
-    tokens = encode_files(Tokenizer.from_dir(options.tokenizer), open_input(options), options.output,
-                          num_workers=options.num_workers, progress=True)
+    start, tokenizer = time.perf_counter(), Tokenizer.from_dir(options.tokenizer)
+    if END_OF_TEXT not in tokenizer.special_tokens and END_OF_TEXT.encode() in tokenizer.vocab.values():
+        print(f"{options.tokenizer} has the token {END_OF_TEXT}, but its tokenizer_config.json does not name it as a "
+              "special one, so no text becomes it.", file=sys.stderr)
+    tokens = encode_files(tokenizer, open_input(options), options.output, num_workers=options.num_workers,
+                          progress=True)
     seconds = time.perf_counter() - start
     print(f"{options.output}: {len(tokens):,} tokens ({tokens.dtype}), {tokens.source_bytes / len(tokens):.2f} bytes "
           f"each, in {seconds:.1f} s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Literal
 
 import lightning.pytorch as pl
@@ -121,7 +122,7 @@ class TextDataModule(WindowLoaders):
         if pattern is not None:
             compiled(pattern)  # checks it
         self.vocab_size, self.special_tokens, self.pattern = vocab_size, list(special_tokens), pattern
-        self.tokenizer = Tokenizer.from_dir(tokenizer) if tokenizer is not None else None
+        self.tokenizer = None if tokenizer is None else _read_tokenizer(tokenizer, special_tokens)
         self.cache = Cache(cache_dir)
         self.num_workers, self.toy_stories, self.toy_seed = num_workers, toy_stories, toy_seed
         self._check_separator(special_tokens)
@@ -284,3 +285,14 @@ def text_data(trainer: pl.Trainer) -> TextDataModule | None:
     """Return the data of a trainer, if it is a TextDataModule."""
     data = getattr(trainer, "datamodule", None)
     return data if isinstance(data, TextDataModule) else None
+
+
+def _read_tokenizer(path: str, special_tokens: list[str]) -> Tokenizer:
+    """Read a tokenizer, in which special tokens of the text are not lost with its tokenizer_config.json."""
+    tokenizer = Tokenizer.from_dir(path)
+    tokens, known = set(tokenizer.vocab.values()), tokenizer.special_tokens
+    if lost := [token for token in special_tokens if token not in known and token.encode() in tokens]:
+        raise UserError(f"data.tokenizer is {path}, whose vocabulary has the token {lost[0]!r}, but whose "
+                        "tokenizer_config.json does not name it as a special one, so no text would become it: restore "
+                        f"that file, or give --data.special_tokens '{json.dumps(known)}'")
+    return tokenizer

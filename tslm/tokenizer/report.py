@@ -14,6 +14,8 @@ from tslm.tokenizer.tokenizer import Tokenizer
 from tslm.tokenizer.train import check_vocab_size, count_pretokens, merge_pretokens
 from tslm.tokenizer.workers import resolve_workers
 
+SHOWN = 100  # bytes of a token; in a text without a place to cut it may have megabytes
+
 
 @dataclass(frozen=True)
 class TrainingReport:
@@ -55,7 +57,8 @@ class TrainingReport:
             f"time           {self.seconds:.1f} s: counting {self.counting_seconds:.1f} s, "
             f"merging {self.merging_seconds:.1f} s",
             f"peak memory    {self.memory}",
-            f"longest token  {longest.decode(errors='replace')!r} ({len(longest)} bytes)",
+            f"longest token  {longest[:SHOWN].decode(errors='replace')!r}{' …' * (len(longest) > SHOWN)} "
+            f"({len(longest)} bytes)",
             f"compression    {compression}",
         ]
 

@@ -70,36 +70,36 @@ def is_jsonl(path: PathLike) -> bool:
     return os.fspath(path).lower().endswith(RECORDS)
 
 
-def find_files(inputs: Iterable[PathLike]) -> Iterator[tuple[PathLike, bool]]:
-    """Yield the files of each input, and whether the input names that file itself.
+def find_files(given: PathLike, notices: list[str]) -> Iterator[tuple[PathLike, bool]]:
+    """Yield the files of an input, and whether the input names that file itself.
 
     An input is a file with any name; or a folder, of which all files with a known ending are taken, also in folders
     within it, in the order of their names, but nothing hidden; or a glob pattern such as `texts/*.txt`. A file that a
-    folder or a pattern has under several names, by links, is taken once.
+    folder or a pattern has under several names, by links, is taken once. `notices` gets one about other files.
 
     Raises:
         MissingFileError: nothing has that name or matches that pattern.
         UserError: a folder holds no file with a known ending.
     """
-    for given in inputs:
-        path = os.fspath(given)
-        if os.path.isdir(path):
-            names = (os.path.join(place, name) for place, names in _walk(path) for name in names)
-            found = _once(name for name in names if _without_packing(name).endswith(_KNOWN_ENDINGS))
-            if not found:
-                raise UserError(f"the folder {path} holds no file with a known ending ({_KNOWN}); name the files")
-            yield from ((name, False) for name in found)
-        elif os.path.exists(path) or not glob.has_magic(path):
-            if not os.path.exists(path):
-                raise MissingFileError(f"{path} does not exist; check the name (the current folder is {Path.cwd()})")
-            yield given, True
-        else:
-            found = _once(sorted(name for name in _matches(path) if os.path.isfile(name)))
-            if not found:
-                raise MissingFileError(
-                    f"no file matches {path}; check the pattern (the current folder is {Path.cwd()})"
-                )
-            yield from ((name, False) for name in found)
+    path = os.fspath(given)
+    if os.path.isdir(path):
+        names = [os.path.join(place, name) for place, names in _walk(path) for name in names]
+        found = [name for name in names if _without_packing(name).endswith(_KNOWN_ENDINGS)]
+        if not found:
+            raise UserError(f"the folder {path} holds no file with a known ending ({_KNOWN}); name the files")
+        if others := sorted({*names} - {*found}):
+            notices.append(f"{path}: {len(others):,} of {len(names):,} files are left out, such as {others[0]}; known "
+                           f"endings are {_KNOWN}.")
+        yield from ((name, False) for name in _once(found))
+    elif os.path.exists(path):
+        yield given, True
+    elif not glob.has_magic(path):
+        raise MissingFileError(f"{path} does not exist; check the name (the current folder is {Path.cwd()})")
+    else:
+        found = _once(sorted(name for name in _matches(path) if os.path.isfile(name)))
+        if not found:
+            raise MissingFileError(f"no file matches {path}; check the pattern (the current folder is {Path.cwd()})")
+        yield from ((name, False) for name in found)
 
 
 def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
@@ -168,7 +168,7 @@ def find_spans(
         if isinstance(given, Span):
             spans.append(checked_span(given))
             continue
-        for path, is_named in find_files([given]):
+        for path, is_named in find_files(given, notices):
             if not is_named and os.path.isfile(path) and os.path.getsize(path) == 0:
                 empty += 1
                 continue

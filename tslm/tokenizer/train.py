@@ -254,7 +254,7 @@ def merge_pretokens(
             merges.append((left, right))
             tokens.append(left + right)
             if progress:
-                bar.set_postfix_str(f"{left!r} + {right!r}", refresh=False)
+                bar.set_postfix_str(f"{left[:40]!r} + {right[:40]!r}", refresh=False)  # a token may have megabytes
                 bar.update()
     return dict(enumerate(tokens)), merges
 

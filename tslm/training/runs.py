@@ -51,7 +51,8 @@ def load_model(path: str | Path, *, ffn: str | None = None) -> LoadedModel:
 
     Raises:
         MissingFileError: there is no such file.
-        UserError: the file is damaged, is not a checkpoint of `fit`, or was trained with another layer than `ffn`.
+        UserError: the file is damaged, is not a checkpoint of `fit`, has weights that are not finite, or was trained
+            with another layer than `ffn`.
     """
     state = read_checkpoint(path)
     own = fit_part(state, path)
@@ -64,6 +65,9 @@ def load_model(path: str | Path, *, ffn: str | None = None) -> LoadedModel:
     model = TransformerLM(TransformerConfig(**architecture))
     weights = {k.removeprefix(MODEL_PREFIX): v for k, v in state["state_dict"].items() if k.startswith(MODEL_PREFIX)}
     check_shapes(weights, model.state_dict(), str(path))
+    if bad := [name for name, weight in weights.items() if not weight.isfinite().all()]:
+        raise UserError(f"{path} has weights in {bad[0]} that are not finite, because its training diverged or the "
+                        "file is damaged: give an earlier checkpoint")
     model.load_state_dict(weights)
     tokenizer = tokenizer_from_texts(own["tokenizer"], str(path))
     return LoadedModel(model.eval(), tokenizer, Path(path), int(state["global_step"]), own.get("document_prefix"))

@@ -127,7 +127,7 @@ def token_log_probs(model: TransformerLM, sequences: Sequence[npt.NDArray[np.int
     Sequences longer than the context are scored in windows, as `score` says.
 
     Raises:
-        UserError: an id is not in the vocabulary of the model.
+        UserError: an id is not in the vocabulary of the model, or a loss is not finite.
     """
     return _predict(model, sequences, progress)
 
@@ -161,6 +161,9 @@ def _predict(model: TransformerLM, sequences: Sequence[npt.NDArray[np.int64]], p
             tokens = torch.from_numpy(rows).to(device)
             logits = model(tokens[:, :-1])
             losses = token_losses(logits, tokens[:, 1:]).float().cpu().numpy()
+            if not np.isfinite(losses).all():
+                raise UserError("the model's losses are not finite, because its training diverged or its file is "
+                                "damaged: use an earlier checkpoint")
             for index, window in enumerate(batch):
                 used = slice(window.first - window.start, window.stop - window.start)
                 found[window.sequence][window.first : window.stop] = -losses[index, used]

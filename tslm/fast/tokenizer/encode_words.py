@@ -23,6 +23,7 @@ Ids = npt.NDArray[np.uint32]
 
 LARGE_VOCABULARY = 1000  # merges; from here on, merging its tokens takes longer than loading the library in C
 _SHORT = 32  # bytes; up to here, searching all pairs for the lowest rank is faster than a heap
+_LONG = 1 << 12  # bytes
 _NEVER = 1 << 62  # the rank of a pair that is not merged
 _GONE = b""  # marks a token that was merged into its left neighbour
 
@@ -35,7 +36,7 @@ class WordEncoder:
         self._merged = {rank: left + right for (left, right), rank in self._ranks.items()}
         # The words that are one token. An entry of the vocabulary may not be one: if the merges are (a b), (b c) and
         # (a bc), then abc becomes ab c. So all entries are merged.
-        entries = [token for token in self._ids if token]
+        entries = [token for token in self._ids if 0 < len(token) <= _LONG]  # longer ones are merged when they are met
         if len(self._ranks) >= LARGE_VOCABULARY:
             _, counts = self.batched.merge(b"".join(entries), bounds_of([*map(len, entries)]))
             is_single = (counts == 1).tolist()
@@ -49,7 +50,7 @@ class WordEncoder:
         if not is_available():
             return BatchedMerge(self._ids, self._ranks, self._merge)
         compiled = CompiledMerge(self._ids, self._ranks, self._merge)
-        words = compiled.tokens[:: -(len(compiled.tokens) // 64 + 1)]
+        words = [each for each in compiled.tokens[:: -(len(compiled.tokens) // 64 + 1)] if len(each) <= _LONG]
         words.append(b"".join(words) * 2)
         symbols, _ = compiled.merge(b"".join(words), bounds_of([*map(len, words)]))
         if [compiled.tokens[symbol] for symbol in symbols] == [*chain.from_iterable(map(self._merge, words))]:
