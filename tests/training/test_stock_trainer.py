@@ -14,6 +14,7 @@ from tests.loops.test_lightning import make_module, make_trainer, weights
 from tslm.errors import UserError
 from tslm.optim import AdamW
 from tslm.training.module import LanguageModule
+from tslm.training.run_files import check_checkpoint
 from tslm.training.settings import GenerationSettings, OptimizerSettings
 
 pytestmark = pytest.mark.filterwarnings(
@@ -187,3 +188,8 @@ def test_a_subclass_that_makes_its_optimizer_resumes(tmp_path, data, make):  # n
     assert fitting.global_step == 6
     assert fitting.optimizers[0].param_groups[0]["lr"] == 3e-3
     assert torch.equal(weights(whole), weights(resumed))
+
+    check_checkpoint(tmp_path / "half.ckpt")  # as `runs --verify` does
+    with pytest.raises(UserError, match="holds the state of an optimizer that a subclass of the module made"):
+        make(tmp_path / "other", max_steps=6, enable_checkpointing=False).fit(
+            LanguageModule(300, 32, 16, 2, 2, 32), datamodule=data(), ckpt_path=str(tmp_path / "half.ckpt"))

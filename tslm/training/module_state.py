@@ -28,7 +28,7 @@ def own_part(module: LanguageModule, checkpoint: dict[str, Any]) -> dict[str, An
     settings = {"optimizer": asdict(module.optimizer_settings), "generation": asdict(module.generation_settings)}
     return {
         "architecture": asdict(module.model.config),
-        "optimizer": module.optimizer_settings.class_path,
+        "optimizer": None if module.has_own_optimizer else module.optimizer_settings.class_path,
         **saved_form(module.run_config or settings),  # a stock Trainer has no configuration
         "tokenizer": tokenizer_texts(module.tokenizer) if module.tokenizer is not None else None,
         "document_prefix": module.document_prefix,
@@ -52,7 +52,7 @@ def restore(module: LanguageModule, checkpoint: dict[str, Any]) -> None:
     if module.is_sharded:  # the trainer has checked the file, and its strategy has loaded weights and optimizer
         own = checkpoint[CHECKPOINT_KEY]
     else:
-        own = fit_part(checkpoint, path, resume=resume and not module.has_own_optimizer)
+        own = fit_part(checkpoint, path, resume=resume)
         weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items()}
         check_shapes(weights, module.model.state_dict(), str(path))
     with_data = trainer is not None and trainer.state.fn != "predict"
@@ -71,7 +71,9 @@ def restore(module: LanguageModule, checkpoint: dict[str, Any]) -> None:
         return
     settings, step = module.optimizer_settings, checkpoint["global_step"]
     if (before := own.get("optimizer", "AdamW")) != settings.class_path:
-        raise UserError(f"{path} holds the state of the optimizer {before}, but optimizer.class_path is "
+        raise UserError(f"{path} holds the state of an optimizer that a subclass of the module made: resume with that "
+                        "class, or start a new run from its weights with --init_from" if before is None else
+                        f"{path} holds the state of the optimizer {before}, but optimizer.class_path is "
                         f"{settings.class_path}: give --optimizer.class_path {before}, or start a new run from its "
                         "weights with --init_from")
     check_optimizer(checkpoint["optimizer_states"][0], before, module.model, path)

@@ -114,8 +114,6 @@ RESUMED: dict[str, Check] = {
     "epoch": whole(),
     "loops.fit_loop": mapping,
     "callbacks": lambda value: isinstance(value, dict) and all(map(mapping, value.values())),
-    "optimizer_states": one(optimizer_state),
-    "lr_schedulers": one(schedule_state),
     "tslm.rng.cpu": cpu_generator_state,
     "tslm.rng.cuda": lambda value: isinstance(value, list) and all(map(generator_state, value)),
 }
@@ -148,8 +146,10 @@ def check_parts(state: Mapping[str, Any], path: object, *, resume: bool = False)
         if not check(value):
             raise UserError(f"{path} holds the part {key} in another form than fit writes: give another checkpoint")
     _check_sizes(state, path)
-    if resume and any(len(state["lr_schedulers"][0][name]) != len(state["optimizer_states"][0]["param_groups"])
-                      for name in ("base_lrs", "_last_lr")):
+    if resume and state["tslm"].get("optimizer", "AdamW") is not None and any(
+        len(state["lr_schedulers"][0][name]) != len(state["optimizer_states"][0]["param_groups"])
+        for name in ("base_lrs", "_last_lr")
+    ):
         raise UserError(f"{path} holds the part lr_schedulers of another optimizer: give another --ckpt_path")
 
 
@@ -211,12 +211,15 @@ def check_optimizer(saved: Mapping[str, Any], name: str, model: TransformerLM, p
 
 def _table(state: Mapping[str, Any], resume: bool) -> Iterator[tuple[str, Check]]:
     yield from PARTS.items()
-    early = {"optimizer": either(one_of(*OPTIMIZERS), own_class), "provenance": provenance,
+    early = {"optimizer": optional(either(one_of(*OPTIMIZERS), own_class)), "provenance": provenance,
              "document_prefix": optional(list_of(whole(), most=64))}
     yield from ((f"tslm.{name}", check) for name, check in early.items() if name in state["tslm"])
     if resume:
-        is_ours = state["tslm"].get("optimizer", "AdamW") in OPTIMIZERS
-        yield from (RESUMED if is_ours else RESUMED | {"optimizer_states": one(own_optimizer_state)}).items()
+        optimizer = state["tslm"].get("optimizer", "AdamW")
+        yield from RESUMED.items()
+        if optimizer is not None:  # else a subclass of the module made it, with or without a schedule
+            yield "optimizer_states", one(optimizer_state if optimizer in OPTIMIZERS else own_optimizer_state)
+            yield "lr_schedulers", one(schedule_state)
         if "fingerprints" in state["tslm"]:  # early checkpoints lack them
             yield "tslm.fingerprints", strings
         for callback, checks in CALLBACKS.items():

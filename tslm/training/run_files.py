@@ -111,8 +111,8 @@ def check_checkpoint(path: Path) -> str | None:
     have, want = ({name: weight for name, weight in side.items() if not (with_class and ".ffn." in name)}
                   for side in (weights, model.state_dict()))
     check_shapes(have, want, str(path))
-    if not with_class:
-        check_optimizer(state["optimizer_states"][0], own.get("optimizer", "AdamW"), model, path)
+    if not with_class and (optimizer := own.get("optimizer", "AdamW")) is not None:
+        check_optimizer(state["optimizer_states"][0], optimizer, model, path)
     for name, weight in weights.items():
         if not weight.isfinite().all():
             raise UserError(f"{path} holds weights in {name} that are not finite")

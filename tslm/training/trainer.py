@@ -217,7 +217,7 @@ class StepTrainer(pl.Trainer):
             print(*notices[:-1], sep="\n", end="\n" * bool(notices[:-1]))  # about skipped files
             state = read_checkpoint(ckpt_path, mmap=True)
             if isinstance(model, LanguageModule):
-                fit_part(state, ckpt_path, resume=not model.has_own_optimizer)
+                fit_part(state, ckpt_path, resume=True)
             budget = self._resumed_budget(state, ckpt_path, tokens, counted=data is not None)
         self.step_loop.set_budget(budget)
         began, self.began = time.perf_counter() if self.began is None else self.began, None
