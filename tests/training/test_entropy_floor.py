@@ -70,5 +70,5 @@ def test_the_summary_says_what_the_next_larger_budget_brings():
         return "".join(text for _, text in longer_run({"tokens_seen": 1e6 * millions, "tokens_per_second": speed}))
 
     assert row(4.9, 31_000).endswith("1.6% above it after 8 million tokens: --trainer.max_minutes 5")
-    assert row(1.6, 10_000).endswith("1.9% above it after 4 million tokens: --trainer.max_minutes 8")
+    assert row(1.6, 10_000).endswith("2.1% above it after 4 million tokens: --trainer.max_minutes 8")
     assert row(6, 31_000) == row(1, 0) == ""

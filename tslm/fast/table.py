@@ -46,10 +46,6 @@ SUBSTITUTES: dict[str, tuple[Place, ...]] = {
         Place("cpu", "tslm.fast.cpu.adamw", "ADAMW_STEP"),
         Place("cuda", "tslm.fast.gpu.adamw", "ADAMW_STEP"),
     ),
-    "tslm.optim.muon.orthogonalized": (
-        Place("cpu", "tslm.fast.orthogonal", "ORTHOGONALIZED"),
-        Place("cuda", "tslm.fast.orthogonal", "ORTHOGONALIZED"),
-    ),
     "tslm.generation.sampling.choose_tokens": (Place("cpu", "tslm.fast.cpu.sampling", "CHOOSE_TOKENS"),),
     "tslm.generation.decoding.next_logits": (Place("", "tslm.fast.cpu.decoder", "NEXT_LOGITS"),),
 }
