@@ -188,8 +188,12 @@ def test_the_rates_of_the_measured_steps_are_those_of_a_provisional_length():
 @pytest.mark.parametrize(("budget", "measured"), [(0.1, 13), (1.0, 53), (4.0, 160)])
 def test_a_tenth_of_the_steps_is_measured(tmp_path, data, monkeypatch, budget, measured):  # noqa: F811
     fixed = []
-    monkeypatch.setattr(minutes.MinutesBudget, "on_budget_fixed",
-                        lambda self, trainer, module, steps: fixed.append((trainer.global_step, steps)))
+
+    def stop(self, trainer, module, steps):
+        fixed.append((trainer.global_step, steps))
+        trainer.should_stop = True
+
+    monkeypatch.setattr(minutes.MinutesBudget, "on_budget_fixed", stop)
     trained(monkeypatch, tmp_path, data(), Time(0.1 if budget > 0.1 else 0.05, 0.0), budget, 0, 0)
     ((step, steps),) = fixed
     assert step == measured
