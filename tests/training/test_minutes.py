@@ -185,6 +185,16 @@ def test_the_rates_of_the_measured_steps_are_those_of_a_provisional_length():
         assert rate(step) == cosine(step, warmup_steps=length // 20, cosine_steps=length)
 
 
+def test_time_for_the_comparison_with_the_exact_floor_is_left(tmp_path, data, monkeypatch):  # noqa: F811
+    """Stories of the embedded corpus are scored at the end; a large model needs many seconds for it."""
+    found = []
+    for tokens in (0, 1280):  # as many as are in ten steps
+        monkeypatch.setattr(minutes, "_floor_tokens", lambda trainer, tokens=tokens: tokens)
+        made = trained(monkeypatch, tmp_path / str(tokens), data(), Time(1.0, 0.0), 1.0, 0, 0)
+        found.append(made.global_step)
+    assert found[0] - found[1] == 4  # ten steps' tokens take 0.4 of their time
+
+
 @pytest.mark.parametrize(("budget", "measured"), [(0.1, 13), (1.0, 53), (4.0, 160)])
 def test_a_tenth_of_the_steps_is_measured(tmp_path, data, monkeypatch, budget, measured):  # noqa: F811
     fixed = []

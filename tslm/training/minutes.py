@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from tslm.data.datamodule import TextDataModule
+from tslm.data.datamodule import text_data
 from tslm.errors import UserError
 from tslm.loops.lightning import StepCallback
 from tslm.loops.step import OPEN, Budget
@@ -22,7 +22,7 @@ from tslm.training.settings import FIRST, MEASURED_PART, MEASURED_STEPS
 # until a validation is measured.
 FORWARD = 0.4
 STEADY = 0.97  # share of the time that is planned, because speeds vary
-AT_THE_END = 3.0  # seconds: stories, summary, curves
+AT_THE_END = 3.0  # seconds: stories, summary, curves; the comparison with the exact floor comes on top
 
 
 class MinutesBudget(StepCallback):
@@ -47,6 +47,7 @@ class MinutesBudget(StepCallback):
         self._ends: list[float] = []  # of the steps so far, without the time of validations
         self._validations: list[float] = []  # seconds of each so far
         self._validation_began = 0.0
+        self._floor_tokens = 0  # of the stories that are compared with the exact floor at the end
         self._seconds = 0.0  # from the start of the command to the end of the run, as planned
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -56,6 +57,7 @@ class MinutesBudget(StepCallback):
             UserError: the time is over before the first step.
         """
         self._first_step, self._ends, self._validations = trainer.global_step, [], []
+        self._floor_tokens = _floor_tokens(trainer)
         self._start = self._clock() - self.began
         if self._start >= 60 * self.minutes:
             raise UserError(f"trainer.max_minutes is {self.minutes:g}, but {duration(self._start)} have passed before "
@@ -110,16 +112,17 @@ class MinutesBudget(StepCallback):
         if done <= FIRST:
             return None if left > 0 else step
         seconds, validation = self._seconds_per_step(), self._seconds_per_validation(trainer)
+        end = AT_THE_END + FORWARD * seconds * self._floor_tokens / _tokens_per_step(trainer)
         every: int = trainer.step_loop.cadence.val or OPEN  # type: ignore[attr-defined]
         before = (step - 1) // every * every  # the step of the last validation; that of this step is still to come
-        left += (step - before) * seconds - AT_THE_END - validation  # from there to the end, without the last one
+        left += (step - before) * seconds - end - validation  # from there to the end, without the last one
         periods, rest = divmod(left, every * seconds + validation)
         steps = max(step, before + int(periods * every + min(every, rest / seconds)))
         measured = done >= FIRST + 10 and step >= min(MEASURED_STEPS, steps // MEASURED_PART)
         if steps > step and not measured:
             return None
         validations = (steps - 1) // every - before // every + 1
-        self._seconds = now - self.began + (steps - step) * seconds + validations * validation + AT_THE_END
+        self._seconds = now - self.began + (steps - step) * seconds + validations * validation + end
         return steps
 
     def _seconds_per_step(self) -> float:
@@ -150,6 +153,13 @@ class MinutesBudget(StepCallback):
                 f"{duration(self._start)}; give more minutes, or a smaller --trainer.limit_val_batches")
 
 
+def _floor_tokens(trainer: pl.Trainer) -> int:
+    data = text_data(trainer)
+    if data is None or data.tokenizer is None:
+        return 0
+    return sum(len(data.tokenizer.encode(story.text)) for story in data.held_out_stories() or [])
+
+
 def _tokens_per_step(trainer: pl.Trainer) -> int:
-    data = getattr(trainer, "datamodule", None)
-    return data.tokens_per_step if isinstance(data, TextDataModule) else 1
+    data = text_data(trainer)
+    return 1 if data is None else data.tokens_per_step
