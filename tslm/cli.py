@@ -11,7 +11,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
-from tslm.commands.arguments import refused_class
+from tslm.commands.explain import refused_class
 from tslm.commands.options import is_stated
 from tslm.commands.parsed import ParsedCommandLine
 from tslm.errors import UserError

@@ -22,13 +22,13 @@ LanguageModule.on_load_checkpoint = forget
 """
 WRITE_IN_PLACE = """
 from tslm import files
-from tslm.training import checkpoint
+from tslm.training import writing
 
 def write_in_place(path, write):
     with files._open_locked(path) as file:
         write(file)
 
-checkpoint.replace_atomically = write_in_place
+writing.replace_atomically = write_in_place
 """
 KEEP = """
 from tslm.training import checkpoint_callback

@@ -8,7 +8,7 @@ import pytest
 from tests.campaigns import forked, options
 from tests.campaigns.forked import run_command, run_forked
 from tests.campaigns.options import good_value, options_of, problem
-from tslm.commands import arguments
+from tslm.commands import explain
 
 
 def lines(capsys):
@@ -26,14 +26,14 @@ def test_a_short_campaign_of_command_lines_finds_nothing(capsys):
 
 
 def test_a_fault_in_the_explanation_of_one_type_is_found(capsys, monkeypatch):
-    right = arguments.describe
+    right = explain.describe
 
     def planted(type_hint):
         if type_hint in (int, float):  # of the options of `generate`: temperature, top_p, seed and so on
             raise KeyError(type_hint)
         return right(type_hint)
 
-    monkeypatch.setattr(arguments, "describe", planted)
+    monkeypatch.setattr(explain, "describe", planted)
     assert options.main(["--count", "10", "--seed", "3", "--family", "generate"]) == 1
     (line,), err = lines(capsys)
     assert 0 < line["failed"] < line["tried"] == 10

@@ -5,7 +5,8 @@ from typing import Literal
 import pytest
 from jsonargparse import ActionConfigFile
 
-from tslm.commands.arguments import Parser, describe
+from tslm.commands.arguments import Parser
+from tslm.commands.explain import describe
 from tslm.errors import UserError
 
 

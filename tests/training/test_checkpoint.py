@@ -18,6 +18,7 @@ from tslm.files import remove_leftovers
 from tslm.model import TransformerConfig, TransformerLM
 from tslm.optim import Muon
 from tslm.training import checkpoint as files
+from tslm.training.writing import WriteError, link_atomically
 
 CONFIG = TransformerConfig(vocab_size=40, context_length=8, d_model=16, num_layers=1, num_heads=2, d_ff=32)
 
@@ -173,7 +174,7 @@ def test_checkpointing_asks_for_room_before_it_writes(tmp_path, monkeypatch):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tslm.training.checkpoint import replace_atomically
+from tslm.training.writing import WriteError, link_atomically, replace_atomically
 
 def write(file):
     file.write(b"half of a checkpoint")
@@ -208,7 +209,7 @@ def test_a_name_is_linked_again_and_leaves_nothing_behind(tmp_path, monkeypatch)
     for number, link in ((1, os.link), (1, os.link), (2, os.link), (1, None)):
         if link is None:  # a file system without links
             monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(OSError("no links")))
-        files.link_atomically(tmp_path / f"{number}.ckpt", tmp_path / "best.ckpt")
+        link_atomically(tmp_path / f"{number}.ckpt", tmp_path / "best.ckpt")
         assert (tmp_path / "best.ckpt").read_text() == str(number)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["1.ckpt", "2.ckpt", "best.ckpt"]
 
@@ -222,7 +223,7 @@ def test_a_full_disk_is_reported_with_the_path_and_keeps_the_old_file(tmp_path, 
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
     try:
-        with pytest.raises(files.WriteError, match=r"a\.pt could not be written \(File too large\)"):
+        with pytest.raises(WriteError, match=r"a\.pt could not be written \(File too large\)"):
             tslm.save_checkpoint(*trained(), 2, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
@@ -231,7 +232,7 @@ def test_a_full_disk_is_reported_with_the_path_and_keeps_the_old_file(tmp_path, 
 
 
 def test_a_missing_folder_is_reported_with_the_path(tmp_path):
-    with pytest.raises(files.WriteError, match=r"nowhere/a\.pt could not be written \(No such file or directory\)"):
+    with pytest.raises(WriteError, match=r"nowhere/a\.pt could not be written \(No such file or directory\)"):
         tslm.save_checkpoint(*trained(), 1, tmp_path / "nowhere" / "a.pt")
 
 

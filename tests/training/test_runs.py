@@ -17,10 +17,10 @@ from tests.loops.conftest import data  # noqa: F401 (a fixture)
 from tests.loops.test_lightning import make_module, make_trainer
 from tslm.errors import MissingFileError, UserError
 from tslm.files import lock
-from tslm.training.checkpoint import WriteError
 from tslm.training.loggers import run_loggers
 from tslm.training.run_dirs import new_run_dir
 from tslm.training.runs import checkpoint_folder, find_checkpoint, newest_intact, runs_newest_first
+from tslm.training.writing import WriteError
 
 
 def test_no_two_runs_reserve_the_same_directory(tmp_path):

@@ -35,7 +35,7 @@ from tslm.data.datamodule import EVALUATING, TextDataModule
 from tslm.errors import UserError
 from tslm.loops.lightning import StepCallback
 from tslm.loops.step import TokenCount
-from tslm.training.checkpoint import fit_part, read_checkpoint, replace_atomically
+from tslm.training.checkpoint import fit_part, read_checkpoint
 from tslm.training.checkpoint_callback import Checkpoints
 from tslm.training.lightning_features import REFUSED_FLAGS
 from tslm.training.module import LanguageModule
@@ -44,6 +44,7 @@ from tslm.training.runs import find_checkpoint
 from tslm.training.saved_settings import read_architecture, read_settings
 from tslm.training.settings import GenerationSettings, OptimizerSettings
 from tslm.training.trainer import StepTrainer
+from tslm.training.writing import replace_atomically
 
 register_type(TokenCount, serializer=int, deserializer=TokenCount)
 QUICK_START = "quickstart.yaml"

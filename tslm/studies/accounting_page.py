@@ -127,6 +127,7 @@ def as_json(accounts: Sequence[Account], training: Training, memory_gb: float, l
             measured: Measured | None) -> str:
     """Return everything that the page shows as one JSON object; memory is in bytes, durations are in seconds."""
     def counts(each: Account) -> dict[str, Any]:
+        """Return the figures of one model."""
         long = account(replace(each.config, context_length=long_context))
         return {
             "parameters": _named(each.parameters), "num_parameters": each.num_parameters,

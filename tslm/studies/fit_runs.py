@@ -57,6 +57,7 @@ def parse_fit(words: Sequence[str]) -> Any:  # noqa: ANN401 - jsonargparse's Nam
         """A command line that keeps its options, and ends before anything is made of them."""
 
         def before_instantiate_classes(self) -> NoReturn:
+            """Keep the options, and end."""
             parsed.append(self.config["fit"])
             raise _ParsedError
 

@@ -233,6 +233,7 @@ def measure_files(tokenizer: Tokenizer, source: Corpus, output: Path, num_worker
     alone.
     """
     def encode(copies: int) -> tuple[TokenFile, float]:
+        """Encode some copies of the text; return the ids and the seconds."""
         fresh, corpus = _without_caches(tokenizer), Corpus([span for _ in range(copies) for span in source.spans])
         start = time.perf_counter()
         return encode_files(fresh, corpus, output, num_workers=num_workers, progress=True), time.perf_counter() - start

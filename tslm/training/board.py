@@ -11,10 +11,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tslm.data.datamodule import text_data
 from tslm.loops.lightning import StepCallback
 from tslm.tokenizer import END_OF_TEXT
-from tslm.training.checkpoint import replace_atomically
 from tslm.training.metrics import flat, metrics_of
 from tslm.training.module import LanguageModule
 from tslm.training.run_dirs import run_dir
+from tslm.training.writing import replace_atomically
 
 CURVES = "curves.png"
 FLOOR = "valid/floor"

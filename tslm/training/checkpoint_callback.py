@@ -15,16 +15,10 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from tslm.errors import UserError
 from tslm.files import fcntl, is_locked, lock, remove_leftovers
 from tslm.loops.lightning import StepCallback
-from tslm.training.checkpoint import (
-    check_plain,
-    is_intact,
-    link_atomically,
-    read_checkpoint,
-    replace_atomically,
-    write_atomically,
-)
+from tslm.training.checkpoint import check_plain, is_intact, read_checkpoint
 from tslm.training.run_dirs import run_dir
 from tslm.training.runs import CHECKPOINTS, FOLDER_FILE, run_of
+from tslm.training.writing import link_atomically, replace_atomically, write_atomically
 
 
 class AtomicCheckpointIO(CheckpointIO):

@@ -142,6 +142,7 @@ def quieten_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
     def is_wanted(record: logging.LogRecord) -> bool:
+        """Whether a message is a warning or such a report."""
         text = record.getMessage()
         return record.levelno >= logging.WARNING or "Profiler Report" in text or "Trainable params" in text
 

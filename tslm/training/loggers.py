@@ -13,8 +13,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from tslm.errors import UserError
-from tslm.training.checkpoint import replace_atomically
 from tslm.training.runs import RUNS
+from tslm.training.writing import replace_atomically
 
 LoggerName = Literal["TensorBoardLogger", "CSVLogger", "WandbLogger", "MLFlowLogger", "CometLogger", "LitLogger"]
 

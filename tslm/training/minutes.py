@@ -16,8 +16,10 @@ from tslm.loops.step import OPEN, Budget
 from tslm.training.forecast import amount, duration
 from tslm.training.metrics import say
 from tslm.training.module import LanguageModule
-from tslm.training.settings import FIRST, MEASURED_PART, MEASURED_STEPS
 
+MEASURED_STEPS = 160  # at most, until the number of steps is fixed
+MEASURED_PART = 10  # a tenth of the steps, if that is less
+FIRST = 3  # steps whose time says nothing: kernels are compiled, memory is fetched from the system
 # Time of a token that is only evaluated, as a share of that of a trained one; the operations are a third. It is used
 # until a validation is measured.
 FORWARD = 0.4
@@ -154,6 +156,7 @@ class MinutesBudget(StepCallback):
 
 
 def _floor_tokens(trainer: pl.Trainer) -> int:
+    """Return the tokens of the stories that the summary compares with the exact floor; 0 for other texts."""
     data = text_data(trainer)
     if data is None or data.tokenizer is None:
         return 0

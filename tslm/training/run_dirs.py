@@ -52,6 +52,7 @@ def reserved_run_dir(trainer: pl.Trainer, resumed: Path | None, begun: Callable[
     handle = None if fcntl is None else os.open(run_dir(trainer), os.O_RDONLY)
 
     def remove_unused() -> None:
+        """Remove the directories, unless the training has begun."""
         for folder in [] if begun() else created:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -192,6 +192,7 @@ def runs_newest_first(folder: Path) -> list[Path]:
     """List the run directories by the time of their last training; evaluation and prediction do not count."""
 
     def trained(run: Path) -> int:
+        """Return when a run's training last wrote a file, in nanoseconds; 0 if that is not known."""
         try:
             files = [*run.glob("events.*"), *run.glob("metrics.csv"), *checkpoint_folder(run).glob("*.ckpt")]
         except OSError:  # the directory vanishes at this moment, or cannot be read

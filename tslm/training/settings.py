@@ -14,10 +14,7 @@ from tslm.model.own_classes import import_named
 from tslm.optim import SCHEDULES, Schedule, check_schedule
 from tslm.training.optimizers import COMMON, optimizer_class, parameter_names
 
-MEASURED_STEPS = 160  # at most, of a training whose budget is in minutes, until the number of its steps is fixed
-MEASURED_PART = 10  # at most a tenth of these steps
-FIRST = 3  # of these, whose time says nothing: kernels are compiled, memory is fetched from the system
-PROVISIONAL_STEPS = 3000
+PROVISIONAL_STEPS = 3000  # the length of a training whose budget is in minutes, until the number of its steps is fixed
 SMALLEST = 1e-37  # above 0 in a float32
 SMALLEST_HALF = 1e-4  # of ε, if the parameters are in float16
 LARGEST = 1e18  # of a setting of the optimizer; the product of any two fits in a float32
@@ -131,6 +128,7 @@ class OptimizerSettings:
         schedule = self._schedule()
 
         def rate(step: int) -> float:
+            """Return the learning rate of a step, which the user's function may not have."""
             try:
                 found = schedule(step, self.lr, self.lr_min, warmup_steps, total_steps)
             except (Exception, SystemExit) as error:  # whatever the user's function raises

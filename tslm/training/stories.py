@@ -14,9 +14,9 @@ from pathlib import Path
 from tslm.errors import UserError
 from tslm.generation import Completion, SamplingRule, stream_text
 from tslm.generation.text import cut_at
-from tslm.training.checkpoint import replace_atomically
 from tslm.training.runs import find_checkpoint, load_model
 from tslm.training.settings import GenerationSettings
+from tslm.training.writing import replace_atomically
 
 
 class StoryTeller:

@@ -18,7 +18,6 @@ from tslm.errors import UserError, as_called
 from tslm.generation import Completion
 from tslm.loops.lightning import StepCallback
 from tslm.loops.step import OPEN
-from tslm.training.checkpoint import replace_atomically
 from tslm.training.checkpoint_callback import Checkpoints
 from tslm.training.entropy_floor import FloorReport, measure_floor
 from tslm.training.lightning_features import reason_of_stop
@@ -26,6 +25,7 @@ from tslm.training.metrics import metrics_of, newest_checkpoint
 from tslm.training.module import LanguageModule
 from tslm.training.run_dirs import run_dir
 from tslm.training.runs import SUMMARY
+from tslm.training.writing import replace_atomically
 
 
 class StorySamples(pl.Callback):

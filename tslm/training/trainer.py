@@ -19,7 +19,7 @@ from tslm.errors import UserError
 from tslm.loops.lightning import InterruptAtBoundary, install_step_loop
 from tslm.loops.step import Budget, Cadence, TokenCount
 from tslm.training.board import Board
-from tslm.training.checkpoint import fit_part, named_full_disk, read_checkpoint
+from tslm.training.checkpoint import fit_part, read_checkpoint
 from tslm.training.checkpoint_callback import AtomicCheckpointIO, Checkpoints
 from tslm.training.compiling import Choice, pays
 from tslm.training.lightning_features import NOT_IN_TRIAL, REFUSED_FLAGS, check_callbacks, check_flags, check_plugins
@@ -34,6 +34,7 @@ from tslm.training.runs import find_checkpoint, summary_of
 from tslm.training.sharded import Sharded
 from tslm.training.start_report import StartReport
 from tslm.training.summary import RunSummary, StorySamples
+from tslm.training.writing import named_full_disk
 
 Plugin = PrecisionPlugin | ClusterEnvironment | CheckpointIO | LayerSync
 ENDLESS = 1 << 60  # micro-batches
@@ -244,10 +245,10 @@ class StepTrainer(pl.Trainer):
     def _resumed_budget(self, state: dict[str, Any], path: Path, tokens: int, *, counted: bool) -> Budget:
         """Return the budget of a resumed run, or raise a UserError if its checkpoint has spent it already."""
         done = int(state["global_step"])
-        metrics = state["callbacks"].get("StepMetrics", {}) if counted else {}
-        seen = metrics.get("tokens_seen", done * tokens)  # earlier steps may have had another batch size
         if self.trial:  # of further steps
             return Budget(done + self.trial)
+        metrics = state["callbacks"].get("StepMetrics", {}) if counted else {}
+        seen = metrics.get("tokens_seen", done * tokens)  # earlier steps may have had another batch size
         budget = self._budget(tokens_per_step=tokens, steps_done=done, tokens_seen=seen)
         is_left = done == budget.max_steps and validation_due(state) and summary_of(path).get("finished") is not True
         if done >= budget.max_steps and not is_left:  # the validation
